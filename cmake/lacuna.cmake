@@ -1,0 +1,67 @@
+# How a folder of src/lacuna becomes a library and a folder of tests/ becomes a test program. A new .cc file is picked
+# up by its place alone; files for one instruction set carry it in their name and get its flags.
+
+function(lacuna_options target)
+  target_compile_options(${target} PRIVATE -Wall -Wextra -Wshadow -Wno-missing-field-initializers)
+  if(LACUNA_SANITIZE)
+    target_compile_options(${target} PRIVATE -fsanitize=address,undefined -fno-sanitize-recover=undefined
+                                             -fno-omit-frame-pointer)
+    target_link_options(${target} PRIVATE -fsanitize=address,undefined)
+  endif()
+  if(LACUNA_FUZZ)
+    target_compile_options(${target} PRIVATE -fsanitize=fuzzer-no-link)
+  endif()
+endfunction()
+
+function(lacuna_isa_flags)
+  foreach(source IN LISTS ARGN)
+    if(source MATCHES "_avx512[a-z0-9_]*\\.cc$")
+      set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS
+        "-mavx512f;-mavx512bw;-mavx512vl;-mavx512dq;-mavx512vbmi2;-mavx512vnni;-mavx512bf16;-mavx2;-mfma;-mf16c;-mbmi;-mbmi2;-mpopcnt")
+    elseif(source MATCHES "_avx2[a-z0-9_]*\\.cc$")
+      set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS "-mavx2;-mfma;-mf16c;-mbmi;-mbmi2;-mpopcnt")
+    endif()
+  endforeach()
+endfunction()
+
+# lacuna_library(folder [RECURSE] DEPENDS ...): target lacuna_folder ("io/gguf" -> lacuna_io_gguf).
+function(lacuna_library folder)
+  cmake_parse_arguments(ARG "RECURSE" "" "DEPENDS" ${ARGN})
+  if(ARG_RECURSE)
+    file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/lacuna/${folder}/*.cc)
+  else()
+    file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/lacuna/${folder}/*.cc)
+  endif()
+  string(REPLACE "/" "_" name ${folder})
+  if(sources)
+    lacuna_isa_flags(${sources})
+    add_library(lacuna_${name} STATIC ${sources})
+    target_include_directories(lacuna_${name} PUBLIC ${CMAKE_SOURCE_DIR}/src)
+    target_link_libraries(lacuna_${name} PUBLIC ${ARG_DEPENDS})
+    lacuna_options(lacuna_${name})
+  else()
+    add_library(lacuna_${name} INTERFACE)
+    target_include_directories(lacuna_${name} INTERFACE ${CMAKE_SOURCE_DIR}/src)
+    target_link_libraries(lacuna_${name} INTERFACE ${ARG_DEPENDS})
+  endif()
+endfunction()
+
+# lacuna_tests(folders...): one program a folder from tests/FOLDER/*_test.cc, run by ctest.
+function(lacuna_tests)
+  foreach(folder IN LISTS ARGN)
+    file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/${folder}/*_test.cc)
+    if(NOT sources)
+      continue()
+    endif()
+    string(REPLACE "/" "_" name ${folder})
+    add_executable(${name}_test ${sources} ${CMAKE_SOURCE_DIR}/tests/support/main.cc
+                                ${CMAKE_SOURCE_DIR}/tests/support/data.cc)
+    target_include_directories(${name}_test PRIVATE ${CMAKE_SOURCE_DIR}/tests)
+    target_link_libraries(${name}_test PRIVATE lacuna_${name} GTest::gtest GTest::gmock)
+    target_compile_definitions(${name}_test PRIVATE LACUNA_SOURCE_DIR="${CMAKE_SOURCE_DIR}"
+                                                    LACUNA_BINARY_DIR="${CMAKE_BINARY_DIR}")
+    lacuna_options(${name}_test)
+    add_test(NAME ${name} COMMAND ${name}_test)
+    set_tests_properties(${name} PROPERTIES TIMEOUT 1500)
+  endforeach()
+endfunction()

@@ -1,0 +1,20 @@
+// What this CPU can do, asked once.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace lacuna {
+
+struct CpuFeatures {
+  std::string name;  ///< the processor's own brand string
+  bool avx2 = false, fma = false, f16c = false;
+  bool avx512 = false;  ///< F, BW, VL and DQ together
+  bool avx512_vbmi2 = false, avx512_bf16 = false, avx512_vnni = false;
+  std::vector<std::string> list() const;
+};
+
+/// The running CPU's features (only what the operating system also enables).
+const CpuFeatures& cpu_features();
+
+}  // namespace lacuna

@@ -1,0 +1,44 @@
+// Files: read through a mapping, written under a temporary name and renamed when complete.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "lacuna/core/bytes.h"
+#include "lacuna/core/status.h"
+
+namespace lacuna::io {
+
+/// Maps a whole file read-only; the mapping lives as long as the Bytes. An empty file gives empty Bytes.
+/// @errors kBadInput: missing, not a regular file, unreadable
+Result<Bytes> map_file(const std::filesystem::path& path);
+/// Reads a whole (small) text file. @errors as map_file
+Result<std::string> read_text(const std::filesystem::path& path);
+/// Writes a whole file atomically (temporary name, fsync, rename, fsync of the folder).
+/// @errors kCheckFailed with the system's reason (disk full, ...)
+Status write_text(const std::filesystem::path& path, std::string_view text);
+
+/// A file that carries its final name only after commit(). Destroyed before that, it removes its temporary.
+class AtomicFile {
+ public:
+  static Result<AtomicFile> create(const std::filesystem::path& path);
+  AtomicFile(AtomicFile&&) noexcept;
+  AtomicFile& operator=(AtomicFile&&) noexcept;
+  ~AtomicFile();
+  /// Appends. @errors kCheckFailed naming the path and the reason (disk full, ...)
+  Status write(const void* data, size_t size);
+  /// Overwrites bytes already written (a header whose content is known last).
+  Status write_at(uint64_t position, const void* data, size_t size);
+  uint64_t size() const;
+  Status commit();
+
+ private:
+  AtomicFile();
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace lacuna::io

@@ -1,0 +1,53 @@
+// The safetensors container: 8-byte header length, JSON header, raw little-endian row-major tensors.
+#pragma once
+
+#include <filesystem>
+#include <map>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "lacuna/core/bytes.h"
+#include "lacuna/core/status.h"
+
+namespace lacuna::io {
+
+/// One safetensors file, mapped. Opening checks the header: size cap (100 MB), JSON, known dtypes, shapes that
+/// multiply without overflow, offsets inside the file, in ascending order without overlap or holes.
+class SafetensorsFile {
+ public:
+  struct Entry {
+    std::string name;
+    DType dtype;
+    Shape shape;
+    uint64_t begin = 0, end = 0;  ///< relative to the end of the header
+  };
+  /// @errors kBadInput, naming file and tensor
+  static Result<SafetensorsFile> open(const std::filesystem::path& path);
+  /// The same over bytes that already lie in memory; `name` stands for the file in messages.
+  static Result<SafetensorsFile> parse(Bytes bytes, std::string name);
+
+  const std::vector<Entry>& entries() const { return entries_; }  ///< in file order
+  const std::map<std::string, std::string>& metadata() const { return metadata_; }
+  bool contains(std::string_view name) const { return index_.find(name) != index_.end(); }
+  /// The tensor as a view of the mapping. @errors kBadInput: no such tensor
+  Result<Tensor> tensor(std::string_view name) const;
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+  Bytes data_;  ///< what follows the header
+  std::vector<Entry> entries_;
+  std::map<std::string, size_t, std::less<>> index_;
+  std::map<std::string, std::string> metadata_;
+};
+
+/// Writes one file atomically; tensors in the order given. The header is padded so that data starts 64-byte aligned.
+struct NamedTensor {
+  std::string name;
+  Tensor tensor;
+};
+Status write_safetensors(const std::filesystem::path& path, const std::vector<NamedTensor>& tensors,
+                         const std::map<std::string, std::string>& metadata = {});
+
+}  // namespace lacuna::io

@@ -1,0 +1,38 @@
+// Chat prompts: a model's own template, recognised by its fingerprint.
+#pragma once
+
+#include <filesystem>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "lacuna/core/status.h"
+
+namespace lacuna::io {
+
+struct ChatMessage {
+  std::string role;  ///< "system", "user", "assistant"
+  std::string content;
+};
+
+/// A chat template of a known kind: ChatML (Qwen2, SmolLM2), Llama-3, Llama-2.
+class ChatTemplate {
+ public:
+  /// Reads chat_template.jinja or the key chat_template of tokenizer_config.json.
+  /// @errors kBadInput: none there; a template of unknown kind (named by its first characters)
+  static Result<ChatTemplate> open(const std::filesystem::path& folder);
+  /// The same from the template's text.
+  static Result<ChatTemplate> parse(std::string_view jinja, std::string_view bos, std::string_view eos,
+                                    const std::string& file);
+  /// The prompt text up to where the assistant answers; the template's default system message is put first where the
+  /// template does so. Encode it with add_special = false.
+  std::string render(const std::vector<ChatMessage>& messages) const;
+  std::string_view kind() const;
+
+ private:
+  enum class Kind { kChatMl, kLlama3, kLlama2 };
+  Kind kind_ = Kind::kChatMl;
+  std::string default_system_, bos_, eos_;
+};
+
+}  // namespace lacuna::io
