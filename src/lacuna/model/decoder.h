@@ -1,0 +1,114 @@
+// Decoder-only transformers, built from one description (io::DecoderSpec) and run through torch.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "lacuna/core/status.h"
+#include "lacuna/io/checkpoint.h"
+#include "lacuna/io/decoder_spec.h"
+#include "lacuna/model/linear.h"
+#include "lacuna/model/torch.h"
+
+namespace lacuna::model {
+
+/// Keys and values of the tokens so far, one contiguous pair of buffers a layer, growing by doubling up to `capacity`.
+class KvCache {
+ public:
+  KvCache(const io::DecoderSpec& spec, int64_t batch, const Compute& compute);
+  int64_t length() const { return length_; }  ///< tokens already in the cache
+  void advance(int64_t tokens) { length_ += tokens; }
+  void clear() { length_ = 0; }
+  /// Appends k, v [B, KVH, T, D] of one layer after `length()` and returns all keys and values so far.
+  std::pair<at::Tensor, at::Tensor> append(int64_t layer, const at::Tensor& k, const at::Tensor& v);
+  size_t bytes() const;
+
+ private:
+  int64_t length_ = 0;
+  std::vector<at::Tensor> keys_, values_;
+};
+
+/// Called with the name of a Linear ("self_attn.q_proj") and its input [B, T, in], before the product.
+using LinearObserver = std::function<void(std::string_view name, const at::Tensor& input)>;
+
+/// Cosines and sines of the rotary positions, with the scaling of the spec (linear, llama3).
+class Rotary {
+ public:
+  Rotary() = default;
+  Rotary(const io::DecoderSpec& spec, const Compute& compute);
+  /// cos, sin [T, head_dim] of positions first .. first+tokens-1, in the dtype of the computation
+  std::pair<at::Tensor, at::Tensor> at(int64_t first, int64_t tokens) const;
+
+ private:
+  at::Tensor inverse_frequency_;  // float32 [head_dim/2]
+  Compute compute_;
+};
+
+/// One transformer block.
+class Block {
+ public:
+  /// Reads the block's tensors from the folder. @errors kBadInput: a tensor missing or of the wrong shape (named)
+  static Result<Block> load(const io::Checkpoint& checkpoint, const io::DecoderSpec& spec,
+                            int64_t layer, const Compute& compute);
+  /// hidden [B, T, hidden] -> the same shape. Causal; with a cache the T tokens follow those in it (the caller
+  /// advances the cache once all blocks have run).
+  at::Tensor forward(const at::Tensor& hidden, const Rotary& rotary, KvCache* cache = nullptr,
+                     const LinearObserver* observer = nullptr) const;
+  /// The block's Linears by relative name, in the order of the forward pass.
+  std::vector<std::string> linear_names() const;
+  Linear& linear(std::string_view name);
+  const Linear& linear(std::string_view name) const;
+  size_t weight_bytes() const;
+
+ private:
+  struct State;
+  std::shared_ptr<State> state_;
+};
+
+/// What stands before and after the blocks: embedding, learned positions, projections, final norm, output matrix.
+class Ends {
+ public:
+  static Result<Ends> load(const io::Checkpoint& checkpoint, const io::DecoderSpec& spec,
+                           const Compute& compute);
+  /// ids int64 [B, T] -> hidden [B, T, hidden]; `first` is the position of the first token
+  at::Tensor embed(const at::Tensor& ids, int64_t first = 0) const;
+  /// hidden [B, T, hidden] -> logits float32 [B, T, vocab]
+  at::Tensor logits(const at::Tensor& hidden) const;
+  size_t weight_bytes() const;
+
+ private:
+  struct State;
+  std::shared_ptr<State> state_;
+};
+
+/// A whole model in memory.
+class Decoder {
+ public:
+  static Result<Decoder> load(const io::Checkpoint& checkpoint, const Compute& compute);
+  const io::DecoderSpec& spec() const { return spec_; }
+  const Compute& compute() const { return compute_; }
+  /// ids int64 [B, T] -> final hidden states [B, T, hidden] (before the final norm). With a cache, advances it.
+  at::Tensor hidden(const at::Tensor& ids, KvCache* cache = nullptr) const;
+  /// ids int64 [B, T] -> logits float32 [B, T, vocab]; last_only: [B, 1, vocab]
+  at::Tensor forward(const at::Tensor& ids, KvCache* cache = nullptr, bool last_only = false) const;
+  const Ends& ends() const { return ends_; }
+  const std::vector<Block>& blocks() const { return blocks_; }
+  size_t weight_bytes() const;
+
+ private:
+  io::DecoderSpec spec_;
+  Compute compute_;
+  Rotary rotary_;
+  Ends ends_;
+  std::vector<Block> blocks_;
+};
+
+/// Spec of a model folder: config.json and generation_config.json of a checkpoint.
+Result<io::DecoderSpec> spec_of(const io::Checkpoint& checkpoint);
+
+}  // namespace lacuna::model

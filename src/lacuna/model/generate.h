@@ -1,0 +1,50 @@
+// Turning a prompt into tokens.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "lacuna/core/status.h"
+#include "lacuna/io/tokenizer/tokenizer.h"
+#include "lacuna/model/decoder.h"
+
+namespace lacuna::model {
+
+/// Names as in Hugging Face's generation_config. temperature 0 = greedy.
+struct GenerateOptions {
+  int64_t max_new_tokens = 128;
+  double temperature = 0.0;
+  int64_t top_k = 0;      ///< 0 = all
+  double top_p = 1.0;     ///< smallest set of tokens whose probabilities reach this
+  double min_p = 0.0;     ///< drops tokens below min_p x the largest probability
+  double repetition_penalty = 1.0;  ///< divides positive, multiplies negative logits of tokens already present
+  std::vector<std::string> stop;    ///< texts that end the answer (not part of it)
+  bool ignore_eos = false;
+  uint64_t seed = 0;
+};
+
+struct Generation {
+  std::string text;
+  std::vector<int32_t> token_ids;  ///< EOS included when it ended the answer
+  std::string finish_reason;       ///< "stop" (EOS or stop text), "length", "interrupted"
+  double ttft_ms = 0;              ///< prompt to first token
+  double tpot_ms = 0;              ///< mean time of each later token; 0 when there is none
+  double tokens_per_second = 0;    ///< of the later tokens
+};
+
+/// Chooses the next token from logits float32 [vocab] (CPU). Deterministic in (seed, position).
+int32_t sample(const at::Tensor& logits, const std::vector<int32_t>& present,
+               const GenerateOptions& options, uint64_t position);
+
+/// Generates after prompt_ids. @param on_text receives pieces of whole UTF-8 characters as they become certain
+/// @param interrupted  looked at before every token (may be null)
+/// @errors kBadInput: empty prompt, an id outside the vocabulary, prompt longer than the model's positions
+Result<Generation> generate(const Decoder& decoder, const io::Tokenizer& tokenizer,
+                            const std::vector<int32_t>& prompt_ids, const GenerateOptions& options,
+                            const std::function<void(std::string_view)>& on_text = {},
+                            const std::atomic<bool>* interrupted = nullptr);
+
+}  // namespace lacuna::model

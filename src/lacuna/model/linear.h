@@ -1,0 +1,45 @@
+// A Linear layer that is dense or compact, and looks the same from outside.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "lacuna/core/status.h"
+#include "lacuna/io/checkpoint.h"
+#include "lacuna/model/torch.h"
+
+namespace lacuna::model {
+
+/// y = x W^T + b. A compact weight stays compact in memory: up to 16 tokens run on the sparse kernels (CPU), more
+/// tokens expand the weight into a scratch shared by all layers and take the dense product.
+class Linear {
+ public:
+  Linear() = default;
+  /// @param weight [out, in] on the device and in the dtype of the computation
+  static Linear dense(at::Tensor weight, std::optional<at::Tensor> bias);
+  static Result<Linear> compact(format::CompactMatrix weight, std::optional<at::Tensor> bias,
+                                const Compute& compute);
+
+  /// @param x [..., in] -> [..., out]
+  at::Tensor forward(const at::Tensor& x) const;
+  /// W dense in the dtype of the computation (a fresh tensor when the weight is compact).
+  at::Tensor weight() const;
+  /// Replaces the weight by a dense one (pruning does this).
+  void set_weight(at::Tensor weight);
+  bool is_compact() const;
+  int64_t out_features() const;
+  int64_t in_features() const;
+  /// Bytes that stay in memory for the weight.
+  size_t weight_bytes() const;
+
+ private:
+  struct Compact;
+  at::Tensor dense_;
+  std::shared_ptr<const Compact> compact_;
+  std::optional<at::Tensor> bias_;
+};
+
+}  // namespace lacuna::model

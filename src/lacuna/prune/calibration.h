@@ -1,0 +1,37 @@
+// Token ids for calibration: from a text, from the model itself, or given.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "lacuna/core/status.h"
+#include "lacuna/io/tokenizer/tokenizer.h"
+#include "lacuna/model/decoder.h"
+
+namespace lacuna::prune {
+
+/// Token ids [samples][length], all of one length.
+struct Calibration {
+  std::string source;  ///< what config.json records: file name, "self" or "ids:FILE"
+  std::vector<std::vector<int32_t>> ids;
+  int64_t samples() const { return static_cast<int64_t>(ids.size()); }
+  int64_t length() const { return ids.empty() ? 0 : static_cast<int64_t>(ids[0].size()); }
+};
+
+/// One random window from each of `samples` randomly drawn documents longer than `length` tokens (Wanda's and SparseGPT's
+/// protocol); when too few are that long, documents are joined and windows are drawn from the whole.
+/// @errors kBadInput: no text; fewer than `length` tokens in all
+Result<Calibration> calibration_from_text(const std::filesystem::path& file,
+                                          const io::Tokenizer& tokenizer, int64_t samples,
+                                          int64_t length, uint64_t seed);
+/// Samples from the model: temperature 1, from BOS or a random token, KV cache, batched.
+Result<Calibration> calibration_from_model(const model::Decoder& decoder, int64_t samples,
+                                           int64_t length, uint64_t seed,
+                                           const std::function<void(int64_t, int64_t)>& progress = {});
+/// safetensors with an int32 tensor `ids` [samples, length], or a JSON list of lists.
+/// @errors kBadInput: other dtype or shape, ragged lists, ids outside the vocabulary (row and column named)
+Result<Calibration> calibration_from_ids(const std::filesystem::path& file, int64_t vocab);
+
+}  // namespace lacuna::prune
