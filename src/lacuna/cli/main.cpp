@@ -1,1 +1,3 @@
-int main() { return 0; }
+#include "lacuna/cli/tool.h"
+
+int main(int argc, char** argv) { return lacuna::cli::Tool().run(argc, argv); }

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -33,5 +34,7 @@ Result<Calibration> calibration_from_model(const model::Decoder& decoder, int64_
 /// safetensors with an int32 tensor `ids` [samples, length], or a JSON list of lists.
 /// @errors kBadInput: other dtype or shape, ragged lists, ids outside the vocabulary (row and column named)
 Result<Calibration> calibration_from_ids(const std::filesystem::path& file, int64_t vocab);
+/// Writes `ids` as calibration_from_ids() reads them (safetensors).
+Status save_calibration_ids(const Calibration& calibration, const std::filesystem::path& file);
 
 }  // namespace lacuna::prune

@@ -1,0 +1,156 @@
+#include "lacuna/api/jobs.h"
+
+#include <nlohmann/json.hpp>
+
+#include "lacuna/api/store.h"
+#include "lacuna/core/cpu.h"
+#include "lacuna/io/gguf/gguf.h"
+#include "lacuna/io/gguf/llama2c.h"
+#include "lacuna/io/text_source.h"
+#include "lacuna/io/tokenizer/chat_template.h"
+
+namespace lacuna::api {
+namespace fs = std::filesystem;
+
+namespace {
+
+/// A checkpoint, its spec and the device it will run on.
+struct Opened {
+  io::Checkpoint checkpoint;
+  io::DecoderSpec spec;
+  model::Compute compute;
+};
+
+Result<Opened> open_model(const fs::path& folder, const ComputeChoice& choice) {
+  if (fs::is_regular_file(folder))
+    return bad_input("{}: is a file (need a model folder). Run `lacuna convert {} -o FOLDER` first.",
+                     folder.string(), folder.string());
+  LACUNA_TRY(auto checkpoint, io::Checkpoint::open(folder));
+  LACUNA_TRY(auto spec, model::spec_of(checkpoint));
+  LACUNA_TRY(auto compute, resolve(choice, spec.dtype));
+  return Opened{std::move(checkpoint), std::move(spec), compute};
+}
+
+void say(const JobProgress& progress, const std::string& line) {
+  if (progress.log) progress.log(line);
+}
+
+Result<prune::Calibration> calibrate(const PruneJob& job, const Opened& opened,
+                                     const JobProgress& progress) {
+  if (!job.calibration_ids.empty())
+    return prune::calibration_from_ids(job.calibration_ids, opened.spec.vocab);
+  if (job.calibration != "self") {
+    LACUNA_TRY(const fs::path file, io::find_dataset(job.calibration));
+    LACUNA_TRY(const auto tokenizer, io::Tokenizer::open(job.model));
+    return prune::calibration_from_text(file, *tokenizer, job.samples, job.length,
+                                        job.options.seed);
+  }
+  say(progress, fmt::format("sampling {} x {} calibration tokens from the model itself",
+                            job.samples, job.length));
+  LACUNA_TRY(const auto decoder, model::Decoder::load(opened.checkpoint, opened.compute));
+  return prune::calibration_from_model(decoder, job.samples, job.length, job.options.seed,
+                                       [&](int64_t done, int64_t total) {
+                                         if (progress.step) progress.step("calibration", done, total);
+                                       });
+}
+
+}  // namespace
+
+Result<model::Compute> resolve(const ComputeChoice& choice, DType own) {
+  model::set_threads(choice.threads);
+  LACUNA_TRY(const at::Device device, model::open_device(choice.device));
+  model::Compute compute{device, at::kFloat};
+  if (choice.dtype == "auto") {
+    // A CPU without bf16 products emulates them at a fraction of float32's speed.
+    const bool native = device.is_cuda() ? (own == DType::kBF16 || own == DType::kF16)
+                                         : (own == DType::kBF16 && cpu_features().avx512_bf16);
+    if (native) compute.dtype = model::scalar_type(own);
+    return compute;
+  }
+  const auto dtype = dtype_from_long_name(choice.dtype);
+  if (!dtype || (*dtype != DType::kF32 && *dtype != DType::kBF16 && *dtype != DType::kF16))
+    return usage_error("--dtype: unknown type (got {}; need auto, float32, bfloat16 or float16).",
+                       choice.dtype);
+  compute.dtype = model::scalar_type(*dtype);
+  return compute;
+}
+
+Result<prune::PruneReport> prune(const PruneJob& job, const JobProgress& progress) {
+  LACUNA_TRY(const prune::Method* method, prune::find_method(job.options.method));
+  LACUNA_TRY(const Opened opened, open_model(job.model, job.choice));
+  prune::Calibration calibration;
+  if (method->needs_inputs() || !job.calibration_ids.empty()) {
+    LACUNA_TRY(calibration, calibrate(job, opened, progress));
+    if (!job.save_calibration_ids.empty())
+      LACUNA_CHECK(prune::save_calibration_ids(calibration, job.save_calibration_ids));
+  }
+  prune::PruneOptions options = job.options;
+  options.compute = opened.compute;
+  return prune::prune_model(opened.checkpoint, calibration, job.out, options,
+                            {progress.log,
+                             [&](int64_t done, int64_t total, const std::string& what) {
+                               if (progress.step) progress.step(what, done, total);
+                             },
+                             progress.interrupted});
+}
+
+Result<eval::PerplexityReport> evaluate(const EvalJob& job, const JobProgress& progress) {
+  LACUNA_TRY(const fs::path text, io::find_dataset(job.text));
+  LACUNA_TRY(const Opened opened, open_model(job.model, job.choice));
+  LACUNA_TRY(const auto tokenizer, io::Tokenizer::open(job.model));
+  LACUNA_TRY(const auto ids, eval::evaluation_ids(text.string(), job.options.protocol, *tokenizer));
+  LACUNA_TRY(const auto decoder, model::Decoder::load(opened.checkpoint, opened.compute));
+  std::optional<model::Decoder> reference;
+  if (job.compare) {
+    LACUNA_TRY(const Opened dense, open_model(*job.compare, job.choice));
+    LACUNA_TRY(reference, model::Decoder::load(dense.checkpoint, opened.compute));
+  }
+  return eval::perplexity(decoder, ids, job.options, reference ? &*reference : nullptr,
+                          [&](int64_t done, int64_t total, double so_far) {
+                            if (progress.step)
+                              progress.step(fmt::format("perplexity {:.3f}", so_far), done, total);
+                          });
+}
+
+Result<GenerateReport> generate(const GenerateJob& job, const JobProgress& progress) {
+  LACUNA_TRY(const Opened opened, open_model(job.model, job.choice));
+  LACUNA_TRY(const auto tokenizer, io::Tokenizer::open(job.model));
+  GenerateReport report;
+  if (job.chat) {
+    LACUNA_TRY(const auto chat, io::ChatTemplate::open(job.model));
+    report.prompt_ids = tokenizer->encode(chat.render({{"user", job.prompt}}), false);
+  } else {
+    report.prompt_ids = tokenizer->encode(job.prompt, true);
+  }
+  LACUNA_TRY(const auto decoder, model::Decoder::load(opened.checkpoint, opened.compute));
+  LACUNA_TRY(report.generation, model::generate(decoder, *tokenizer, report.prompt_ids, job.options,
+                                                job.on_text, progress.interrupted));
+  report.dtype = long_name(model::dtype_of(opened.compute.dtype));
+  report.device = opened.compute.device.str();
+  return report;
+}
+
+Result<ConvertReport> convert(const fs::path& model, const fs::path& out, io::Store store,
+                              const JobProgress& progress) {
+  ConvertReport report;
+  report.out = out.string();
+  if (!fs::exists(model))
+    return bad_input("{}: no such file or folder. Give a model folder or a .gguf file.",
+                     model.string());
+  const Executor executor = model::torch_executor();
+  if (fs::is_regular_file(model)) {
+    if (model.extension() == ".bin") {
+      LACUNA_TRY(const auto done, io::llama2c_to_folder(model, out));
+      report.bytes_in = done.bytes_in, report.bytes_out = done.bytes_out;
+      return report;
+    }
+    LACUNA_TRY(const auto done, io::gguf_to_folder(model, out, executor));
+    report.bytes_in = done.bytes_in, report.bytes_out = done.bytes_out;
+    return report;
+  }
+  return convert_store(model, out, store, [&](int64_t done, int64_t total) {
+    if (progress.step) progress.step("weights", done, total);
+  });
+}
+
+}  // namespace lacuna::api

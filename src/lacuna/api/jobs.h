@@ -1,0 +1,84 @@
+// Whole jobs, as a person names them: folders and words in, a report out. The command line and SparsityManager are two
+// ways to fill in the same jobs.
+#pragma once
+
+#include <atomic>
+#include <filesystem>
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "lacuna/core/status.h"
+#include "lacuna/eval/perplexity.h"
+#include "lacuna/io/tokenizer/tokenizer.h"
+#include "lacuna/model/decoder.h"
+#include "lacuna/model/generate.h"
+#include "lacuna/prune/pipeline.h"
+
+namespace lacuna::api {
+
+/// Where and how to compute. dtype "auto": the model's own where this device multiplies it at full speed, else float32.
+struct ComputeChoice {
+  std::string device = "auto";  ///< auto, cpu, cuda
+  std::string dtype = "auto";   ///< auto, float32, bfloat16, float16
+  int threads = 0;              ///< 0 = all cores
+};
+/// @param own  dtype of the model
+Result<model::Compute> resolve(const ComputeChoice& choice, DType own);
+
+/// How a job tells what it is doing; every member may be empty.
+struct JobProgress {
+  std::function<void(const std::string& line)> log;
+  std::function<void(const std::string& phase, int64_t done, int64_t total)> step;
+  const std::atomic<bool>* interrupted = nullptr;
+};
+
+struct PruneJob {
+  std::filesystem::path model, out;
+  prune::PruneOptions options;     ///< `compute` is filled in from `choice`
+  ComputeChoice choice{.dtype = "float32"};
+  std::string calibration = "self";  ///< file, data set name, or "self"
+  std::filesystem::path calibration_ids;  ///< takes precedence when given
+  std::filesystem::path save_calibration_ids;  ///< when given, the token ids used are written there
+  int64_t samples = 128, length = 2048;
+};
+/// Opens, calibrates, prunes, writes. @errors those of the steps
+Result<prune::PruneReport> prune(const PruneJob& job, const JobProgress& progress = {});
+
+struct EvalJob {
+  std::filesystem::path model;
+  std::string text;  ///< file or data set name
+  std::optional<std::filesystem::path> compare;
+  eval::PerplexityOptions options;
+  ComputeChoice choice;
+};
+Result<eval::PerplexityReport> evaluate(const EvalJob& job, const JobProgress& progress = {});
+
+struct GenerateJob {
+  std::filesystem::path model;
+  std::string prompt;
+  bool chat = false;
+  model::GenerateOptions options;
+  ComputeChoice choice;
+  std::function<void(std::string_view)> on_text;
+};
+struct GenerateReport {
+  model::Generation generation;
+  std::vector<int32_t> prompt_ids;
+  std::string dtype, device;
+};
+Result<GenerateReport> generate(const GenerateJob& job, const JobProgress& progress = {});
+
+struct ConvertReport {
+  uint64_t bytes_in = 0, bytes_out = 0;
+  std::string out;
+};
+/// A GGUF file, a llama2.c .bin (with tokenizer.model beside it) or a model folder into a folder of another store.
+Result<ConvertReport> convert(const std::filesystem::path& model, const std::filesystem::path& out,
+                              io::Store store, const JobProgress& progress = {});
+
+/// "compact", "dense" or "compressed-tensors". @errors kUsage
+Result<io::Store> parse_store(const std::string& name);
+
+}  // namespace lacuna::api

@@ -1,0 +1,128 @@
+#include "lacuna/api/sparsity.h"
+
+#include <algorithm>
+#include <filesystem>
+
+#include "lacuna/api/jobs.h"
+#include "lacuna/api/verify.h"
+
+namespace lacuna {
+namespace fs = std::filesystem;
+namespace {
+
+Error not_yet(std::string_view option, std::string_view value) {
+  return usage_error("SparsityConfig.{}: \"{}\" is not available yet.", option, value);
+}
+
+Result<format::Pattern> pattern_of(const SparsityConfig& config) {
+  if (config.pattern == "unstructured") return format::Pattern::unstructured();
+  if (config.pattern == "n:m") return format::Pattern::parse(fmt::format("{}:{}", config.n, config.m));
+  if (config.pattern == "block")
+    return format::Pattern::parse(fmt::format("block:{0}x{0}", config.block_size));
+  if (config.pattern == "dynamic") return not_yet("pattern", "dynamic");
+  return usage_error("SparsityConfig.pattern: unknown pattern (got {}; need unstructured, n:m or block).",
+                     config.pattern);
+}
+
+/// Everything that later work brings is refused by name, never silently ignored.
+Status check_available(const SparsityConfig& config) {
+  if (config.use_gradient) return not_yet("use_gradient", "true");
+  if (config.enable_dynamic) return not_yet("enable_dynamic", "true");
+  if (config.fuse_with_quant) return not_yet("fuse_with_quant", "true");
+  if (!config.quant_dtype.empty()) return not_yet("quant_dtype", config.quant_dtype);
+  for (const char* method : {"gradient", "hessian"})
+    if (config.pruning_method == method) return not_yet("pruning_method", method);
+  for (const char* format : {"csr", "coo", "bsr"})
+    if (config.format == format) return not_yet("format", format);
+  if (config.backend == "triton" || config.backend == "tensorrt")
+    return usage_error("SparsityConfig.backend: there is no {} backend (need auto, cpu or cuda).",
+                       config.backend);
+  return {};
+}
+
+Result<api::PruneJob> job_of(const SparsityConfig& config) {
+  LACUNA_CHECK(check_available(config));
+  api::PruneJob job;
+  LACUNA_TRY(job.options.request.pattern, pattern_of(config));
+  if (config.sparsity_ratio < 0 || config.sparsity_ratio > 1)
+    return usage_error("SparsityConfig.sparsity_ratio: outside [0, 1] (got {}).",
+                       config.sparsity_ratio);
+  job.options.request.sparsity = config.pattern == "n:m"
+                                     ? 1.0 - static_cast<double>(config.n) / config.m
+                                     : config.sparsity_ratio;
+  job.options.method = config.pruning_method;
+  job.options.target = config.target_layers;
+  job.options.exclude = config.exclude_layers;
+  job.options.seed = config.seed;
+  LACUNA_TRY(job.options.store, api::parse_store(config.format));
+  job.calibration = config.calibration_dataset.empty() ? "self" : config.calibration_dataset;
+  job.samples = config.calibration_samples;
+  job.length = config.calibration_length;
+  job.choice.device = config.backend;
+  return job;
+}
+
+}  // namespace
+
+SparsityManager::SparsityManager(SparsityConfig config) : config_(std::move(config)) {}
+SparsityManager::~SparsityManager() = default;
+
+Result<std::string> SparsityManager::prune(const std::string& model, const std::string& out) {
+  LACUNA_TRY(api::PruneJob job, job_of(config_));
+  job.model = model;
+  std::string suffix = job.options.request.pattern.text();
+  std::replace(suffix.begin(), suffix.end(), ':', '-');
+  job.out = out.empty() ? fs::path(model + "-" + suffix) : fs::path(out);
+  LACUNA_TRY(const auto done, api::prune(job));
+  report_["avg_sparsity"] = done.sparsity;
+  report_["memory_saving"] =
+      1.0 - static_cast<double>(done.bytes_out) / static_cast<double>(done.bytes_dense);
+  return job.out.string();
+}
+
+Result<std::shared_ptr<const model::Decoder>> SparsityManager::load_sparse_model(
+    const std::string& model) {
+  LACUNA_TRY(const auto checkpoint, io::Checkpoint::open(model));
+  LACUNA_TRY(const auto spec, model::spec_of(checkpoint));
+  LACUNA_TRY(const auto compute, api::resolve({.device = config_.backend}, spec.dtype));
+  LACUNA_TRY(auto decoder, model::Decoder::load(checkpoint, compute));
+  return std::make_shared<const model::Decoder>(std::move(decoder));
+}
+
+Result<std::map<std::string, double>> SparsityManager::verify_sparsity(const std::string& model) {
+  LACUNA_TRY(const auto verified, api::verify(model));
+  if (!verified.ok) return check_failed("{}", verified.violations.front());
+  std::map<std::string, double> sparsity;
+  for (const auto& layer : verified.layers) sparsity[layer.name] = layer.sparsity;
+  report_["avg_sparsity"] = verified.sparsity;
+  return sparsity;
+}
+
+Status SparsityManager::measure(const std::string& model, const std::string& dense,
+                                const std::string& text) {
+  api::EvalJob job;
+  job.model = model;
+  job.compare = dense;
+  job.text = text;
+  job.choice.device = config_.backend;
+  LACUNA_TRY(const auto evaluated, api::evaluate(job));
+  report_["perplexity_delta"] = evaluated.kl->ppl_delta / evaluated.kl->perplexity_reference;
+  double tpot[2];
+  const std::string folders[2] = {dense, model};
+  for (int i = 0; i < 2; ++i) {
+    api::GenerateJob generate;
+    generate.model = folders[i];
+    generate.prompt = "The";
+    generate.options.max_new_tokens = 64;
+    generate.options.ignore_eos = true;
+    generate.choice.device = config_.backend;
+    LACUNA_TRY(const auto generated, api::generate(generate));
+    tpot[i] = generated.generation.tpot_ms;
+  }
+  report_["speedup"] = tpot[0] / tpot[1];
+  return {};
+}
+
+std::map<std::string, double> SparsityManager::report() const { return report_; }
+
+}  // namespace lacuna

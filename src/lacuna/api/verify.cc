@@ -1,0 +1,176 @@
+#include "lacuna/api/verify.h"
+
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "lacuna/api/layers.h"
+#include "lacuna/format/compact.h"
+#include "lacuna/model/decoder.h"
+
+namespace lacuna::api {
+namespace {
+
+constexpr double kSparsityTolerance = 0.005;
+
+bool is_zero(const std::byte* element, size_t width) {
+  // Both zeros: every bit but the sign (the top bit of the last byte, little-endian) is clear.
+  for (size_t i = 0; i + 1 < width; ++i)
+    if (element[i] != std::byte{0}) return false;
+  return (element[width - 1] & std::byte{0x7f}) == std::byte{0};
+}
+
+/// The first kept value that differs from the dense model's, as a violation.
+std::optional<std::string> difference(const std::string& name, const Tensor& stored,
+                                      const Tensor& dense) {
+  if (stored.shape != dense.shape || stored.dtype != dense.dtype)
+    return fmt::format("{}: {} {} differs from the dense model's {} {}", name,
+                       long_name(stored.dtype), shape_text(stored.shape), long_name(dense.dtype),
+                       shape_text(dense.shape));
+  const size_t width = size_bytes(stored.dtype);
+  const int64_t columns = stored.shape.empty() ? 1 : stored.shape.back();
+  for (int64_t i = 0; i < stored.elements(); ++i) {
+    const std::byte* kept = stored.bytes.data() + i * width;
+    if (!is_zero(kept, width) && std::memcmp(kept, dense.bytes.data() + i * width, width) != 0)
+      return fmt::format("{}: row {}, column {}: kept value differs from the dense model's", name,
+                         i / columns, i % columns);
+  }
+  return std::nullopt;
+}
+
+Tensor densify(const io::Weight& weight) {
+  if (const auto* compact = std::get_if<format::CompactMatrix>(&weight))
+    return format::expand(*compact);
+  return std::get<Tensor>(weight);
+}
+
+std::string violation_text(const std::string& name, const format::Violation& violation) {
+  if (violation.row < 0) return fmt::format("{}: {}", name, violation.what);
+  return fmt::format("{}: row {}, column {}: {}", name, violation.row, violation.column,
+                     violation.what);
+}
+
+class Verifier {
+ public:
+  Verifier(const io::Checkpoint& checkpoint, const VerifyOptions& options, VerifyReport& report)
+      : checkpoint_(checkpoint), options_(options), report_(report) {}
+
+  /// @param prunable  the weight belongs to a Linear of a decoder block
+  Status check(const io::WeightInfo& info, bool prunable, const io::Checkpoint* dense) {
+    if (checkpoint_.has_checksums()) {
+      auto chunks = checkpoint_.verify_checksums(info.name);
+      if (!chunks.ok()) {
+        fault(chunks.error().message);
+      } else {
+        for (const std::string& chunk : *chunks) fault(chunk);
+      }
+    }
+    auto read = checkpoint_.weight(info.name);
+    if (!read.ok()) {
+      fault(read.error().message);
+      return {};
+    }
+    const io::Weight& weight = *read;
+    const SparsityCount count = count_zeros(weight);
+    const format::Pattern pattern = pattern_of(info, weight);
+    const bool sparse = pattern.kind != format::PatternKind::kDense;
+    if (const Tensor* tensor = std::get_if<Tensor>(&weight); tensor && sparse) {
+      for (const auto& violation : format::check_pattern(*tensor, info.pattern))
+        fault(violation_text(info.name, violation));
+    }
+    if (prunable)
+      report_.layers.push_back(
+          {info.name, pattern.text(), count.sparsity(), count.zeros, count.elements});
+    if (prunable && sparse) {
+      total_.add(count);
+      if (options_.expect_pattern && !(pattern == *options_.expect_pattern)) {
+        const auto broken = format::check_pattern(densify(weight), *options_.expect_pattern, 1);
+        if (!broken.empty()) fault(violation_text(info.name, broken[0]));
+      }
+    }
+    if (dense != nullptr && dense->contains(info.name)) {
+      LACUNA_TRY(const Tensor reference, dense->dense(info.name));
+      if (auto different = difference(info.name, densify(weight), reference)) fault(*different);
+    } else if (dense != nullptr) {
+      fault(fmt::format("{}: the dense model has no such weight", info.name));
+    }
+    ++report_.tensors;
+    return {};
+  }
+
+  void finish() {
+    report_.sparsity = total_.sparsity();
+    if (options_.expect_pattern && total_.elements == 0)
+      fault(fmt::format("no layer is sparse (need pattern {})", options_.expect_pattern->text()));
+    if (options_.expect_sparsity &&
+        std::abs(report_.sparsity - *options_.expect_sparsity) > kSparsityTolerance)
+      fault(fmt::format("sparsity is {:.4f} (need {:.4f} within {})", report_.sparsity,
+                        *options_.expect_sparsity, kSparsityTolerance));
+    report_.ok = report_.violations.empty();
+  }
+
+ private:
+  void fault(std::string line) { report_.violations.push_back(std::move(line)); }
+
+  const io::Checkpoint& checkpoint_;
+  const VerifyOptions& options_;
+  VerifyReport& report_;
+  SparsityCount total_;
+};
+
+}  // namespace
+
+Result<VerifyReport> verify(const std::filesystem::path& model, const VerifyOptions& options,
+                            const std::function<void(int64_t, int64_t)>& progress) {
+  if (!std::filesystem::is_directory(model))
+    return bad_input("{}: no such model folder. Give the folder that holds config.json.",
+                     model.string());
+  VerifyReport report;
+  report.model = model.string();
+  auto opened = io::Checkpoint::open(model);
+  if (!opened.ok()) {
+    report.violations.push_back(opened.error().message);
+    return report;
+  }
+  auto spec = model::spec_of(*opened);
+  if (!spec.ok()) {
+    report.violations.push_back(spec.error().message);
+    return report;
+  }
+  std::optional<io::Checkpoint> dense;
+  if (options.against) {
+    LACUNA_TRY(dense, io::Checkpoint::open(*options.against));
+  }
+  report.has_checksums = opened->has_checksums();
+  const std::set<std::string> prunable = block_weights(*spec);
+  for (const std::string& name : prunable)
+    if (!opened->contains(name)) report.violations.push_back(name + ": missing");
+  Verifier verifier(*opened, options, report);
+  int64_t done = 0;
+  const auto total = static_cast<int64_t>(opened->weights().size());
+  for (const auto& [name, info] : opened->weights()) {
+    LACUNA_CHECK(verifier.check(info, prunable.contains(name), dense ? &*dense : nullptr));
+    if (progress) progress(++done, total);
+  }
+  verifier.finish();
+  return report;
+}
+
+nlohmann::json to_json(const VerifyReport& report) {
+  nlohmann::json layers = nlohmann::json::array();
+  for (const VerifiedLayer& layer : report.layers)
+    layers.push_back({{"name", layer.name},
+                      {"pattern", layer.pattern},
+                      {"sparsity", layer.sparsity},
+                      {"zeros", layer.zeros},
+                      {"elements", layer.elements}});
+  return {{"verb", "verify"},
+          {"model", report.model},
+          {"ok", report.ok},
+          {"checksums", report.has_checksums},
+          {"tensors", report.tensors},
+          {"sparsity", report.sparsity},
+          {"layers", std::move(layers)},
+          {"violations", report.violations}};
+}
+
+}  // namespace lacuna::api

@@ -1,0 +1,104 @@
+#include <cmath>
+
+#include "lacuna/cli/tool.h"
+#include "lacuna/report/json.h"
+#include "lacuna/report/table.h"
+
+namespace lacuna::cli {
+namespace {
+
+struct Flags {
+  api::PruneJob job;
+  std::string pattern = "unstructured", group, store = "compact";
+  double sparsity = 0.5;
+};
+
+/// What CLI11 can't check flag by flag. `given`: --sparsity was on the command line.
+Status settle(Flags& flags, bool given) {
+  prune::Request& request = flags.job.options.request;
+  LACUNA_TRY(request.pattern, format::Pattern::parse(flags.pattern));
+  if (request.pattern.kind == format::PatternKind::kDense)
+    return usage_error("--pattern: dense prunes nothing (need unstructured, KEEP:OF or block:RxC).");
+  request.sparsity = flags.sparsity;
+  if (request.pattern.kind == format::PatternKind::kKeepOf) {
+    const double implied = 1.0 - static_cast<double>(request.pattern.keep) / request.pattern.of;
+    if (given && std::abs(flags.sparsity - implied) > 1e-9)
+      return usage_error("--sparsity: {} disagrees with --pattern {} (which gives {:g}). Leave --sparsity out.",
+                         flags.sparsity, flags.pattern, implied);
+    request.sparsity = implied;
+  }
+  if (!flags.group.empty()) {
+    LACUNA_TRY(request.group, prune::parse_group(flags.group));
+  }
+  LACUNA_TRY(flags.job.options.store, api::parse_store(flags.store));
+  return {};
+}
+
+}  // namespace
+
+void add_prune(Tool& tool) {
+  auto* verb = tool.verb(
+      "prune", "Make a dense model sparse and write it small.",
+      {"lacuna prune models/llama -o models/llama-50 --calibration c4.jsonl",
+       "lacuna prune models/llama -o models/llama-24 --pattern 2:4 --method wanda --samples 64"});
+  static Flags flags;
+  static std::vector<std::string> methods;
+  for (const auto* method : prune::methods()) methods.emplace_back(method->name());
+  auto& options = flags.job.options;
+  verb->add_option("MODEL", flags.job.model, "dense model folder")->required();
+  verb->add_option("-o,--out", flags.job.out, "folder to write")->required();
+  verb->add_option("--method", options.method, "how weights are chosen and compensated")
+      ->check(CLI::IsMember(methods))
+      ->capture_default_str();
+  verb->add_option("--pattern", flags.pattern, "unstructured, KEEP:OF (2:4 keeps two of four) or block:RxC")
+      ->check(accepted_by([](const std::string& text) { return format::Pattern::parse(text); }))
+      ->capture_default_str();
+  auto* sparsity = verb->add_option("--sparsity", flags.sparsity, "share of zeros, 0..1")
+                       ->check(CLI::Range(0.0, 1.0))
+                       ->capture_default_str();
+  verb->add_option("--group", flags.group, "what competes: row, layer or block128 (default: the method's own)")
+      ->check(CLI::IsMember({"row", "layer", "block128"}));
+  verb->add_option("--calibration", flags.job.calibration,
+                   "text or .jsonl with a `text` field, a data set name, or `self`: the model's own samples")
+      ->capture_default_str();
+  verb->add_option("--calibration-ids", flags.job.calibration_ids,
+                   "token ids: safetensors with int32 `ids` [samples, length], or a JSON list of lists");
+  verb->add_option("--save-calibration-ids", flags.job.save_calibration_ids,
+                   "write the token ids used there, for --calibration-ids");
+  verb->add_option("--samples", flags.job.samples, "calibration samples")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  verb->add_option("--length", flags.job.length, "tokens a sample")->check(CLI::PositiveNumber)->capture_default_str();
+  verb->add_option("--target", options.target, "only weights whose name matches one of these regular expressions");
+  verb->add_option("--exclude", options.exclude, "not those that match one of these");
+  verb->add_option("--damping", options.request.damping, "added to the Hessian, relative to its mean diagonal")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  verb->add_option("--store", flags.store, "compact, dense or compressed-tensors")
+      ->check(accepted_by([](const std::string& text) { return api::parse_store(text); }))
+      ->capture_default_str();
+  verb->add_flag("--resume", options.resume, "go on where an interrupted run stopped");
+  // Checked while parsing, so that a contradiction is a usage error before anything is read.
+  verb->final_callback([sparsity] {
+    if (const Status status = settle(flags, sparsity->count() > 0); !status.ok())
+      throw CLI::ValidationError(status.error().message);
+  });
+  tool.action(verb, [&tool]() -> Status {
+    flags.job.choice = tool.compute("float32");
+    flags.job.options.seed = tool.seed();
+    LACUNA_TRY(const auto report, api::prune(flags.job, tool.progress()));
+    report::Table table({"layer", "sparsity", "error", "damping", "seconds"});
+    for (const auto& layer : report.layers)
+      table.add({layer.name, fmt::format("{:.4f}", layer.sparsity),
+                 layer.error < 0 ? "-" : fmt::format("{:.4f}", layer.error),
+                 fmt::format("{:g}", layer.damping), fmt::format("{:.2f}", layer.seconds)});
+    tool.print(report::to_json(report),
+               fmt::format("{}{}: sparsity {:.4f}, {} (dense {}), {:.1f} s\n", table.text(),
+                           report.out.string(), report.sparsity,
+                           report::bytes_text(static_cast<double>(report.bytes_out)),
+                           report::bytes_text(static_cast<double>(report.bytes_dense)), report.seconds));
+    return {};
+  });
+}
+
+}  // namespace lacuna::cli

@@ -1,0 +1,49 @@
+#include "lacuna/api/verify.h"
+
+#include "lacuna/cli/tool.h"
+
+namespace lacuna::cli {
+
+void add_verify(Tool& tool) {
+  auto* verb = tool.verb(
+      "verify", "Read every tensor back and prove checksums, structure, pattern and sparsity.",
+      {"lacuna verify models/llama-24 --expect-pattern 2:4",
+       "lacuna verify models/llama-50 --expect-sparsity 0.5 --against models/llama"});
+  struct Flags {
+    std::string model, pattern, against;
+    double sparsity = -1;
+  };
+  static Flags flags;
+  verb->add_option("MODEL", flags.model, "model folder")->required();
+  verb->add_option("--expect-pattern", flags.pattern, "every sparse layer must follow this pattern")
+      ->check(accepted_by([](const std::string& text) { return format::Pattern::parse(text); }));
+  verb->add_option("--expect-sparsity", flags.sparsity, "share of zeros over the sparse layers, within 0.005")
+      ->check(CLI::Range(0.0, 1.0));
+  verb->add_option("--against", flags.against,
+                   "dense model whose values the kept ones must equal (methods that don't update weights)");
+  tool.action(verb, [&tool]() -> Status {
+    api::VerifyOptions options;
+    if (!flags.pattern.empty()) {
+      LACUNA_TRY(options.expect_pattern, format::Pattern::parse(flags.pattern));
+    }
+    if (flags.sparsity >= 0) options.expect_sparsity = flags.sparsity;
+    if (!flags.against.empty()) options.against = flags.against;
+    const auto progress = tool.progress();
+    LACUNA_TRY(const auto report, api::verify(flags.model, options, [&](int64_t done, int64_t total) {
+                 if (progress.step) progress.step("verify", done, total);
+               }));
+    std::string text;
+    for (const std::string& violation : report.violations) text += violation + "\n";
+    text += fmt::format("{}: {}, {} tensors read back, sparsity {:.4f}{}\n", report.model,
+                        report.ok ? "ok" : "BROKEN", report.tensors, report.sparsity,
+                        report.has_checksums ? ", checksums equal" : ", no checksums.json");
+    if (!report.ok && report.has_checksums)
+      text.replace(text.rfind(", checksums equal"), 17, "");
+    tool.print(to_json(report), text);
+    if (report.ok) return {};
+    return check_failed("{}: {} violation(s); first: {}", report.model, report.violations.size(),
+                        report.violations.front());
+  });
+}
+
+}  // namespace lacuna::cli

@@ -1,0 +1,66 @@
+#include "lacuna/report/json.h"
+
+#include <nlohmann/json.hpp>
+
+namespace lacuna::report {
+
+nlohmann::json to_json(const prune::PruneReport& report) {
+  nlohmann::json layers = nlohmann::json::array();
+  for (const prune::LayerReport& layer : report.layers) {
+    nlohmann::json row = {{"name", layer.name},
+                          {"sparsity", layer.sparsity},
+                          {"damping", layer.damping},
+                          {"seconds", layer.seconds}};
+    row["error"] = layer.error < 0 ? nlohmann::json(nullptr) : nlohmann::json(layer.error);
+    layers.push_back(std::move(row));
+  }
+  return {{"verb", "prune"},
+          {"out", report.out.string()},
+          {"seconds", report.seconds},
+          {"sparsity", report.sparsity},
+          {"bytes_dense", report.bytes_dense},
+          {"bytes_out", report.bytes_out},
+          {"planned_peak_bytes", report.planned_peak_bytes},
+          {"warnings", report.warnings},
+          {"layers", std::move(layers)}};
+}
+
+nlohmann::json to_json(const eval::PerplexityReport& report) {
+  nlohmann::json json = {{"verb", "eval"},
+                         {"perplexity", report.perplexity},
+                         {"stderr", report.std_error},
+                         {"mean_nll", report.mean_nll},
+                         {"tokens", report.tokens},
+                         {"windows", report.windows},
+                         {"length", report.length},
+                         {"protocol", report.protocol},
+                         {"seconds", report.seconds}};
+  if (report.kl) {
+    const eval::KlStatistics& kl = *report.kl;
+    json.update({{"kl_mean", kl.kl_mean},
+                 {"kl_stderr", kl.kl_stderr},
+                 {"kl_median", kl.kl_median},
+                 {"kl_max", kl.kl_max},
+                 {"kl_p99", kl.kl_p99},
+                 {"kl_p90", kl.kl_p90},
+                 {"kl_p10", kl.kl_p10},
+                 {"same_top", kl.same_top},
+                 {"delta_p_mean", kl.delta_p_mean},
+                 {"delta_p_rms", kl.delta_p_rms},
+                 {"perplexity_reference", kl.perplexity_reference},
+                 {"ppl_delta", kl.ppl_delta}});
+  }
+  return json;
+}
+
+nlohmann::json to_json(const model::Generation& generation) {
+  return {{"verb", "generate"},
+          {"text", generation.text},
+          {"token_ids", generation.token_ids},
+          {"finish_reason", generation.finish_reason},
+          {"ttft_ms", generation.ttft_ms},
+          {"tpot_ms", generation.tpot_ms},
+          {"tokens_per_second", generation.tokens_per_second}};
+}
+
+}  // namespace lacuna::report

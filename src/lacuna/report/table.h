@@ -1,0 +1,23 @@
+// Tables for a terminal.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace lacuna::report {
+
+/// Columns padded to their widest cell; the first is left-aligned, the others right-aligned. Rows may be short.
+class Table {
+ public:
+  explicit Table(std::vector<std::string> header) : rows_{std::move(header)} {}
+  void add(std::vector<std::string> row) { rows_.push_back(std::move(row)); }
+  std::string text() const;
+
+ private:
+  std::vector<std::vector<std::string>> rows_;
+};
+
+/// "98.4 MB": decimal units, three digits.
+std::string bytes_text(double bytes);
+
+}  // namespace lacuna::report
