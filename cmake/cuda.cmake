@@ -1,0 +1,26 @@
+# liblacuna_cuda.so: every .cu of the kernels. Nothing links it; the tool loads it where a GPU is. It compiles without a
+# GPU, and runs only on one.
+
+set(CMAKE_CUDA_ARCHITECTURES 80-virtual 90a-real CACHE STRING "CUDA architectures")
+enable_language(CUDA)
+set(CMAKE_CUDA_STANDARD 20)
+file(GLOB_RECURSE cuda_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/lacuna/kernels/*.cu)
+# A file for one compute capability carries it in its name and is compiled for that one alone.
+add_library(lacuna_cuda SHARED)
+foreach(source IN LISTS cuda_sources)
+  get_filename_component(name ${source} NAME_WE)
+  if(source MATCHES "cuda_sm90[a-z0-9_]*\\.cu$")
+    set(architectures 90a-real)
+  else()
+    set(architectures 80-real 90-real 90-virtual)
+  endif()
+  get_filename_component(folder ${source} DIRECTORY)
+  get_filename_component(folder ${folder} NAME)
+  set(object cuda_${folder}_${name})
+  add_library(${object} OBJECT ${source})
+  target_include_directories(${object} PRIVATE ${CMAKE_SOURCE_DIR}/src)
+  set_target_properties(${object} PROPERTIES CUDA_ARCHITECTURES "${architectures}" POSITION_INDEPENDENT_CODE ON)
+  target_compile_options(${object} PRIVATE -Xcompiler=-Wall)
+  target_sources(lacuna_cuda PRIVATE $<TARGET_OBJECTS:${object}>)
+endforeach()
+set_target_properties(lacuna_cuda PROPERTIES LINKER_LANGUAGE CUDA CUDA_RUNTIME_LIBRARY Shared)
