@@ -19,20 +19,23 @@ DoctorReport doctor() {
   report.cpu = cpu.name;
   report.cores = available_cores();
   report.features = cpu.list();
-  report.libraries = {fmt::format("lacuna {}", kVersion), fmt::format("libtorch {}", TORCH_VERSION),
-                      fmt::format("fmt {}.{}.{}", FMT_VERSION / 10000, FMT_VERSION / 100 % 100,
-                                  FMT_VERSION % 100)};
-  if (!cpu.avx2) report.missing.push_back("AVX2: the portable kernels run, several times slower. A newer CPU has it.");
+  report.libraries = {
+      fmt::format("lacuna {}", kVersion), fmt::format("libtorch {}", TORCH_VERSION),
+      fmt::format("fmt {}.{}.{}", FMT_VERSION / 10000, FMT_VERSION / 100 % 100, FMT_VERSION % 100)};
+  if (!cpu.avx2)
+    report.missing.push_back(
+        "AVX2: the portable kernels run, several times slower. A newer CPU has it.");
   if (!cpu.avx512_vbmi2)
-    report.missing.push_back("AVX-512 VBMI2: sparse weights expand through slower kernels on this CPU.");
+    report.missing.push_back(
+        "AVX-512 VBMI2: sparse weights expand through slower kernels on this CPU.");
   if (!cpu.avx512_bf16)
     report.missing.push_back("AVX-512 BF16: --dtype auto computes in float32 on this CPU.");
   const auto device = model::open_device("cuda");
   if (device.ok()) {
     for (const GpuFacts& gpu : gpus())
-      report.gpus.push_back(fmt::format("{}, {:.0f} GB, {} multiprocessors, compute capability {}.{}",
-                                        gpu.name, static_cast<double>(gpu.memory_bytes) / 1e9,
-                                        gpu.multiprocessors, gpu.major, gpu.minor));
+      report.gpus.push_back(fmt::format(
+          "{}, {:.0f} GB, {} multiprocessors, compute capability {}.{}", gpu.name,
+          static_cast<double>(gpu.memory_bytes) / 1e9, gpu.multiprocessors, gpu.major, gpu.minor));
   } else {
     report.missing.push_back(device.error().message);
   }
@@ -40,9 +43,9 @@ DoctorReport doctor() {
 }
 
 nlohmann::json to_json(const DoctorReport& report) {
-  return {{"verb", "doctor"},           {"cpu", report.cpu},
-          {"cores", report.cores},      {"features", report.features},
-          {"gpus", report.gpus},        {"libraries", report.libraries},
+  return {{"verb", "doctor"},         {"cpu", report.cpu},
+          {"cores", report.cores},    {"features", report.features},
+          {"gpus", report.gpus},      {"libraries", report.libraries},
           {"missing", report.missing}};
 }
 

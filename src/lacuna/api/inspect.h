@@ -25,7 +25,7 @@ struct InspectReport {
   std::string model, architecture;
   int64_t parameters = 0, tensors = 0;
   uint64_t bytes = 0, bytes_dense = 0;
-  double sparsity = 0;  ///< over the Linears of the decoder blocks
+  double sparsity = 0;                 ///< over the Linears of the decoder blocks
   std::vector<InspectedLayer> layers;  ///< every matrix of the model
   std::vector<std::string> dtypes;
 };

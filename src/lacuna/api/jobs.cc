@@ -23,8 +23,9 @@ struct Opened {
 
 Result<Opened> open_model(const fs::path& folder, const ComputeChoice& choice) {
   if (fs::is_regular_file(folder))
-    return bad_input("{}: is a file (need a model folder). Run `lacuna convert {} -o FOLDER` first.",
-                     folder.string(), folder.string());
+    return bad_input(
+        "{}: is a file (need a model folder). Run `lacuna convert {} -o FOLDER` first.",
+        folder.string(), folder.string());
   LACUNA_TRY(auto checkpoint, io::Checkpoint::open(folder));
   LACUNA_TRY(auto spec, model::spec_of(checkpoint));
   LACUNA_TRY(auto compute, resolve(choice, spec.dtype));
@@ -50,7 +51,8 @@ Result<prune::Calibration> calibrate(const PruneJob& job, const Opened& opened,
   LACUNA_TRY(const auto decoder, model::Decoder::load(opened.checkpoint, opened.compute));
   return prune::calibration_from_model(decoder, job.samples, job.length, job.options.seed,
                                        [&](int64_t done, int64_t total) {
-                                         if (progress.step) progress.step("calibration", done, total);
+                                         if (progress.step)
+                                           progress.step("calibration", done, total);
                                        });
 }
 

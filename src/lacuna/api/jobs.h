@@ -1,5 +1,5 @@
-// Whole jobs, as a person names them: folders and words in, a report out. The command line and SparsityManager are two
-// ways to fill in the same jobs.
+// Whole jobs, as a person names them: folders and words in, a report out. The command line and
+// SparsityManager are two ways to fill in the same jobs.
 #pragma once
 
 #include <atomic>
@@ -18,7 +18,8 @@
 
 namespace lacuna::api {
 
-/// Where and how to compute. dtype "auto": the model's own where this device multiplies it at full speed, else float32.
+/// Where and how to compute. dtype "auto": the model's own where this device multiplies it at full
+/// speed, else float32.
 struct ComputeChoice {
   std::string device = "auto";  ///< auto, cpu, cuda
   std::string dtype = "auto";   ///< auto, float32, bfloat16, float16
@@ -36,10 +37,10 @@ struct JobProgress {
 
 struct PruneJob {
   std::filesystem::path model, out;
-  prune::PruneOptions options;     ///< `compute` is filled in from `choice`
+  prune::PruneOptions options;  ///< `compute` is filled in from `choice`
   ComputeChoice choice{.dtype = "float32"};
-  std::string calibration = "self";  ///< file, data set name, or "self"
-  std::filesystem::path calibration_ids;  ///< takes precedence when given
+  std::string calibration = "self";            ///< file, data set name, or "self"
+  std::filesystem::path calibration_ids;       ///< takes precedence when given
   std::filesystem::path save_calibration_ids;  ///< when given, the token ids used are written there
   int64_t samples = 128, length = 2048;
 };
@@ -74,7 +75,8 @@ struct ConvertReport {
   uint64_t bytes_in = 0, bytes_out = 0;
   std::string out;
 };
-/// A GGUF file, a llama2.c .bin (with tokenizer.model beside it) or a model folder into a folder of another store.
+/// A GGUF file, a llama2.c .bin (with tokenizer.model beside it) or a model folder into a folder of
+/// another store.
 Result<ConvertReport> convert(const std::filesystem::path& model, const std::filesystem::path& out,
                               io::Store store, const JobProgress& progress = {});
 

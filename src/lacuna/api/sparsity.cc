@@ -16,12 +16,14 @@ Error not_yet(std::string_view option, std::string_view value) {
 
 Result<format::Pattern> pattern_of(const SparsityConfig& config) {
   if (config.pattern == "unstructured") return format::Pattern::unstructured();
-  if (config.pattern == "n:m") return format::Pattern::parse(fmt::format("{}:{}", config.n, config.m));
+  if (config.pattern == "n:m")
+    return format::Pattern::parse(fmt::format("{}:{}", config.n, config.m));
   if (config.pattern == "block")
     return format::Pattern::parse(fmt::format("block:{0}x{0}", config.block_size));
   if (config.pattern == "dynamic") return not_yet("pattern", "dynamic");
-  return usage_error("SparsityConfig.pattern: unknown pattern (got {}; need unstructured, n:m or block).",
-                     config.pattern);
+  return usage_error(
+      "SparsityConfig.pattern: unknown pattern (got {}; need unstructured, n:m or block).",
+      config.pattern);
 }
 
 /// Everything that later work brings is refused by name, never silently ignored.

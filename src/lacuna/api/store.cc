@@ -9,7 +9,8 @@ namespace lacuna::api {
 namespace fs = std::filesystem;
 namespace {
 
-// A bf16 bitmap matrix is smaller than the dense one from 1/16 zeros on; below a quarter the gain isn't worth a format.
+// A bf16 bitmap matrix is smaller than the dense one from 1/16 zeros on; below a quarter the gain
+// isn't worth a format.
 constexpr double kWorthCompacting = 0.25;
 
 /// The pattern under which a dense tensor is worth compacting, or kDense.

@@ -16,7 +16,7 @@ namespace lacuna::api {
 struct VerifyOptions {
   std::optional<format::Pattern> expect_pattern;  ///< every sparse layer follows it
   std::optional<double> expect_sparsity;          ///< over the sparse layers, within 0.005
-  std::optional<std::filesystem::path> against;   ///< dense model: kept values must equal its values
+  std::optional<std::filesystem::path> against;  ///< dense model: kept values must equal its values
 };
 
 struct VerifiedLayer {
@@ -29,14 +29,14 @@ struct VerifyReport {
   std::string model;
   bool ok = false;
   bool has_checksums = false;
-  int64_t tensors = 0;  ///< read back
-  double sparsity = 0;  ///< over the sparse layers
+  int64_t tensors = 0;                  ///< read back
+  double sparsity = 0;                  ///< over the sparse layers
   std::vector<VerifiedLayer> layers;    ///< block Linears
   std::vector<std::string> violations;  ///< each names tensor and chunk, or row and column
 };
 
-/// Reads every tensor back. Whatever is wrong inside the model becomes a violation (ok = false), also a file that can't
-/// be opened. @errors kBadInput: no such folder; those of `against`
+/// Reads every tensor back. Whatever is wrong inside the model becomes a violation (ok = false),
+/// also a file that can't be opened. @errors kBadInput: no such folder; those of `against`
 Result<VerifyReport> verify(const std::filesystem::path& model, const VerifyOptions& options = {},
                             const std::function<void(int64_t, int64_t)>& progress = {});
 

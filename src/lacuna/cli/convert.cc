@@ -11,7 +11,8 @@ void add_convert(Tool& tool) {
     std::string model, out, store = "compact";
   };
   static Flags flags;
-  verb->add_option("MODEL", flags.model, "model folder, .gguf file, or llama2.c .bin file")->required();
+  verb->add_option("MODEL", flags.model, "model folder, .gguf file, or llama2.c .bin file")
+      ->required();
   verb->add_option("-o,--out", flags.out, "folder to write")->required();
   verb->add_option("--store", flags.store, "compact, dense or compressed-tensors (for a folder)")
       ->check(accepted_by([](const std::string& text) { return api::parse_store(text); }))

@@ -4,9 +4,10 @@
 namespace lacuna::cli {
 
 void add_eval(Tool& tool) {
-  auto* verb = tool.verb("eval", "Measure perplexity on a text, and KL divergence to the dense model.",
-                         {"lacuna eval models/llama --text wiki.test.raw",
-                          "lacuna eval models/llama-24 --text wiki.test.raw --windows 8 --compare models/llama"});
+  auto* verb = tool.verb(
+      "eval", "Measure perplexity on a text, and KL divergence to the dense model.",
+      {"lacuna eval models/llama --text wiki.test.raw",
+       "lacuna eval models/llama-24 --text wiki.test.raw --windows 8 --compare models/llama"});
   static api::EvalJob job;
   static std::string compare, protocol = "raw-file";
   verb->add_option("MODEL", job.model, "model folder")->required();
@@ -22,7 +23,9 @@ void add_eval(Tool& tool) {
   verb->add_option("--windows", job.options.windows, "this many, evenly spread (0 = all)")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
-  verb->add_option("--batch", job.options.batch, "windows at once")->check(CLI::PositiveNumber)->capture_default_str();
+  verb->add_option("--batch", job.options.batch, "windows at once")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
   tool.action(verb, [&tool]() -> Status {
     LACUNA_TRY(job.options.protocol, eval::parse_protocol(protocol));
     if (!compare.empty()) job.compare = compare;

@@ -8,19 +8,24 @@
 namespace lacuna::cli {
 
 void add_generate(Tool& tool) {
-  auto* verb = tool.verb("generate", "Continue a prompt, or answer it with --chat.",
-                         {"lacuna generate models/llama --prompt 'Once upon a time'",
-                          "echo 'What is sparsity?' | lacuna generate models/smollm2 --prompt - --chat"});
+  auto* verb =
+      tool.verb("generate", "Continue a prompt, or answer it with --chat.",
+                {"lacuna generate models/llama --prompt 'Once upon a time'",
+                 "echo 'What is sparsity?' | lacuna generate models/smollm2 --prompt - --chat"});
   static api::GenerateJob job;
   auto& options = job.options;
   verb->add_option("MODEL", job.model, "model folder")->required();
   verb->add_option("--prompt", job.prompt, "text to continue; - reads stdin")->required();
   verb->add_flag("--chat", job.chat, "put the prompt through the model's chat template");
-  verb->add_option("--max-new-tokens", options.max_new_tokens)->check(CLI::PositiveNumber)->capture_default_str();
+  verb->add_option("--max-new-tokens", options.max_new_tokens)
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
   verb->add_option("--temperature", options.temperature, "0 = greedy")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
-  verb->add_option("--top-k", options.top_k, "0 = all")->check(CLI::NonNegativeNumber)->capture_default_str();
+  verb->add_option("--top-k", options.top_k, "0 = all")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
   verb->add_option("--top-p", options.top_p)->check(CLI::Range(0.0, 1.0))->capture_default_str();
   verb->add_option("--min-p", options.min_p)->check(CLI::Range(0.0, 1.0))->capture_default_str();
   verb->add_option("--repetition-penalty", options.repetition_penalty)
@@ -49,10 +54,12 @@ void add_generate(Tool& tool) {
     json["device"] = report.device;
     tool.print(json, "\n");
     if (!tool.json() && !tool.quiet())
-      std::fprintf(stderr, "[%zu tokens, %s; first after %.0f ms, then %.2f ms each = %.1f tokens/s; %s on %s]\n",
-                   generation.token_ids.size(), generation.finish_reason.c_str(), generation.ttft_ms,
-                   generation.tpot_ms, generation.tokens_per_second, report.dtype.c_str(),
-                   report.device.c_str());
+      std::fprintf(
+          stderr,
+          "[%zu tokens, %s; first after %.0f ms, then %.2f ms each = %.1f tokens/s; %s on %s]\n",
+          generation.token_ids.size(), generation.finish_reason.c_str(), generation.ttft_ms,
+          generation.tpot_ms, generation.tokens_per_second, report.dtype.c_str(),
+          report.device.c_str());
     if (generation.finish_reason == "interrupted") return Error{Code::kInterrupted, "interrupted"};
     return {};
   });

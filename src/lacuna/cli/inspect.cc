@@ -6,8 +6,9 @@
 namespace lacuna::cli {
 
 void add_inspect(Tool& tool) {
-  auto* verb = tool.verb("inspect", "Say what a model folder holds: tensors, bytes, patterns, sparsity.",
-                         {"lacuna inspect models/llama", "lacuna inspect models/llama-24 --json"});
+  auto* verb =
+      tool.verb("inspect", "Say what a model folder holds: tensors, bytes, patterns, sparsity.",
+                {"lacuna inspect models/llama", "lacuna inspect models/llama-24 --json"});
   static std::string model;
   verb->add_option("MODEL", model, "model folder")->required();
   tool.action(verb, [&tool]() -> Status {
@@ -15,14 +16,15 @@ void add_inspect(Tool& tool) {
     report::Table table({"layer", "shape", "dtype", "format", "pattern", "sparsity", "bytes"});
     for (const auto& layer : report.layers)
       table.add({layer.name, shape_text(layer.shape), layer.dtype, layer.format, layer.pattern,
-                 fmt::format("{:.4f}", layer.sparsity), report::bytes_text(static_cast<double>(layer.bytes))});
-    tool.print(to_json(report),
-               fmt::format("{}{}: {} parameters in {} tensors, {} ({} dense), sparsity of the block "
-                           "layers {:.4f}\n",
-                           table.text(), report.architecture, report.parameters, report.tensors,
-                           report::bytes_text(static_cast<double>(report.bytes)),
-                           report::bytes_text(static_cast<double>(report.bytes_dense)),
-                           report.sparsity));
+                 fmt::format("{:.4f}", layer.sparsity),
+                 report::bytes_text(static_cast<double>(layer.bytes))});
+    tool.print(
+        to_json(report),
+        fmt::format("{}{}: {} parameters in {} tensors, {} ({} dense), sparsity of the block "
+                    "layers {:.4f}\n",
+                    table.text(), report.architecture, report.parameters, report.tensors,
+                    report::bytes_text(static_cast<double>(report.bytes)),
+                    report::bytes_text(static_cast<double>(report.bytes_dense)), report.sparsity));
     return {};
   });
 }

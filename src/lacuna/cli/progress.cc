@@ -15,7 +15,8 @@ bool on_terminal() {
   return terminal;
 }
 
-/// What stays the same while a phase runs: its first word ("perplexity 21.7" is still "perplexity").
+/// What stays the same while a phase runs: its first word ("perplexity 21.7" is still
+/// "perplexity").
 std::string key(const std::string& phase) { return phase.substr(0, phase.find(' ')); }
 
 std::string duration(double seconds) {
@@ -46,17 +47,18 @@ void Progress::step(const std::string& phase, int64_t done, int64_t total) {
   if (total <= 0) return;
   const double seconds = std::chrono::duration<double>(now - start_).count();
   const double rate = seconds > 0 ? static_cast<double>(done - first_) / seconds : 0;
-  const std::string rest =
-      rate > 0 ? fmt::format(", {:.2f}/s, {} left", rate, duration(static_cast<double>(total - done) / rate))
-               : "";
+  const std::string rest = rate > 0
+                               ? fmt::format(", {:.2f}/s, {} left", rate,
+                                             duration(static_cast<double>(total - done) / rate))
+                               : "";
   if (on_terminal()) {
     if (done < total && now - drawn_ < std::chrono::milliseconds(100)) return;
     drawn_ = now;
     constexpr int64_t kCells = 28;
     const auto filled = static_cast<size_t>(kCells * done / total);
-    std::fprintf(stderr, "\r\033[K%s %s%s %ld/%ld%s", phase.c_str(), std::string(filled, '#').c_str(),
-                 std::string(kCells - filled, '.').c_str(), static_cast<long>(done),
-                 static_cast<long>(total), rest.c_str());
+    std::fprintf(stderr, "\r\033[K%s %s%s %ld/%ld%s", phase.c_str(),
+                 std::string(filled, '#').c_str(), std::string(kCells - filled, '.').c_str(),
+                 static_cast<long>(done), static_cast<long>(total), rest.c_str());
     bar_ = true;
     if (done >= total) std::fputs("\n", stderr), bar_ = false;
     return;

@@ -18,13 +18,15 @@ Status settle(Flags& flags, bool given) {
   prune::Request& request = flags.job.options.request;
   LACUNA_TRY(request.pattern, format::Pattern::parse(flags.pattern));
   if (request.pattern.kind == format::PatternKind::kDense)
-    return usage_error("--pattern: dense prunes nothing (need unstructured, KEEP:OF or block:RxC).");
+    return usage_error(
+        "--pattern: dense prunes nothing (need unstructured, KEEP:OF or block:RxC).");
   request.sparsity = flags.sparsity;
   if (request.pattern.kind == format::PatternKind::kKeepOf) {
     const double implied = 1.0 - static_cast<double>(request.pattern.keep) / request.pattern.of;
     if (given && std::abs(flags.sparsity - implied) > 1e-9)
-      return usage_error("--sparsity: {} disagrees with --pattern {} (which gives {:g}). Leave --sparsity out.",
-                         flags.sparsity, flags.pattern, implied);
+      return usage_error(
+          "--sparsity: {} disagrees with --pattern {} (which gives {:g}). Leave --sparsity out.",
+          flags.sparsity, flags.pattern, implied);
     request.sparsity = implied;
   }
   if (!flags.group.empty()) {
@@ -50,28 +52,36 @@ void add_prune(Tool& tool) {
   verb->add_option("--method", options.method, "how weights are chosen and compensated")
       ->check(CLI::IsMember(methods))
       ->capture_default_str();
-  verb->add_option("--pattern", flags.pattern, "unstructured, KEEP:OF (2:4 keeps two of four) or block:RxC")
+  verb->add_option("--pattern", flags.pattern,
+                   "unstructured, KEEP:OF (2:4 keeps two of four) or block:RxC")
       ->check(accepted_by([](const std::string& text) { return format::Pattern::parse(text); }))
       ->capture_default_str();
   auto* sparsity = verb->add_option("--sparsity", flags.sparsity, "share of zeros, 0..1")
                        ->check(CLI::Range(0.0, 1.0))
                        ->capture_default_str();
-  verb->add_option("--group", flags.group, "what competes: row, layer or block128 (default: the method's own)")
+  verb->add_option("--group", flags.group,
+                   "what competes: row, layer or block128 (default: the method's own)")
       ->check(CLI::IsMember({"row", "layer", "block128"}));
-  verb->add_option("--calibration", flags.job.calibration,
-                   "text or .jsonl with a `text` field, a data set name, or `self`: the model's own samples")
+  verb->add_option(
+          "--calibration", flags.job.calibration,
+          "text or .jsonl with a `text` field, a data set name, or `self`: the model's own samples")
       ->capture_default_str();
-  verb->add_option("--calibration-ids", flags.job.calibration_ids,
-                   "token ids: safetensors with int32 `ids` [samples, length], or a JSON list of lists");
+  verb->add_option(
+      "--calibration-ids", flags.job.calibration_ids,
+      "token ids: safetensors with int32 `ids` [samples, length], or a JSON list of lists");
   verb->add_option("--save-calibration-ids", flags.job.save_calibration_ids,
                    "write the token ids used there, for --calibration-ids");
   verb->add_option("--samples", flags.job.samples, "calibration samples")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
-  verb->add_option("--length", flags.job.length, "tokens a sample")->check(CLI::PositiveNumber)->capture_default_str();
-  verb->add_option("--target", options.target, "only weights whose name matches one of these regular expressions");
+  verb->add_option("--length", flags.job.length, "tokens a sample")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  verb->add_option("--target", options.target,
+                   "only weights whose name matches one of these regular expressions");
   verb->add_option("--exclude", options.exclude, "not those that match one of these");
-  verb->add_option("--damping", options.request.damping, "added to the Hessian, relative to its mean diagonal")
+  verb->add_option("--damping", options.request.damping,
+                   "added to the Hessian, relative to its mean diagonal")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
   verb->add_option("--store", flags.store, "compact, dense or compressed-tensors")
@@ -92,11 +102,12 @@ void add_prune(Tool& tool) {
       table.add({layer.name, fmt::format("{:.4f}", layer.sparsity),
                  layer.error < 0 ? "-" : fmt::format("{:.4f}", layer.error),
                  fmt::format("{:g}", layer.damping), fmt::format("{:.2f}", layer.seconds)});
-    tool.print(report::to_json(report),
-               fmt::format("{}{}: sparsity {:.4f}, {} (dense {}), {:.1f} s\n", table.text(),
-                           report.out.string(), report.sparsity,
-                           report::bytes_text(static_cast<double>(report.bytes_out)),
-                           report::bytes_text(static_cast<double>(report.bytes_dense)), report.seconds));
+    tool.print(
+        report::to_json(report),
+        fmt::format("{}{}: sparsity {:.4f}, {} (dense {}), {:.1f} s\n", table.text(),
+                    report.out.string(), report.sparsity,
+                    report::bytes_text(static_cast<double>(report.bytes_out)),
+                    report::bytes_text(static_cast<double>(report.bytes_dense)), report.seconds));
     return {};
   });
 }

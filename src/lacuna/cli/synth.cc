@@ -6,15 +6,18 @@
 namespace lacuna::cli {
 
 void add_synth(Tool& tool) {
-  auto* verb = tool.verb("synth", "Write a random-weight model of a known shape, for sizing and timing.",
-                         {"lacuna synth --like tinyllama-1.1b -o models/random",
-                          "lacuna synth --like llama-3.2-1b --pattern 2:4 -o models/random-24"});
+  auto* verb =
+      tool.verb("synth", "Write a random-weight model of a known shape, for sizing and timing.",
+                {"lacuna synth --like tinyllama-1.1b -o models/random",
+                 "lacuna synth --like llama-3.2-1b --pattern 2:4 -o models/random-24"});
   struct Flags {
     model::SynthOptions options;
     std::string out, pattern, store = "compact";
   };
   static Flags flags;
-  verb->add_option("--like", flags.options.like, "shape")->required()->check(CLI::IsMember(model::synth_names()));
+  verb->add_option("--like", flags.options.like, "shape")
+      ->required()
+      ->check(CLI::IsMember(model::synth_names()));
   verb->add_option("-o,--out", flags.out, "folder to write")->required();
   verb->add_option("--pattern", flags.pattern, "make it sparse: unstructured, KEEP:OF or block:RxC")
       ->check(accepted_by([](const std::string& text) { return format::Pattern::parse(text); }));

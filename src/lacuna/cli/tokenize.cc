@@ -13,10 +13,12 @@ void add_tokenize(Tool& tool) {
   };
   static Flags flags;
   verb->add_option("FOLDER", flags.folder,
-                   "folder with tokenizer.json, vocab.json + merges.txt, encoder.json + vocab.bpe or tokenizer.model")
+                   "folder with tokenizer.json, vocab.json + merges.txt, encoder.json + vocab.bpe "
+                   "or tokenizer.model")
       ->required();
   verb->add_option("--text", flags.text, "file to tokenise as a whole")->required();
-  verb->add_flag("--no-special", flags.no_special, "without the special tokens that the tokenizer adds");
+  verb->add_flag("--no-special", flags.no_special,
+                 "without the special tokens that the tokenizer adds");
   tool.action(verb, [&tool]() -> Status {
     LACUNA_TRY(const auto tokenizer, io::Tokenizer::open(flags.folder));
     LACUNA_TRY(const std::string text, io::read_text(flags.text));

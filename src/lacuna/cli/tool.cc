@@ -19,11 +19,13 @@ void on_interrupt(int) {
 
 }  // namespace
 
-Tool::Tool() : app_("Lacuna makes large language models sparse and makes the sparsity pay.", "lacuna") {
+Tool::Tool()
+    : app_("Lacuna makes large language models sparse and makes the sparsity pay.", "lacuna") {
   app_.set_version_flag("--version", std::string("lacuna ") + kVersion);
   app_.require_subcommand(1);
-  app_.footer("Exit codes: 0 ok, 1 the run or the check failed, 2 usage, 3 bad input, 4 not possible here, "
-              "130 interrupted.\n`lacuna VERB --help` shows flags and examples.");
+  app_.footer(
+      "Exit codes: 0 ok, 1 the run or the check failed, 2 usage, 3 bad input, 4 not possible here, "
+      "130 interrupted.\n`lacuna VERB --help` shows flags and examples.");
 }
 
 CLI::App* Tool::verb(const std::string& name, const std::string& does,
@@ -87,7 +89,8 @@ int Tool::run(int argc, char** argv) {
   try {
     status = run_();
   } catch (const std::bad_alloc&) {
-    status = not_possible("lacuna: out of memory. Use a smaller model, fewer --samples or a shorter --length.");
+    status = not_possible(
+        "lacuna: out of memory. Use a smaller model, fewer --samples or a shorter --length.");
   } catch (const std::exception& error) {
     // torch reports its own failures by exceptions; they end here.
     status = check_failed("lacuna: {}", error.what());

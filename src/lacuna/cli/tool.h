@@ -32,7 +32,8 @@ class Tool {
   uint64_t seed() const { return seed_; }
   /// --device, --dtype, --threads; `dtype` is the verb's own default
   api::ComputeChoice compute(const std::string& dtype = "auto") const;
-  /// Progress on stderr: a bar with rate and time left on a terminal, plain lines otherwise, nothing with -q.
+  /// Progress on stderr: a bar with rate and time left on a terminal, plain lines otherwise,
+  /// nothing with -q.
   api::JobProgress progress();
 
  private:
@@ -48,7 +49,8 @@ class Tool {
 using AddVerb = void (*)(Tool&);
 const std::vector<AddVerb>& verbs();
 
-/// A validator for a flag whose text `parse` must accept; usage errors then come before anything is read.
+/// A validator for a flag whose text `parse` must accept; usage errors then come before anything is
+/// read.
 template <class Parse>
 CLI::Validator accepted_by(Parse parse) {
   return CLI::Validator(

@@ -14,9 +14,9 @@ void add_report(Tool&);
 void add_doctor(Tool&);
 
 const std::vector<AddVerb>& verbs() {
-  static const std::vector<AddVerb> all = {add_inspect, add_prune,    add_verify,   add_eval,
+  static const std::vector<AddVerb> all = {add_inspect,  add_prune,   add_verify,   add_eval,
                                            add_generate, add_convert, add_tokenize, add_synth,
-                                           add_report,  add_doctor};
+                                           add_report,   add_doctor};
   return all;
 }
 

@@ -17,10 +17,12 @@ void add_verify(Tool& tool) {
   verb->add_option("MODEL", flags.model, "model folder")->required();
   verb->add_option("--expect-pattern", flags.pattern, "every sparse layer must follow this pattern")
       ->check(accepted_by([](const std::string& text) { return format::Pattern::parse(text); }));
-  verb->add_option("--expect-sparsity", flags.sparsity, "share of zeros over the sparse layers, within 0.005")
+  verb->add_option("--expect-sparsity", flags.sparsity,
+                   "share of zeros over the sparse layers, within 0.005")
       ->check(CLI::Range(0.0, 1.0));
-  verb->add_option("--against", flags.against,
-                   "dense model whose values the kept ones must equal (methods that don't update weights)");
+  verb->add_option(
+      "--against", flags.against,
+      "dense model whose values the kept ones must equal (methods that don't update weights)");
   tool.action(verb, [&tool]() -> Status {
     api::VerifyOptions options;
     if (!flags.pattern.empty()) {
@@ -29,7 +31,8 @@ void add_verify(Tool& tool) {
     if (flags.sparsity >= 0) options.expect_sparsity = flags.sparsity;
     if (!flags.against.empty()) options.against = flags.against;
     const auto progress = tool.progress();
-    LACUNA_TRY(const auto report, api::verify(flags.model, options, [&](int64_t done, int64_t total) {
+    LACUNA_TRY(const auto report,
+               api::verify(flags.model, options, [&](int64_t done, int64_t total) {
                  if (progress.step) progress.step("verify", done, total);
                }));
     std::string text;
@@ -37,8 +40,7 @@ void add_verify(Tool& tool) {
     text += fmt::format("{}: {}, {} tensors read back, sparsity {:.4f}{}\n", report.model,
                         report.ok ? "ok" : "BROKEN", report.tensors, report.sparsity,
                         report.has_checksums ? ", checksums equal" : ", no checksums.json");
-    if (!report.ok && report.has_checksums)
-      text.replace(text.rfind(", checksums equal"), 17, "");
+    if (!report.ok && report.has_checksums) text.replace(text.rfind(", checksums equal"), 17, "");
     tool.print(to_json(report), text);
     if (report.ok) return {};
     return check_failed("{}: {} violation(s); first: {}", report.model, report.violations.size(),

@@ -14,7 +14,8 @@ std::vector<std::string> CpuFeatures::list() const {
     if (present) names.emplace_back(feature);
   };
   add(avx2, "avx2"), add(fma, "fma"), add(f16c, "f16c"), add(avx512, "avx512");
-  add(avx512_vbmi2, "avx512_vbmi2"), add(avx512_bf16, "avx512_bf16"), add(avx512_vnni, "avx512_vnni");
+  add(avx512_vbmi2, "avx512_vbmi2"), add(avx512_bf16, "avx512_bf16"),
+      add(avx512_vnni, "avx512_vnni");
   return names;
 }
 

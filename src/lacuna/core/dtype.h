@@ -8,7 +8,21 @@
 
 namespace lacuna {
 
-enum class DType : uint8_t { kF32, kF16, kBF16, kF8E4M3, kF8E5M2, kI8, kU8, kI16, kI32, kU32, kI64, kF64, kBool };
+enum class DType : uint8_t {
+  kF32,
+  kF16,
+  kBF16,
+  kF8E4M3,
+  kF8E5M2,
+  kI8,
+  kU8,
+  kI16,
+  kI32,
+  kU32,
+  kI64,
+  kF64,
+  kBool
+};
 
 /// Bytes of one element.
 size_t size_bytes(DType dtype);

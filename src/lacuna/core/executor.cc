@@ -30,7 +30,8 @@ inline void relax() {
 #endif
 }
 
-// About 20 us of spinning: longer than the gap between two operations of a decode step, far shorter than a time slice.
+// About 20 us of spinning: longer than the gap between two operations of a decode step, far shorter
+// than a time slice.
 constexpr int kSpins = 2000;
 
 }  // namespace

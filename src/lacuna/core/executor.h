@@ -7,8 +7,8 @@
 
 namespace lacuna {
 
-/// Runs n independent chunks on `threads` threads. Which thread runs a chunk is open, so a result may depend on the
-/// chunk boundaries, never on the thread.
+/// Runs n independent chunks on `threads` threads. Which thread runs a chunk is open, so a result
+/// may depend on the chunk boundaries, never on the thread.
 struct Executor {
   using Task = void (*)(void* context, int64_t chunk);
   int threads = 1;
@@ -33,8 +33,8 @@ struct Executor {
   static Executor serial() { return {}; }
 };
 
-/// A small pool whose workers spin briefly between jobs and then sleep. The caller takes part in the work.
-/// Not re-entrant: a chunk must not start another job on the same pool.
+/// A small pool whose workers spin briefly between jobs and then sleep. The caller takes part in
+/// the work. Not re-entrant: a chunk must not start another job on the same pool.
 class ThreadPool {
  public:
   /// @param threads  threads in all, the caller included; 0 = the cores this process may use

@@ -7,7 +7,8 @@
 namespace lacuna {
 namespace {
 
-// The few driver entry points that are needed, with the types of cuda.h (CUresult and CUdevice are ints).
+// The few driver entry points that are needed, with the types of cuda.h (CUresult and CUdevice are
+// ints).
 struct Driver {
   int (*init)(unsigned) = nullptr;
   int (*count)(int*) = nullptr;
@@ -20,7 +21,8 @@ struct Driver {
     void* library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
     if (library == nullptr) return false;
     const auto find = [&](auto& function, const char* symbol) {
-      function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(dlsym(library, symbol));
+      function =
+          reinterpret_cast<std::remove_reference_t<decltype(function)>>(dlsym(library, symbol));
       return function != nullptr;
     };
     return find(init, "cuInit") && find(count, "cuDeviceGetCount") && find(get, "cuDeviceGet") &&

@@ -1,4 +1,5 @@
-// Counter-based random numbers: the value depends on (seed, stream, index) alone, never on who asks first.
+// Counter-based random numbers: the value depends on (seed, stream, index) alone, never on who asks
+// first.
 #pragma once
 
 #include <cmath>

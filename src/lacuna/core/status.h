@@ -47,14 +47,15 @@ Error not_possible(fmt::format_string<A...> text, A&&... args) {
 template <class T>
 class [[nodiscard]] Result {
  public:
-  Result(T value) : state_(std::in_place_index<0>, std::move(value)) {}       // NOLINT(runtime/explicit)
-  Result(Error error) : state_(std::in_place_index<1>, std::move(error)) {}  // NOLINT(runtime/explicit)
+  Result(T value) : state_(std::in_place_index<0>, std::move(value)) {}  // NOLINT(runtime/explicit)
+  Result(Error error)
+      : state_(std::in_place_index<1>, std::move(error)) {}  // NOLINT(runtime/explicit)
   /// Lets `return unique_ptr<Derived>` and the like convert on the way.
   template <class U>
-    requires(std::is_convertible_v<U &&, T> && !std::is_same_v<std::remove_cvref_t<U>, Result> &&
-             !std::is_same_v<std::remove_cvref_t<U>, Error> &&
-             !std::is_same_v<std::remove_cvref_t<U>, T>)
-  Result(U&& value) : state_(std::in_place_index<0>, std::forward<U>(value)) {}  // NOLINT
+  requires(std::is_convertible_v<U&&, T> && !std::is_same_v<std::remove_cvref_t<U>, Result> &&
+           !std::is_same_v<std::remove_cvref_t<U>, Error> &&
+           !std::is_same_v<std::remove_cvref_t<U>, T>) Result(U&& value)
+      : state_(std::in_place_index<0>, std::forward<U>(value)) {}  // NOLINT
 
   bool ok() const { return state_.index() == 0; }
   explicit operator bool() const { return ok(); }
@@ -93,15 +94,15 @@ using Status = Result<void>;
 #define LACUNA_CONCAT(a, b) LACUNA_CONCAT_(a, b)
 
 /// `LACUNA_TRY(auto file, open(path));` declares `file` or returns the error to the caller.
-#define LACUNA_TRY(declaration, ...)                                            \
-  auto LACUNA_CONCAT(lacuna_result_, __LINE__) = (__VA_ARGS__);                 \
-  if (!LACUNA_CONCAT(lacuna_result_, __LINE__).ok())                            \
-    return std::move(LACUNA_CONCAT(lacuna_result_, __LINE__)).error();          \
+#define LACUNA_TRY(declaration, ...)                                   \
+  auto LACUNA_CONCAT(lacuna_result_, __LINE__) = (__VA_ARGS__);        \
+  if (!LACUNA_CONCAT(lacuna_result_, __LINE__).ok())                   \
+    return std::move(LACUNA_CONCAT(lacuna_result_, __LINE__)).error(); \
   declaration = std::move(LACUNA_CONCAT(lacuna_result_, __LINE__)).value()
 
 /// Returns the error of a Status (or Result whose value is not needed) to the caller.
-#define LACUNA_CHECK(...)                                                        \
-  do {                                                                           \
-    if (auto lacuna_status = (__VA_ARGS__); !lacuna_status.ok())                 \
-      return std::move(lacuna_status).error();                                   \
+#define LACUNA_CHECK(...)                                        \
+  do {                                                           \
+    if (auto lacuna_status = (__VA_ARGS__); !lacuna_status.ok()) \
+      return std::move(lacuna_status).error();                   \
   } while (false)

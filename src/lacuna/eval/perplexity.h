@@ -13,9 +13,9 @@
 
 namespace lacuna::eval {
 
-/// raw-file: the file tokenised once without BOS. hf-rows: rows joined by blank lines and tokenised with the special
-/// tokens that the tokenizer adds, as the pruning papers do. Both: non-overlapping windows, tail dropped, positions
-/// 1..L-1 scored, mean over windows of the window's mean.
+/// raw-file: the file tokenised once without BOS. hf-rows: rows joined by blank lines and tokenised
+/// with the special tokens that the tokenizer adds, as the pruning papers do. Both: non-overlapping
+/// windows, tail dropped, positions 1..L-1 scored, mean over windows of the window's mean.
 enum class Protocol : uint8_t { kRawFile, kHfRows };
 std::string_view protocol_name(Protocol protocol);
 Result<Protocol> parse_protocol(std::string_view name);
@@ -30,17 +30,17 @@ struct PerplexityOptions {
 /// KL(reference || model) per scored token and its relatives (the table llama.cpp prints).
 struct KlStatistics {
   double kl_mean = 0, kl_stderr = 0, kl_median = 0, kl_max = 0, kl_p99 = 0, kl_p90 = 0, kl_p10 = 0;
-  double same_top = 0;                  ///< share of tokens whose most likely successor agrees
+  double same_top = 0;                       ///< share of tokens whose most likely successor agrees
   double delta_p_mean = 0, delta_p_rms = 0;  ///< change of the true token's probability
   double perplexity_reference = 0;
-  double ppl_delta = 0;                 ///< perplexity - perplexity_reference
+  double ppl_delta = 0;  ///< perplexity - perplexity_reference
 };
 
 struct PerplexityReport {
   double perplexity = 0;
-  double std_error = 0;   ///< of the perplexity, from the spread over windows
-  double mean_nll = 0;    ///< nats
-  int64_t tokens = 0;     ///< of the whole text
+  double std_error = 0;  ///< of the perplexity, from the spread over windows
+  double mean_nll = 0;   ///< nats
+  int64_t tokens = 0;    ///< of the whole text
   int64_t windows = 0, length = 0;
   std::string protocol;
   double seconds = 0;
@@ -53,10 +53,11 @@ Result<std::vector<int32_t>> evaluation_ids(const std::string& file, Protocol pr
 
 /// @param reference  when given, runs beside the model and fills `kl`
 /// @param progress   called with (windows done, windows in all, perplexity so far)
-/// @errors kBadInput: fewer tokens than one window; an id outside the vocabulary; vocabularies that differ
+/// @errors kBadInput: fewer tokens than one window; an id outside the vocabulary; vocabularies that
+/// differ
 Result<PerplexityReport> perplexity(
-    const model::Decoder& decoder, const std::vector<int32_t>& ids, const PerplexityOptions& options,
-    const model::Decoder* reference = nullptr,
+    const model::Decoder& decoder, const std::vector<int32_t>& ids,
+    const PerplexityOptions& options, const model::Decoder* reference = nullptr,
     const std::function<void(int64_t, int64_t, double)>& progress = {});
 
 }  // namespace lacuna::eval

@@ -1,4 +1,5 @@
-// A sparse matrix in the portable layout, the same on disk and in memory (docs/formats.md draws every byte).
+// A sparse matrix in the portable layout, the same on disk and in memory (docs/formats.md draws
+// every byte).
 #pragma once
 
 #include <cstdint>
@@ -17,15 +18,20 @@ inline constexpr int64_t kRowGroup = 64;
 
 /// W [rows, columns] without its zeros. Which members are used depends on the pattern:
 ///
-/// | pattern      | bitmap u8 [rows, ceil(columns/8)] | values                             | index                       |
+/// | pattern      | bitmap u8 [rows, ceil(columns/8)] | values                             | index
+/// |
 /// |---|---|---|---|
-/// | unstructured | bit 0 = first column, 1 = kept    | [kept], row-major                  | offsets i64 [ceil(rows/64)+1]: kept values before each group of 64 rows |
-/// | keep:of      | exactly `keep` bits a full group  | [rows, ceil(columns/of)*keep]      | none                        |
-/// | block RxC    | none                              | [blocks, R, C], edge blocks padded with zeros | block_columns i32 [blocks] (block column, ascending in a block row), block_offsets i64 [ceil(rows/R)+1] |
+/// | unstructured | bit 0 = first column, 1 = kept    | [kept], row-major                  |
+/// offsets i64 [ceil(rows/64)+1]: kept values before each group of 64 rows | | keep:of      |
+/// exactly `keep` bits a full group  | [rows, ceil(columns/of)*keep]      | none | | block RxC    |
+/// none                              | [blocks, R, C], edge blocks padded with zeros |
+/// block_columns i32 [blocks] (block column, ascending in a block row), block_offsets i64
+/// [ceil(rows/R)+1] |
 ///
-/// keep:of details: a group with fewer non-zeros keeps its lowest-index zeros too. The last group of a row may be
-/// short (r < of columns): it keeps min(keep, r) bits, and its unused value slots hold +0. Bits past the last column
-/// are 0. -0.0 is a zero everywhere. Values are f32, bf16 or f16 in format version 1.
+/// keep:of details: a group with fewer non-zeros keeps its lowest-index zeros too. The last group
+/// of a row may be short (r < of columns): it keeps min(keep, r) bits, and its unused value slots
+/// hold +0. Bits past the last column are 0. -0.0 is a zero everywhere. Values are f32, bf16 or f16
+/// in format version 1.
 struct CompactMatrix {
   Pattern pattern;
   int64_t rows = 0, columns = 0;
@@ -44,11 +50,14 @@ struct CompactMatrix {
   }
 };
 
-/// Compacts a dense matrix [rows, columns] of f32, bf16 or f16; zeros are dropped, everything else is kept bit by bit.
-/// @errors kBadInput: not a matrix or not one of those types; a weight that breaks the pattern (row and column named)
+/// Compacts a dense matrix [rows, columns] of f32, bf16 or f16; zeros are dropped, everything else
+/// is kept bit by bit.
+/// @errors kBadInput: not a matrix or not one of those types; a weight that breaks the pattern (row
+/// and column named)
 Result<CompactMatrix> compress(const Tensor& dense, const Pattern& pattern);
 
-/// Writes rows [first, last) densely: out [last-first, columns] in the dtype of the values; dropped weights become +0.
+/// Writes rows [first, last) densely: out [last-first, columns] in the dtype of the values; dropped
+/// weights become +0.
 void expand_rows(const CompactMatrix& matrix, int64_t first, int64_t last, void* out);
 /// The whole matrix, dense.
 Tensor expand(const CompactMatrix& matrix);
@@ -59,8 +68,8 @@ struct Violation {
   std::string what;
 };
 
-/// Checks sizes, indices, counts and the pattern itself, without expanding. Empty when sound; stops after `limit`.
-/// Everything else in this header and in kernels/ may assume a matrix that passed.
+/// Checks sizes, indices, counts and the pattern itself, without expanding. Empty when sound; stops
+/// after `limit`. Everything else in this header and in kernels/ may assume a matrix that passed.
 std::vector<Violation> validate(const CompactMatrix& matrix, size_t limit = 8);
 /// Checks a dense matrix against a pattern: at most `keep` non-zeros a group, or whole zero blocks.
 /// (Any matrix is unstructured or dense.)
@@ -70,8 +79,8 @@ std::vector<Violation> check_pattern(const Tensor& dense, const Pattern& pattern
 int64_t count_zeros(const CompactMatrix& matrix);
 int64_t count_zeros(const Tensor& dense);
 
-/// Tests that a dense matrix follows keep:of for some small pattern (2:4, 4:8, 1:4, ...), to label foreign files:
-/// the strictest that holds, or unstructured when it has zeros, else dense.
+/// Tests that a dense matrix follows keep:of for some small pattern (2:4, 4:8, 1:4, ...), to label
+/// foreign files: the strictest that holds, or unstructured when it has zeros, else dense.
 Pattern detect_pattern(const Tensor& dense);
 
 }  // namespace lacuna::format

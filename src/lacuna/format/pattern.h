@@ -11,8 +11,8 @@ namespace lacuna::format {
 
 enum class PatternKind : uint8_t { kDense, kUnstructured, kKeepOf, kBlock };
 
-/// A sparsity pattern. `keep:of` keeps `keep` of every `of` neighbouring weights along K (2:4 keeps two of four, 1:4
-/// keeps one); `block:RxC` keeps or drops whole R x C blocks.
+/// A sparsity pattern. `keep:of` keeps `keep` of every `of` neighbouring weights along K (2:4 keeps
+/// two of four, 1:4 keeps one); `block:RxC` keeps or drops whole R x C blocks.
 struct Pattern {
   PatternKind kind = PatternKind::kDense;
   int keep = 0, of = 0;                   ///< kKeepOf

@@ -1,4 +1,5 @@
-// A model folder as weights: dense and sparse, in shards or one file, ours or the formats others left behind.
+// A model folder as weights: dense and sparse, in shards or one file, ours or the formats others
+// left behind.
 #pragma once
 
 #include <filesystem>
@@ -24,10 +25,10 @@ using Weight = std::variant<Tensor, format::CompactMatrix>;
 
 /// Where a weight's bytes came from.
 enum class Store : uint8_t {
-  kDense,             ///< one tensor under the weight's own name
-  kCompact,           ///< ours: NAME.bitmap, NAME.values, ...
-  kSparseBitmask,     ///< compressed-tensors' legacy sparse-bitmask
-  kSparse24Bitmask,   ///< compressed-tensors' legacy sparse-24-bitmask
+  kDense,            ///< one tensor under the weight's own name
+  kCompact,          ///< ours: NAME.bitmap, NAME.values, ...
+  kSparseBitmask,    ///< compressed-tensors' legacy sparse-bitmask
+  kSparse24Bitmask,  ///< compressed-tensors' legacy sparse-24-bitmask
 };
 std::string_view store_name(Store store);
 
@@ -42,11 +43,13 @@ struct WeightInfo {
   std::vector<std::string> parts;  ///< the safetensors names that carry it
 };
 
-/// A read-only model folder: config.json plus model.safetensors or shards with an index. Files are mapped; nothing is
-/// read before it is asked for. Opening checks headers, the index against the shards, sizes and offsets.
+/// A read-only model folder: config.json plus model.safetensors or shards with an index. Files are
+/// mapped; nothing is read before it is asked for. Opening checks headers, the index against the
+/// shards, sizes and offsets.
 class Checkpoint {
  public:
-  /// @errors kBadInput: missing file, bad header, a name in the index that no shard has, an unknown format version
+  /// @errors kBadInput: missing file, bad header, a name in the index that no shard has, an unknown
+  /// format version
   static Result<Checkpoint> open(const std::filesystem::path& folder);
 
   const std::filesystem::path& folder() const;
@@ -55,7 +58,8 @@ class Checkpoint {
   /// Every weight by name, in a fixed order (sorted by name).
   const std::map<std::string, WeightInfo, std::less<>>& weights() const;
   bool contains(std::string_view name) const;
-  /// Reads one weight as it is stored; legacy bitmask stores arrive as CompactMatrix, sound by validate().
+  /// Reads one weight as it is stored; legacy bitmask stores arrive as CompactMatrix, sound by
+  /// validate().
   /// @errors kBadInput: unknown name; a compact matrix that breaks its rules (row and column named)
   Result<Weight> weight(std::string_view name) const;
   /// The same, dense. @errors as weight()
@@ -65,8 +69,8 @@ class Checkpoint {
   /// Bytes of all safetensors data.
   size_t total_bytes() const;
   bool has_checksums() const;
-  /// Compares every 1 MiB chunk of a weight's parts with checksums.json; returns one line per chunk that differs,
-  /// naming tensor and chunk. @errors kBadInput: no checksums for it
+  /// Compares every 1 MiB chunk of a weight's parts with checksums.json; returns one line per chunk
+  /// that differs, naming tensor and chunk. @errors kBadInput: no checksums for it
   Result<std::vector<std::string>> verify_checksums(std::string_view name) const;
 
  private:
@@ -74,16 +78,19 @@ class Checkpoint {
   std::shared_ptr<const State> state_;
 };
 
-/// Writes a model folder: weights first, in any order, then finish(). Everything is staged in `OUT.partial/` and the
-/// folder is renamed to OUT at the end, so OUT never holds half a model. Shards are cut at `shard_bytes`.
-/// The order of tensors in the files is the order of add(); the same calls give the same bytes.
+/// Writes a model folder: weights first, in any order, then finish(). Everything is staged in
+/// `OUT.partial/` and the folder is renamed to OUT at the end, so OUT never holds half a model.
+/// Shards are cut at `shard_bytes`. The order of tensors in the files is the order of add(); the
+/// same calls give the same bytes.
 class CheckpointWriter {
  public:
   struct Options {
-    Store store = Store::kCompact;  ///< how sparse weights are written; dense tensors stay dense in every store
+    Store store = Store::kCompact;  ///< how sparse weights are written; dense tensors stay dense in
+                                    ///< every store
     uint64_t shard_bytes = uint64_t{5} << 30;
   };
-  /// @errors kBadInput: OUT exists and was not written by this tool (no "lacuna" key in its config.json, not empty)
+  /// @errors kBadInput: OUT exists and was not written by this tool (no "lacuna" key in its
+  /// config.json, not empty)
   static Result<CheckpointWriter> create(const std::filesystem::path& out, Options options);
   CheckpointWriter(CheckpointWriter&&) noexcept;
   CheckpointWriter& operator=(CheckpointWriter&&) noexcept;
@@ -94,8 +101,8 @@ class CheckpointWriter {
   Status add(const std::string& name, const format::CompactMatrix& matrix);
   /// Copies a companion file (tokenizer.json, generation_config.json, ...) byte by byte.
   Status copy_file(const std::filesystem::path& from);
-  /// Writes index, checksums.json and config.json (`config` as given; the caller has put the "lacuna" key in) and
-  /// renames the folder. @errors kCheckFailed (disk full, ...)
+  /// Writes index, checksums.json and config.json (`config` as given; the caller has put the
+  /// "lacuna" key in) and renames the folder. @errors kCheckFailed (disk full, ...)
   Status finish(const nlohmann::json& config);
 
  private:
@@ -104,7 +111,8 @@ class CheckpointWriter {
   std::unique_ptr<State> state_;
 };
 
-/// Copies tokenizer, generation config and the other small files of a model folder (never weights or config.json).
+/// Copies tokenizer, generation config and the other small files of a model folder (never weights
+/// or config.json).
 Status copy_companion_files(const std::filesystem::path& from, CheckpointWriter& writer);
 
 /// XXH3-64 of every 1 MiB of `bytes`, as 16 hex digits each.

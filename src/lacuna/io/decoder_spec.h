@@ -1,5 +1,5 @@
-// One description of a decoder-only transformer. Architectures fill it in from config.json; everything that runs,
-// prunes or sizes a model reads it and never asks for an architecture's name.
+// One description of a decoder-only transformer. Architectures fill it in from config.json;
+// everything that runs, prunes or sizes a model reads it and never asks for an architecture's name.
 #pragma once
 
 #include <cstdint>
@@ -37,27 +37,29 @@ struct DecoderSpec {
   std::string model_type;    ///< "llama"
   int64_t layers = 0, hidden = 0, intermediate = 0, heads = 0, kv_heads = 0, head_dim = 0;
   int64_t vocab = 0, max_positions = 0;
-  int64_t embedding_width = 0;  ///< differs from hidden where project_in/project_out exist (OPT-350M)
+  int64_t embedding_width =
+      0;  ///< differs from hidden where project_in/project_out exist (OPT-350M)
   NormKind norm = NormKind::kRms;
   double norm_epsilon = 1e-5;
-  bool pre_norm = true;    ///< false: norm after each residual addition (OPT-350M)
+  bool pre_norm = true;  ///< false: norm after each residual addition (OPT-350M)
   bool final_norm = true;
-  bool qk_norm = false;    ///< RMSNorm over head_dim of q and k before rotary (Qwen3)
+  bool qk_norm = false;  ///< RMSNorm over head_dim of q and k before rotary (Qwen3)
   Activation activation = Activation::kSilu;
-  bool gated = true;       ///< down(act(gate x) * up x); otherwise down(act(up x))
+  bool gated = true;  ///< down(act(gate x) * up x); otherwise down(act(up x))
   bool qkv_bias = false, o_bias = false, mlp_bias = false;
   Positions positions = Positions::kRotary;
   int64_t position_offset = 0;  ///< added to learned positions (OPT: 2)
   RopeSpec rope;
-  std::optional<int64_t> sliding_window;  ///< attention sees the last N positions only (Mistral 7B v0.1)
+  std::optional<int64_t>
+      sliding_window;  ///< attention sees the last N positions only (Mistral 7B v0.1)
   bool tied_embedding = false;
-  DType dtype = DType::kBF16;   ///< as config.json declares
+  DType dtype = DType::kBF16;  ///< as config.json declares
   std::optional<int64_t> bos_token;
   std::vector<int64_t> eos_tokens;  ///< generation_config.json over config.json
 
   // Tensor names. Empty = the architecture has none.
   std::string embedding, position_embedding, final_norm_name, lm_head, project_in, project_out;
-  std::string block_prefix_pattern;  ///< "model.layers.{}."
+  std::string block_prefix_pattern;                      ///< "model.layers.{}."
   std::string attention_norm, mlp_norm, q_norm, k_norm;  ///< relative to the block
   LinearSpec q, k, v, o, gate, up, down;                 ///< gate.name is empty when not gated
 
@@ -74,10 +76,11 @@ struct DecoderSpec {
   std::vector<TensorSpec> tensors() const;
 };
 
-/// Reads config.json (Transformers 4 and 5 forms: rope_theta / rope_scaling or rope_parameters; torch_dtype or dtype)
-/// and, when given, generation_config.json. Architectures: LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM,
-/// Qwen3ForCausalLM, ArceeForCausalLM, OPTForCausalLM.
-/// @errors kBadInput: unknown architecture, activation or rope type (named, with the list of known ones); missing or
+/// Reads config.json (Transformers 4 and 5 forms: rope_theta / rope_scaling or rope_parameters;
+/// torch_dtype or dtype) and, when given, generation_config.json. Architectures: LlamaForCausalLM,
+/// MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, ArceeForCausalLM, OPTForCausalLM.
+/// @errors kBadInput: unknown architecture, activation or rope type (named, with the list of known
+/// ones); missing or
 ///         contradictory sizes (key named)
 Result<DecoderSpec> decoder_spec(const nlohmann::json& config,
                                  const nlohmann::json* generation_config, const std::string& file);

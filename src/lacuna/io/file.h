@@ -12,7 +12,8 @@
 
 namespace lacuna::io {
 
-/// Maps a whole file read-only; the mapping lives as long as the Bytes. An empty file gives empty Bytes.
+/// Maps a whole file read-only; the mapping lives as long as the Bytes. An empty file gives empty
+/// Bytes.
 /// @errors kBadInput: missing, not a regular file, unreadable
 Result<Bytes> map_file(const std::filesystem::path& path);
 /// Reads a whole (small) text file. @errors as map_file
@@ -21,7 +22,8 @@ Result<std::string> read_text(const std::filesystem::path& path);
 /// @errors kCheckFailed with the system's reason (disk full, ...)
 Status write_text(const std::filesystem::path& path, std::string_view text);
 
-/// A file that carries its final name only after commit(). Destroyed before that, it removes its temporary.
+/// A file that carries its final name only after commit(). Destroyed before that, it removes its
+/// temporary.
 class AtomicFile {
  public:
   static Result<AtomicFile> create(const std::filesystem::path& path);

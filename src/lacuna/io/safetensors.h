@@ -1,4 +1,5 @@
-// The safetensors container: 8-byte header length, JSON header, raw little-endian row-major tensors.
+// The safetensors container: 8-byte header length, JSON header, raw little-endian row-major
+// tensors.
 #pragma once
 
 #include <filesystem>
@@ -12,8 +13,9 @@
 
 namespace lacuna::io {
 
-/// One safetensors file, mapped. Opening checks the header: size cap (100 MB), JSON, known dtypes, shapes that
-/// multiply without overflow, offsets inside the file, in ascending order without overlap or holes.
+/// One safetensors file, mapped. Opening checks the header: size cap (100 MB), JSON, known dtypes,
+/// shapes that multiply without overflow, offsets inside the file, in ascending order without
+/// overlap or holes.
 class SafetensorsFile {
  public:
   struct Entry {
@@ -42,7 +44,8 @@ class SafetensorsFile {
   std::map<std::string, std::string> metadata_;
 };
 
-/// Writes one file atomically; tensors in the order given. The header is padded so that data starts 64-byte aligned.
+/// Writes one file atomically; tensors in the order given. The header is padded so that data starts
+/// 64-byte aligned.
 struct NamedTensor {
   std::string name;
   Tensor tensor;

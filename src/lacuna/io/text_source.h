@@ -9,12 +9,15 @@
 
 namespace lacuna::io {
 
-/// The documents of a file: a .jsonl file gives the `text` field of every line, any other file is one document.
-/// @errors kBadInput: missing file; a line that is not a JSON object with a string `text` (line number named); no text
+/// The documents of a file: a .jsonl file gives the `text` field of every line, any other file is
+/// one document.
+/// @errors kBadInput: missing file; a line that is not a JSON object with a string `text` (line
+/// number named); no text
 Result<std::vector<std::string>> read_documents(const std::filesystem::path& path);
 
-/// Finds a data set by name ("wikitext-2", "c4", ...) or as a path. Names are looked up under $LACUNA_DATASETS
-/// (NAME, NAME.txt, NAME.jsonl, NAME/train.txt, ...). @errors kBadInput: says every place where it looked
+/// Finds a data set by name ("wikitext-2", "c4", ...) or as a path. Names are looked up under
+/// $LACUNA_DATASETS (NAME, NAME.txt, NAME.jsonl, NAME/train.txt, ...). @errors kBadInput: says
+/// every place where it looked
 Result<std::filesystem::path> find_dataset(const std::string& name_or_path);
 
 }  // namespace lacuna::io

@@ -17,14 +17,16 @@
 
 namespace lacuna::model {
 
-/// Keys and values of the tokens so far, one contiguous pair of buffers a layer, growing by doubling up to `capacity`.
+/// Keys and values of the tokens so far, one contiguous pair of buffers a layer, growing by
+/// doubling up to `capacity`.
 class KvCache {
  public:
   KvCache(const io::DecoderSpec& spec, int64_t batch, const Compute& compute);
   int64_t length() const { return length_; }  ///< tokens already in the cache
   void advance(int64_t tokens) { length_ += tokens; }
   void clear() { length_ = 0; }
-  /// Appends k, v [B, KVH, T, D] of one layer after `length()` and returns all keys and values so far.
+  /// Appends k, v [B, KVH, T, D] of one layer after `length()` and returns all keys and values so
+  /// far.
   std::pair<at::Tensor, at::Tensor> append(int64_t layer, const at::Tensor& k, const at::Tensor& v);
   size_t bytes() const;
 
@@ -33,7 +35,8 @@ class KvCache {
   std::vector<at::Tensor> keys_, values_;
 };
 
-/// Called with the name of a Linear ("self_attn.q_proj") and its input [B, T, in], before the product.
+/// Called with the name of a Linear ("self_attn.q_proj") and its input [B, T, in], before the
+/// product.
 using LinearObserver = std::function<void(std::string_view name, const at::Tensor& input)>;
 
 /// Cosines and sines of the rotary positions, with the scaling of the spec (linear, llama3).
@@ -52,11 +55,12 @@ class Rotary {
 /// One transformer block.
 class Block {
  public:
-  /// Reads the block's tensors from the folder. @errors kBadInput: a tensor missing or of the wrong shape (named)
+  /// Reads the block's tensors from the folder. @errors kBadInput: a tensor missing or of the wrong
+  /// shape (named)
   static Result<Block> load(const io::Checkpoint& checkpoint, const io::DecoderSpec& spec,
                             int64_t layer, const Compute& compute);
-  /// hidden [B, T, hidden] -> the same shape. Causal; with a cache the T tokens follow those in it (the caller
-  /// advances the cache once all blocks have run).
+  /// hidden [B, T, hidden] -> the same shape. Causal; with a cache the T tokens follow those in it
+  /// (the caller advances the cache once all blocks have run).
   at::Tensor forward(const at::Tensor& hidden, const Rotary& rotary, KvCache* cache = nullptr,
                      const LinearObserver* observer = nullptr) const;
   /// The block's Linears by relative name, in the order of the forward pass.
@@ -70,7 +74,8 @@ class Block {
   std::shared_ptr<State> state_;
 };
 
-/// What stands before and after the blocks: embedding, learned positions, projections, final norm, output matrix.
+/// What stands before and after the blocks: embedding, learned positions, projections, final norm,
+/// output matrix.
 class Ends {
  public:
   static Result<Ends> load(const io::Checkpoint& checkpoint, const io::DecoderSpec& spec,
@@ -92,7 +97,8 @@ class Decoder {
   static Result<Decoder> load(const io::Checkpoint& checkpoint, const Compute& compute);
   const io::DecoderSpec& spec() const { return spec_; }
   const Compute& compute() const { return compute_; }
-  /// ids int64 [B, T] -> final hidden states [B, T, hidden] (before the final norm). With a cache, advances it.
+  /// ids int64 [B, T] -> final hidden states [B, T, hidden] (before the final norm). With a cache,
+  /// advances it.
   at::Tensor hidden(const at::Tensor& ids, KvCache* cache = nullptr) const;
   /// ids int64 [B, T] -> logits float32 [B, T, vocab]; last_only: [B, 1, vocab]
   at::Tensor forward(const at::Tensor& ids, KvCache* cache = nullptr, bool last_only = false) const;

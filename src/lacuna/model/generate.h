@@ -17,11 +17,12 @@ namespace lacuna::model {
 struct GenerateOptions {
   int64_t max_new_tokens = 128;
   double temperature = 0.0;
-  int64_t top_k = 0;      ///< 0 = all
-  double top_p = 1.0;     ///< smallest set of tokens whose probabilities reach this
-  double min_p = 0.0;     ///< drops tokens below min_p x the largest probability
-  double repetition_penalty = 1.0;  ///< divides positive, multiplies negative logits of tokens already present
-  std::vector<std::string> stop;    ///< texts that end the answer (not part of it)
+  int64_t top_k = 0;   ///< 0 = all
+  double top_p = 1.0;  ///< smallest set of tokens whose probabilities reach this
+  double min_p = 0.0;  ///< drops tokens below min_p x the largest probability
+  double repetition_penalty =
+      1.0;  ///< divides positive, multiplies negative logits of tokens already present
+  std::vector<std::string> stop;  ///< texts that end the answer (not part of it)
   bool ignore_eos = false;
   uint64_t seed = 0;
 };
@@ -39,9 +40,11 @@ struct Generation {
 int32_t sample(const at::Tensor& logits, const std::vector<int32_t>& present,
                const GenerateOptions& options, uint64_t position);
 
-/// Generates after prompt_ids. @param on_text receives pieces of whole UTF-8 characters as they become certain
+/// Generates after prompt_ids. @param on_text receives pieces of whole UTF-8 characters as they
+/// become certain
 /// @param interrupted  looked at before every token (may be null)
-/// @errors kBadInput: empty prompt, an id outside the vocabulary, prompt longer than the model's positions
+/// @errors kBadInput: empty prompt, an id outside the vocabulary, prompt longer than the model's
+/// positions
 Result<Generation> generate(const Decoder& decoder, const io::Tokenizer& tokenizer,
                             const std::vector<int32_t>& prompt_ids, const GenerateOptions& options,
                             const std::function<void(std::string_view)>& on_text = {},

@@ -13,8 +13,9 @@
 
 namespace lacuna::model {
 
-/// y = x W^T + b. A compact weight stays compact in memory: up to 16 tokens run on the sparse kernels (CPU), more
-/// tokens expand the weight into a scratch shared by all layers and take the dense product.
+/// y = x W^T + b. A compact weight stays compact in memory: up to 16 tokens run on the sparse
+/// kernels (CPU), more tokens expand the weight into a scratch shared by all layers and take the
+/// dense product.
 class Linear {
  public:
   Linear() = default;

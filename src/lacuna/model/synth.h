@@ -13,7 +13,7 @@
 namespace lacuna::model {
 
 struct SynthOptions {
-  std::string like;  ///< "llama-3.2-1b", ... (synth_names())
+  std::string like;         ///< "llama-3.2-1b", ... (synth_names())
   format::Pattern pattern;  ///< dense, or random masks of this pattern
   double sparsity = 0.5;    ///< for unstructured and block patterns
   io::Store store = io::Store::kCompact;
@@ -29,8 +29,8 @@ struct SynthReport {
 std::vector<std::string> synth_names();
 /// The config.json of a known shape. @errors kUsage: unknown name (lists the known ones)
 Result<std::string> synth_config(const std::string& like);
-/// Writes the folder tensor by tensor. Weights are normal with deviation 0.02, norms 1; the same seed gives the same
-/// bytes. @errors as synth_config, and those of io::CheckpointWriter
+/// Writes the folder tensor by tensor. Weights are normal with deviation 0.02, norms 1; the same
+/// seed gives the same bytes. @errors as synth_config, and those of io::CheckpointWriter
 Result<SynthReport> synth(const SynthOptions& options, const std::filesystem::path& out);
 
 }  // namespace lacuna::model

@@ -15,7 +15,8 @@ namespace lacuna::model {
 at::ScalarType scalar_type(DType dtype);
 DType dtype_of(at::ScalarType type);
 
-/// A torch tensor over the same bytes (read-only by convention; the bytes stay alive as long as it does).
+/// A torch tensor over the same bytes (read-only by convention; the bytes stay alive as long as it
+/// does).
 at::Tensor wrap(const Tensor& tensor);
 /// A contiguous CPU copy of a torch tensor as one of ours.
 Tensor unwrap(const at::Tensor& tensor);
@@ -26,11 +27,13 @@ struct Compute {
   at::ScalarType dtype = at::kFloat;
 };
 
-/// "cpu", "cuda" or "auto" (CUDA when libtorch_cuda loads and finds a GPU, else CPU). libtorch_cuda is loaded here and
-/// only here. @errors kNotPossible: "cuda" without GPU or libtorch_cuda (says which); kUsage: another word
+/// "cpu", "cuda" or "auto" (CUDA when libtorch_cuda loads and finds a GPU, else CPU). libtorch_cuda
+/// is loaded here and only here. @errors kNotPossible: "cuda" without GPU or libtorch_cuda (says
+/// which); kUsage: another word
 Result<at::Device> open_device(std::string_view name);
 
-/// Sets torch's thread count (0 = all cores this process may use) and float32 products without TF32.
+/// Sets torch's thread count (0 = all cores this process may use) and float32 products without
+/// TF32.
 void set_threads(int threads);
 /// Chunks on torch's own pool.
 Executor torch_executor();

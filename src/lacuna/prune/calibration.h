@@ -21,18 +21,20 @@ struct Calibration {
   int64_t length() const { return ids.empty() ? 0 : static_cast<int64_t>(ids[0].size()); }
 };
 
-/// One random window from each of `samples` randomly drawn documents longer than `length` tokens (Wanda's and SparseGPT's
-/// protocol); when too few are that long, documents are joined and windows are drawn from the whole.
+/// One random window from each of `samples` randomly drawn documents longer than `length` tokens
+/// (Wanda's and SparseGPT's protocol); when too few are that long, documents are joined and windows
+/// are drawn from the whole.
 /// @errors kBadInput: no text; fewer than `length` tokens in all
 Result<Calibration> calibration_from_text(const std::filesystem::path& file,
                                           const io::Tokenizer& tokenizer, int64_t samples,
                                           int64_t length, uint64_t seed);
 /// Samples from the model: temperature 1, from BOS or a random token, KV cache, batched.
-Result<Calibration> calibration_from_model(const model::Decoder& decoder, int64_t samples,
-                                           int64_t length, uint64_t seed,
-                                           const std::function<void(int64_t, int64_t)>& progress = {});
+Result<Calibration> calibration_from_model(
+    const model::Decoder& decoder, int64_t samples, int64_t length, uint64_t seed,
+    const std::function<void(int64_t, int64_t)>& progress = {});
 /// safetensors with an int32 tensor `ids` [samples, length], or a JSON list of lists.
-/// @errors kBadInput: other dtype or shape, ragged lists, ids outside the vocabulary (row and column named)
+/// @errors kBadInput: other dtype or shape, ragged lists, ids outside the vocabulary (row and
+/// column named)
 Result<Calibration> calibration_from_ids(const std::filesystem::path& file, int64_t vocab);
 /// Writes `ids` as calibration_from_ids() reads them (safetensors).
 Status save_calibration_ids(const Calibration& calibration, const std::filesystem::path& file);

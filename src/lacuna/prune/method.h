@@ -1,5 +1,5 @@
-// What a pruning method is. A method sees one weight matrix and the statistics of its inputs, never a model.
-// Adding one is adding a file: define a Method and register it (see magnitude.cc).
+// What a pruning method is. A method sees one weight matrix and the statistics of its inputs, never
+// a model. Adding one is adding a file: define a Method and register it (see magnitude.cc).
 #pragma once
 
 #include <ATen/ATen.h>
@@ -23,21 +23,22 @@ Result<Group> parse_group(std::string_view name);
 /// Statistics of the inputs of one Linear, in float32.
 struct InputStatistics {
   int64_t sequences = 0, tokens = 0;
-  at::Tensor gram;         ///< sum over tokens of x x^T, [in, in]; undefined when the method doesn't need it
+  at::Tensor
+      gram;  ///< sum over tokens of x x^T, [in, in]; undefined when the method doesn't need it
   at::Tensor square_sums;  ///< sum over tokens of x_j^2, [in]
 };
 
 struct Request {
   format::Pattern pattern = format::Pattern::unstructured();
-  double sparsity = 0.5;  ///< share of zeros; follows from the pattern for keep:of
+  double sparsity = 0.5;       ///< share of zeros; follows from the pattern for keep:of
   std::optional<Group> group;  ///< nothing: the method's own
   double damping = 0.01;       ///< relative to the mean of the Gram matrix's diagonal
 };
 
 struct Pruned {
-  at::Tensor weight;  ///< float32 [out, in], zeros where mask is false
-  at::Tensor mask;    ///< bool [out, in], true = kept
-  double damping = 0;  ///< used in the end (0: method has none)
+  at::Tensor weight;                  ///< float32 [out, in], zeros where mask is false
+  at::Tensor mask;                    ///< bool [out, in], true = kept
+  double damping = 0;                 ///< used in the end (0: method has none)
   std::vector<std::string> warnings;  ///< "damping raised to 0.1: Cholesky failed at 0.01", ...
 };
 
@@ -45,12 +46,13 @@ class Method {
  public:
   virtual ~Method() = default;
   virtual std::string_view name() const = 0;
-  virtual bool needs_gram() const = 0;     ///< InputStatistics::gram must be there
-  virtual bool needs_inputs() const = 0;   ///< calibration is needed at all
+  virtual bool needs_gram() const = 0;       ///< InputStatistics::gram must be there
+  virtual bool needs_inputs() const = 0;     ///< calibration is needed at all
   virtual bool updates_weights() const = 0;  ///< kept weights change
   virtual Group default_group() const = 0;
   /// @param weight float32 [out, in]; not changed
-  /// @errors kBadInput: NaN or infinity in weight or statistics; kUsage: a pattern or group that the method can't do
+  /// @errors kBadInput: NaN or infinity in weight or statistics; kUsage: a pattern or group that
+  /// the method can't do
   virtual Result<Pruned> prune(const at::Tensor& weight, const InputStatistics& statistics,
                                const Request& request) const = 0;
 };

@@ -86,7 +86,8 @@ std::string sizes(const Runs& runs) {
   std::vector<std::vector<std::string>> rows;
   for (const Run& run : of_verb(runs, "inspect"))
     rows.push_back({run.name, number(run.json, "parameters", "{:.0f}"),
-                    bytes_text(run.json.value("bytes", 0.0)), number(run.json, "sparsity", "{:.4f}")});
+                    bytes_text(run.json.value("bytes", 0.0)),
+                    number(run.json, "sparsity", "{:.4f}")});
   const std::string table = html_table({"model", "parameters", "bytes", "sparsity"}, rows);
   return table.empty() ? "" : "<h2>Size</h2>" + table;
 }
@@ -131,7 +132,8 @@ int block_of(const std::string& name) {
   while (begin < name.size()) {
     const size_t end = std::min(name.find('.', begin), name.size());
     const std::string part = name.substr(begin, end - begin);
-    if (!part.empty() && part.find_first_not_of("0123456789") == std::string::npos && part.size() < 7)
+    if (!part.empty() && part.find_first_not_of("0123456789") == std::string::npos &&
+        part.size() < 7)
       return std::stoi(part);
     begin = end + 1;
   }
@@ -150,7 +152,8 @@ std::string layers(const Runs& runs) {
       const auto add = [&](std::map<std::string, Series>& to, const char* key) {
         if (!layer.contains(key) || !layer[key].is_number()) return;
         to[kind].name = kind;
-        to[kind].points.push_back({static_cast<double>(block), layer[key], layer.value("name", "")});
+        to[kind].points.push_back(
+            {static_cast<double>(block), layer[key], layer.value("name", "")});
       };
       add(errors, "error"), add(sparsities, "sparsity");
     }
@@ -164,7 +167,8 @@ std::string layers(const Runs& runs) {
                        number(run.json, "sparsity", "{:.4f}"),
                        bytes_text(run.json.value("bytes_out", 0.0)),
                        bytes_text(run.json.value("bytes_dense", 0.0)));
-    out += xy_chart({"Relative output error by block", "block", "|X(W−W')| / |XW|", true}, list(errors));
+    out += xy_chart({"Relative output error by block", "block", "|X(W−W')| / |XW|", true},
+                    list(errors));
     out += xy_chart({"Sparsity by block", "block", "share of zeros", true}, list(sparsities));
   }
   return out;
@@ -181,14 +185,16 @@ std::string answers(const Runs& runs) {
 
 }  // namespace
 
-Status write_html(const std::vector<std::filesystem::path>& paths, const std::filesystem::path& out) {
+Status write_html(const std::vector<std::filesystem::path>& paths,
+                  const std::filesystem::path& out) {
   Runs runs;
   for (const auto& path : paths) {
     LACUNA_TRY(const std::string text, io::read_text(path));
     json run = json::parse(text, nullptr, false);
     if (!run.is_object() || !run.contains("verb"))
       return bad_input(
-          "{}: not the JSON output of a verb (no key \"verb\"). Save what `lacuna VERB --json` prints.",
+          "{}: not the JSON output of a verb (no key \"verb\"). Save what `lacuna VERB --json` "
+          "prints.",
           path.string());
     const std::string name = model_name(run);
     runs.push_back({name.empty() ? path.stem().string() : name, std::move(run)});

@@ -10,7 +10,8 @@ namespace lacuna::report {
 namespace {
 
 constexpr double kWidth = 760, kHeight = 300, kLeft = 64, kRight = 16, kTop = 36, kBottom = 46;
-constexpr const char* kColors[] = {"#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2"};
+constexpr const char* kColors[] = {"#2563eb", "#dc2626", "#059669",
+                                   "#d97706", "#7c3aed", "#0891b2"};
 
 struct Range {
   double low = std::numeric_limits<double>::infinity();
@@ -39,11 +40,20 @@ std::string escape(std::string_view text) {
   std::string out;
   for (char c : text) {
     switch (c) {
-      case '&': out += "&amp;"; break;
-      case '<': out += "&lt;"; break;
-      case '>': out += "&gt;"; break;
-      case '"': out += "&quot;"; break;
-      default: out += c;
+      case '&':
+        out += "&amp;";
+        break;
+      case '<':
+        out += "&lt;";
+        break;
+      case '>':
+        out += "&gt;";
+        break;
+      case '"':
+        out += "&quot;";
+        break;
+      default:
+        out += c;
     }
   }
   return out;
@@ -68,13 +78,15 @@ std::string xy_chart(const Axes& axes, const std::vector<Series>& series) {
   };
 
   std::string out = fmt::format(
-      "<svg viewBox=\"0 0 {0} {1}\" role=\"img\" aria-label=\"{2}\"><text class=\"title\" x=\"{3}\" "
+      "<svg viewBox=\"0 0 {0} {1}\" role=\"img\" aria-label=\"{2}\"><text class=\"title\" "
+      "x=\"{3}\" "
       "y=\"18\">{2}</text>\n",
       kWidth, kHeight, escape(axes.title), kLeft);
   const double dx = tick_step(xs), dy = tick_step(ys);
   for (double x = std::ceil(xs.low / dx) * dx; x <= xs.high + dx * 1e-9; x += dx)
     out += fmt::format(
-        "<line class=\"grid\" x1=\"{0:.1f}\" x2=\"{0:.1f}\" y1=\"{1}\" y2=\"{2}\"/><text x=\"{0:.1f}\" "
+        "<line class=\"grid\" x1=\"{0:.1f}\" x2=\"{0:.1f}\" y1=\"{1}\" y2=\"{2}\"/><text "
+        "x=\"{0:.1f}\" "
         "y=\"{3}\" text-anchor=\"middle\">{4:g}</text>\n",
         px(x), kTop, kHeight - kBottom, kHeight - kBottom + 16, std::abs(x) < dx * 1e-9 ? 0.0 : x);
   for (double y = std::ceil(ys.low / dy) * dy; y <= ys.high + dy * 1e-9; y += dy)
@@ -93,14 +105,17 @@ std::string xy_chart(const Axes& axes, const std::vector<Series>& series) {
     const char* color = kColors[i % std::size(kColors)];
     legend -= 7.0 * static_cast<double>(series[i].name.size()) + 24;
     out += fmt::format(
-        "<circle cx=\"{:.1f}\" cy=\"14\" r=\"4\" fill=\"{}\"/><text x=\"{:.1f}\" y=\"18\">{}</text>\n",
+        "<circle cx=\"{:.1f}\" cy=\"14\" r=\"4\" fill=\"{}\"/><text x=\"{:.1f}\" "
+        "y=\"18\">{}</text>\n",
         legend, color, legend + 8, escape(series[i].name));
   }
   for (size_t i = 0; i < series.size(); ++i) {
     const char* color = kColors[i % std::size(kColors)];
     if (axes.lines && series[i].points.size() > 1) {
-      out += fmt::format("<polyline fill=\"none\" stroke=\"{}\" stroke-width=\"1.5\" points=\"", color);
-      for (const Point& p : series[i].points) out += fmt::format("{:.1f},{:.1f} ", px(p.x), py(p.y));
+      out += fmt::format("<polyline fill=\"none\" stroke=\"{}\" stroke-width=\"1.5\" points=\"",
+                         color);
+      for (const Point& p : series[i].points)
+        out += fmt::format("{:.1f},{:.1f} ", px(p.x), py(p.y));
       out += "\"/>\n";
     }
     for (const Point& p : series[i].points) {

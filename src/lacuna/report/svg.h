@@ -22,11 +22,12 @@ struct Series {
 
 struct Axes {
   std::string title, x, y;
-  bool lines = false;   ///< connect the points of a series
+  bool lines = false;  ///< connect the points of a series
   bool y_from_zero = true;
 };
 
-/// A chart of points (or lines) with axes, ticks, a legend and a hover text a point. Empty when there is no point.
+/// A chart of points (or lines) with axes, ticks, a legend and a hover text a point. Empty when
+/// there is no point.
 std::string xy_chart(const Axes& axes, const std::vector<Series>& series);
 
 }  // namespace lacuna::report

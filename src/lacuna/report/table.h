@@ -6,7 +6,8 @@
 
 namespace lacuna::report {
 
-/// Columns padded to their widest cell; the first is left-aligned, the others right-aligned. Rows may be short.
+/// Columns padded to their widest cell; the first is left-aligned, the others right-aligned. Rows
+/// may be short.
 class Table {
  public:
   explicit Table(std::vector<std::string> header) : rows_{std::move(header)} {}

@@ -1,0 +1,91 @@
+#include "lacuna/api/sparsity.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "support/data.h"
+
+namespace lacuna {
+namespace {
+using ::testing::HasSubstr;
+
+std::string demo_model() { return (testing::source_folder() / "examples/demo-model").string(); }
+
+TEST(SparsityManager, PrunesTheNamedLayersAndProvesIt) {
+  SparsityConfig config;
+  config.pattern = "n:m";
+  config.n = 1, config.m = 4;
+  config.target_layers = {"self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj"};
+  config.exclude_layers = {"layers.5"};
+  SparsityManager manager(config);
+  EXPECT_TRUE(manager.report().empty()) << "nothing was measured yet";
+  const auto out = testing::scratch_folder("manager") / "sparse";
+  const auto pruned = manager.prune(demo_model(), out.string());
+  ASSERT_TRUE(pruned.ok()) << pruned.error().message;
+  const auto zeros = manager.verify_sparsity(*pruned);
+  ASSERT_TRUE(zeros.ok()) << zeros.error().message;
+  EXPECT_EQ(zeros->at("model.layers.0.self_attn.q_proj.weight"), 0.75);
+  EXPECT_EQ(zeros->at("model.layers.4.mlp.up_proj.weight"), 0.75);
+  EXPECT_LT(zeros->at("model.layers.5.mlp.up_proj.weight"), 0.01) << "excluded";
+  EXPECT_LT(zeros->at("model.layers.0.mlp.down_proj.weight"), 0.01) << "not a target";
+  const auto report = manager.report();
+  EXPECT_DOUBLE_EQ(report.at("avg_sparsity"), 0.75);
+  EXPECT_GT(report.at("memory_saving"), 0.1);
+  EXPECT_FALSE(report.contains("speedup"));
+  EXPECT_FALSE(report.contains("perplexity_delta"));
+  const auto decoder = manager.load_sparse_model(*pruned);
+  ASSERT_TRUE(decoder.ok()) << decoder.error().message;
+  EXPECT_TRUE((*decoder)->blocks()[0].linear("self_attn.q_proj").is_compact());
+  EXPECT_FALSE((*decoder)->blocks()[0].linear("self_attn.k_proj").is_compact());
+}
+
+TEST(SparsityManager, RefusesByNameWhatIsNotThereYet) {
+  const struct {
+    void (*change)(SparsityConfig&);
+    const char* named;
+  } cases[] = {
+      {[](SparsityConfig& c) { c.pattern = "dynamic"; }, "dynamic"},
+      {[](SparsityConfig& c) { c.enable_dynamic = true; }, "enable_dynamic"},
+      {[](SparsityConfig& c) { c.use_gradient = true; }, "use_gradient"},
+      {[](SparsityConfig& c) { c.fuse_with_quant = true; }, "fuse_with_quant"},
+      {[](SparsityConfig& c) { c.quant_dtype = "int4"; }, "quant_dtype"},
+      {[](SparsityConfig& c) { c.pruning_method = "hessian"; }, "hessian"},
+      {[](SparsityConfig& c) { c.pruning_method = "gradient"; }, "gradient"},
+      {[](SparsityConfig& c) { c.format = "csr"; }, "csr"},
+      {[](SparsityConfig& c) { c.backend = "triton"; }, "triton"},
+      {[](SparsityConfig& c) { c.pruning_method = "magic"; }, "magic"},
+      {[](SparsityConfig& c) { c.n = 5; }, "5:4"},
+      {[](SparsityConfig& c) { c.sparsity_ratio = 1.5; }, "1.5"},
+      {[](SparsityConfig& c) { c.pattern = "stripes"; }, "stripes"},
+  };
+  for (const auto& bad : cases) {
+    SparsityConfig config;
+    bad.change(config);
+    const auto pruned = SparsityManager(config).prune(demo_model(), "/nonexistent/out");
+    ASSERT_FALSE(pruned.ok()) << bad.named;
+    EXPECT_EQ(pruned.error().code, Code::kUsage) << bad.named;
+    EXPECT_THAT(pruned.error().message, HasSubstr(bad.named));
+  }
+}
+
+TEST(SparsityManager, UnknownDatasetNameSaysWhereItLooked) {
+  SparsityConfig config;
+  config.pruning_method = "wanda";
+  config.calibration_dataset = "wikitext-9";
+  const auto pruned = SparsityManager(config).prune(demo_model(), "/nonexistent/out");
+  ASSERT_FALSE(pruned.ok());
+  EXPECT_EQ(pruned.error().code, Code::kBadInput);
+  EXPECT_THAT(pruned.error().message, HasSubstr("wikitext-9"));
+}
+
+TEST(SparsityManager, NamesTheKernelThatWouldRun) {
+  const auto kernel = SparsityManager({.pattern = "n:m"}).select_kernel();
+  ASSERT_TRUE(kernel.ok()) << kernel.error().message;
+  EXPECT_THAT(*kernel, HasSubstr("linear_nm"));
+  const auto bitmap = SparsityManager({.pattern = "unstructured"}).select_kernel();
+  ASSERT_TRUE(bitmap.ok()) << bitmap.error().message;
+  EXPECT_THAT(*bitmap, HasSubstr("linear_bitmap"));
+}
+
+}  // namespace
+}  // namespace lacuna

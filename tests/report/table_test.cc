@@ -1,0 +1,35 @@
+#include "lacuna/report/table.h"
+
+#include <gtest/gtest.h>
+
+namespace lacuna::report {
+namespace {
+
+TEST(Table, AlignsTheFirstColumnLeftAndTheOthersRight) {
+  Table table({"layer", "error"});
+  table.add({"q", "0.5"});
+  table.add({"gate_proj", "10.25"});
+  EXPECT_EQ(table.text(),
+            "layer      error\n"
+            "----------------\n"
+            "q            0.5\n"
+            "gate_proj  10.25\n");
+}
+
+TEST(Table, CountsCharactersNotBytes) {
+  Table table({"é", "n"});
+  table.add({"ab", "1"});
+  EXPECT_EQ(table.text(), "é   n\n-----\nab  1\n");
+}
+
+TEST(BytesText, UsesThreeDigitsAndDecimalUnits) {
+  EXPECT_EQ(bytes_text(512), "512 B");
+  EXPECT_EQ(bytes_text(98362432), "98.4 MB");
+  EXPECT_EQ(bytes_text(9.994e6), "9.99 MB");
+  EXPECT_EQ(bytes_text(999.6e3), "1.00 MB");
+  EXPECT_EQ(bytes_text(16.06e9), "16.1 GB");
+  EXPECT_EQ(bytes_text(269e6), "269 MB");
+}
+
+}  // namespace
+}  // namespace lacuna::report
