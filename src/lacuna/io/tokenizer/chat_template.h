@@ -22,10 +22,10 @@ class ChatTemplate {
   /// @errors kBadInput: none there; a template of unknown kind (named by its first characters)
   static Result<ChatTemplate> open(const std::filesystem::path& folder);
   /// The same from the template's text.
-  static Result<ChatTemplate> parse(std::string_view jinja, std::string_view bos, std::string_view eos,
-                                    const std::string& file);
-  /// The prompt text up to where the assistant answers; the template's default system message is put first where the
-  /// template does so. Encode it with add_special = false.
+  static Result<ChatTemplate> parse(std::string_view jinja, std::string_view bos,
+                                    std::string_view eos, const std::string& file);
+  /// The prompt text up to where the assistant answers; the template's default system message is
+  /// put first where the template does so. Encode it with add_special = false.
   std::string render(const std::vector<ChatMessage>& messages) const;
   std::string_view kind() const;
 

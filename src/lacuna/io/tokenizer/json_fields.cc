@@ -1,0 +1,32 @@
+#include "lacuna/io/tokenizer/json_fields.h"
+
+namespace lacuna::io::tokenizer {
+
+Result<Json> parse_object(std::string_view text, const std::string& file) {
+  try {
+    Json root = Json::parse(text);
+    if (!root.is_object())
+      return bad_input("{}: must hold a JSON object (got {}).", file, root.type_name());
+    return root;
+  } catch (const Json::exception& error) {
+    return bad_input("{}: must be JSON (got \"{}\").", file, error.what());
+  }
+}
+
+Result<AddedToken> added_token(const Json& object, const std::string& file) {
+  if (!object.is_object())
+    return bad_input("{}: an added token must be an object (got {}).", file, object.type_name());
+  AddedToken token;
+  if (!object.contains("content"))
+    return bad_input("{}: an added token must have \"content\".", file);
+  LACUNA_TRY(token.content, field_or<std::string>(object, "content", "", file));
+  LACUNA_TRY(token.special, field_or<bool>(object, "special", false, file));
+  // Hugging Face's default: special tokens are sought in the raw text.
+  LACUNA_TRY(token.normalized, field_or<bool>(object, "normalized", !token.special, file));
+  LACUNA_TRY(token.left_strip, field_or<bool>(object, "lstrip", false, file));
+  LACUNA_TRY(token.right_strip, field_or<bool>(object, "rstrip", false, file));
+  LACUNA_TRY(token.single_word, field_or<bool>(object, "single_word", false, file));
+  return token;
+}
+
+}  // namespace lacuna::io::tokenizer
