@@ -18,6 +18,13 @@ std::string byte_token(unsigned byte) { return fmt::format("<0x{:02X}>", byte); 
 
 }  // namespace
 
+std::optional<MergeRule> parse_merge(std::string_view line, uint32_t rank) {
+  const size_t space = line.find(' ');
+  if (space == std::string_view::npos || line.find(' ', space + 1) != std::string_view::npos)
+    return std::nullopt;
+  return MergeRule{std::string(line.substr(0, space)), std::string(line.substr(space + 1)), rank};
+}
+
 MergeTable::MergeTable(size_t merges) : slots_(std::bit_ceil(2 * merges + 2), Slot{kNoPair, {}}) {}
 
 size_t MergeTable::slot_of(uint64_t pair) const {
@@ -39,25 +46,25 @@ MergeTable::Merge MergeTable::find(int32_t left, int32_t right) const {
   return slots_[slot_of(pair)].merge;
 }
 
-Result<std::shared_ptr<const Bpe>> Bpe::create(
-    Vocabulary vocabulary, const std::vector<std::pair<std::string, std::string>>& merges,
-    BpeOptions options, const std::string& file) {
+Result<std::shared_ptr<const Bpe>> Bpe::create(Vocabulary vocabulary,
+                                               const std::vector<MergeRule>& merges,
+                                               BpeOptions options, const std::string& file) {
   auto bpe = std::make_shared<Bpe>();
   bpe->vocabulary_ = std::move(vocabulary);
   bpe->options_ = options;
   bpe->merges_ = MergeTable(merges.size());
-  for (size_t rank = 0; rank < merges.size(); ++rank) {
-    const auto& [left, right] = merges[rank];
+  for (size_t i = 0; i < merges.size(); ++i) {
+    const auto& [left, right, rank] = merges[i];
     const auto left_id = bpe->vocabulary_.id(left), right_id = bpe->vocabulary_.id(right);
     const auto whole = bpe->vocabulary_.id(left + right);
     if (!left_id || !right_id || !whole)
       return bad_input(
           "{}: merge {} (\"{}\" \"{}\") must join tokens of the vocabulary (\"{}\" is not in it).",
-          file, rank, left, right,
+          file, i, left, right,
           !left_id    ? left
           : !right_id ? right
                       : left + right);
-    bpe->merges_.insert(*left_id, *right_id, {static_cast<uint32_t>(rank), *whole});
+    bpe->merges_.insert(*left_id, *right_id, {rank, *whole});
   }
   if (options.byte_fallback) {
     std::array<int32_t, 256> tokens{};

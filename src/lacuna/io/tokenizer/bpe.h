@@ -8,7 +8,6 @@
 #include <optional>
 #include <string>
 #include <string_view>
-#include <utility>
 #include <vector>
 
 #include "lacuna/core/status.h"
@@ -38,6 +37,15 @@ class MergeTable {
   std::vector<Slot> slots_;
 };
 
+/// Two tokens that become one; of several possible merges the lowest rank goes first.
+struct MergeRule {
+  std::string left, right;
+  uint32_t rank = 0;
+};
+
+/// Reads "left right"; nothing unless exactly one space parts two texts.
+std::optional<MergeRule> parse_merge(std::string_view line, uint32_t rank);
+
 struct BpeOptions {
   std::optional<int32_t>
       unknown;  ///< id for characters that are not in the vocabulary; without it they are dropped
@@ -49,12 +57,11 @@ struct BpeOptions {
 
 class Bpe final : public Model {
  public:
-  /// @param merges  pairs of spellings in order of rank
   /// @errors kBadInput: a merge whose parts or whole are not in the vocabulary (its number and text
   /// named)
-  static Result<std::shared_ptr<const Bpe>> create(
-      Vocabulary vocabulary, const std::vector<std::pair<std::string, std::string>>& merges,
-      BpeOptions options, const std::string& file);
+  static Result<std::shared_ptr<const Bpe>> create(Vocabulary vocabulary,
+                                                   const std::vector<MergeRule>& merges,
+                                                   BpeOptions options, const std::string& file);
 
   /// @cost O(n log n) for a piece of n characters
   void encode(const Pieces& pieces, std::vector<int32_t>& ids) const override;

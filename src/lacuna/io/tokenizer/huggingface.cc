@@ -212,25 +212,20 @@ Status read_post_processor(const Json& root, const std::string& file, PipelinePa
 }
 
 /// Merges stand as ["a", "b"] or, in older files, as "a b".
-Result<std::vector<std::pair<std::string, std::string>>> read_merges(const Json& list,
-                                                                     const std::string& file) {
-  std::vector<std::pair<std::string, std::string>> merges;
+Result<std::vector<MergeRule>> read_merges(const Json& list, const std::string& file) {
+  std::vector<MergeRule> merges;
   merges.reserve(list.size());
   for (const Json& merge : list) {
+    const auto rank = static_cast<uint32_t>(merges.size());
     if (merge.is_array() && merge.size() == 2 && merge[0].is_string() && merge[1].is_string()) {
-      merges.emplace_back(merge[0].get<std::string>(), merge[1].get<std::string>());
+      merges.push_back({merge[0].get<std::string>(), merge[1].get<std::string>(), rank});
       continue;
     }
-    if (merge.is_string()) {
-      const auto& text = merge.get_ref<const std::string&>();
-      const size_t space = text.find(' ');
-      if (space != std::string::npos && text.find(' ', space + 1) == std::string::npos) {
-        merges.emplace_back(text.substr(0, space), text.substr(space + 1));
-        continue;
-      }
-    }
-    return bad_input("{}: merge {} must be two tokens (got {}).", file, merges.size(),
-                     merge.dump());
+    auto rule =
+        merge.is_string() ? parse_merge(merge.get_ref<const std::string&>(), rank) : std::nullopt;
+    if (!rule)
+      return bad_input("{}: merge {} must be two tokens (got {}).", file, rank, merge.dump());
+    merges.push_back(*std::move(rule));
   }
   return merges;
 }
@@ -256,16 +251,8 @@ Result<std::shared_ptr<const Bpe>> read_model(const Json& root, const std::strin
   if (vocab == model.end() || !vocab->is_object() || merges == model.end() || !merges->is_array())
     return bad_input("{}: the BPE model must have an object \"vocab\" and a list \"merges\".",
                      file);
-  std::vector<std::pair<std::string, int64_t>> entries;
-  entries.reserve(vocab->size());
-  for (const auto& [token, id] : vocab->items()) {
-    if (!id.is_number_integer())
-      return bad_input("{}: the id of token \"{}\" must be an integer (got {}).", file, token,
-                       id.dump());
-    entries.emplace_back(token, id.get<int64_t>());
-  }
-  LACUNA_TRY(Vocabulary vocabulary, Vocabulary::create(std::move(entries), file));
-  LACUNA_TRY(const auto pairs, read_merges(*merges, file));
+  LACUNA_TRY(Vocabulary vocabulary, read_vocabulary(*vocab, file));
+  LACUNA_TRY(const std::vector<MergeRule> rules, read_merges(*merges, file));
   BpeOptions options;
   LACUNA_TRY(options.fuse_unknown, field_or<bool>(model, "fuse_unk", false, file));
   LACUNA_TRY(options.byte_fallback, field_or<bool>(model, "byte_fallback", false, file));
@@ -276,7 +263,7 @@ Result<std::shared_ptr<const Bpe>> read_model(const Json& root, const std::strin
     if (!options.unknown)
       return bad_input("{}: unk_token must be in the vocabulary (got \"{}\").", file, unknown);
   }
-  return Bpe::create(std::move(vocabulary), pairs, options, file);
+  return Bpe::create(std::move(vocabulary), rules, options, file);
 }
 
 }  // namespace

@@ -29,4 +29,16 @@ Result<AddedToken> added_token(const Json& object, const std::string& file) {
   return token;
 }
 
+Result<Vocabulary> read_vocabulary(const Json& object, const std::string& file) {
+  std::vector<std::pair<std::string, int64_t>> entries;
+  entries.reserve(object.size());
+  for (const auto& [token, id] : object.items()) {
+    if (!id.is_number_integer())
+      return bad_input("{}: the id of token \"{}\" must be an integer (got {}).", file, token,
+                       id.dump());
+    entries.emplace_back(token, id.get<int64_t>());
+  }
+  return Vocabulary::create(std::move(entries), file);
+}
+
 }  // namespace lacuna::io::tokenizer

@@ -44,4 +44,8 @@ Result<T> field_or(const Json& object, const char* key, T fallback, const std::s
 /// kind
 Result<AddedToken> added_token(const Json& object, const std::string& file);
 
+/// {"token": id, ...} @errors kBadInput: an id that isn't an integer, and what Vocabulary::create()
+/// refuses
+Result<Vocabulary> read_vocabulary(const Json& object, const std::string& file);
+
 }  // namespace lacuna::io::tokenizer

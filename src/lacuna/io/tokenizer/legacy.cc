@@ -1,0 +1,62 @@
+#include "lacuna/io/tokenizer/legacy.h"
+
+#include "lacuna/io/tokenizer/bpe.h"
+#include "lacuna/io/tokenizer/json_fields.h"
+
+namespace lacuna::io::tokenizer {
+namespace {
+
+constexpr const char* kEndOfText = "<|endoftext|>";
+
+Result<std::vector<MergeRule>> read_merges(std::string_view text, const std::string& file) {
+  std::vector<MergeRule> merges;
+  for (size_t number = 1; !text.empty(); ++number) {
+    const size_t newline = text.find('\n');
+    std::string_view line = text.substr(0, newline);
+    text = newline == std::string_view::npos ? std::string_view() : text.substr(newline + 1);
+    if (line.ends_with('\r')) line.remove_suffix(1);
+    if (line.empty() || line.starts_with("#version")) continue;
+    auto rule = parse_merge(line, static_cast<uint32_t>(merges.size()));
+    if (!rule) return bad_input("{}: line {} must be two tokens (got \"{}\").", file, number, line);
+    merges.push_back(*std::move(rule));
+  }
+  return merges;
+}
+
+}  // namespace
+
+Result<std::shared_ptr<const Tokenizer>> parse_legacy(std::string_view vocab_json,
+                                                      std::string_view merges_text,
+                                                      const TokenizerConfig& config,
+                                                      const std::string& vocab_file,
+                                                      const std::string& merges_file) {
+  const bool qwen2 = config.tokenizer_class.starts_with("Qwen2Tokenizer");
+  LACUNA_TRY(const Json root, parse_object(vocab_json, vocab_file));
+  LACUNA_TRY(Vocabulary vocabulary, read_vocabulary(root, vocab_file));
+  LACUNA_TRY(const std::vector<MergeRule> merges, read_merges(merges_text, merges_file));
+  PipelineParts parts;
+  LACUNA_TRY(parts.model, Bpe::create(std::move(vocabulary), merges, {}, merges_file));
+  const Vocabulary& known = parts.model->vocabulary();
+
+  std::vector<AddedToken> added = config.added, named;
+  for (const std::string& content : config.specials)
+    if (const auto id = known.id(content)) named.push_back({content, *id, true});
+  if (added.empty() && named.empty())
+    if (const auto id = known.id(kEndOfText)) named.push_back({kEndOfText, *id, true});
+  merge_added(added, named);
+
+  if (qwen2) parts.normalizer.emplace_back(UnicodeForm::kNfc);
+  LACUNA_TRY(parts.added,
+             AddedTokens::create(std::move(added), known, parts.normalizer, vocab_file));
+  LACUNA_TRY(Pattern pattern, Pattern::regex(qwen2 ? kQwen2Pattern : kGpt2Pattern, vocab_file));
+  if (config.add_prefix_space.value_or(false)) parts.pre_tokenizer.emplace_back(PrefixSpace{});
+  parts.pre_tokenizer.emplace_back(Split{std::move(pattern)});
+  parts.pre_tokenizer.emplace_back(ByteLevelMap{});
+  parts.decoder.emplace_back(ByteLevelDecoder{});
+  parts.eos = parts.added.id(kEndOfText);
+  if (!qwen2) parts.bos = parts.eos;
+  LACUNA_CHECK(apply_config(config, vocab_file, parts));
+  return std::make_shared<const Pipeline>(std::move(parts));
+}
+
+}  // namespace lacuna::io::tokenizer
