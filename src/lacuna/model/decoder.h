@@ -18,7 +18,7 @@
 namespace lacuna::model {
 
 /// Keys and values of the tokens so far, one contiguous pair of buffers a layer, growing by
-/// doubling up to `capacity`.
+/// doubling up to the model's positions (append() throws past them).
 class KvCache {
  public:
   KvCache(const io::DecoderSpec& spec, int64_t batch, const Compute& compute);
@@ -31,7 +31,7 @@ class KvCache {
   size_t bytes() const;
 
  private:
-  int64_t length_ = 0;
+  int64_t length_ = 0, capacity_ = 0;
   std::vector<at::Tensor> keys_, values_;
 };
 
@@ -48,8 +48,10 @@ class Rotary {
   std::pair<at::Tensor, at::Tensor> at(int64_t first, int64_t tokens) const;
 
  private:
+  struct Memo;                    // the last answer
   at::Tensor inverse_frequency_;  // float32 [head_dim/2]
   Compute compute_;
+  std::shared_ptr<Memo> memo_;
 };
 
 /// One transformer block.

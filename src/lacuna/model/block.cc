@@ -1,0 +1,168 @@
+#include <algorithm>
+#include <cmath>
+
+#include "lacuna/model/decoder.h"
+#include "lacuna/model/parts.h"
+
+namespace lacuna::model {
+namespace {
+
+at::Tensor rotate(const at::Tensor& x, const std::pair<at::Tensor, at::Tensor>& angles) {
+  const auto& [cos, sin] = angles;
+  const int64_t half = x.size(-1) / 2;
+  const at::Tensor turned = at::cat({x.narrow(-1, half, half).neg(), x.narrow(-1, 0, half)}, -1);
+  return x * cos + turned * sin;
+}
+
+/// [B, KVH, S, D] -> [B, H, S, D]: each key head serves H / KVH query heads in a row.
+at::Tensor for_every_head(const at::Tensor& x, int64_t heads) {
+  return heads == x.size(1) ? x : x.repeat_interleave(heads / x.size(1), 1);
+}
+
+/// Causal attention of the last T of S positions: q [B, H, T, D], k, v [B, KVH, S, D] ->
+/// [B, T, H*D].
+at::Tensor attend(const at::Tensor& q, at::Tensor k, at::Tensor v, std::optional<int64_t> window) {
+  const int64_t batch = q.size(0), heads = q.size(1), tokens = q.size(2), width = q.size(3);
+  if (window && k.size(2) > *window + tokens - 1) {  // keys that not even the first token sees
+    const int64_t seen = *window + tokens - 1;
+    k = k.narrow(2, k.size(2) - seen, seen);
+    v = v.narrow(2, v.size(2) - seen, seen);
+  }
+  const int64_t positions = k.size(2), past = positions - tokens;
+  at::Tensor out;
+  if (tokens == 1) {
+    // The query heads that share a key head stand in for tokens: no key is copied.
+    out = at::scaled_dot_product_attention(q.reshape({batch, k.size(1), -1, width}), k, v);
+    return out.reshape({batch, 1, heads * width});
+  }
+  k = for_every_head(k, heads);
+  v = for_every_head(v, heads);
+  if (past == 0 && (!window || positions <= *window)) {
+    out = at::scaled_dot_product_attention(q, k, v, {}, 0.0, /*is_causal=*/true);
+  } else {
+    at::Tensor mask = at::ones({tokens, positions}, q.options().dtype(at::kBool)).tril_(past);
+    if (window) mask.triu_(past - *window + 1);
+    out = at::scaled_dot_product_attention(q, k, v, mask);
+  }
+  return out.transpose(1, 2).reshape({batch, tokens, heads * width});
+}
+
+}  // namespace
+
+struct Block::State {
+  int64_t layer = 0, heads = 0, kv_heads = 0, head_dim = 0;
+  bool pre_norm = true, rotary = true;
+  io::Activation activation = io::Activation::kSilu;
+  std::optional<int64_t> window;
+  Norm attention_norm, mlp_norm;
+  std::optional<Norm> q_norm, k_norm;
+  std::vector<std::pair<std::string, Linear>> linears;  // q k v o [gate] up down
+
+  enum Place { kQ, kK, kV, kO };
+  bool gated() const { return linears.size() == 7; }
+
+  at::Tensor apply(size_t place, const at::Tensor& x, const LinearObserver* observer) const {
+    const auto& [name, linear] = linears[place];
+    if (observer != nullptr) (*observer)(name, x);
+    return linear.forward(x);
+  }
+
+  /// [B, T, heads*D] -> [B, heads, T, D]
+  at::Tensor split(const at::Tensor& x, int64_t count) const {
+    return x.view({x.size(0), x.size(1), count, head_dim}).transpose(1, 2);
+  }
+
+  at::Tensor attention(const at::Tensor& x, const Rotary& positions, KvCache* cache,
+                       const LinearObserver* observer) const {
+    at::Tensor q = split(apply(kQ, x, observer), heads);
+    at::Tensor k = split(apply(kK, x, observer), kv_heads);
+    at::Tensor v = split(apply(kV, x, observer), kv_heads);
+    if (q_norm) q = q_norm->forward(q);
+    if (k_norm) k = k_norm->forward(k);
+    if (rotary) {
+      const auto angles = positions.at(cache != nullptr ? cache->length() : 0, x.size(1));
+      q = rotate(q, angles);
+      k = rotate(k, angles);
+    }
+    if (cache != nullptr) std::tie(k, v) = cache->append(layer, k, v);
+    return apply(kO, attend(q, k, v, window), observer);
+  }
+
+  at::Tensor mlp(const at::Tensor& x, const LinearObserver* observer) const {
+    const size_t down = linears.size() - 1, up = down - 1, gate = down - 2;
+    if (!gated()) return apply(down, activate(activation, apply(up, x, observer)), observer);
+    const at::Tensor opened = activate(activation, apply(gate, x, observer));
+    return apply(down, opened * apply(up, x, observer), observer);
+  }
+};
+
+Result<Block> Block::load(const io::Checkpoint& checkpoint, const io::DecoderSpec& spec,
+                          int64_t layer, const Compute& compute) {
+  auto state = std::make_shared<State>();
+  state->layer = layer;
+  state->heads = spec.heads;
+  state->kv_heads = spec.kv_heads;
+  state->head_dim = spec.head_dim;
+  state->pre_norm = spec.pre_norm;
+  state->rotary = spec.positions == io::Positions::kRotary;
+  state->activation = spec.activation;
+  state->window = spec.sliding_window;
+  const std::string prefix = spec.block_prefix(layer);
+  const auto norm = [&](const std::string& name, io::NormKind kind, int64_t width) {
+    return Norm::read(checkpoint, prefix + name, kind, spec.norm_epsilon, width, compute);
+  };
+  LACUNA_TRY(state->attention_norm, norm(spec.attention_norm, spec.norm, spec.hidden));
+  LACUNA_TRY(state->mlp_norm, norm(spec.mlp_norm, spec.norm, spec.hidden));
+  if (spec.qk_norm) {
+    LACUNA_TRY(state->q_norm, norm(spec.q_norm, io::NormKind::kRms, spec.head_dim));
+    LACUNA_TRY(state->k_norm, norm(spec.k_norm, io::NormKind::kRms, spec.head_dim));
+  }
+  for (const io::LinearSpec& linear : spec.block_linears()) {
+    LACUNA_TRY(Linear read, read_linear(checkpoint, prefix, linear, compute));
+    state->linears.emplace_back(linear.name, std::move(read));
+  }
+  Block block;
+  block.state_ = std::move(state);
+  return block;
+}
+
+at::Tensor Block::forward(const at::Tensor& hidden, const Rotary& rotary, KvCache* cache,
+                          const LinearObserver* observer) const {
+  const State& s = *state_;
+  if (s.pre_norm) {
+    const at::Tensor middle =
+        hidden + s.attention(s.attention_norm.forward(hidden), rotary, cache, observer);
+    return middle + s.mlp(s.mlp_norm.forward(middle), observer);
+  }
+  const at::Tensor middle =
+      s.attention_norm.forward(hidden + s.attention(hidden, rotary, cache, observer));
+  return s.mlp_norm.forward(middle + s.mlp(middle, observer));
+}
+
+std::vector<std::string> Block::linear_names() const {
+  std::vector<std::string> names;
+  for (const auto& [name, linear] : state_->linears) names.push_back(name);
+  return names;
+}
+
+const Linear& Block::linear(std::string_view name) const {
+  const auto& all = state_->linears;
+  const auto found =
+      std::find_if(all.begin(), all.end(), [&](const auto& entry) { return entry.first == name; });
+  TORCH_CHECK(found != all.end(), "Block: no Linear is called ", std::string(name));
+  return found->second;
+}
+
+Linear& Block::linear(std::string_view name) {
+  return const_cast<Linear&>(std::as_const(*this).linear(name));
+}
+
+size_t Block::weight_bytes() const {
+  const State& s = *state_;
+  size_t bytes = s.attention_norm.bytes() + s.mlp_norm.bytes();
+  if (s.q_norm) bytes += s.q_norm->bytes() + s.k_norm->bytes();
+  for (const auto& [name, linear] : s.linears) bytes += linear.weight_bytes();
+  return bytes;
+}
+
+}  // namespace lacuna::model

@@ -1,0 +1,59 @@
+#include "lacuna/model/decoder.h"
+
+#include <nlohmann/json.hpp>
+
+#include "lacuna/io/file.h"
+
+namespace lacuna::model {
+
+Result<io::DecoderSpec> spec_of(const io::Checkpoint& checkpoint) {
+  const auto config_file = checkpoint.folder() / "config.json";
+  const auto generation_file = checkpoint.folder() / "generation_config.json";
+  nlohmann::json generation;
+  const bool has_generation = std::filesystem::exists(generation_file);
+  if (has_generation) {
+    LACUNA_TRY(const std::string text, io::read_text(generation_file));
+    generation = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+    if (!generation.is_object())
+      return bad_input("{}: is not a JSON object (need one). Download it again or delete it.",
+                       generation_file.string());
+  }
+  return io::decoder_spec(checkpoint.config(), has_generation ? &generation : nullptr,
+                          config_file.string());
+}
+
+Result<Decoder> Decoder::load(const io::Checkpoint& checkpoint, const Compute& compute) {
+  Decoder decoder;
+  decoder.compute_ = compute;
+  LACUNA_TRY(decoder.spec_, spec_of(checkpoint));
+  LACUNA_TRY(decoder.ends_, Ends::load(checkpoint, decoder.spec_, compute));
+  for (int64_t layer = 0; layer < decoder.spec_.layers; ++layer) {
+    LACUNA_TRY(Block block, Block::load(checkpoint, decoder.spec_, layer, compute));
+    decoder.blocks_.push_back(std::move(block));
+  }
+  if (decoder.spec_.positions == io::Positions::kRotary)
+    decoder.rotary_ = Rotary(decoder.spec_, compute);
+  return decoder;
+}
+
+at::Tensor Decoder::hidden(const at::Tensor& ids, KvCache* cache) const {
+  const int64_t first = cache != nullptr ? cache->length() : 0;
+  at::Tensor hidden = ends_.embed(ids.to(compute_.device), first);
+  for (const Block& block : blocks_) hidden = block.forward(hidden, rotary_, cache);
+  if (cache != nullptr) cache->advance(ids.size(1));
+  return hidden;
+}
+
+at::Tensor Decoder::forward(const at::Tensor& ids, KvCache* cache, bool last_only) const {
+  at::Tensor x = hidden(ids, cache);
+  if (last_only) x = x.narrow(1, x.size(1) - 1, 1);
+  return ends_.logits(x);
+}
+
+size_t Decoder::weight_bytes() const {
+  size_t bytes = ends_.weight_bytes();
+  for (const Block& block : blocks_) bytes += block.weight_bytes();
+  return bytes;
+}
+
+}  // namespace lacuna::model

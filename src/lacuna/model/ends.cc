@@ -1,0 +1,79 @@
+#include "lacuna/model/decoder.h"
+#include "lacuna/model/parts.h"
+
+namespace lacuna::model {
+
+struct Ends::State {
+  at::Tensor embedding;           // [vocab, embedding_width]
+  at::Tensor position_embedding;  // [max_positions + offset, hidden]
+  int64_t position_offset = 0;
+  std::optional<Linear> project_in, project_out;
+  std::optional<Norm> final_norm;
+  Linear head;  // shares the embedding when tied
+  bool tied = false;
+};
+
+Result<Ends> Ends::load(const io::Checkpoint& checkpoint, const io::DecoderSpec& spec,
+                        const Compute& compute) {
+  auto state = std::make_shared<State>();
+  const int64_t width = spec.embedding_width;
+  LACUNA_TRY(state->embedding,
+             read_tensor(checkpoint, spec.embedding + ".weight", {spec.vocab, width}, compute));
+  if (spec.positions == io::Positions::kLearned) {
+    state->position_offset = spec.position_offset;
+    LACUNA_TRY(state->position_embedding,
+               read_tensor(checkpoint, spec.position_embedding + ".weight",
+                           {spec.max_positions + spec.position_offset, spec.hidden}, compute));
+  }
+  if (!spec.project_in.empty()) {
+    LACUNA_TRY(state->project_in,
+               read_linear(checkpoint, "", {spec.project_in, spec.hidden, width}, compute));
+  }
+  if (!spec.project_out.empty()) {
+    LACUNA_TRY(state->project_out,
+               read_linear(checkpoint, "", {spec.project_out, width, spec.hidden}, compute));
+  }
+  if (spec.final_norm) {
+    LACUNA_TRY(state->final_norm, Norm::read(checkpoint, spec.final_norm_name, spec.norm,
+                                             spec.norm_epsilon, spec.hidden, compute));
+  }
+  state->tied = spec.tied_embedding;
+  if (state->tied) {
+    state->head = Linear::dense(state->embedding, {});
+  } else {
+    LACUNA_TRY(state->head,
+               read_linear(checkpoint, "", {spec.lm_head, spec.vocab, width}, compute));
+  }
+  Ends ends;
+  ends.state_ = std::move(state);
+  return ends;
+}
+
+at::Tensor Ends::embed(const at::Tensor& ids, int64_t first) const {
+  const State& s = *state_;
+  at::Tensor hidden = at::embedding(s.embedding, ids);
+  if (s.project_in) hidden = s.project_in->forward(hidden);
+  if (s.position_embedding.defined())
+    hidden = hidden + s.position_embedding.narrow(0, first + s.position_offset, ids.size(1));
+  return hidden;
+}
+
+at::Tensor Ends::logits(const at::Tensor& hidden) const {
+  const State& s = *state_;
+  at::Tensor x = s.final_norm ? s.final_norm->forward(hidden) : hidden;
+  if (s.project_out) x = s.project_out->forward(x);
+  return s.head.forward(x).to(at::kFloat);
+}
+
+size_t Ends::weight_bytes() const {
+  const State& s = *state_;
+  size_t bytes = s.embedding.nbytes();
+  if (s.position_embedding.defined()) bytes += s.position_embedding.nbytes();
+  for (const auto* linear : {&s.project_in, &s.project_out})
+    if (*linear) bytes += (*linear)->weight_bytes();
+  if (s.final_norm) bytes += s.final_norm->bytes();
+  if (!s.tied) bytes += s.head.weight_bytes();
+  return bytes;
+}
+
+}  // namespace lacuna::model

@@ -1,0 +1,173 @@
+#include "lacuna/model/linear.h"
+
+#include <c10/core/InferenceMode.h>
+
+#include <algorithm>
+#include <vector>
+
+namespace lacuna::model {
+namespace {
+
+using format::CompactMatrix;
+using format::PatternKind;
+
+/// One matrix of `dtype` in a buffer that every Linear of this thread shares; it lives until the
+/// next call.
+at::Tensor scratch(int64_t rows, int64_t columns, const Compute& compute) {
+  static thread_local at::Tensor buffer;
+  const int64_t bytes = rows * columns * static_cast<int64_t>(c10::elementSize(compute.dtype));
+  if (!buffer.defined() || buffer.device() != compute.device || buffer.size(0) < bytes) {
+    const c10::InferenceMode off(false);  // written in any mode
+    buffer.reset();                       // give the old one back first
+    buffer = at::empty({bytes}, at::TensorOptions().device(compute.device).dtype(at::kByte));
+  }
+  return buffer.narrow(0, 0, bytes).view(compute.dtype).view({rows, columns});
+}
+
+/// Expands on the CPU in parallel tiles of rows, converting when the values have another type.
+void expand_into(const CompactMatrix& matrix, at::Tensor& out) {
+  const at::ScalarType stored = scalar_type(matrix.values_dtype);
+  const bool converts = stored != out.scalar_type();
+  const int64_t row_bytes = matrix.columns * static_cast<int64_t>(out.element_size());
+  auto* data = static_cast<std::byte*>(out.data_ptr());
+  const int64_t tiles = (matrix.rows + format::kRowGroup - 1) / format::kRowGroup;
+  torch_executor().parallel_for(tiles, [&](int64_t tile) {
+    const int64_t first = tile * format::kRowGroup;
+    const int64_t last = std::min(first + format::kRowGroup, matrix.rows);
+    std::byte* rows = data + first * row_bytes;
+    if (!converts) return format::expand_rows(matrix, first, last, rows);
+    at::Tensor as_stored = at::empty({last - first, matrix.columns}, stored);
+    format::expand_rows(matrix, first, last, as_stored.data_ptr());
+    at::from_blob(rows, {last - first, matrix.columns}, out.options()).copy_(as_stored);
+  });
+}
+
+at::Tensor to_device(const Bytes& bytes, DType dtype, int64_t elements, at::Device device) {
+  return wrap({dtype, {elements}, bytes}).to(device);
+}
+
+/// The parts of a compact matrix as tensors on a GPU, expanded by torch's own operations. The
+/// temporaries of an expansion take about ten bytes a weight of that one matrix.
+class DeviceCompact {
+ public:
+  DeviceCompact(const CompactMatrix& matrix, const Compute& compute)
+      : pattern_(matrix.pattern), rows_(matrix.rows), columns_(matrix.columns) {
+    const at::Device device = compute.device;
+    const auto count = static_cast<int64_t>(matrix.values.size() / size_bytes(matrix.values_dtype));
+    values_ = to_device(matrix.values, matrix.values_dtype, count, device);
+    if (pattern_.kind == PatternKind::kBlock) {
+      const auto blocks = static_cast<int64_t>(matrix.block_columns.size() / sizeof(int32_t));
+      const int64_t block_rows = (rows_ + pattern_.block_rows - 1) / pattern_.block_rows;
+      const at::Tensor offsets = wrap({DType::kI64, {block_rows + 1}, matrix.block_offsets});
+      block_columns_ = to_device(matrix.block_columns, DType::kI32, blocks, device).to(at::kLong);
+      block_rows_ = at::repeat_interleave(at::arange(block_rows), at::diff(offsets)).to(device);
+      values_ = values_.view({blocks, pattern_.block_rows, pattern_.block_columns});
+      return;
+    }
+    const int64_t stride = matrix.bitmap_stride_bytes();
+    bitmap_ = to_device(matrix.bitmap, DType::kU8, rows_ * stride, device).view({rows_, stride});
+    bits_ = at::tensor({1, 2, 4, 8, 16, 32, 64, 128}, at::kByte).to(device);
+    if (pattern_.kind == PatternKind::kKeepOf && columns_ % pattern_.of != 0) {
+      // Slots that the short last group of a row leaves unused would shift what follows.
+      const int64_t used = columns_ / pattern_.of * pattern_.keep +
+                           std::min<int64_t>(pattern_.keep, columns_ % pattern_.of);
+      values_ = values_.view({rows_, matrix.values_per_row()}).narrow(1, 0, used).contiguous();
+    }
+  }
+
+  /// @param out  called with the padded shape; gives the tensor to fill
+  at::Tensor expand(const Compute& compute) const {
+    const at::Tensor values = values_.to(compute.dtype);
+    if (pattern_.kind == PatternKind::kBlock) {
+      const int64_t r = pattern_.block_rows, c = pattern_.block_columns;
+      const int64_t down = (rows_ + r - 1) / r, across = (columns_ + c - 1) / c;
+      at::Tensor out = scratch(down * r, across * c, compute).zero_();
+      out.view({down, r, across, c})
+          .permute({0, 2, 1, 3})
+          .index_put_({block_rows_, block_columns_}, values);
+      return out.narrow(0, 0, rows_).narrow(1, 0, columns_);
+    }
+    const at::Tensor kept = bitmap_.unsqueeze(-1)
+                                .bitwise_and(bits_)
+                                .to(at::kBool)
+                                .view({rows_, -1})
+                                .narrow(1, 0, columns_);
+    return scratch(rows_, columns_, compute).zero_().masked_scatter_(kept, values);
+  }
+
+  size_t bytes() const {
+    size_t sum = 0;
+    for (const at::Tensor* part : {&values_, &bitmap_, &block_rows_, &block_columns_})
+      if (part->defined()) sum += part->nbytes();
+    return sum;
+  }
+
+ private:
+  format::Pattern pattern_;
+  int64_t rows_, columns_;
+  at::Tensor values_, bitmap_, bits_, block_rows_, block_columns_;
+};
+
+}  // namespace
+
+struct Linear::Compact {
+  CompactMatrix matrix;  // on the CPU: the weight; on a GPU: its sizes alone
+  std::optional<DeviceCompact> device;
+  Compute compute;
+
+  /// Dense, in the shared scratch: good until the next expansion on this thread.
+  at::Tensor expanded() const {
+    if (device) return device->expand(compute);
+    at::Tensor out = scratch(matrix.rows, matrix.columns, compute);
+    expand_into(matrix, out);
+    return out;
+  }
+};
+
+Linear Linear::dense(at::Tensor weight, std::optional<at::Tensor> bias) {
+  Linear linear;
+  linear.dense_ = std::move(weight);
+  linear.bias_ = std::move(bias);
+  return linear;
+}
+
+Result<Linear> Linear::compact(CompactMatrix weight, std::optional<at::Tensor> bias,
+                               const Compute& compute) {
+  auto compact = std::make_shared<Compact>();
+  compact->compute = compute;
+  if (compute.device.is_cuda()) {
+    compact->device.emplace(weight, compute);
+    compact->matrix = {.pattern = weight.pattern,
+                       .rows = weight.rows,
+                       .columns = weight.columns,
+                       .values_dtype = weight.values_dtype};
+  } else {
+    compact->matrix = std::move(weight);
+  }
+  Linear linear;
+  linear.compact_ = std::move(compact);
+  linear.bias_ = std::move(bias);
+  return linear;
+}
+
+at::Tensor Linear::forward(const at::Tensor& x) const {
+  return at::linear(x, compact_ ? compact_->expanded() : dense_, bias_);
+}
+
+at::Tensor Linear::weight() const { return compact_ ? compact_->expanded().clone() : dense_; }
+
+void Linear::set_weight(at::Tensor weight) {
+  dense_ = std::move(weight);
+  compact_.reset();
+}
+
+bool Linear::is_compact() const { return compact_ != nullptr; }
+int64_t Linear::out_features() const { return compact_ ? compact_->matrix.rows : dense_.size(0); }
+int64_t Linear::in_features() const { return compact_ ? compact_->matrix.columns : dense_.size(1); }
+
+size_t Linear::weight_bytes() const {
+  if (!compact_) return dense_.nbytes();
+  return compact_->device ? compact_->device->bytes() : compact_->matrix.size_bytes();
+}
+
+}  // namespace lacuna::model

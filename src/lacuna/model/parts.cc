@@ -1,0 +1,92 @@
+#include "lacuna/model/parts.h"
+
+#include <utility>
+
+namespace lacuna::model {
+namespace {
+
+Status check_shape(const io::Checkpoint& checkpoint, const std::string& name, const Shape& shape) {
+  const auto found = checkpoint.weights().find(name);
+  if (found == checkpoint.weights().end())
+    return bad_input(
+        "{}: tensor \"{}\" is missing (need it with shape {}). Is config.json that of "
+        "these weights?",
+        checkpoint.folder().string(), name, shape_text(shape));
+  if (found->second.shape != shape)
+    return bad_input(
+        "{}: tensor \"{}\" has the wrong shape (got {}; need {}). Is config.json that "
+        "of these weights?",
+        checkpoint.folder().string(), name, shape_text(found->second.shape), shape_text(shape));
+  if (!is_float(found->second.dtype))
+    return bad_input("{}: tensor \"{}\" must hold floating-point numbers (got {}).",
+                     checkpoint.folder().string(), name, safetensors_name(found->second.dtype));
+  return {};
+}
+
+at::Tensor place(const Tensor& tensor, const Compute& compute) {
+  return wrap(tensor).to(compute.device, compute.dtype);
+}
+
+}  // namespace
+
+Result<at::Tensor> read_tensor(const io::Checkpoint& checkpoint, const std::string& name,
+                               const Shape& shape, const Compute& compute) {
+  LACUNA_CHECK(check_shape(checkpoint, name, shape));
+  LACUNA_TRY(const Tensor tensor, checkpoint.dense(name));
+  return place(tensor, compute);
+}
+
+Result<Linear> read_linear(const io::Checkpoint& checkpoint, const std::string& prefix,
+                           const io::LinearSpec& spec, const Compute& compute) {
+  const std::string name = prefix + spec.name + ".weight";
+  LACUNA_CHECK(check_shape(checkpoint, name, {spec.out, spec.in}));
+  std::optional<at::Tensor> bias;
+  if (spec.bias) {
+    LACUNA_TRY(bias, read_tensor(checkpoint, prefix + spec.name + ".bias", {spec.out}, compute));
+  }
+  LACUNA_TRY(io::Weight weight, checkpoint.weight(name));
+  if (auto* matrix = std::get_if<format::CompactMatrix>(&weight))
+    return Linear::compact(std::move(*matrix), std::move(bias), compute);
+  return Linear::dense(place(std::get<Tensor>(weight), compute), std::move(bias));
+}
+
+Result<Norm> Norm::read(const io::Checkpoint& checkpoint, const std::string& name,
+                        io::NormKind kind, double epsilon, int64_t width, const Compute& compute) {
+  Norm norm;
+  norm.epsilon_ = epsilon;
+  LACUNA_TRY(norm.weight_, read_tensor(checkpoint, name + ".weight", {width}, compute));
+  if (kind == io::NormKind::kLayer) {
+    LACUNA_TRY(norm.bias_, read_tensor(checkpoint, name + ".bias", {width}, compute));
+  }
+  return norm;
+}
+
+at::Tensor Norm::forward(const at::Tensor& x) const {
+  if (bias_) return at::layer_norm(x, weight_.sizes(), weight_, *bias_, epsilon_);
+  const at::Tensor wide = x.to(at::kFloat);
+  const at::Tensor scale = wide.square().mean(-1, /*keepdim=*/true).add_(epsilon_).rsqrt_();
+  return weight_ * (wide * scale).to(x.scalar_type());
+}
+
+size_t Norm::bytes() const {
+  if (!weight_.defined()) return 0;
+  return weight_.nbytes() + (bias_ ? bias_->nbytes() : 0);
+}
+
+at::Tensor activate(io::Activation activation, const at::Tensor& x) {
+  switch (activation) {
+    case io::Activation::kSilu:
+      return at::silu(x);
+    case io::Activation::kGelu:
+      return at::gelu(x);
+    case io::Activation::kGeluTanh:
+      return at::gelu(x, "tanh");
+    case io::Activation::kRelu:
+      return at::relu(x);
+    case io::Activation::kRelu2:
+      return at::relu(x).square();
+  }
+  TORCH_CHECK(false, "activate: unknown activation");
+}
+
+}  // namespace lacuna::model
