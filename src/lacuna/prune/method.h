@@ -10,6 +10,7 @@
 #include <string_view>
 #include <vector>
 
+#include "lacuna/core/executor.h"
 #include "lacuna/core/status.h"
 #include "lacuna/format/pattern.h"
 
@@ -20,12 +21,17 @@ enum class Group : uint8_t { kRow, kLayer, kBlock128 };
 std::string_view group_name(Group group);
 Result<Group> parse_group(std::string_view name);
 
-/// Statistics of the inputs of one Linear, in float32.
+struct InverseFactor;  // inverse_factor.h
+
+/// Statistics of the inputs of one Linear, in float32. Linears with the same input (q, k, v; gate,
+/// up) share them.
 struct InputStatistics {
   int64_t sequences = 0, tokens = 0;
-  at::Tensor
-      gram;  ///< sum over tokens of x x^T, [in, in]; undefined when the method doesn't need it
+  /// sum over tokens of x x^T, [in, in]; undefined when the method doesn't need it
+  at::Tensor gram;
   at::Tensor square_sums;  ///< sum over tokens of x_j^2, [in]
+  /// What Method::prepare() derived from `gram`, once for all Linears with this input.
+  std::shared_ptr<const InverseFactor> factor;
 };
 
 struct Request {
@@ -33,6 +39,7 @@ struct Request {
   double sparsity = 0.5;       ///< share of zeros; follows from the pattern for keep:of
   std::optional<Group> group;  ///< nothing: the method's own
   double damping = 0.01;       ///< relative to the mean of the Gram matrix's diagonal
+  Executor executor;  ///< runs the solver's own loops on the CPU; results don't depend on it
 };
 
 struct Pruned {
@@ -50,6 +57,10 @@ class Method {
   virtual bool needs_inputs() const = 0;     ///< calibration is needed at all
   virtual bool updates_weights() const = 0;  ///< kept weights change
   virtual Group default_group() const = 0;
+  /// Does what all Linears with one input share, into the statistics. prune() does it itself when
+  /// this was not called. Calls for different inputs may run at the same time.
+  /// @errors as prune()
+  virtual Status prepare(InputStatistics& statistics, const Request& request) const;
   /// @param weight float32 [out, in]; not changed
   /// @errors kBadInput: NaN or infinity in weight or statistics; kUsage: a pattern or group that
   /// the method can't do
@@ -61,7 +72,7 @@ class Method {
 const std::vector<const Method*>& methods();
 Result<const Method*> find_method(std::string_view name);
 
-/// |X (W - W')|_F / |X W|_F from the Gram matrix.
+/// |X (W - W')|_F / |X W|_F from the Gram matrix; 0 when both are 0.
 double relative_error(const at::Tensor& weight, const at::Tensor& pruned, const at::Tensor& gram);
 
 }  // namespace lacuna::prune

@@ -1,0 +1,34 @@
+// Parallel work whose results don't depend on the number of threads.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <exception>
+#include <mutex>
+
+#include "lacuna/core/executor.h"
+
+namespace lacuna::prune {
+
+/// Calls f(0) .. f(n-1) on the executor. Inside f every torch operation runs on one thread, so its
+/// result has the same bits whatever the executor's thread count; work must be cut into the same
+/// chunks on every machine. The first exception that a chunk throws is thrown here.
+template <class F>
+void parallel_chunks(const Executor& executor, int64_t n, F&& f) {
+  std::exception_ptr thrown;
+  std::mutex mutex;
+  // torch works serially inside a parallel region. An executor calls a single chunk without
+  // entering one, so there are always two.
+  executor.parallel_for(std::max<int64_t>(n, 2), [&](int64_t chunk) {
+    if (chunk >= n) return;
+    try {
+      f(chunk);
+    } catch (...) {  // must not cross the border of a thread
+      const std::lock_guard lock(mutex);
+      if (!thrown) thrown = std::current_exception();
+    }
+  });
+  if (thrown) std::rethrow_exception(thrown);
+}
+
+}  // namespace lacuna::prune

@@ -1,0 +1,124 @@
+#include "lacuna/prune/selection.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace lacuna::prune {
+namespace {
+
+using format::Pattern;
+using format::PatternKind;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+/// [rows, columns] -> multiples of r and c, filled up with `value`
+at::Tensor padded(const at::Tensor& matrix, int64_t r, int64_t c, double value) {
+  const int64_t below = ceil_div(matrix.size(0), r) * r - matrix.size(0);
+  const int64_t right = ceil_div(matrix.size(1), c) * c - matrix.size(1);
+  return below + right == 0 ? matrix : at::constant_pad_nd(matrix, {0, right, 0, below}, value);
+}
+
+/// One score a unit of the pattern: a block's sum, or the weights' own scores.
+at::Tensor unit_scores(const at::Tensor& scores, const Pattern& pattern) {
+  if (pattern.kind != PatternKind::kBlock) return scores;
+  const int64_t r = pattern.block_rows, c = pattern.block_columns;
+  const at::Tensor whole = padded(scores, r, c, 0).contiguous();
+  return whole.view({whole.size(0) / r, r, whole.size(1) / c, c}).sum({1, 3});
+}
+
+/// The mask of units spread over their weights.
+at::Tensor unit_mask_of_weights(const at::Tensor& mask, const Pattern& pattern,
+                                const at::Tensor& like) {
+  if (pattern.kind != PatternKind::kBlock) return mask;
+  return mask.repeat_interleave(pattern.block_rows, 0)
+      .narrow(0, 0, like.size(0))
+      .repeat_interleave(pattern.block_columns, 1)
+      .narrow(1, 0, like.size(1))
+      .contiguous();
+}
+
+/// Drops `drop` units of a grid, all competing with all.
+at::Tensor keep_all_but(const at::Tensor& units, int64_t drop) {
+  return keep_largest(units.reshape({1, -1}), units.numel() - drop).view(units.sizes());
+}
+
+at::Tensor select_keep_of(const at::Tensor& scores, const Pattern& pattern) {
+  const int64_t columns = scores.size(1);
+  const at::Tensor whole = padded(scores, 1, pattern.of, -std::numeric_limits<double>::infinity());
+  const at::Tensor groups = whole.reshape({-1, pattern.of});
+  at::Tensor mask;
+  if (groups.is_cpu()) {  // kthvalue spends ten times as long on millions of tiny rows
+    mask = at::empty(groups.sizes(), at::kBool);
+    const float* from = groups.const_data_ptr<float>();
+    bool* to = mask.mutable_data_ptr<bool>();
+    for (int64_t g = 0; g < groups.size(0); ++g, from += pattern.of, to += pattern.of)
+      keep_largest(from, pattern.of, pattern.keep, to);
+  } else {
+    mask = keep_largest(groups, pattern.keep);
+  }
+  return mask.view(whole.sizes()).narrow(1, 0, columns).contiguous();
+}
+
+}  // namespace
+
+int64_t dropped_of(int64_t n, double sparsity) {
+  return std::min(n, static_cast<int64_t>(std::floor(static_cast<double>(n) * sparsity + 1e-6)));
+}
+
+at::Tensor keep_largest(const at::Tensor& scores, int64_t keep) {
+  const int64_t drop = scores.size(1) - keep;
+  if (drop <= 0) return at::ones(scores.sizes(), scores.options().dtype(at::kBool));
+  if (keep <= 0) return at::zeros(scores.sizes(), scores.options().dtype(at::kBool));
+  const at::Tensor threshold = std::get<0>(at::kthvalue(scores, drop, 1, /*keepdim=*/true));
+  const at::Tensor tied = scores == threshold;
+  // Of those on the threshold as many are kept, from the left, as the larger ones leave room for.
+  at::Tensor above = scores > threshold;
+  const at::Tensor room = keep - above.sum(1, /*keepdim=*/true);
+  return above.logical_or_(tied.logical_and(tied.cumsum(1, at::kInt) <= room));
+}
+
+void keep_largest(const float* scores, int n, int keep, bool* kept) {
+  for (int i = 0; i < n; ++i) {
+    int better = 0;
+    for (int j = 0; j < i; ++j) better += scores[j] >= scores[i];
+    for (int j = i + 1; j < n; ++j) better += scores[j] > scores[i];
+    kept[i] = better < keep;
+  }
+}
+
+int64_t stripe_columns(const Pattern& pattern) {
+  const int64_t width = pattern.kind == PatternKind::kKeepOf  ? pattern.of
+                        : pattern.kind == PatternKind::kBlock ? pattern.block_columns
+                                                              : 1;
+  return std::max<int64_t>(1, 128 / width) * width;
+}
+
+at::Tensor select_stripe(const at::Tensor& scores, const Pattern& pattern, double sparsity,
+                         int64_t first) {
+  const at::Tensor units = unit_scores(scores, pattern);
+  const int64_t width = pattern.kind == PatternKind::kBlock ? pattern.block_columns : 1;
+  const int64_t before = units.size(0) * (first / width);
+  const int64_t drop = dropped_of(before + units.numel(), sparsity) - dropped_of(before, sparsity);
+  return unit_mask_of_weights(keep_all_but(units, drop), pattern, scores);
+}
+
+at::Tensor select(const at::Tensor& scores, const Pattern& pattern, double sparsity, Group group) {
+  if (pattern.kind == PatternKind::kKeepOf) return select_keep_of(scores, pattern);
+  if (group == Group::kBlock128) {
+    std::vector<at::Tensor> stripes;
+    for (const at::Tensor& stripe : scores.split(stripe_columns(pattern), 1)) {
+      const int64_t first = static_cast<int64_t>(stripes.size()) * stripe_columns(pattern);
+      stripes.push_back(select_stripe(stripe, pattern, sparsity, first));
+    }
+    return at::cat(stripes, 1);
+  }
+  const at::Tensor units = unit_scores(scores, pattern);
+  const at::Tensor mask =
+      group == Group::kLayer
+          ? keep_all_but(units, dropped_of(units.numel(), sparsity))
+          : keep_largest(units, units.size(1) - dropped_of(units.size(1), sparsity));
+  return unit_mask_of_weights(mask, pattern, scores);
+}
+
+}  // namespace lacuna::prune

@@ -1,0 +1,37 @@
+// Sums over calibration tokens, the same bits on any number of threads.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <vector>
+
+#include "lacuna/core/executor.h"
+#include "lacuna/prune/method.h"
+
+namespace lacuna::prune {
+
+/// Accumulates G = sum of x x^T for one input of a block.
+class GramSum {
+ public:
+  GramSum(int64_t width, at::Device device);
+  /// Queues inputs [sequences, tokens, width]; add_queued() takes them in the order of the calls.
+  void queue(const at::Tensor& inputs);
+  int64_t width() const { return gram_.size(0); }
+  /// Statistics of everything added; this sum is then spent.
+  InputStatistics take();
+
+ private:
+  friend void add_queued(std::vector<GramSum>& sums, const Executor& executor);
+  at::Tensor gram_;  // on the CPU only tiles on and above the diagonal until take()
+  std::vector<at::Tensor> queued_;
+  int64_t sequences_ = 0, tokens_ = 0;
+};
+
+/// Adds what was queued to all sums. On the CPU each tile of each Gram matrix belongs to one thread
+/// and takes the queued inputs one after another, so that the bits depend neither on the threads
+/// nor on how the queue was cut; tiles below the diagonal are left out, which halves the work.
+/// @dtype inputs of any float type, products and sums in float32
+/// @cost tokens * width^2 / 2 multiply-adds on the CPU, twice that on a GPU
+void add_queued(std::vector<GramSum>& sums, const Executor& executor);
+
+}  // namespace lacuna::prune
