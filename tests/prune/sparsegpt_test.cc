@@ -185,8 +185,9 @@ TEST(SparseGpt, SharesOneFactorBetweenTheLinearsOfAnInput) {
 }
 
 TEST(InverseFactor, IsTheUpperCholeskyFactorOfTheInverse) {
-  const InputStatistics statistics = statistics_of(correlated_inputs(500, 70, 13));
-  const auto factor = inverse_factor(statistics, 0.01);
+  const int64_t n = 300;  // several tiles and a short one
+  const InputStatistics statistics = statistics_of(correlated_inputs(1500, n, 13));
+  const auto factor = inverse_factor(statistics, 0.01, Executor::serial());
   ASSERT_TRUE(factor.ok());
   EXPECT_TRUE(at::equal(factor->upper, factor->upper.triu()));
   EXPECT_GT(factor->upper.diagonal().min().item<float>(), 0);
@@ -194,12 +195,12 @@ TEST(InverseFactor, IsTheUpperCholeskyFactorOfTheInverse) {
   at::Tensor hessian = statistics.gram.to(at::kDouble) * 2;
   hessian.diagonal().add_(hessian.diagonal().mean() * 0.01);
   const at::Tensor product = at::mm(at::mm(upper.t(), upper), hessian);
-  EXPECT_TRUE(at::allclose(product, at::eye(70, at::kDouble), 0, 1e-4));
+  EXPECT_TRUE(at::allclose(product, at::eye(n, at::kDouble), 0, 1e-4));
 }
 
 TEST(ColumnLoop, ItsTwoFormsAgree) {
   const InputStatistics statistics = statistics_of(correlated_inputs(500, 150, 14));
-  const auto factor = inverse_factor(statistics, 0.01);
+  const auto factor = inverse_factor(statistics, 0.01, Executor::serial());
   for (auto [keep, of] : {std::pair{0, 0}, {2, 4}, {1, 6}}) {
     const at::Tensor rows = random_matrix(130, 150, 15), columns = rows.clone();
     const at::Tensor rows_mask = random_matrix(130, 150, 16) > 0, columns_mask = rows_mask.clone();
@@ -214,8 +215,8 @@ TEST(ColumnLoop, ItsTwoFormsAgree) {
 }
 
 TEST(SparseGpt, GivesTheSameBitsOnAnyThreadCount) {
-  const at::Tensor weight = random_matrix(200, 384, 17);
-  const InputStatistics statistics = statistics_of(correlated_inputs(1000, 384, 18));
+  const at::Tensor weight = random_matrix(200, 600, 17);
+  const InputStatistics statistics = statistics_of(correlated_inputs(1000, 600, 18));
   at::Tensor first;
   for (int threads : {1, 2, 3}) {
     model::set_threads(threads);

@@ -1,29 +1,76 @@
 #include "lacuna/prune/inverse_factor.h"
 
 #include <algorithm>
-#include <cmath>
+
+#include "lacuna/prune/chunks.h"
 
 namespace lacuna::prune {
 namespace {
 
 constexpr double kMostDamping = 10;
 
+// Matrices are cut into tiles of this many rows and columns. LAPACK's own Cholesky chooses its
+// blocks by the number of threads, and the bits change with it; up to this size it has but one.
+constexpr int64_t kTile = 128;
+
+/// Replaces the lower triangle of a symmetric matrix by its Cholesky factor and clears the upper;
+/// false when there is none.
+bool cholesky_in_place(const at::Tensor& matrix, const Executor& executor) {
+  const int64_t n = matrix.size(0);
+  for (int64_t k = 0; k < n; k += kTile) {
+    const int64_t width = std::min(kTile, n - k), rest = n - k - width;
+    const at::Tensor corner = matrix.narrow(0, k, width).narrow(1, k, width);
+    const auto [factor, info] = at::linalg_cholesky_ex(corner);
+    if (info.item<int>() != 0 || !factor.diagonal().isfinite().all().item<bool>()) return false;
+    corner.copy_(factor);
+    matrix.narrow(0, k, width).narrow(1, k + width, rest).zero_();
+    const int64_t tiles = (rest + kTile - 1) / kTile;
+    const at::Tensor panel = matrix.narrow(0, k + width, rest).narrow(1, k, width);
+    parallel_chunks(executor, tiles, [&](int64_t i) {
+      const at::Tensor rows = panel.narrow(0, i * kTile, std::min(kTile, rest - i * kTile));
+      rows.copy_(at::linalg_solve_triangular(factor.t(), rows, /*upper=*/true, /*left=*/false));
+    });
+    parallel_chunks(executor, tiles, [&](int64_t j) {  // the lower triangle of what is left
+      const int64_t from = j * kTile, across = std::min(kTile, rest - from);
+      matrix.narrow(0, k + width + from, rest - from)
+          .narrow(1, k + width + from, across)
+          .addmm_(panel.narrow(0, from, rest - from), panel.narrow(0, from, across).t(), 1, -1);
+    });
+  }
+  return true;
+}
+
+/// L^-1 of a lower triangular matrix.
+at::Tensor inverse_of_lower(const at::Tensor& lower, const Executor& executor) {
+  const int64_t n = lower.size(0);
+  at::Tensor inverse = at::eye(n, lower.options());
+  parallel_chunks(executor, (n + kTile - 1) / kTile, [&](int64_t tile) {
+    const int64_t first = tile * kTile, below = n - first;
+    const at::Tensor columns =
+        inverse.narrow(0, first, below).narrow(1, first, std::min(kTile, below));
+    columns.copy_(at::linalg_solve_triangular(lower.narrow(0, first, below).narrow(1, first, below),
+                                              columns, /*upper=*/false));
+  });
+  return inverse;
+}
+
 /// L of the damped Hessian with rows and columns in reverse order; nothing when it has none.
 at::Tensor reversed_cholesky(const InputStatistics& statistics, const at::Tensor& dead,
-                             double damping) {
+                             double damping, const Executor& executor) {
   at::Tensor hessian = statistics.gram.flip({0, 1});
   hessian.mul_(2.0 / static_cast<double>(std::max<int64_t>(1, statistics.sequences)));
   at::Tensor diagonal = hessian.diagonal();
   diagonal.masked_fill_(dead.flip(0), 1);
-  diagonal.add_(diagonal.mean() * damping);
-  auto [factor, info] = at::linalg_cholesky_ex(hessian);
-  if (info.item<int>() != 0 || !factor.diagonal().isfinite().all().item<bool>()) return {};
-  return factor;
+  // In float64, whose rounding doesn't show: the order of this sum may depend on the threads.
+  diagonal.add_(diagonal.to(at::kDouble).mean().item<double>() * damping);
+  return cholesky_in_place(hessian, executor) ? hessian : at::Tensor();
 }
 
 }  // namespace
 
-Result<InverseFactor> inverse_factor(const InputStatistics& statistics, double damping) {
+Result<InverseFactor> inverse_factor(const InputStatistics& statistics, double damping,
+                                     const Executor& requested) {
+  const Executor executor = statistics.gram.is_cpu() ? requested : Executor::serial();
   const at::Tensor& gram = statistics.gram;
   if (!gram.diagonal().isfinite().all().item<bool>())
     return bad_input("inputs: Gram matrix must be finite (got NaN or infinity on its diagonal).");
@@ -31,7 +78,7 @@ Result<InverseFactor> inverse_factor(const InputStatistics& statistics, double d
   result.dead = gram.diagonal() == 0;
   at::Tensor lower;
   for (double now = damping;;) {
-    lower = reversed_cholesky(statistics, result.dead, now);
+    lower = reversed_cholesky(statistics, result.dead, now, executor);
     if (lower.defined()) {
       result.damping = now;
       break;
@@ -46,10 +93,9 @@ Result<InverseFactor> inverse_factor(const InputStatistics& statistics, double d
         fmt::format("damping raised to {:g}: Cholesky failed at {:g}", next, now));
     now = next;
   }
-  at::Tensor inverse = at::eye(gram.size(0), gram.options());
-  at::linalg_solve_triangular_out(inverse, lower, inverse, /*upper=*/false);
+  at::Tensor inverse = inverse_of_lower(lower, executor);
   lower.reset();
-  result.upper = inverse.flip({0, 1}).contiguous();
+  result.upper = inverse.flip({0, 1});
   return result;
 }
 

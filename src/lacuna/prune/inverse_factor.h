@@ -22,8 +22,10 @@ struct InverseFactor {
 
 /// Factors once: H reversed = L L^T, U = L^-1 reversed. When Cholesky fails the damping rises
 /// tenfold, with a warning, up to 10 times the mean diagonal.
-/// @cost n^3/3 + n^3 multiply-adds, three n x n matrices in memory, `gram` among them
+/// @cost n^3/3 multiply-adds; three n x n matrices in memory, `gram` among them
+/// @determinism the same bits for any thread count
 /// @errors kCheckFailed: no factor even then; kBadInput: gram holds NaN or infinity
-Result<InverseFactor> inverse_factor(const InputStatistics& statistics, double damping);
+Result<InverseFactor> inverse_factor(const InputStatistics& statistics, double damping,
+                                     const Executor& executor);
 
 }  // namespace lacuna::prune

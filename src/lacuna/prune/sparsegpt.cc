@@ -1,5 +1,4 @@
 #include "lacuna/prune/builtin.h"
-#include "lacuna/prune/chunks.h"
 #include "lacuna/prune/column_loop.h"
 #include "lacuna/prune/inverse_factor.h"
 #include "lacuna/prune/selection.h"
@@ -26,11 +25,8 @@ class SparseGpt final : public Method {
   Group default_group() const override { return Group::kBlock128; }
 
   Status prepare(InputStatistics& statistics, const Request& request) const override {
-    std::optional<Result<InverseFactor>> factor;
-    parallel_chunks(request.executor, 1,  // on one thread, for the same bits on any thread count
-                    [&](int64_t) { factor = inverse_factor(statistics, request.damping); });
-    if (!factor->ok()) return factor->error();
-    statistics.factor = std::make_shared<const InverseFactor>(**std::move(factor));
+    LACUNA_TRY(InverseFactor factor, inverse_factor(statistics, request.damping, request.executor));
+    statistics.factor = std::make_shared<const InverseFactor>(std::move(factor));
     return {};
   }
 
