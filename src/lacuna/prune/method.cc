@@ -1,8 +1,10 @@
 #include "lacuna/prune/method.h"
 
 #include <cmath>
+#include <numeric>
 
 #include "lacuna/prune/builtin.h"
+#include "lacuna/prune/chunks.h"
 #include "lacuna/prune/selection.h"
 
 namespace lacuna::prune {
@@ -28,9 +30,18 @@ Status check_finite(const at::Tensor& values, std::string_view what, std::string
                    first / values.size(1), first % values.size(1), advice);
 }
 
-/// sum of elements of (A G) * A: |X A^T|_F^2
-double energy(const at::Tensor& a, const at::Tensor& gram) {
-  return at::mm(a, gram).mul_(a).sum(at::kDouble).item<double>();
+/// |X A^T|_F^2 = sum of the elements of (A G) * A, in strips of rows.
+double energy(const at::Tensor& a, const at::Tensor& gram, const Executor& executor) {
+  constexpr int64_t kRowsAtOnce = 128;
+  std::vector<double> sums(static_cast<size_t>((a.size(0) + kRowsAtOnce - 1) / kRowsAtOnce));
+  parallel_chunks(a.is_cpu() ? executor : Executor::serial(), static_cast<int64_t>(sums.size()),
+                  [&](int64_t i) {
+                    const at::Tensor strip = a.narrow(
+                        0, i * kRowsAtOnce, std::min(kRowsAtOnce, a.size(0) - i * kRowsAtOnce));
+                    sums[static_cast<size_t>(i)] =
+                        at::mm(strip, gram).mul_(strip).sum(at::kDouble).item<double>();
+                  });
+  return std::accumulate(sums.begin(), sums.end(), 0.0);
 }
 
 }  // namespace
@@ -100,10 +111,11 @@ Pruned keep_by_scores(const Method& method, const at::Tensor& weight, const at::
   return pruned;
 }
 
-double relative_error(const at::Tensor& weight, const at::Tensor& pruned, const at::Tensor& gram) {
-  const double lost = energy(weight - pruned, gram);
+double relative_error(const at::Tensor& weight, const at::Tensor& pruned, const at::Tensor& gram,
+                      const Executor& executor) {
+  const double lost = energy(weight - pruned, gram, executor);
   if (lost <= 0) return 0;  // rounding can leave a tiny negative number
-  return std::sqrt(lost / energy(weight, gram));
+  return std::sqrt(lost / energy(weight, gram, executor));
 }
 
 }  // namespace lacuna::prune

@@ -73,6 +73,8 @@ const std::vector<const Method*>& methods();
 Result<const Method*> find_method(std::string_view name);
 
 /// |X (W - W')|_F / |X W|_F from the Gram matrix; 0 when both are 0.
-double relative_error(const at::Tensor& weight, const at::Tensor& pruned, const at::Tensor& gram);
+/// @determinism the same bits for any executor
+double relative_error(const at::Tensor& weight, const at::Tensor& pruned, const at::Tensor& gram,
+                      const Executor& executor = Executor::serial());
 
 }  // namespace lacuna::prune

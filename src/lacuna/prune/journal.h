@@ -1,0 +1,43 @@
+// What survives a kill: a folder beside OUT with one file for every finished block.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "lacuna/core/status.h"
+#include "lacuna/io/safetensors.h"
+
+namespace lacuna::prune {
+
+/// `OUT.journal/`: journal.json says which run this is, block-NNN.safetensors holds the pruned
+/// weights of one block, densely, in the dtype of the file. Every file appears whole or not at all.
+class Journal {
+ public:
+  struct Block {
+    std::vector<io::NamedTensor> tensors;
+    nlohmann::json notes;  ///< what the report says of the block
+  };
+
+  /// Opens the journal of `out`. Without `resume`, and when there is none, it starts empty.
+  /// @param run  everything that decides the result (model, options, calibration)
+  /// @errors kBadInput: resuming the journal of another run (what differs is named); kCheckFailed
+  static Result<Journal> open(const std::filesystem::path& out, const nlohmann::json& run,
+                              bool resume);
+  /// Blocks 0 .. n-1 are finished.
+  int64_t finished_blocks() const { return finished_; }
+  /// @errors kCheckFailed (disk full, ...)
+  Status write(int64_t block, const Block& content);
+  /// Tensors of a finished block, mapped. @errors kBadInput: damaged
+  Result<Block> read(int64_t block) const;
+  Status remove() const;
+
+ private:
+  std::filesystem::path file_of(int64_t block) const;
+  std::filesystem::path folder_;
+  int64_t finished_ = 0;
+};
+
+}  // namespace lacuna::prune

@@ -1,0 +1,593 @@
+#include "lacuna/prune/pipeline.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <regex>
+#include <set>
+
+#include "lacuna/core/version.h"
+#include "lacuna/format/compact.h"
+#include "lacuna/io/file.h"
+#include "lacuna/model/decoder.h"
+#include "lacuna/prune/chunks.h"
+#include "lacuna/prune/journal.h"
+#include "lacuna/prune/statistics.h"
+
+namespace lacuna::prune {
+namespace fs = std::filesystem;
+using nlohmann::json;
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+// ---- what is pruned -----------------------------------------------------------------------------
+
+Result<std::vector<std::regex>> compile(const std::vector<std::string>& texts, const char* flag) {
+  std::vector<std::regex> compiled;
+  for (const std::string& text : texts) {
+    try {
+      compiled.emplace_back(text);
+    } catch (const std::regex_error& error) {
+      return usage_error("{}: not a regular expression (got \"{}\": {}).", flag, text,
+                         error.what());
+    }
+  }
+  return compiled;
+}
+
+/// Names of the Linears to prune, relative to their block, for every block.
+using Targets = std::vector<std::vector<std::string>>;
+
+Result<Targets> find_targets(const io::DecoderSpec& spec, const PruneOptions& options) {
+  LACUNA_TRY(const auto wanted, compile(options.target, "--target"));
+  LACUNA_TRY(const auto unwanted, compile(options.exclude, "--exclude"));
+  Targets targets(static_cast<size_t>(spec.layers));
+  bool any = false;
+  for (int64_t layer = 0; layer < spec.layers; ++layer) {
+    for (const io::LinearSpec& linear : spec.block_linears()) {
+      const std::string name = spec.block_prefix(layer) + linear.name + ".weight";
+      const auto matches = [&](const std::regex& regex) { return std::regex_search(name, regex); };
+      if (!wanted.empty() && std::none_of(wanted.begin(), wanted.end(), matches)) continue;
+      if (std::any_of(unwanted.begin(), unwanted.end(), matches)) continue;
+      targets[static_cast<size_t>(layer)].push_back(linear.name);
+      any = true;
+    }
+  }
+  if (!any)
+    return usage_error(
+        "--target, --exclude: no Linear of the model is left to prune. Names look like "
+        "\"{}{}.weight\".",
+        spec.block_prefix(0), spec.q.name);
+  return targets;
+}
+
+Status check_calibration(const Calibration& calibration, const io::DecoderSpec& spec) {
+  if (calibration.length() > spec.max_positions)
+    return usage_error(
+        "--length: samples are longer than the model's positions (got {}; need {} at most).",
+        calibration.length(), spec.max_positions);
+  for (const auto& row : calibration.ids)
+    for (const int32_t id : row)
+      if (id < 0 || id >= spec.vocab)
+        return bad_input("{}: token id outside the vocabulary (got {}; need 0 to {}).",
+                         calibration.source, id, spec.vocab - 1);
+  return {};
+}
+
+// ---- which run this is --------------------------------------------------------------------------
+
+/// XXH3 over the XXH3 of every MiB.
+std::string hash_of(const Bytes& bytes) {
+  std::string all;
+  for (const std::string& chunk : io::chunk_checksums(bytes)) all += chunk;
+  if (all.size() <= 16) return all;
+  return hash_of(Bytes::take(std::vector<char>(all.begin(), all.end())));
+}
+
+std::string hash_of(const Calibration& calibration) {
+  std::vector<int32_t> flat;
+  for (const auto& row : calibration.ids) flat.insert(flat.end(), row.begin(), row.end());
+  return calibration.ids.empty() ? "" : hash_of(Bytes::take(std::move(flat)));
+}
+
+json about_method(const PruneOptions& options, const Method& method,
+                  const Calibration& calibration) {
+  json about = {{"method", method.name()},
+                {"pattern", options.request.pattern.text()},
+                {"sparsity", options.request.sparsity},
+                {"seed", options.seed},
+                {"tool_version", kVersion}};
+  if (options.request.pattern.kind != format::PatternKind::kKeepOf)
+    about["group"] = group_name(options.request.group.value_or(method.default_group()));
+  if (method.needs_gram()) about["damping"] = options.request.damping;
+  if (calibration.samples() > 0)
+    about["calibration"] = {{"source", calibration.source},
+                            {"samples", calibration.samples()},
+                            {"length", calibration.length()},
+                            {"hash", hash_of(calibration)}};
+  return about;
+}
+
+/// Everything that decides the bytes of the journal. Weights are told apart by their files' sizes,
+/// times and first MiB (the header is there), not read whole.
+Result<json> about_run(const io::Checkpoint& checkpoint, const Calibration& calibration,
+                       const PruneOptions& options, const Method& method, const Targets& targets) {
+  json about = about_method(options, method, calibration);
+  about["compute"] = {options.compute.device.str(), c10::toString(options.compute.dtype)};
+  about["targets"] = targets;
+  about["config"] = checkpoint.config();
+  std::set<fs::path> files;
+  for (const auto& entry : fs::directory_iterator(checkpoint.folder()))
+    if (entry.path().extension() == ".safetensors") files.insert(entry.path());
+  for (const fs::path& file : files) {
+    LACUNA_TRY(const Bytes bytes, io::map_file(file));
+    const size_t head = std::min<size_t>(bytes.size(), size_t{1} << 20);
+    about["model"][file.filename().string()] = {
+        bytes.size(), fs::last_write_time(file).time_since_epoch().count(),
+        hash_of(bytes.slice(0, head))};
+  }
+  return about;
+}
+
+// ---- calibration activations --------------------------------------------------------------------
+
+/// Gives the pages of a dense weight's mapped file back; they are read again when needed.
+void forget_pages(const io::Checkpoint& checkpoint, const std::string& name) {
+  const auto info = checkpoint.weights().find(name);
+  if (info == checkpoint.weights().end() || info->second.store != io::Store::kDense) return;
+  const auto tensor = checkpoint.part(name);
+  if (!tensor.ok()) return;
+  const Bytes& bytes = tensor->bytes;
+  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const auto begin = (reinterpret_cast<uintptr_t>(bytes.data()) + page - 1) / page * page;
+  const auto end = reinterpret_cast<uintptr_t>(bytes.data() + bytes.size()) / page * page;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+}
+
+constexpr uint64_t kWorkingBytes = uint64_t{1} << 30;  // of the plan: all that isn't named there
+
+/// Hidden states of all calibration samples at one place between the blocks. Samples run through a
+/// block in batches of fixed size, each on one thread, several at a time: the bits depend neither
+/// on the threads nor on how many run at once.
+class Activations {
+ public:
+  Activations(const Calibration& calibration, const io::DecoderSpec& spec,
+              const model::Compute& compute)
+      : calibration_(calibration), compute_(compute) {
+    const bool cpu = compute.device.is_cpu();
+    executor_ = cpu ? model::torch_executor() : Executor::serial();
+    const int64_t tokens_at_once = cpu ? 512 : 8192;
+    batch_ = std::clamp<int64_t>(tokens_at_once / calibration.length(), 1, calibration.samples());
+    // What a block holds of one batch: inputs kept for the statistics in float32, and what
+    // attention and the products of the MLP make on the way.
+    const auto element = static_cast<uint64_t>(c10::elementSize(compute.dtype));
+    const uint64_t width = static_cast<uint64_t>(3 * spec.hidden + spec.intermediate) * 4 +
+                           static_cast<uint64_t>(6 * spec.hidden + 3 * spec.intermediate) * element;
+    const uint64_t bytes = static_cast<uint64_t>(batch_ * calibration.length()) * width;
+    const auto fit = static_cast<int64_t>(kWorkingBytes / 2 / std::max<uint64_t>(bytes, 1));
+    at_once_ = std::clamp<int64_t>(fit, 1, executor_.threads);
+  }
+
+  void embed(const model::Ends& ends) {
+    for (int64_t first = 0; first < samples(); first += batch_) {
+      std::vector<at::Tensor> rows;
+      for (int64_t i = first; i < std::min(samples(), first + batch_); ++i) {
+        const auto& ids = calibration_.ids[static_cast<size_t>(i)];
+        rows.push_back(at::tensor(at::ArrayRef<int32_t>(ids), at::kInt).to(at::kLong));
+      }
+      const at::Tensor hidden = ends.embed(at::stack(rows).to(compute_.device));
+      if (!hidden_.defined())
+        hidden_ = at::empty({samples(), hidden.size(1), hidden.size(2)}, hidden.options());
+      hidden_.narrow(0, first, hidden.size(0)).copy_(hidden);
+    }
+  }
+
+  int64_t samples() const { return calibration_.samples(); }
+
+  /// Runs all samples through a block. `observe(place)` gives the observer of the batch that runs
+  /// at `place` (0 .. at most at_once() - 1); `after(samples)` follows every few batches and may
+  /// stop the pass.
+  template <class Observe, class After>
+  Status run(const model::Block& block, const model::Rotary& rotary, bool replace,
+             const Observe& observe, const After& after) {
+    for (int64_t first = 0; first < samples(); first += batch_ * at_once_) {
+      const int64_t last = std::min(samples(), first + batch_ * at_once_);
+      parallel_chunks(executor_, (last - first + batch_ - 1) / batch_, [&](int64_t place) {
+        const int64_t begin = first + place * batch_;
+        const at::Tensor batch = hidden_.narrow(0, begin, std::min(batch_, last - begin));
+        const model::LinearObserver observer = observe(place);
+        const at::Tensor out =
+            block.forward(batch, rotary, nullptr, observer ? &observer : nullptr);
+        if (replace) batch.copy_(out);
+      });
+      LACUNA_CHECK(after(last - first));
+    }
+    return {};
+  }
+
+  int64_t at_once() const { return at_once_; }
+  const Executor& executor() const { return executor_; }
+
+ private:
+  const Calibration& calibration_;
+  model::Compute compute_;
+  Executor executor_;
+  int64_t batch_ = 1, at_once_ = 1;
+  at::Tensor hidden_;  // [samples, length, hidden]
+};
+
+/// Collects the distinct inputs of a block's targets: q, k and v share one, gate and up another.
+class InputCollector {
+ public:
+  InputCollector(const std::vector<std::string>& targets, int64_t places)
+      : targets_(targets), seen_(static_cast<size_t>(places)) {}
+
+  model::LinearObserver observer(int64_t place) {
+    return [this, place](std::string_view name, const at::Tensor& input) {
+      const auto target = std::find(targets_.begin(), targets_.end(), name);
+      if (target == targets_.end()) return;
+      // Inputs are held until they are added, so that no two share an address by chance.
+      Seen& seen = seen_[static_cast<size_t>(place)];
+      const auto same =
+          std::find_if(seen.inputs.begin(), seen.inputs.end(),
+                       [&](const at::Tensor& held) { return held.data_ptr() == input.data_ptr(); });
+      seen.input_of[std::string(name)] = static_cast<size_t>(same - seen.inputs.begin());
+      if (same == seen.inputs.end()) seen.inputs.push_back(input);
+    };
+  }
+
+  /// Adds what the observers saw, in the order of the places.
+  void add(const Executor& executor) {
+    for (Seen& seen : seen_) {
+      if (seen.inputs.empty()) continue;
+      if (sums_.empty()) {
+        input_of_ = seen.input_of;
+        for (const at::Tensor& input : seen.inputs)
+          sums_.emplace_back(input.size(-1), input.device());
+      }
+      for (size_t i = 0; i < sums_.size(); ++i) sums_[i].queue(seen.inputs[i]);
+      seen = {};
+    }
+    add_queued(sums_, executor);
+  }
+
+  /// Statistics by target; those of one input are the same object.
+  std::map<std::string, std::shared_ptr<InputStatistics>> take() {
+    std::vector<std::shared_ptr<InputStatistics>> all;
+    for (GramSum& sum : sums_) all.push_back(std::make_shared<InputStatistics>(sum.take()));
+    sums_.clear();
+    std::map<std::string, std::shared_ptr<InputStatistics>> by_target;
+    for (const auto& [name, index] : input_of_) by_target[name] = all[index];
+    return by_target;
+  }
+
+ private:
+  struct Seen {
+    std::vector<at::Tensor> inputs;
+    std::map<std::string, size_t> input_of;
+  };
+  const std::vector<std::string>& targets_;
+  std::vector<Seen> seen_;
+  std::map<std::string, size_t> input_of_;
+  std::vector<GramSum> sums_;
+};
+
+// ---- the run ------------------------------------------------------------------------------------
+
+json to_json(const LayerReport& layer) {
+  return {{"name", layer.name},
+          {"sparsity", layer.sparsity},
+          {"error", layer.error},
+          {"damping", layer.damping},
+          {"seconds", layer.seconds}};
+}
+
+LayerReport layer_from(const json& layer) {
+  return {layer.at("name"), layer.at("sparsity"), layer.at("error"), layer.at("damping"),
+          layer.at("seconds")};
+}
+
+class Run {
+ public:
+  Run(const io::Checkpoint& checkpoint, const Calibration& calibration, const fs::path& out,
+      const PruneOptions& options, const PruneProgress& progress)
+      : checkpoint_(checkpoint),
+        calibration_(calibration),
+        out_(out),
+        options_(options),
+        progress_(progress) {
+    options_.request.executor =
+        options.compute.device.is_cpu() ? model::torch_executor() : Executor::serial();
+  }
+
+  Result<PruneReport> run();
+
+ private:
+  using StatisticsByTarget = std::map<std::string, std::shared_ptr<InputStatistics>>;
+
+  Status blocks(Journal& journal);
+  Status resume_block(const Journal& journal, int64_t layer, model::Block* block);
+  Status prune_block(Journal& journal, int64_t layer, model::Block* block);
+  Status prune_linear(const std::string& name, const InputStatistics* statistics,
+                      Journal::Block& finished, at::Tensor& stored);
+  Result<StatisticsByTarget> collect_statistics(const model::Block& block,
+                                                const std::vector<std::string>& targets,
+                                                const std::string& what);
+  Status write(const Journal& journal);
+
+  void log(const std::string& line) const {
+    if (progress_.log) progress_.log(line);
+  }
+  /// Counts what is done and stops when the user asks for it.
+  Status step(int64_t count, const std::string& what) {
+    done_ += count;
+    if (progress_.step) progress_.step(done_, total_, what);
+    if (progress_.interrupted != nullptr && progress_.interrupted->load())
+      return Error{Code::kInterrupted,
+                   fmt::format("{}: interrupted; finished blocks are kept. Go on with the same "
+                               "command and --resume.",
+                               out_.string())};
+    return {};
+  }
+  std::string weight_name(int64_t layer, const std::string& linear) const {
+    return spec_.block_prefix(layer) + linear + ".weight";
+  }
+  const std::vector<std::string>& targets_of(int64_t layer) const {
+    return targets_[static_cast<size_t>(layer)];
+  }
+
+  const io::Checkpoint& checkpoint_;
+  const Calibration& calibration_;
+  const fs::path& out_;
+  PruneOptions options_;
+  const PruneProgress& progress_;
+
+  io::DecoderSpec spec_;
+  const Method* method_ = nullptr;
+  Targets targets_;
+  std::optional<Activations> activations_;  // none without calibration
+  model::Rotary rotary_;
+  PruneReport report_;
+  int64_t done_ = 0, total_ = 0;
+};
+
+Result<PruneReport> Run::run() {
+  const auto start = Clock::now();
+  LACUNA_TRY(method_, find_method(options_.method));
+  LACUNA_TRY(spec_, model::spec_of(checkpoint_));
+  LACUNA_TRY(targets_, find_targets(spec_, options_));
+  LACUNA_CHECK(check_calibration(calibration_, spec_));
+  if (method_->needs_inputs() && calibration_.samples() == 0)
+    return usage_error("--method {}: needs calibration (got none). Give --calibration.",
+                       method_->name());
+  if (options_.request.pattern.kind == format::PatternKind::kKeepOf)
+    options_.request.sparsity =
+        1.0 - static_cast<double>(options_.request.pattern.keep) / options_.request.pattern.of;
+  report_.out = out_;
+  report_.planned_peak_bytes = planned_peak_bytes(spec_, checkpoint_, calibration_, options_);
+  log(fmt::format("peak memory: at most {:.2f} GiB",
+                  static_cast<double>(report_.planned_peak_bytes) / (1 << 30)));
+  // Opened and given up again: a folder that can't be written to is refused before the work.
+  LACUNA_CHECK(io::CheckpointWriter::create(out_, {.store = options_.store}));
+  LACUNA_TRY(const json about, about_run(checkpoint_, calibration_, options_, *method_, targets_));
+  LACUNA_TRY(Journal journal, Journal::open(out_, about, options_.resume));
+  if (journal.finished_blocks() > 0)
+    log(fmt::format("resuming: {} of {} blocks are finished", journal.finished_blocks(),
+                    spec_.layers));
+  LACUNA_CHECK(blocks(journal));
+  LACUNA_CHECK(write(journal));
+  LACUNA_CHECK(journal.remove());
+  report_.seconds = seconds_since(start);
+  return std::move(report_);
+}
+
+Status Run::blocks(Journal& journal) {
+  total_ = spec_.layers;
+  if (calibration_.samples() > 0) {
+    total_ *= 2 * calibration_.samples();
+    activations_.emplace(calibration_, spec_, options_.compute);
+    LACUNA_TRY(const auto ends, model::Ends::load(checkpoint_, spec_, options_.compute));
+    activations_->embed(ends);
+    if (spec_.positions == io::Positions::kRotary) rotary_ = model::Rotary(spec_, options_.compute);
+  }
+  for (int64_t layer = 0; layer < spec_.layers; ++layer) {
+    const std::string what = fmt::format("block {}/{}", layer + 1, spec_.layers);
+    std::optional<model::Block> block;
+    if (activations_) {
+      LACUNA_TRY(block, model::Block::load(checkpoint_, spec_, layer, options_.compute));
+    }
+    model::Block* const loaded = block ? &*block : nullptr;
+    const bool finished = layer < journal.finished_blocks();
+    LACUNA_CHECK(finished ? resume_block(journal, layer, loaded)
+                          : prune_block(journal, layer, loaded));
+    if (!activations_) {
+      LACUNA_CHECK(step(1, what));
+    } else if (layer + 1 < spec_.layers) {  // nobody reads the last block's outputs
+      LACUNA_CHECK(activations_->run(
+          *block, rotary_, /*replace=*/true, [](int64_t) { return model::LinearObserver(); },
+          [&](int64_t samples) { return step(samples, what); }));
+    }
+    block.reset();
+    for (const std::string& linear : targets_of(layer))
+      forget_pages(checkpoint_, weight_name(layer, linear));
+  }
+  return {};
+}
+
+Status Run::resume_block(const Journal& journal, int64_t layer, model::Block* block) {
+  LACUNA_TRY(const Journal::Block finished, journal.read(layer));
+  for (const json& warning : finished.notes.at("warnings")) report_.warnings.push_back(warning);
+  for (const json& noted : finished.notes.at("layers")) report_.layers.push_back(layer_from(noted));
+  if (block == nullptr) return {};
+  for (const auto& [name, tensor] : finished.tensors)
+    for (const std::string& linear : targets_of(layer))
+      if (name == weight_name(layer, linear))
+        block->linear(linear).set_weight(
+            model::wrap(tensor).to(options_.compute.device, options_.compute.dtype,
+                                   /*non_blocking=*/false, /*copy=*/true));
+  return step(calibration_.samples(), fmt::format("block {}/{}", layer + 1, spec_.layers));
+}
+
+Result<Run::StatisticsByTarget> Run::collect_statistics(const model::Block& block,
+                                                        const std::vector<std::string>& targets,
+                                                        const std::string& what) {
+  InputCollector collector(targets, activations_->at_once());
+  LACUNA_CHECK(activations_->run(
+      block, rotary_, /*replace=*/false, [&](int64_t place) { return collector.observer(place); },
+      [&](int64_t samples) {
+        collector.add(activations_->executor());
+        return step(samples, what);
+      }));
+  return collector.take();
+}
+
+Status Run::prune_block(Journal& journal, int64_t layer, model::Block* block) {
+  const auto& targets = targets_of(layer);
+  const std::string what = fmt::format("block {}/{}", layer + 1, spec_.layers);
+  StatisticsByTarget statistics;
+  if (block != nullptr) {
+    if (targets.empty()) {
+      LACUNA_CHECK(step(calibration_.samples(), what));
+    } else {
+      LACUNA_TRY(statistics, collect_statistics(*block, targets, what));
+    }
+  }
+  std::set<InputStatistics*> prepared;
+  Journal::Block finished;
+  finished.notes = {{"layers", json::array()}, {"warnings", json::array()}};
+  for (const std::string& linear : targets) {
+    const auto found = statistics.find(linear);
+    InputStatistics* inputs = found == statistics.end() ? nullptr : found->second.get();
+    const std::string name = weight_name(layer, linear);
+    if (inputs != nullptr && prepared.insert(inputs).second)
+      if (const Status status = method_->prepare(*inputs, options_.request); !status.ok())
+        return Error{status.error().code, fmt::format("{}: {}", name, status.error().message)};
+    at::Tensor stored;
+    LACUNA_CHECK(prune_linear(name, inputs, finished, stored));
+    if (block != nullptr) block->linear(linear).set_weight(stored.to(options_.compute.dtype));
+  }
+  return journal.write(layer, finished);
+}
+
+Status Run::prune_linear(const std::string& name, const InputStatistics* statistics,
+                         Journal::Block& finished, at::Tensor& stored) {
+  const auto start = Clock::now();
+  LACUNA_TRY(const Tensor dense, checkpoint_.dense(name));
+  const at::Tensor weight = model::wrap(dense).to(options_.compute.device, at::kFloat);
+  auto pruned =
+      method_->prune(weight, statistics ? *statistics : InputStatistics(), options_.request);
+  if (!pruned.ok())
+    return Error{pruned.error().code, fmt::format("{}: {}", name, pruned.error().message)};
+  stored = pruned->weight.to(model::scalar_type(dense.dtype));
+  if (!stored.isfinite().all().item<bool>())
+    return check_failed("{}: an updated weight is too large for {}. Raise --damping.", name,
+                        long_name(dense.dtype));
+  LayerReport layer{name};
+  layer.sparsity = static_cast<double>((stored == 0).sum().item<int64_t>()) /
+                   static_cast<double>(stored.numel());
+  layer.error = statistics ? relative_error(weight, stored.to(at::kFloat), statistics->gram,
+                                            options_.request.executor)
+                           : -1;
+  layer.damping = pruned->damping;
+  layer.seconds = seconds_since(start);
+  for (const std::string& warning : pruned->warnings) {
+    report_.warnings.push_back(fmt::format("{}: {}", name, warning));
+    finished.notes["warnings"].push_back(report_.warnings.back());
+    log(report_.warnings.back());
+  }
+  finished.notes["layers"].push_back(to_json(layer));
+  finished.tensors.push_back({name, model::unwrap(stored)});
+  report_.layers.push_back(std::move(layer));
+  return {};
+}
+
+Status Run::write(const Journal& journal) {
+  LACUNA_TRY(auto writer, io::CheckpointWriter::create(out_, {.store = options_.store}));
+  std::map<std::string, int64_t> pruned;  // weight -> its block
+  for (int64_t layer = 0; layer < spec_.layers; ++layer)
+    for (const std::string& linear : targets_of(layer)) pruned[weight_name(layer, linear)] = layer;
+  std::map<std::string, Tensor> tensors;  // of the block that was read last
+  int64_t held = -1, zeros = 0, elements = 0;
+  // In the order of the input's names, whose blocks follow each other closely.
+  for (const auto& [name, info] : checkpoint_.weights()) {
+    report_.bytes_dense +=
+        static_cast<uint64_t>(element_count(info.shape).value_or(0)) * size_bytes(info.dtype);
+    const auto found = pruned.find(name);
+    if (found == pruned.end()) {
+      LACUNA_TRY(const io::Weight weight, checkpoint_.weight(name));
+      LACUNA_CHECK(std::visit([&](const auto& kept) { return writer.add(name, kept); }, weight));
+      forget_pages(checkpoint_, name);
+      continue;
+    }
+    if (found->second != held) {
+      tensors.clear();
+      LACUNA_TRY(const Journal::Block block, journal.read(held = found->second));
+      for (const auto& [stored, tensor] : block.tensors) tensors[stored] = tensor;
+    }
+    LACUNA_TRY(const auto matrix, format::compress(tensors.at(name), options_.request.pattern));
+    zeros += format::count_zeros(matrix);
+    elements += matrix.rows * matrix.columns;
+    LACUNA_CHECK(writer.add(name, matrix));
+  }
+  report_.sparsity = static_cast<double>(zeros) / static_cast<double>(elements);
+  LACUNA_CHECK(io::copy_companion_files(checkpoint_.folder(), writer));
+  json config = checkpoint_.config();
+  config.erase("quantization_config");  // what described the old store
+  config.erase("compression_config");
+  config["lacuna"] = about_method(options_, *method_, calibration_);
+  json& layers = config["lacuna"]["layers"] = json::array();
+  for (const LayerReport& layer : report_.layers) {
+    layers.push_back(to_json(layer));
+    layers.back().erase("seconds");  // the one thing that two equal runs don't share
+  }
+  LACUNA_CHECK(writer.finish(config));
+  LACUNA_TRY(const auto written, io::Checkpoint::open(out_));
+  report_.bytes_out = written.total_bytes();
+  return {};
+}
+
+}  // namespace
+
+uint64_t planned_peak_bytes(const io::DecoderSpec& spec, const io::Checkpoint& checkpoint,
+                            const Calibration& calibration, const PruneOptions& options) {
+  const auto element = static_cast<uint64_t>(c10::elementSize(options.compute.dtype));
+  uint64_t block = 0, widest = 0;
+  for (const io::LinearSpec& linear : spec.block_linears()) {
+    block += static_cast<uint64_t>(linear.out * linear.in) * element;
+    widest = std::max(widest, static_cast<uint64_t>(linear.in));
+  }
+  uint64_t ends = 0;
+  for (const std::string* name : {&spec.embedding, &spec.position_embedding, &spec.lm_head,
+                                  &spec.project_in, &spec.project_out}) {
+    // The head of tied embeddings has a name but no tensor.
+    for (const std::string& full : {*name, *name + ".weight"}) {
+      const auto found = checkpoint.weights().find(full);
+      if (found != checkpoint.weights().end())
+        ends += static_cast<uint64_t>(element_count(found->second.shape).value_or(0)) * element;
+    }
+  }
+  const uint64_t activations =
+      static_cast<uint64_t>(calibration.samples() * calibration.length() * spec.hidden) * element;
+  return 2 * block + ends + activations + 3 * widest * widest * 4 + kWorkingBytes;
+}
+
+Result<PruneReport> prune_model(const io::Checkpoint& checkpoint, const Calibration& calibration,
+                                const fs::path& out, const PruneOptions& options,
+                                const PruneProgress& progress) {
+  try {
+    return Run(checkpoint, calibration, out, options, progress).run();
+  } catch (const std::exception& error) {  // torch, the file system
+    return check_failed("prune: {}", error.what());
+  }
+}
+
+}  // namespace lacuna::prune

@@ -1,0 +1,74 @@
+#include "lacuna/prune/journal.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "lacuna/io/file.h"
+#include "support/data.h"
+
+namespace lacuna::prune {
+namespace {
+
+namespace fs = std::filesystem;
+using ::testing::HasSubstr;
+
+Journal::Block block_with(float value) {
+  return {{{"w", {DType::kF32, {1}, Bytes::take(std::vector<float>{value})}}}, {{"layers", {"w"}}}};
+}
+
+TEST(Journal, KeepsFinishedBlocksForTheSameRun) {
+  const fs::path out = testing::scratch_folder("journal") / "out";
+  const nlohmann::json run = {{"method", "wanda"}};
+  auto journal = Journal::open(out, run, false);
+  ASSERT_TRUE(journal.ok()) << journal.error().message;
+  EXPECT_EQ(journal->finished_blocks(), 0);
+  ASSERT_TRUE(journal->write(0, block_with(1)).ok());
+  ASSERT_TRUE(journal->write(1, block_with(2)).ok());
+
+  const auto again = Journal::open(out, run, true);
+  ASSERT_TRUE(again.ok()) << again.error().message;
+  EXPECT_EQ(again->finished_blocks(), 2);
+  const auto second = again->read(1);
+  ASSERT_TRUE(second.ok()) << second.error().message;
+  EXPECT_EQ(second->tensors[0].name, "w");
+  EXPECT_EQ(read_unaligned<float>(second->tensors[0].tensor.bytes.data()), 2);
+  EXPECT_EQ(second->notes.at("layers")[0], "w");
+
+  ASSERT_TRUE(again->remove().ok());
+  EXPECT_EQ(Journal::open(out, run, true)->finished_blocks(), 0) << "starts afresh";
+}
+
+TEST(Journal, StartsAfreshWithoutResume) {
+  const fs::path out = testing::scratch_folder("journal") / "out";
+  auto journal = Journal::open(out, {{"a", 1}}, false);
+  ASSERT_TRUE(journal->write(0, block_with(1)).ok());
+  EXPECT_EQ(Journal::open(out, {{"a", 1}}, false)->finished_blocks(), 0);
+}
+
+TEST(Journal, OfAnotherRunIsRefusedAndTheDifferenceNamed) {
+  const fs::path out = testing::scratch_folder("journal") / "out";
+  ASSERT_TRUE(Journal::open(out, {{"method", "wanda"}, {"seed", 1}}, false).ok());
+  const auto other = Journal::open(out, {{"method", "sparsegpt"}, {"seed", 1}}, true);
+  ASSERT_FALSE(other.ok());
+  EXPECT_EQ(other.error().code, Code::kBadInput);
+  EXPECT_THAT(other.error().message, HasSubstr("different: method)"));
+}
+
+TEST(Journal, CountsABlockOnlyWhenAllBeforeItAreThere) {
+  const fs::path out = testing::scratch_folder("journal") / "out";
+  auto journal = Journal::open(out, {{"a", 1}}, false);
+  ASSERT_TRUE(journal->write(0, block_with(1)).ok());
+  ASSERT_TRUE(journal->write(2, block_with(3)).ok());
+  EXPECT_EQ(Journal::open(out, {{"a", 1}}, true)->finished_blocks(), 1);
+}
+
+TEST(Journal, AKillBeforeItsFirstFileLeavesNothingToResume) {
+  const fs::path out = testing::scratch_folder("journal") / "out";
+  fs::create_directories(out.string() + ".journal");
+  const auto journal = Journal::open(out, {{"a", 1}}, true);
+  ASSERT_TRUE(journal.ok()) << journal.error().message;
+  EXPECT_EQ(journal->finished_blocks(), 0);
+}
+
+}  // namespace
+}  // namespace lacuna::prune

@@ -1,0 +1,423 @@
+#include "lacuna/prune/pipeline.h"
+
+#include <fcntl.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cmath>
+#include <cstdlib>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <sstream>
+#include <thread>
+
+#include "lacuna/core/random.h"
+#include "lacuna/io/file.h"
+#include "support/data.h"
+
+namespace lacuna::prune {
+namespace {
+
+namespace fs = std::filesystem;
+using ::testing::HasSubstr;
+
+Calibration random_calibration(int64_t samples, int64_t length, int64_t vocab = 4096) {
+  Calibration calibration{"random", {}};
+  for (int64_t s = 0; s < samples; ++s) {
+    calibration.ids.emplace_back();
+    for (int64_t i = 0; i < length; ++i)
+      calibration.ids.back().push_back(static_cast<int32_t>(
+          random_bits(1, static_cast<uint64_t>(s), static_cast<uint64_t>(i)) % vocab));
+  }
+  return calibration;
+}
+
+Result<PruneReport> prune(const fs::path& model, const fs::path& out, const PruneOptions& options,
+                          const Calibration& calibration, const PruneProgress& progress = {}) {
+  LACUNA_TRY(const auto checkpoint, io::Checkpoint::open(model));
+  return prune_model(checkpoint, calibration, out, options, progress);
+}
+
+std::string content_of(const fs::path& file) {
+  std::ifstream stream(file, std::ios::binary);
+  std::stringstream text;
+  text << stream.rdbuf();
+  return text.str();
+}
+
+/// Names and contents of the safetensors files of a folder.
+std::map<std::string, std::string> weights_of(const fs::path& folder) {
+  std::map<std::string, std::string> files;
+  for (const auto& entry : fs::directory_iterator(folder))
+    if (entry.path().extension() == ".safetensors")
+      files[entry.path().filename().string()] = content_of(entry.path());
+  EXPECT_FALSE(files.empty()) << folder;
+  return files;
+}
+
+bool is_block_linear(const std::string& name) {
+  return name.find("layers.") != std::string::npos && name.find("_proj.") != std::string::npos;
+}
+
+double sparsity_of(const Tensor& tensor) {
+  return static_cast<double>(format::count_zeros(tensor)) / static_cast<double>(tensor.elements());
+}
+
+class Pipeline : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    model_ = lacuna::testing::data_path("models/demo-5m");
+    if (model_.empty()) GTEST_SKIP() << "test data missing: models/demo-5m";
+    out_ = lacuna::testing::scratch_folder("prune") / "out";
+  }
+  fs::path model_, out_;
+  const Calibration calibration_ = random_calibration(6, 48);
+};
+
+TEST_F(Pipeline, PrunesTheLinearsOfTheBlocksAndNothingElse) {
+  for (const char* method : {"magnitude", "wanda", "sparsegpt"}) {
+    for (const char* pattern : {"unstructured", "2:4", "block:16x16"}) {
+      PruneOptions options{.method = method};
+      options.request.pattern = *format::Pattern::parse(pattern);
+      std::vector<std::string> lines;
+      const auto report = prune(model_, out_, options, calibration_,
+                                {.log = [&](const std::string& line) { lines.push_back(line); }});
+      ASSERT_TRUE(report.ok()) << report.error().message;
+      ASSERT_FALSE(lines.empty());
+      EXPECT_THAT(lines[0], HasSubstr("peak memory"));
+      const auto before = io::Checkpoint::open(model_), after = io::Checkpoint::open(out_);
+      ASSERT_TRUE(after.ok()) << after.error().message;
+      ASSERT_EQ(before->weights().size(), after->weights().size());
+      size_t pruned = 0;
+      for (const auto& [name, info] : before->weights()) {
+        const Tensor dense = *before->dense(name), sparse = *after->dense(name);
+        ASSERT_EQ(sparse.dtype, dense.dtype);
+        if (is_block_linear(name)) {
+          EXPECT_NEAR(sparsity_of(sparse), 0.5, 1e-4) << name;
+          EXPECT_EQ(after->weights().at(name).pattern, options.request.pattern);
+          EXPECT_TRUE(format::check_pattern(sparse, options.request.pattern).empty()) << name;
+          const auto& layer = report->layers[pruned++];
+          EXPECT_GT(layer.error, 0.01);
+          EXPECT_LT(layer.error, 1);
+        } else {
+          EXPECT_EQ(std::memcmp(sparse.bytes.data(), dense.bytes.data(), dense.bytes.size()), 0)
+              << name;
+        }
+      }
+      EXPECT_EQ(pruned, report->layers.size());
+      EXPECT_NEAR(report->sparsity, 0.5, 1e-4);
+      EXPECT_EQ(report->bytes_dense, before->total_bytes());
+      EXPECT_EQ(report->bytes_out, after->total_bytes());
+      EXPECT_LT(report->bytes_out, report->bytes_dense);
+      EXPECT_FALSE(fs::exists(out_.string() + ".journal"));
+      EXPECT_TRUE(fs::exists(out_ / "tokenizer.json"));
+      const auto& about = after->config().at("lacuna");
+      EXPECT_EQ(about.at("method"), method);
+      EXPECT_EQ(about.at("pattern"), pattern);
+      EXPECT_EQ(about.at("calibration").at("samples"), 6);
+      EXPECT_EQ(after->config().at("architectures"), before->config().at("architectures"));
+    }
+  }
+}
+
+TEST_F(Pipeline, PrunesTheTargetsThatAreNotExcluded) {
+  PruneOptions options{.method = "wanda"};
+  options.target = {"q_proj", "mlp\\.(up|gate)"};
+  options.exclude = {"layers\\.1\\."};
+  const auto report = prune(model_, out_, options, calibration_);
+  ASSERT_TRUE(report.ok()) << report.error().message;
+  const auto after = io::Checkpoint::open(out_);
+  for (const auto& [name, info] : after->weights()) {
+    const bool wanted =
+        (name.find("q_proj") != std::string::npos || name.find("up_proj") != std::string::npos ||
+         name.find("gate_proj") != std::string::npos) &&
+        name.find("layers.1.") == std::string::npos;
+    if (is_block_linear(name)) {
+      EXPECT_NEAR(sparsity_of(*after->dense(name)), wanted ? 0.5 : 0, 0.01) << name;
+    }
+  }
+  options.target = {"nothing"};
+  EXPECT_EQ(prune(model_, out_, options, calibration_).error().code, Code::kUsage);
+  options.target = {"(["};
+  const auto bad = prune(model_, out_, options, calibration_);
+  EXPECT_EQ(bad.error().code, Code::kUsage);
+  EXPECT_THAT(bad.error().message, HasSubstr("--target: not a regular expression"));
+}
+
+TEST_F(Pipeline, SharedInputsGiveTheSameResultAsSingleTargets) {
+  PruneOptions options;
+  ASSERT_TRUE(prune(model_, out_, options, calibration_).ok());
+  const Tensor together =
+      *io::Checkpoint::open(out_)->dense("model.layers.0.self_attn.v_proj.weight");
+  options.target = {"layers.0.self_attn.v_proj"};
+  ASSERT_TRUE(prune(model_, out_, options, calibration_).ok());
+  const Tensor alone = *io::Checkpoint::open(out_)->dense("model.layers.0.self_attn.v_proj.weight");
+  EXPECT_EQ(std::memcmp(together.bytes.data(), alone.bytes.data(), alone.bytes.size()), 0);
+}
+
+TEST_F(Pipeline, AtSparsityZeroWritesTheSameWeights) {
+  for (const char* method : {"magnitude", "wanda", "sparsegpt"}) {
+    PruneOptions options{.method = method, .store = io::Store::kDense};
+    options.request.sparsity = 0;
+    ASSERT_TRUE(prune(model_, out_, options, calibration_).ok());
+    const auto before = io::Checkpoint::open(model_), after = io::Checkpoint::open(out_);
+    for (const auto& [name, info] : before->weights()) {
+      const Tensor a = *before->dense(name), b = *after->dense(name);
+      EXPECT_EQ(std::memcmp(a.bytes.data(), b.bytes.data(), a.bytes.size()), 0) << name;
+    }
+  }
+}
+
+TEST_F(Pipeline, MagnitudeNeedsNoCalibrationAndThenKnowsNoError) {
+  PruneOptions options{.method = "magnitude"};
+  const auto report = prune(model_, out_, options, {});
+  ASSERT_TRUE(report.ok()) << report.error().message;
+  for (const LayerReport& layer : report->layers) EXPECT_LT(layer.error, 0);
+  options.method = "wanda";
+  EXPECT_EQ(prune(model_, out_, options, {}).error().code, Code::kUsage);
+}
+
+TEST_F(Pipeline, SparseGptLosesLessThanWandaAndWandaLessThanMagnitude) {
+  const auto checkpoint = io::Checkpoint::open(model_);
+  std::vector<double> errors;
+  for (const char* method : {"sparsegpt", "wanda", "magnitude"}) {
+    const auto report = prune(model_, out_, {.method = method}, random_calibration(16, 128));
+    ASSERT_TRUE(report.ok()) << report.error().message;
+    double sum = 0;
+    for (const LayerReport& layer : report->layers) sum += layer.error;
+    errors.push_back(sum);
+  }
+  EXPECT_LT(errors[0], errors[1]);
+  EXPECT_LT(errors[1], errors[2]);
+}
+
+TEST_F(Pipeline, RefusesIdsAndLengthsThatTheModelDoesNotHave) {
+  Calibration calibration = calibration_;
+  calibration.ids[1][2] = 4096;
+  EXPECT_EQ(prune(model_, out_, {}, calibration).error().code, Code::kBadInput);
+  EXPECT_EQ(prune(model_, out_, {}, random_calibration(1, 100000)).error().code, Code::kUsage);
+}
+
+/// A copy of the model in which the first value of a tensor is another.
+fs::path model_with(const fs::path& model, const std::string& tensor, uint16_t bf16) {
+  const fs::path copy = lacuna::testing::scratch_folder("broken") / "model";
+  fs::copy(model, copy);
+  const fs::path path = copy / "model.safetensors";
+  const auto file = io::SafetensorsFile::open(path);
+  uint64_t position = 8 + read_unaligned<uint64_t>(content_of(path).data());
+  for (const auto& entry : file->entries())
+    if (entry.name == tensor) position += entry.begin;
+  fs::permissions(path, fs::perms::owner_write, fs::perm_options::add);
+  std::fstream stream(path, std::ios::binary | std::ios::in | std::ios::out);
+  stream.seekp(static_cast<std::streamoff>(position));
+  stream.write(reinterpret_cast<const char*>(&bf16), 2);
+  EXPECT_TRUE(stream.good());
+  return copy;
+}
+
+TEST_F(Pipeline, NamesAWeightWithANaN) {
+  const std::string name = "model.layers.2.mlp.up_proj.weight";
+  const auto report = prune(model_with(model_, name, 0x7fc0), out_, {.method = "magnitude"}, {});
+  ASSERT_FALSE(report.ok());
+  EXPECT_EQ(report.error().code, Code::kBadInput);
+  EXPECT_THAT(report.error().message,
+              HasSubstr(name + ": weight: must be finite (got nan in row 0"));
+  EXPECT_FALSE(fs::exists(out_));
+}
+
+TEST_F(Pipeline, NamesALinearWhoseInputsAreNotFinite) {
+  const auto broken = model_with(model_, "model.layers.1.post_attention_layernorm.weight", 0x7f80);
+  for (const char* method : {"wanda", "sparsegpt"}) {
+    const auto report = prune(broken, out_, {.method = method}, calibration_);
+    ASSERT_FALSE(report.ok());
+    EXPECT_EQ(report.error().code, Code::kBadInput);
+    EXPECT_THAT(report.error().message, HasSubstr("model.layers.1.mlp.gate_proj.weight: inputs"));
+  }
+}
+
+TEST_F(Pipeline, SaysWhichLayersDampingWasRaised) {
+  // One token, always the same: every Gram matrix has rank 1 or little more.
+  Calibration calibration{"one", {std::vector<int32_t>(48, 7)}};
+  PruneOptions options;
+  options.request.damping = 1e-14;
+  const auto report = prune(model_, out_, options, calibration);
+  ASSERT_TRUE(report.ok()) << report.error().message;
+  ASSERT_FALSE(report->warnings.empty());
+  EXPECT_THAT(report->warnings[0],
+              HasSubstr("model.layers.0.self_attn.q_proj.weight: damping raised"));
+  EXPECT_GT(report->layers[0].damping, 1e-14);
+}
+
+TEST_F(Pipeline, GivesTheSameBitsOnAnyThreadCount) {
+  for (const char* method : {"wanda", "sparsegpt"}) {
+    std::map<std::string, std::string> first;
+    nlohmann::json config;
+    for (int threads : {1, 2, 3}) {
+      model::set_threads(threads);
+      const auto report = prune(model_, out_, {.method = method}, random_calibration(7, 200));
+      model::set_threads(0);
+      ASSERT_TRUE(report.ok()) << report.error().message;
+      if (first.empty()) first = weights_of(out_), config = io::Checkpoint::open(out_)->config();
+      EXPECT_EQ(weights_of(out_), first) << threads << " threads, " << method;
+      EXPECT_EQ(io::Checkpoint::open(out_)->config(), config) << threads << " threads, " << method;
+    }
+  }
+}
+
+TEST_F(Pipeline, InterruptedKeepsItsBlocksAndGoesOnToTheSameBytes) {
+  PruneOptions options{.method = "sparsegpt"};
+  ASSERT_TRUE(prune(model_, out_, options, calibration_).ok());
+  const auto whole = weights_of(out_);
+  fs::remove_all(out_);
+
+  std::atomic<bool> interrupted = false;
+  const PruneProgress progress{.step =
+                                   [&](int64_t done, int64_t total, const std::string&) {
+                                     if (done > total / 2) interrupted = true;
+                                   },
+                               .interrupted = &interrupted};
+  const auto stopped = prune(model_, out_, options, calibration_, progress);
+  ASSERT_FALSE(stopped.ok());
+  EXPECT_EQ(stopped.error().code, Code::kInterrupted);
+  EXPECT_THAT(stopped.error().message, HasSubstr("--resume"));
+  EXPECT_TRUE(fs::exists(out_.string() + ".journal/block-000.safetensors"));
+  EXPECT_FALSE(fs::exists(out_));
+
+  options.resume = true;
+  PruneOptions other = options;
+  other.request.damping = 0.5;
+  const auto refused = prune(model_, out_, other, calibration_);
+  ASSERT_FALSE(refused.ok());
+  EXPECT_EQ(refused.error().code, Code::kBadInput);
+  EXPECT_THAT(refused.error().message, HasSubstr("different: damping"));
+
+  const auto report = prune(model_, out_, options, calibration_);
+  ASSERT_TRUE(report.ok()) << report.error().message;
+  EXPECT_EQ(weights_of(out_), whole);
+  EXPECT_EQ(report->layers[0].name, "model.layers.0.self_attn.q_proj.weight");
+}
+
+TEST_F(Pipeline, LeavesAFolderThatIsNotOursAlone) {
+  fs::create_directories(out_);
+  ASSERT_TRUE(io::write_text(out_ / "thesis.txt", "mine").ok());
+  const auto report = prune(model_, out_, {}, calibration_);
+  ASSERT_FALSE(report.ok());
+  EXPECT_EQ(report.error().code, Code::kBadInput);
+  EXPECT_EQ(content_of(out_ / "thesis.txt"), "mine");
+}
+
+// ---- runs in a process of their own -------------------------------------------------------------
+
+/// Not a test of its own: what the processes below run.
+TEST(PruneProcess, DISABLED_Run) {
+  const auto task = nlohmann::json::parse(std::getenv("LACUNA_TEST_TASK"));
+  model::set_threads(2);
+  const auto report = prune(task.at("model").get<std::string>(), task.at("out").get<std::string>(),
+                            {.method = task.at("method"), .resume = true},
+                            random_calibration(task.at("samples"), task.at("length")));
+  ASSERT_TRUE(report.ok()) << report.error().message;
+  std::ifstream status("/proc/self/status");
+  int64_t peak_kib = 0;
+  for (std::string line; std::getline(status, line);)
+    if (line.rfind("VmHWM:", 0) == 0) peak_kib = std::atoll(line.c_str() + 6);
+  const nlohmann::json answer = {{"planned", report->planned_peak_bytes},
+                                 {"peak", peak_kib * 1024}};
+  ASSERT_TRUE(io::write_text(task.at("answer").get<std::string>(), answer.dump()).ok());
+}
+
+/// Starts this program anew with only the test above. (A forked copy would share torch's threads.)
+pid_t start_process(const nlohmann::json& task) {
+  const std::string text = task.dump();
+  const pid_t pid = fork();
+  if (pid != 0) return pid;
+  const int nothing = open("/dev/null", O_WRONLY);
+  dup2(nothing, STDOUT_FILENO);
+  setenv("LACUNA_TEST_TASK", text.c_str(), 1);
+  execl("/proc/self/exe", "prune_test", "--gtest_filter=PruneProcess.DISABLED_Run",
+        "--gtest_also_run_disabled_tests", nullptr);
+  _exit(127);
+}
+
+bool succeeded(pid_t pid) {
+  int status = 0;
+  waitpid(pid, &status, 0);
+  return WIFEXITED(status) && WEXITSTATUS(status) == 0;
+}
+
+/// Waits until `moment` holds, kills the process and says whether it was still running.
+bool kill_at(pid_t pid, const std::function<bool()>& moment) {
+  int status = 0;
+  while (!moment()) {
+    if (waitpid(pid, &status, WNOHANG) == pid) return false;
+    std::this_thread::sleep_for(std::chrono::microseconds(200));
+  }
+  kill(pid, SIGKILL);
+  waitpid(pid, &status, 0);
+  return WIFSIGNALED(status);
+}
+
+TEST_F(Pipeline, KilledAtAnyMomentAndResumedEndsInTheSameBytes) {
+  using Clock = std::chrono::steady_clock;
+  nlohmann::json task = {
+      {"model", model_.string()}, {"out", out_.string()}, {"answer", out_.string() + ".answer"},
+      {"method", "sparsegpt"},    {"samples", 6},         {"length", 96}};
+  const auto start = Clock::now();
+  ASSERT_TRUE(succeeded(start_process(task)));
+  const auto whole_time = Clock::now() - start;
+  const auto whole = weights_of(out_);
+
+  const std::string journal = out_.string() + ".journal", partial = out_.string() + ".partial";
+  std::vector<std::pair<std::string, std::function<bool()>>> moments;
+  for (const char* file : {"", "/journal.json", "/block-000.safetensors", "/block-002.safetensors"})
+    moments.emplace_back("journal" + std::string(file), [=] { return fs::exists(journal + file); });
+  const auto last_block = [=] {
+    const auto spec = nlohmann::json::parse(content_of(fs::path(model_) / "config.json"));
+    return fmt::format("{}/block-{:03}.safetensors", journal,
+                       spec.at("num_hidden_layers").get<int>() - 1);
+  }();
+  moments.emplace_back("while OUT is staged",
+                       [=] { return fs::exists(last_block) && fs::exists(partial); });
+  moments.emplace_back("when OUT is there", [=] { return fs::exists(out_); });
+  for (int i = 0; i < 8; ++i) {
+    const double share = random_uniform(11, 0, static_cast<uint64_t>(i));
+    moments.emplace_back(fmt::format("after {:.2f} of the time", share),
+                         [=, begin = std::make_shared<std::optional<Clock::time_point>>()] {
+                           if (!*begin) *begin = Clock::now();
+                           return Clock::now() - **begin > whole_time * share;
+                         });
+  }
+  int killed = 0;
+  for (const auto& [name, moment] : moments) {
+    fs::remove_all(out_);
+    fs::remove_all(journal);
+    killed += kill_at(start_process(task), moment);
+    ASSERT_TRUE(succeeded(start_process(task))) << name;
+    EXPECT_EQ(weights_of(out_), whole) << name;
+    EXPECT_FALSE(fs::exists(journal)) << name;
+    EXPECT_FALSE(fs::exists(partial)) << name;
+  }
+  EXPECT_GE(killed, 10) << "most kills must hit a living process";
+}
+
+TEST(PruneMemory, StaysBelowThePlan) {
+  LACUNA_NEEDS_DATA(model, "models/lab-16m");
+  const fs::path out = lacuna::testing::scratch_folder("memory") / "out";
+  const fs::path answer = out.string() + ".answer";
+  ASSERT_TRUE(succeeded(start_process({{"model", model.string()},
+                                       {"out", out.string()},
+                                       {"answer", answer.string()},
+                                       {"method", "sparsegpt"},
+                                       {"samples", 8},
+                                       {"length", 2048}})));
+  const auto measured = nlohmann::json::parse(content_of(answer));
+  RecordProperty("planned_bytes", measured.at("planned").get<int64_t>());
+  RecordProperty("peak_bytes", measured.at("peak").get<int64_t>());
+  EXPECT_LT(measured.at("peak").get<int64_t>(), measured.at("planned").get<int64_t>());
+}
+
+}  // namespace
+}  // namespace lacuna::prune
