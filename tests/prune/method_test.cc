@@ -160,7 +160,8 @@ TEST(Methods, RefuseWhatTheyCannotDo) {
   for (const Method* each : methods()) {
     for (const Request& request :
          {Request{.sparsity = 1.5}, Request{.sparsity = std::nan("")},
-          Request{.pattern = Pattern{}},
+          Request{.pattern = Pattern{}}, Request{.pattern = Pattern::keep_of(4, 4)},
+          Request{.pattern = Pattern::keep_of(2, 65)}, Request{.pattern = Pattern::block(0, 4)},
           Request{.pattern = Pattern::keep_of(2, 4), .group = Group::kRow}}) {
       const auto result = each->prune(weight, identity_statistics(16), request);
       ASSERT_FALSE(result.ok());

@@ -374,14 +374,14 @@ TEST_F(Pipeline, KilledAtAnyMomentAndResumedEndsInTheSameBytes) {
   std::vector<std::pair<std::string, std::function<bool()>>> moments;
   for (const char* file : {"", "/journal.json", "/block-000.safetensors", "/block-002.safetensors"})
     moments.emplace_back("journal" + std::string(file), [=] { return fs::exists(journal + file); });
-  const auto last_block = [=] {
+  const auto last_block = [this, journal] {
     const auto spec = nlohmann::json::parse(content_of(fs::path(model_) / "config.json"));
     return fmt::format("{}/block-{:03}.safetensors", journal,
                        spec.at("num_hidden_layers").get<int>() - 1);
   }();
   moments.emplace_back("while OUT is staged",
                        [=] { return fs::exists(last_block) && fs::exists(partial); });
-  moments.emplace_back("when OUT is there", [=] { return fs::exists(out_); });
+  moments.emplace_back("when OUT is there", [this] { return fs::exists(out_); });
   for (int i = 0; i < 8; ++i) {
     const double share = random_uniform(11, 0, static_cast<uint64_t>(i));
     moments.emplace_back(fmt::format("after {:.2f} of the time", share),

@@ -85,7 +85,14 @@ Status check_request(const Method& method, const at::Tensor& weight,
   if (request.pattern.kind == format::PatternKind::kDense)
     return usage_error(
         "--pattern: dense prunes nothing (need unstructured, KEEP:OF or block:RxC).");
-  if (request.pattern.kind == format::PatternKind::kKeepOf && request.group)
+  const format::Pattern& pattern = request.pattern;
+  const bool keep_of = pattern.kind == format::PatternKind::kKeepOf;
+  if ((keep_of && !(0 < pattern.keep && pattern.keep < pattern.of && pattern.of <= 64)) ||
+      (pattern.kind == format::PatternKind::kBlock &&
+       (pattern.block_rows < 1 || pattern.block_columns < 1)))
+    return usage_error("--pattern: out of range (got {}; need 0 < KEEP < OF <= 64, or block:RxC).",
+                       pattern.text());
+  if (keep_of && request.group)
     return usage_error(
         "--group: {} can't be combined with {}, whose groups are fixed. Leave it out.",
         group_name(*request.group), request.pattern.text());

@@ -225,6 +225,14 @@ class Activations {
   at::Tensor hidden_;  // [samples, length, hidden]
 };
 
+/// What the Linears with one input share.
+struct SharedInputs {
+  explicit SharedInputs(InputStatistics from) : statistics(std::move(from)) {}
+  InputStatistics statistics;
+  bool prepared = false;
+};
+using InputsByTarget = std::map<std::string, std::shared_ptr<SharedInputs>>;
+
 /// Collects the distinct inputs of a block's targets: q, k and v share one, gate and up another.
 class InputCollector {
  public:
@@ -260,12 +268,12 @@ class InputCollector {
     add_queued(sums_, executor);
   }
 
-  /// Statistics by target; those of one input are the same object.
-  std::map<std::string, std::shared_ptr<InputStatistics>> take() {
-    std::vector<std::shared_ptr<InputStatistics>> all;
-    for (GramSum& sum : sums_) all.push_back(std::make_shared<InputStatistics>(sum.take()));
+  /// Inputs by target; targets of one input share the object.
+  InputsByTarget take() {
+    std::vector<std::shared_ptr<SharedInputs>> all;
+    for (GramSum& sum : sums_) all.push_back(std::make_shared<SharedInputs>(sum.take()));
     sums_.clear();
-    std::map<std::string, std::shared_ptr<InputStatistics>> by_target;
+    InputsByTarget by_target;
     for (const auto& [name, index] : input_of_) by_target[name] = all[index];
     return by_target;
   }
@@ -312,16 +320,15 @@ class Run {
   Result<PruneReport> run();
 
  private:
-  using StatisticsByTarget = std::map<std::string, std::shared_ptr<InputStatistics>>;
-
   Status blocks(Journal& journal);
   Status resume_block(const Journal& journal, int64_t layer, model::Block* block);
   Status prune_block(Journal& journal, int64_t layer, model::Block* block);
-  Status prune_linear(const std::string& name, const InputStatistics* statistics,
-                      Journal::Block& finished, at::Tensor& stored);
-  Result<StatisticsByTarget> collect_statistics(const model::Block& block,
-                                                const std::vector<std::string>& targets,
-                                                const std::string& what);
+  /// @return the pruned weight in the dtype of the file
+  Result<at::Tensor> prune_linear(const std::string& name, SharedInputs* inputs,
+                                  Journal::Block& finished);
+  Result<InputsByTarget> collect_inputs(const model::Block& block,
+                                        const std::vector<std::string>& targets,
+                                        const std::string& what);
   Status write(const Journal& journal);
 
   void log(const std::string& line) const {
@@ -437,9 +444,9 @@ Status Run::resume_block(const Journal& journal, int64_t layer, model::Block* bl
   return step(calibration_.samples(), fmt::format("block {}/{}", layer + 1, spec_.layers));
 }
 
-Result<Run::StatisticsByTarget> Run::collect_statistics(const model::Block& block,
-                                                        const std::vector<std::string>& targets,
-                                                        const std::string& what) {
+Result<InputsByTarget> Run::collect_inputs(const model::Block& block,
+                                           const std::vector<std::string>& targets,
+                                           const std::string& what) {
   InputCollector collector(targets, activations_->at_once());
   LACUNA_CHECK(activations_->run(
       block, rotary_, /*replace=*/false, [&](int64_t place) { return collector.observer(place); },
@@ -453,50 +460,51 @@ Result<Run::StatisticsByTarget> Run::collect_statistics(const model::Block& bloc
 Status Run::prune_block(Journal& journal, int64_t layer, model::Block* block) {
   const auto& targets = targets_of(layer);
   const std::string what = fmt::format("block {}/{}", layer + 1, spec_.layers);
-  StatisticsByTarget statistics;
+  InputsByTarget inputs;
   if (block != nullptr) {
     if (targets.empty()) {
       LACUNA_CHECK(step(calibration_.samples(), what));
     } else {
-      LACUNA_TRY(statistics, collect_statistics(*block, targets, what));
+      LACUNA_TRY(inputs, collect_inputs(*block, targets, what));
     }
   }
-  std::set<InputStatistics*> prepared;
   Journal::Block finished;
   finished.notes = {{"layers", json::array()}, {"warnings", json::array()}};
   for (const std::string& linear : targets) {
-    const auto found = statistics.find(linear);
-    InputStatistics* inputs = found == statistics.end() ? nullptr : found->second.get();
-    const std::string name = weight_name(layer, linear);
-    if (inputs != nullptr && prepared.insert(inputs).second)
-      if (const Status status = method_->prepare(*inputs, options_.request); !status.ok())
-        return Error{status.error().code, fmt::format("{}: {}", name, status.error().message)};
-    at::Tensor stored;
-    LACUNA_CHECK(prune_linear(name, inputs, finished, stored));
-    if (block != nullptr) block->linear(linear).set_weight(stored.to(options_.compute.dtype));
+    LACUNA_TRY(const at::Tensor pruned,
+               prune_linear(weight_name(layer, linear), inputs[linear].get(), finished));
+    inputs.erase(linear);  // the last one frees the Gram matrix and its factor
+    if (block != nullptr) block->linear(linear).set_weight(pruned.to(options_.compute.dtype));
   }
   return journal.write(layer, finished);
 }
 
-Status Run::prune_linear(const std::string& name, const InputStatistics* statistics,
-                         Journal::Block& finished, at::Tensor& stored) {
+Result<at::Tensor> Run::prune_linear(const std::string& name, SharedInputs* inputs,
+                                     Journal::Block& finished) {
   const auto start = Clock::now();
+  const auto named = [&](const Error& error) {
+    return Error{error.code, fmt::format("{}: {}", name, error.message)};
+  };
+  if (inputs != nullptr && !inputs->prepared) {
+    const Status ready = method_->prepare(inputs->statistics, options_.request);
+    if (!ready.ok()) return named(ready.error());
+    inputs->prepared = true;
+  }
   LACUNA_TRY(const Tensor dense, checkpoint_.dense(name));
   const at::Tensor weight = model::wrap(dense).to(options_.compute.device, at::kFloat);
   auto pruned =
-      method_->prune(weight, statistics ? *statistics : InputStatistics(), options_.request);
-  if (!pruned.ok())
-    return Error{pruned.error().code, fmt::format("{}: {}", name, pruned.error().message)};
-  stored = pruned->weight.to(model::scalar_type(dense.dtype));
+      method_->prune(weight, inputs ? inputs->statistics : InputStatistics(), options_.request);
+  if (!pruned.ok()) return named(pruned.error());
+  const at::Tensor stored = pruned->weight.to(model::scalar_type(dense.dtype));
   if (!stored.isfinite().all().item<bool>())
     return check_failed("{}: an updated weight is too large for {}. Raise --damping.", name,
                         long_name(dense.dtype));
   LayerReport layer{name};
   layer.sparsity = static_cast<double>((stored == 0).sum().item<int64_t>()) /
                    static_cast<double>(stored.numel());
-  layer.error = statistics ? relative_error(weight, stored.to(at::kFloat), statistics->gram,
-                                            options_.request.executor)
-                           : -1;
+  layer.error = inputs ? relative_error(weight, stored.to(at::kFloat), inputs->statistics.gram,
+                                        options_.request.executor)
+                       : -1;
   layer.damping = pruned->damping;
   layer.seconds = seconds_since(start);
   for (const std::string& warning : pruned->warnings) {
@@ -507,7 +515,7 @@ Status Run::prune_linear(const std::string& name, const InputStatistics* statist
   finished.notes["layers"].push_back(to_json(layer));
   finished.tensors.push_back({name, model::unwrap(stored)});
   report_.layers.push_back(std::move(layer));
-  return {};
+  return stored;
 }
 
 Status Run::write(const Journal& journal) {
