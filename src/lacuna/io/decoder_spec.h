@@ -57,7 +57,7 @@ struct DecoderSpec {
   std::optional<int64_t> bos_token;
   std::vector<int64_t> eos_tokens;  ///< generation_config.json over config.json
 
-  // Tensor names. Empty = the architecture has none.
+  // Module names, without ".weight". Empty = the model has none (lm_head: the embedding is tied).
   std::string embedding, position_embedding, final_norm_name, lm_head, project_in, project_out;
   std::string block_prefix_pattern;                      ///< "model.layers.{}."
   std::string attention_norm, mlp_norm, q_norm, k_norm;  ///< relative to the block

@@ -34,7 +34,11 @@ class AtomicFile {
   Status write(const void* data, size_t size);
   /// Overwrites bytes already written (a header whose content is known last).
   Status write_at(uint64_t position, const void* data, size_t size);
+  /// Appends all of another file, without mapping it. @errors as write(); kBadInput: unreadable
+  Status write_file(const std::filesystem::path& from);
   uint64_t size() const;
+  /// fsync, rename to the final name, fsync of the folder. Nothing may be written afterwards.
+  /// @errors as write()
   Status commit();
 
  private:

@@ -37,6 +37,8 @@ class SafetensorsFile {
   const std::string& path() const { return path_; }
 
  private:
+  Status check_layout() const;
+
   std::string path_;
   Bytes data_;  ///< what follows the header
   std::vector<Entry> entries_;
@@ -44,12 +46,19 @@ class SafetensorsFile {
   std::map<std::string, std::string> metadata_;
 };
 
-/// Writes one file atomically; tensors in the order given. The header is padded so that data starts
-/// 64-byte aligned.
+/// The first bytes of a file whose tensors lie as `entries` say, from the length to the last byte
+/// of the header, padded with spaces so that the data starts 64-byte aligned. Equal entries give
+/// equal bytes. @errors kBadInput: a name that isn't UTF-8; too many tensors
+Result<std::string> safetensors_header(const std::vector<SafetensorsFile::Entry>& entries,
+                                       const std::map<std::string, std::string>& metadata = {});
+
 struct NamedTensor {
   std::string name;
   Tensor tensor;
 };
+/// Writes one file atomically; tensors in the order given.
+/// @errors kBadInput: a name given twice, a tensor whose bytes don't fit its shape; kCheckFailed:
+/// the system's reason
 Status write_safetensors(const std::filesystem::path& path, const std::vector<NamedTensor>& tensors,
                          const std::map<std::string, std::string>& metadata = {});
 

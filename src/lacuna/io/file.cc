@@ -1,0 +1,154 @@
+#include "lacuna/io/file.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+namespace lacuna::io {
+namespace fs = std::filesystem;
+namespace {
+
+constexpr size_t kCopyBytes = size_t{1} << 20;
+
+/// A file descriptor that closes itself.
+struct Descriptor {
+  int number = -1;
+  explicit Descriptor(int n) : number(n) {}
+  Descriptor(const Descriptor&) = delete;
+  Descriptor& operator=(const Descriptor&) = delete;
+  ~Descriptor() {
+    if (number >= 0) ::close(number);
+  }
+};
+
+Error cannot_read(const fs::path& path, const std::string& why) {
+  return bad_input("{}: cannot be read ({}). Check the path.", path.string(), why);
+}
+
+Error cannot_write(const fs::path& path) {
+  const int reason = errno;
+  return check_failed("{}: cannot be written ({}). {}.", path.string(), std::strerror(reason),
+                      reason == ENOSPC || reason == EDQUOT ? "Free some space and run it again"
+                                                           : "Choose another place");
+}
+
+/// Makes the renaming itself durable. Some file systems can't sync folders, so failing is no error.
+void sync_folder(const fs::path& folder) {
+  const Descriptor descriptor(::open(folder.c_str(), O_RDONLY | O_DIRECTORY));
+  if (descriptor.number >= 0) ::fsync(descriptor.number);
+}
+
+}  // namespace
+
+Result<Bytes> map_file(const fs::path& path) {
+  const Descriptor descriptor(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (descriptor.number < 0) return cannot_read(path, std::strerror(errno));
+  struct stat facts {};
+  if (::fstat(descriptor.number, &facts) != 0) return cannot_read(path, std::strerror(errno));
+  if (!S_ISREG(facts.st_mode)) return cannot_read(path, "not a regular file");
+  const auto size = static_cast<size_t>(facts.st_size);
+  if (size == 0) return Bytes();
+  void* address = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, descriptor.number, 0);
+  if (address == MAP_FAILED) return cannot_read(path, std::strerror(errno));
+  std::shared_ptr<const void> owner(
+      address, [size](const void* at) { ::munmap(const_cast<void*>(at), size); });
+  return Bytes(std::move(owner), static_cast<const std::byte*>(address), size);
+}
+
+Result<std::string> read_text(const fs::path& path) {
+  LACUNA_TRY(const Bytes bytes, map_file(path));
+  return std::string(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+}
+
+Status write_text(const fs::path& path, std::string_view text) {
+  LACUNA_TRY(auto file, AtomicFile::create(path));
+  LACUNA_CHECK(file.write(text.data(), text.size()));
+  return file.commit();
+}
+
+struct AtomicFile::State {
+  fs::path path, temporary;
+  int descriptor = -1;
+  uint64_t size = 0;
+  bool committed = false;
+
+  State(fs::path final_path, fs::path temporary_path, int number)
+      : path(std::move(final_path)), temporary(std::move(temporary_path)), descriptor(number) {}
+  State(const State&) = delete;
+  State& operator=(const State&) = delete;
+  ~State() {
+    if (descriptor >= 0) ::close(descriptor);
+    if (!committed) ::unlink(temporary.c_str());
+  }
+
+  Status put(const void* data, size_t count, uint64_t position) {
+    const auto* from = static_cast<const char*>(data);
+    while (count > 0) {
+      const ssize_t written = ::pwrite(descriptor, from, count, static_cast<off_t>(position));
+      if (written < 0 && errno == EINTR) continue;
+      if (written <= 0) return cannot_write(path);
+      from += written;
+      position += static_cast<uint64_t>(written);
+      count -= static_cast<size_t>(written);
+    }
+    return {};
+  }
+};
+
+AtomicFile::AtomicFile() = default;
+AtomicFile::AtomicFile(AtomicFile&&) noexcept = default;
+AtomicFile& AtomicFile::operator=(AtomicFile&&) noexcept = default;
+AtomicFile::~AtomicFile() = default;
+
+Result<AtomicFile> AtomicFile::create(const fs::path& path) {
+  fs::path temporary = path;
+  temporary += ".partial";
+  const int descriptor = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+  if (descriptor < 0) return cannot_write(path);
+  AtomicFile file;
+  file.state_ = std::make_unique<State>(path, std::move(temporary), descriptor);
+  return file;
+}
+
+Status AtomicFile::write(const void* data, size_t size) {
+  LACUNA_CHECK(state_->put(data, size, state_->size));
+  state_->size += size;
+  return {};
+}
+
+Status AtomicFile::write_at(uint64_t position, const void* data, size_t size) {
+  return state_->put(data, size, position);
+}
+
+Status AtomicFile::write_file(const fs::path& from) {
+  const Descriptor source(::open(from.c_str(), O_RDONLY | O_CLOEXEC));
+  if (source.number < 0) return cannot_read(from, std::strerror(errno));
+  std::vector<char> buffer(kCopyBytes);
+  for (;;) {
+    const ssize_t count = ::read(source.number, buffer.data(), buffer.size());
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0) return cannot_read(from, std::strerror(errno));
+    if (count == 0) return {};
+    LACUNA_CHECK(write(buffer.data(), static_cast<size_t>(count)));
+  }
+}
+
+uint64_t AtomicFile::size() const { return state_->size; }
+
+Status AtomicFile::commit() {
+  State& state = *state_;
+  if (::fsync(state.descriptor) != 0) return cannot_write(state.path);
+  if (::close(std::exchange(state.descriptor, -1)) != 0) return cannot_write(state.path);
+  if (::rename(state.temporary.c_str(), state.path.c_str()) != 0) return cannot_write(state.path);
+  state.committed = true;
+  sync_folder(state.path.has_parent_path() ? state.path.parent_path() : fs::path("."));
+  return {};
+}
+
+}  // namespace lacuna::io
