@@ -16,17 +16,16 @@ namespace lacuna::format {
 /// Rows that share one entry of CompactMatrix::offsets.
 inline constexpr int64_t kRowGroup = 64;
 
-/// W [rows, columns] without its zeros. Which members are used depends on the pattern:
+/// W [rows, columns] without its zeros. The pattern decides which members are used:
 ///
-/// | pattern      | bitmap u8 [rows, ceil(columns/8)] | values                             | index
-/// |
-/// |---|---|---|---|
-/// | unstructured | bit 0 = first column, 1 = kept    | [kept], row-major                  |
-/// offsets i64 [ceil(rows/64)+1]: kept values before each group of 64 rows | | keep:of      |
-/// exactly `keep` bits a full group  | [rows, ceil(columns/of)*keep]      | none | | block RxC    |
-/// none                              | [blocks, R, C], edge blocks padded with zeros |
-/// block_columns i32 [blocks] (block column, ascending in a block row), block_offsets i64
-/// [ceil(rows/R)+1] |
+///   unstructured  bitmap u8 [rows, ceil(columns/8)]: bit 0 = first column, 1 = kept
+///                 values [kept], row-major
+///                 offsets i64 [ceil(rows/64)+1]: kept values before each group of 64 rows
+///   keep:of       bitmap as above, exactly `keep` bits a full group
+///                 values [rows, ceil(columns/of)*keep]
+///   block RxC     values [blocks, R, C], edge blocks padded with +0
+///                 block_columns i32 [blocks]: block column, ascending in a block row
+///                 block_offsets i64 [ceil(rows/R)+1]: blocks before each block row
 ///
 /// keep:of details: a group with fewer non-zeros keeps its lowest-index zeros too. The last group
 /// of a row may be short (r < of columns): it keeps min(keep, r) bits, and its unused value slots
@@ -59,6 +58,9 @@ Result<CompactMatrix> compress(const Tensor& dense, const Pattern& pattern);
 /// Writes rows [first, last) densely: out [last-first, columns] in the dtype of the values; dropped
 /// weights become +0.
 void expand_rows(const CompactMatrix& matrix, int64_t first, int64_t last, void* out);
+/// Kept values before a row of an unstructured matrix, 0 <= row <= rows.
+/// @cost at most 63 rows of the bitmap
+int64_t kept_before_row(const CompactMatrix& matrix, int64_t row);
 /// The whole matrix, dense.
 Tensor expand(const CompactMatrix& matrix);
 

@@ -1,0 +1,147 @@
+// How an operation finds its kernel: problem strings, candidates that say why not, LACUNA_FORCE.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <initializer_list>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "lacuna/core/cpu.h"
+#include "lacuna/core/dtype.h"
+#include "lacuna/core/gpu.h"
+#include "lacuna/core/status.h"
+#include "lacuna/format/pattern.h"
+
+namespace lacuna::kernels {
+
+/// How the weights of a problem are stored.
+enum class Values : uint8_t { kF32, kBF16, kF16, kInt8, kInt4G64, kFP8 };
+std::string_view text(Values values);
+/// The element type of unquantised values.
+std::optional<DType> dtype_of(Values values);
+Values values_of(DType dtype);
+
+/// One call of an operation on matrices: y[T,N] = x[T,K] · W[N,K]^T and its relatives.
+///
+/// As text, the one grammar of benchmarks, case files, records and `doctor`:
+///
+///     OPERATION:VALUES[/ACTIVATIONS]:NxKxT[:SPARSITY]
+///     linear_bitmap:bf16:14336x4096x1:0.5        half of the weights dropped, unstructured
+///     linear_nm:int4g64:4096x4096x8:2:4          KEEP:OF
+///     linear_bsr:bf16:4096x4096x1:block32x32@0.5
+///     linear_dense:bf16/f32:4096x4096x1          bf16 weights, float32 x and y
+///
+/// VALUES is f32, bf16, f16, int8, int4g64 or fp8; x and y have the same type unless ACTIVATIONS
+/// (f32, bf16, f16) says otherwise, and bf16 where the values are quantised.
+struct Problem {
+  std::string operation;
+  Values values = Values::kBF16;
+  DType activations = DType::kBF16;
+  int64_t outputs = 0;  ///< N
+  int64_t inputs = 0;   ///< K
+  int64_t tokens = 0;   ///< T
+  format::Pattern pattern;
+  double sparsity = 0;  ///< share of zeros; 1 - keep/of for KEEP:OF
+
+  /// @errors kUsage
+  static Result<Problem> parse(std::string_view text);
+  std::string text() const;
+  bool operator==(const Problem&) const = default;
+};
+
+/// Where a problem is to be run: on this CPU, or on a GPU when `gpu` is set.
+struct Device {
+  CpuFeatures cpu;
+  std::optional<GpuFacts> gpu;
+  static const Device& this_cpu();
+};
+
+/// A candidate's answer: yes, or why not.
+class Support {
+ public:
+  static Support yes() { return Support(""); }
+  template <class... A>
+  static Support no(fmt::format_string<A...> why, A&&... args) {
+    return Support(fmt::format(why, std::forward<A>(args)...));
+  }
+  /// The first `no` of several conditions, else yes.
+  static Support all(std::initializer_list<Support> conditions);
+  explicit operator bool() const { return refusal_.empty(); }
+  const std::string& refusal() const { return refusal_; }
+
+ private:
+  explicit Support(std::string refusal) : refusal_(std::move(refusal)) {}
+  std::string refusal_;
+};
+
+/// `condition`, or "needs WHAT".
+Support needs(bool condition, std::string_view what);
+
+/// What every implementation of an operation has; each operation adds how it is run. Named
+/// device_isa_idea.
+struct Candidate {
+  std::string name;
+  Support (*supports)(const Problem& problem, const Device& device) = nullptr;
+};
+
+/// One line of explain().
+struct Explanation {
+  std::string candidate;
+  Support support;
+  bool chosen = false;
+};
+
+/// The candidate that LACUNA_FORCE=OPERATION:CANDIDATE[,...] pins for an operation, or nothing.
+std::optional<std::string> forced_candidate(std::string_view operation);
+
+namespace detail {
+/// Index of the candidate to run. @errors kUsage: LACUNA_FORCE names an unknown candidate;
+/// kNotPossible: none supports the problem, or the forced one doesn't
+Result<size_t> choose(const std::vector<const Candidate*>& candidates, const Problem& problem,
+                      const Device& device);
+std::vector<Explanation> explain(const std::vector<const Candidate*>& candidates,
+                                 const Problem& problem, const Device& device);
+}  // namespace detail
+
+/// The candidates of one operation, from special to general, the reference last.
+/// @tparam C  a Candidate with the operation's own run function
+template <class C>
+class CandidateList {
+ public:
+  CandidateList(std::initializer_list<C> candidates) : candidates_(candidates) {}
+
+  /// Puts a candidate of a higher tier (one that stands on torch) before all others. At start-up
+  /// only: not safe against a concurrent choose().
+  void add_first(C candidate) { candidates_.push_front(std::move(candidate)); }
+
+  /// The first candidate that supports the problem, or the one that LACUNA_FORCE pins. The pointer
+  /// stays valid for the life of the program.
+  Result<const C*> choose(const Problem& problem, const Device& device) const {
+    LACUNA_TRY(const size_t index, detail::choose(pointers(), problem, device));
+    return &candidates_[index];
+  }
+  /// Every candidate with its answer.
+  std::vector<Explanation> explain(const Problem& problem, const Device& device) const {
+    return detail::explain(pointers(), problem, device);
+  }
+  const C* find(std::string_view name) const {
+    for (const C& candidate : candidates_)
+      if (candidate.name == name) return &candidate;
+    return nullptr;
+  }
+  auto begin() const { return candidates_.begin(); }
+  auto end() const { return candidates_.end(); }
+
+ private:
+  std::vector<const Candidate*> pointers() const {
+    std::vector<const Candidate*> all;
+    for (const C& candidate : candidates_) all.push_back(&candidate);
+    return all;
+  }
+  std::deque<C> candidates_;  // elements never move
+};
+
+}  // namespace lacuna::kernels
