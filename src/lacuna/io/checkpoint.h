@@ -52,6 +52,12 @@ class Checkpoint {
   /// format version
   static Result<Checkpoint> open(const std::filesystem::path& folder);
 
+  /// The same over a config and files that are open already; `config_file` is for messages. It has
+  /// no folder and no checksums.
+  static Result<Checkpoint> from_files(const nlohmann::json& config,
+                                       const std::vector<SafetensorsFile>& files,
+                                       const std::string& config_file);
+
   const std::filesystem::path& folder() const;
   /// config.json whole; its key "lacuna" holds what our files add.
   const nlohmann::json& config() const;

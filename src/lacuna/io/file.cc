@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <utility>
@@ -109,7 +110,7 @@ AtomicFile::~AtomicFile() = default;
 Result<AtomicFile> AtomicFile::create(const fs::path& path) {
   fs::path temporary = path;
   temporary += ".partial";
-  const int descriptor = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+  const int descriptor = ::open(temporary.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
   if (descriptor < 0) return cannot_write(path);
   AtomicFile file;
   file.state_ = std::make_unique<State>(path, std::move(temporary), descriptor);
@@ -126,17 +127,18 @@ Status AtomicFile::write_at(uint64_t position, const void* data, size_t size) {
   return state_->put(data, size, position);
 }
 
-Status AtomicFile::write_file(const fs::path& from) {
-  const Descriptor source(::open(from.c_str(), O_RDONLY | O_CLOEXEC));
-  if (source.number < 0) return cannot_read(from, std::strerror(errno));
-  std::vector<char> buffer(kCopyBytes);
-  for (;;) {
-    const ssize_t count = ::read(source.number, buffer.data(), buffer.size());
+Status AtomicFile::append(const AtomicFile& from) {
+  const State& source = *from.state_;
+  std::vector<char> buffer(std::min<uint64_t>(kCopyBytes, source.size));
+  for (uint64_t position = 0; position < source.size;) {
+    const ssize_t count =
+        ::pread(source.descriptor, buffer.data(), buffer.size(), static_cast<off_t>(position));
     if (count < 0 && errno == EINTR) continue;
-    if (count < 0) return cannot_read(from, std::strerror(errno));
-    if (count == 0) return {};
+    if (count <= 0) return cannot_read(source.temporary, std::strerror(errno));
     LACUNA_CHECK(write(buffer.data(), static_cast<size_t>(count)));
+    position += static_cast<uint64_t>(count);
   }
+  return {};
 }
 
 uint64_t AtomicFile::size() const { return state_->size; }
@@ -145,9 +147,14 @@ Status AtomicFile::commit() {
   State& state = *state_;
   if (::fsync(state.descriptor) != 0) return cannot_write(state.path);
   if (::close(std::exchange(state.descriptor, -1)) != 0) return cannot_write(state.path);
-  if (::rename(state.temporary.c_str(), state.path.c_str()) != 0) return cannot_write(state.path);
+  LACUNA_CHECK(rename_durably(state.temporary, state.path));
   state.committed = true;
-  sync_folder(state.path.has_parent_path() ? state.path.parent_path() : fs::path("."));
+  return {};
+}
+
+Status rename_durably(const fs::path& from, const fs::path& to) {
+  if (::rename(from.c_str(), to.c_str()) != 0) return cannot_write(to);
+  sync_folder(to.has_parent_path() ? to.parent_path() : fs::path("."));
   return {};
 }
 

@@ -22,6 +22,11 @@ Result<std::string> read_text(const std::filesystem::path& path);
 /// @errors kCheckFailed with the system's reason (disk full, ...)
 Status write_text(const std::filesystem::path& path, std::string_view text);
 
+/// Renames a file or folder on one file system and makes the renaming durable (fsync of the
+/// folder).
+/// @errors kCheckFailed with the system's reason
+Status rename_durably(const std::filesystem::path& from, const std::filesystem::path& to);
+
 /// A file that carries its final name only after commit(). Destroyed before that, it removes its
 /// temporary.
 class AtomicFile {
@@ -34,8 +39,8 @@ class AtomicFile {
   Status write(const void* data, size_t size);
   /// Overwrites bytes already written (a header whose content is known last).
   Status write_at(uint64_t position, const void* data, size_t size);
-  /// Appends all of another file, without mapping it. @errors as write(); kBadInput: unreadable
-  Status write_file(const std::filesystem::path& from);
+  /// Appends all that was written to another file so far. @errors as write()
+  Status append(const AtomicFile& from);
   uint64_t size() const;
   /// fsync, rename to the final name, fsync of the folder. Nothing may be written afterwards.
   /// @errors as write()

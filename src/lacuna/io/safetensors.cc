@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
-#include <set>
 #include <tuple>
 
 #include "lacuna/io/file.h"
@@ -147,43 +146,45 @@ Result<Tensor> SafetensorsFile::tensor(std::string_view name) const {
   return Tensor{entry.dtype, entry.shape, data_.slice(entry.begin, entry.end - entry.begin)};
 }
 
-Result<std::string> safetensors_header(const std::vector<SafetensorsFile::Entry>& entries,
+Result<std::string> safetensors_header(const std::string& file,
+                                       const std::vector<SafetensorsFile::Entry>& entries,
                                        const std::map<std::string, std::string>& metadata) {
   // ordered_json keeps the order of the tensors, which is the order of their bytes.
   nlohmann::ordered_json header = nlohmann::ordered_json::object();
   if (!metadata.empty()) header[kMetadata] = metadata;
-  for (const auto& [name, dtype, shape, begin, end] : entries)
-    header[name] = {
-        {"dtype", safetensors_name(dtype)}, {"shape", shape}, {"data_offsets", {begin, end}}};
+  for (const auto& entry : entries) {
+    LACUNA_CHECK(check_entry(file, entry));
+    if (header.contains(entry.name))
+      return bad_input("{}: tensor \"{}\" is given twice.", file, entry.name);
+    header[entry.name] = {{"dtype", safetensors_name(entry.dtype)},
+                          {"shape", entry.shape},
+                          {"data_offsets", {entry.begin, entry.end}}};
+  }
   std::string text;
   try {
     text = header.dump();
   } catch (const json::exception& error) {
-    return bad_input("safetensors header: {} (need names and metadata in UTF-8).", error.what());
+    return bad_input("{}: names and metadata must be UTF-8 ({}).", file, error.what());
   }
   text.append((kAlignment - (8 + text.size()) % kAlignment) % kAlignment, ' ');
-  if (text.size() > kLargestHeader)
-    return bad_input(
-        "safetensors header: too many tensors for one file (got {} bytes; need at most {}).",
-        text.size(), kLargestHeader);
   const uint64_t bytes = text.size();
+  if (bytes > kLargestHeader)
+    return bad_input(
+        "{}: too many tensors for one file (got a header of {} bytes; need at most {}).", file,
+        bytes, kLargestHeader);
   return std::string(reinterpret_cast<const char*>(&bytes), sizeof(bytes)) + text;
 }
 
 Status write_safetensors(const std::filesystem::path& path, const std::vector<NamedTensor>& tensors,
                          const std::map<std::string, std::string>& metadata) {
   std::vector<SafetensorsFile::Entry> entries;
-  std::set<std::string_view> names;
   uint64_t position = 0;
   for (const auto& [name, tensor] : tensors) {
-    if (!names.insert(name).second)
-      return bad_input("{}: tensor \"{}\" is given twice.", path.string(), name);
     const uint64_t end = position + tensor.bytes.size();
     entries.push_back({name, tensor.dtype, tensor.shape, position, end});
-    LACUNA_CHECK(check_entry(path.string(), entries.back()));
     position = end;
   }
-  LACUNA_TRY(const std::string header, safetensors_header(entries, metadata));
+  LACUNA_TRY(const std::string header, safetensors_header(path.string(), entries, metadata));
   LACUNA_TRY(auto file, AtomicFile::create(path));
   LACUNA_CHECK(file.write(header.data(), header.size()));
   for (const auto& [name, tensor] : tensors)

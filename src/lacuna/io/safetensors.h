@@ -48,8 +48,10 @@ class SafetensorsFile {
 
 /// The first bytes of a file whose tensors lie as `entries` say, from the length to the last byte
 /// of the header, padded with spaces so that the data starts 64-byte aligned. Equal entries give
-/// equal bytes. @errors kBadInput: a name that isn't UTF-8; too many tensors
-Result<std::string> safetensors_header(const std::vector<SafetensorsFile::Entry>& entries,
+/// equal bytes; `file` is for messages. @errors kBadInput: a name given twice or not UTF-8; bytes
+/// that don't fit a shape; too many tensors
+Result<std::string> safetensors_header(const std::string& file,
+                                       const std::vector<SafetensorsFile::Entry>& entries,
                                        const std::map<std::string, std::string>& metadata = {});
 
 struct NamedTensor {
@@ -57,8 +59,7 @@ struct NamedTensor {
   Tensor tensor;
 };
 /// Writes one file atomically; tensors in the order given.
-/// @errors kBadInput: a name given twice, a tensor whose bytes don't fit its shape; kCheckFailed:
-/// the system's reason
+/// @errors as safetensors_header(); kCheckFailed with the system's reason
 Status write_safetensors(const std::filesystem::path& path, const std::vector<NamedTensor>& tensors,
                          const std::map<std::string, std::string>& metadata = {});
 

@@ -1,0 +1,57 @@
+#include "lacuna/io/checksums.h"
+
+#include <xxhash.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "lacuna/io/checkpoint.h"
+#include "lacuna/io/file.h"
+
+namespace lacuna::io {
+namespace {
+using nlohmann::json;
+
+constexpr const char* kAlgorithm = "XXH3-64";
+
+}  // namespace
+
+std::vector<std::string> chunk_checksums(const Bytes& bytes) {
+  std::vector<std::string> checksums;
+  for (size_t begin = 0; begin < bytes.size(); begin += kChecksumChunkBytes)
+    checksums.push_back(fmt::format(
+        "{:016x}",
+        XXH3_64bits(bytes.data() + begin, std::min(kChecksumChunkBytes, bytes.size() - begin))));
+  return checksums;
+}
+
+std::string checksums_text(const Checksums& checksums) {
+  const json file = {
+      {"algorithm", kAlgorithm}, {"chunk_bytes", kChecksumChunkBytes}, {"tensors", checksums}};
+  return file.dump(1) + "\n";
+}
+
+Result<Checksums> read_checksums(const std::filesystem::path& file) {
+  LACUNA_TRY(const std::string text, read_text(file));
+  const json parsed = json::parse(text, nullptr, /*allow_exceptions=*/false);
+  if (!parsed.is_object() || !parsed.contains("tensors") || !parsed["tensors"].is_object())
+    return bad_input("{}: not a list of checksums (need an object with \"tensors\"). Get it again.",
+                     file.string());
+  if (parsed.value("algorithm", json()) != kAlgorithm ||
+      parsed.value("chunk_bytes", json()) != kChecksumChunkBytes)
+    return bad_input("{}: unknown checksums (need {} of every {} bytes).", file.string(),
+                     kAlgorithm, kChecksumChunkBytes);
+  Checksums checksums;
+  for (const auto& [name, chunks] : parsed["tensors"].items()) {
+    std::vector<std::string>& list = checksums[name];
+    for (const json& chunk : chunks) {
+      if (!chunks.is_array() || !chunk.is_string())
+        return bad_input("{}: tensor \"{}\" has no list of checksums. Get it again.", file.string(),
+                         name);
+      list.push_back(chunk.get<std::string>());
+    }
+  }
+  return checksums;
+}
+
+}  // namespace lacuna::io
