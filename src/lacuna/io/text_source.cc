@@ -1,0 +1,73 @@
+#include "lacuna/io/text_source.h"
+
+#include <cstdlib>
+#include <nlohmann/json.hpp>
+
+#include "lacuna/io/file.h"
+
+namespace lacuna::io {
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+namespace {
+
+bool is_blank(std::string_view text) { return text.find_first_not_of(" \t\r\n") == text.npos; }
+
+Result<std::vector<std::string>> read_json_lines(const fs::path& path, std::string_view text) {
+  std::vector<std::string> documents;
+  for (size_t number = 1; !text.empty(); ++number) {
+    const size_t end = text.find('\n');
+    const std::string_view line = text.substr(0, end);
+    text = end == text.npos ? std::string_view() : text.substr(end + 1);
+    if (is_blank(line)) continue;
+    const json object = json::parse(line, nullptr, /*allow_exceptions=*/false);
+    if (!object.is_object() || !object.contains("text") || !object["text"].is_string())
+      return bad_input(
+          "{}: line {} is not a JSON object with a string \"text\". Mend or remove the line.",
+          path.string(), number);
+    if (auto document = object["text"].get<std::string>(); !is_blank(document))
+      documents.push_back(std::move(document));
+  }
+  return documents;
+}
+
+}  // namespace
+
+Result<std::vector<std::string>> read_documents(const fs::path& path) {
+  LACUNA_TRY(std::string text, read_text(path));
+  std::vector<std::string> documents;
+  if (path.extension() == ".jsonl") {
+    LACUNA_TRY(documents, read_json_lines(path, text));
+  } else if (!is_blank(text)) {
+    documents.push_back(std::move(text));
+  }
+  if (documents.empty())
+    return bad_input("{}: holds no text (need at least one word). Give another file.",
+                     path.string());
+  return documents;
+}
+
+Result<fs::path> find_dataset(const std::string& name_or_path) {
+  std::string looked;
+  std::error_code ignored;
+  const auto is_file = [&](const fs::path& path) {
+    looked += (looked.empty() ? "" : ", ") + path.string();
+    return fs::is_regular_file(path, ignored);
+  };
+  if (is_file(name_or_path)) return fs::path(name_or_path);
+  const char* root = std::getenv("LACUNA_DATASETS");
+  // An absolute path would leave the folder.
+  if (root != nullptr && *root != '\0' && !fs::path(name_or_path).is_absolute()) {
+    const fs::path base = fs::path(root) / name_or_path;
+    for (const char* suffix : {"", ".txt", ".jsonl", "/train.txt", "/train.jsonl"}) {
+      fs::path candidate = base;
+      candidate += suffix;
+      if (is_file(candidate)) return candidate;
+    }
+  }
+  return bad_input(
+      "{}: no such text or data set (looked at {}). Give a file{}.", name_or_path, looked,
+      root == nullptr ? ", or set LACUNA_DATASETS to the folder that holds your data sets" : "");
+}
+
+}  // namespace lacuna::io
