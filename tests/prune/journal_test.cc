@@ -52,6 +52,9 @@ TEST(Journal, OfAnotherRunIsRefusedAndTheDifferenceNamed) {
   ASSERT_FALSE(other.ok());
   EXPECT_EQ(other.error().code, Code::kBadInput);
   EXPECT_THAT(other.error().message, HasSubstr("different: method)"));
+  const auto less = Journal::open(out, {{"seed", 1}}, true);
+  ASSERT_FALSE(less.ok());
+  EXPECT_THAT(less.error().message, HasSubstr("different: method)"));
 }
 
 TEST(Journal, CountsABlockOnlyWhenAllBeforeItAreThere) {

@@ -1,5 +1,9 @@
 #include "lacuna/prune/journal.h"
 
+#include <fmt/ranges.h>
+
+#include <set>
+
 #include "lacuna/io/file.h"
 
 namespace lacuna::prune {
@@ -8,12 +12,13 @@ namespace {
 
 constexpr const char* kNotes = "notes";  // key of a block's notes in the safetensors metadata
 
-/// "model, options.pattern": where two runs differ.
+/// "model, pattern": the keys in which two runs differ.
 std::string differences(const nlohmann::json& a, const nlohmann::json& b) {
-  std::string keys;
-  for (const auto& [key, value] : a.items())
-    if (!b.contains(key) || b[key] != value) keys += (keys.empty() ? "" : ", ") + key;
-  return keys;
+  std::set<std::string> keys;
+  for (const auto* run : {&a, &b})
+    for (const auto& [key, value] : run->items())
+      if (a.value(key, nlohmann::json()) != b.value(key, nlohmann::json())) keys.insert(key);
+  return fmt::format("{}", fmt::join(keys, ", "));
 }
 
 }  // namespace

@@ -576,12 +576,9 @@ uint64_t planned_peak_bytes(const io::DecoderSpec& spec, const io::Checkpoint& c
   uint64_t ends = 0;
   for (const std::string* name : {&spec.embedding, &spec.position_embedding, &spec.lm_head,
                                   &spec.project_in, &spec.project_out}) {
-    // The head of tied embeddings has a name but no tensor.
-    for (const std::string& full : {*name, *name + ".weight"}) {
-      const auto found = checkpoint.weights().find(full);
-      if (found != checkpoint.weights().end())
-        ends += static_cast<uint64_t>(element_count(found->second.shape).value_or(0)) * element;
-    }
+    const auto found = checkpoint.weights().find(*name + ".weight");
+    if (found != checkpoint.weights().end())  // a tied head has none
+      ends += static_cast<uint64_t>(element_count(found->second.shape).value_or(0)) * element;
   }
   const uint64_t activations =
       static_cast<uint64_t>(calibration.samples() * calibration.length() * spec.hidden) * element;
