@@ -13,6 +13,7 @@
 namespace lacuna::format::avx2 {
 
 #define LACUNA_INLINE static inline __attribute__((always_inline))
+#define LACUNA_INLINE_MEMBER inline __attribute__((always_inline))
 
 /// kShuffle16[mask]: pshufb control that puts the next 16-bit value where the mask has a 1 and
 /// zero elsewhere. kShuffle32[mask]: index of the value for vpermd, 0x80 for zero.

@@ -15,6 +15,7 @@
 namespace lacuna::format::avx512 {
 
 #define LACUNA_INLINE static inline __attribute__((always_inline))
+#define LACUNA_INLINE_MEMBER inline __attribute__((always_inline))
 
 LACUNA_INLINE __m512i expand_u16(uint32_t mask, __m512i packed) {
   __m512i zero = _mm512_setzero_si512();

@@ -202,4 +202,34 @@ std::vector<Explanation> explain(const std::vector<const Candidate*>& candidates
 }
 
 }  // namespace detail
+
+Result<LinearPlan> plan_linear(const LinearCandidates& candidates, const Problem& problem,
+                               const Device& device) {
+  LACUNA_TRY(const LinearCandidate* candidate, candidates.choose(problem, device));
+  return LinearPlan{problem, candidate, candidate->workspace_bytes(problem)};
+}
+
+Support supports_rows(const Problem& problem, const Device& device) {
+  return Support::all(
+      {needs(!device.gpu, "weights in host memory"),
+       needs(dtype_of(problem.values).has_value(), "f32, bf16 or f16 values"),
+       needs(problem.tokens <= format::kMaxTokens,
+             "at most 16 tokens (for more, expand the weight and take a dense product)")});
+}
+
+Support supports_bf16_dot(const Problem& problem, const Device& device) {
+  return Support::all(
+      {supports_rows(problem, device),
+       needs(device.cpu.avx512_vbmi2 && device.cpu.avx512_bf16, "AVX-512 VBMI2 and BF16"),
+       needs(problem.values == Values::kBF16 && problem.activations == DType::kBF16,
+             "bf16 values and bf16 activations")});
+}
+
+LinearCandidate reference_candidate(Support (*supports)(const Problem&, const Device&)) {
+  return {{"reference", supports},
+          [](const Problem&) -> size_t { return 0; },
+          [](const format::RowsView& rows, const format::RowProduct& product, void*,
+             const Executor&) { format::run_reference_row_product(rows, product); }};
+}
+
 }  // namespace lacuna::kernels

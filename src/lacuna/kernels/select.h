@@ -1,4 +1,5 @@
-// How an operation finds its kernel: problem strings, candidates that say why not, LACUNA_FORCE.
+// How an operation finds its kernel: problem strings, candidates that say why not, LACUNA_FORCE;
+// and what the linear operations share.
 #pragma once
 
 #include <cstdint>
@@ -11,9 +12,11 @@
 
 #include "lacuna/core/cpu.h"
 #include "lacuna/core/dtype.h"
+#include "lacuna/core/executor.h"
 #include "lacuna/core/gpu.h"
 #include "lacuna/core/status.h"
 #include "lacuna/format/pattern.h"
+#include "lacuna/format/row_product.h"
 
 namespace lacuna::kernels {
 
@@ -143,5 +146,49 @@ class CandidateList {
   }
   std::deque<C> candidates_;  // elements never move
 };
+
+// --- Linear operations: y[T,N] = x[T,K] · W[N,K]^T (+ bias) on the rows of W
+// ----------------------
+
+/// How a linear operation is run on a CPU.
+struct LinearCandidate : Candidate {
+  size_t (*workspace_bytes)(const Problem& problem) = nullptr;
+  /// `product` agrees with the problem; the workspace has workspace_bytes().
+  void (*run)(const format::RowsView& rows, const format::RowProduct& product, void* workspace,
+              const Executor& executor) = nullptr;
+};
+using LinearCandidates = CandidateList<LinearCandidate>;
+
+/// A candidate for one problem, and the scratch it needs. Running it allocates and locks nothing.
+struct LinearPlan {
+  Problem problem;
+  const LinearCandidate* candidate = nullptr;
+  size_t workspace_bytes = 0;
+};
+Result<LinearPlan> plan_linear(const LinearCandidates& candidates, const Problem& problem,
+                               const Device& device);
+
+/// What every linear kernel of the CPU asks for: host memory, unquantised values, at most
+/// format::kMaxTokens tokens.
+Support supports_rows(const Problem& problem, const Device& device);
+/// `vdpbf16ps` multiplies bf16 with bf16.
+Support supports_bf16_dot(const Problem& problem, const Device& device);
+
+/// The candidate that runs kImplementations.
+template <const format::RowImplementations& kImplementations>
+LinearCandidate row_candidate(std::string name,
+                              Support (*supports)(const Problem&, const Device&)) {
+  return {{std::move(name), supports},
+          [](const Problem& problem) {
+            return format::row_product_workspace_bytes(problem.tokens, problem.inputs);
+          },
+          [](const format::RowsView& rows, const format::RowProduct& product, void* workspace,
+             const Executor& executor) {
+            format::run_row_product(kImplementations.for_values(rows.dtype), rows, product,
+                                    workspace, executor);
+          }};
+}
+/// The candidate that runs the float64 definition.
+LinearCandidate reference_candidate(Support (*supports)(const Problem&, const Device&));
 
 }  // namespace lacuna::kernels

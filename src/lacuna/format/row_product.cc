@@ -1,0 +1,194 @@
+#include "lacuna/format/row_product.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+
+#include "lacuna/core/half.h"
+#include "lacuna/format/element.h"
+#include "lacuna/format/expand.h"
+
+namespace lacuna::format {
+namespace {
+
+constexpr int64_t kAlignment = 64;
+
+/// f16 without branches, so that loops over it become vector code; exact for every number.
+inline float f16_to_float_branchless(uint16_t bits) {
+  const uint32_t magnitude = uint32_t{bits & 0x7fffu} << 13;
+  const uint32_t special = magnitude >= 0x0f800000u ? 0x7f800000u : 0u;  // infinity or NaN
+  const float scaled = std::bit_cast<float>(magnitude) * 0x1p112f;
+  return std::bit_cast<float>(std::bit_cast<uint32_t>(scaled) | special |
+                              (uint32_t{bits & 0x8000u} << 16));
+}
+
+template <DType dtype>
+float element(const std::byte* data, int64_t index) {
+  if constexpr (dtype == DType::kF32) {
+    return read_unaligned<float>(data + index * 4);
+  } else {
+    const auto bits = read_unaligned<uint16_t>(data + index * 2);
+    return dtype == DType::kBF16 ? bf16_to_float(bits) : f16_to_float_branchless(bits);
+  }
+}
+
+template <class F>
+auto with_dtype(DType dtype, F&& f) {
+  switch (dtype) {
+    case DType::kF32:
+      return f.template operator()<DType::kF32>();
+    case DType::kBF16:
+      return f.template operator()<DType::kBF16>();
+    default:
+      return f.template operator()<DType::kF16>();
+  }
+}
+
+float element(const void* data, DType dtype, int64_t index) {
+  return with_dtype(dtype, [&]<DType kType>() {
+    return element<kType>(static_cast<const std::byte*>(data), index);
+  });
+}
+
+void store(void* data, DType dtype, int64_t index, float value) {
+  if (dtype == DType::kF32) {
+    std::memcpy(static_cast<std::byte*>(data) + index * 4, &value, 4);
+  } else {
+    const uint16_t bits = dtype == DType::kBF16 ? float_to_bf16(value) : float_to_f16(value);
+    std::memcpy(static_cast<std::byte*>(data) + index * 2, &bits, 2);
+  }
+}
+
+int64_t padded_columns(int64_t columns) { return ceil_div(columns, kChunk) * kChunk; }
+
+int64_t prepared_stride_bytes(InputForm form, int64_t columns) {
+  return padded_columns(columns) * (form == InputForm::kBF16 ? 2 : 4);
+}
+
+template <DType dtype>
+void prepare_floats(const std::byte* x, int64_t columns, bool even_odd, float* out) {
+  int64_t column = 0;
+  if (!even_odd) {
+    for (; column < columns; ++column) out[column] = element<dtype>(x, column);
+    return;
+  }
+  for (; column + kChunk <= columns; column += kChunk)
+    for (int64_t i = 0; i < kChunk / 2; ++i) {
+      out[column + i] = element<dtype>(x, column + 2 * i);
+      out[column + kChunk / 2 + i] = element<dtype>(x, column + 2 * i + 1);
+    }
+  for (int64_t i = 0; column + i < columns; ++i)
+    out[column + (i % 2) * (kChunk / 2) + i / 2] = element<dtype>(x, column + i);
+}
+
+void prepare_token(InputForm form, DType dtype, const std::byte* x, int64_t columns,
+                   std::byte* out) {
+  const int64_t stride = prepared_stride_bytes(form, columns);
+  const int64_t whole = columns / kChunk * kChunk;  // the last chunk may be padded
+  const int64_t width = form == InputForm::kBF16 ? 2 : 4;
+  std::memset(out + whole * width, 0, static_cast<size_t>(stride - whole * width));
+  if (form == InputForm::kBF16) {
+    std::memcpy(out, x, static_cast<size_t>(columns) * 2);
+    return;
+  }
+  with_dtype(dtype, [&]<DType kType>() {
+    prepare_floats<kType>(x, columns, form == InputForm::kFloatEvenOdd,
+                          reinterpret_cast<float*>(out));
+  });
+}
+
+/// First row of a task when the rows are cut into `tasks` runs of equal bytes. Multiples of 4, the
+/// most rows of a tile.
+int64_t first_row_of_task(const RowsView& rows, int64_t task, int64_t tasks) {
+  if (task == tasks) return rows.rows;
+  const double share = static_cast<double>(task) / static_cast<double>(tasks);
+  const auto wanted =
+      static_cast<int64_t>(share * static_cast<double>(rows.bytes_before(rows.rows)));
+  int64_t low = 0, high = rows.rows;
+  while (low < high) {
+    const int64_t middle = low + (high - low) / 2;
+    if (rows.bytes_before(middle) < wanted) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  return low / 4 * 4;
+}
+
+}  // namespace
+
+size_t row_product_workspace_bytes(int64_t tokens, int64_t columns) {
+  return static_cast<size_t>(padded_tokens(tokens) * padded_columns(columns) * 4 + kAlignment);
+}
+
+void run_row_product(const RowImplementation& implementation, const RowsView& rows,
+                     const RowProduct& product, void* workspace, const Executor& executor) {
+  const auto address = reinterpret_cast<uintptr_t>(workspace);
+  std::byte* x = static_cast<std::byte*>(workspace) + (-address & (kAlignment - 1));
+  const int64_t stride = prepared_stride_bytes(implementation.form, rows.columns);
+  const int64_t tokens = padded_tokens(product.tokens);
+  const auto width = static_cast<int64_t>(size_bytes(product.dtype));
+  for (int64_t t = 0; t < product.tokens; ++t)
+    prepare_token(implementation.form, product.dtype,
+                  static_cast<const std::byte*>(product.x) + t * product.x_stride * width,
+                  rows.columns, x + t * stride);
+  std::memset(x + product.tokens * stride, 0,
+              static_cast<size_t>((tokens - product.tokens) * stride));
+
+  // Several tasks a thread, so that a thread the system holds up doesn't hold up the others.
+  const int64_t tasks =
+      executor.threads <= 1 ? 1 : std::clamp<int64_t>(rows.rows / 32, 1, 8 * executor.threads);
+  executor.parallel_for(tasks, [&](int64_t task) {
+    const int64_t end = first_row_of_task(rows, task + 1, tasks);
+    alignas(64) float sums[kMaxTokens * kRowsAtOnce];
+    for (int64_t first = first_row_of_task(rows, task, tasks); first < end; first += kRowsAtOnce) {
+      const int64_t last = std::min(first + kRowsAtOnce, end);
+      implementation.kernel(rows, first, last, x, stride, tokens, sums);
+      for (int64_t t = 0; t < product.tokens; ++t)
+        for (int64_t row = first; row < last; ++row) {
+          float sum = sums[t * kRowsAtOnce + row - first];
+          if (product.bias) sum += element(product.bias, product.dtype, row);
+          store(product.y, product.dtype, t * product.y_stride + row, sum);
+        }
+    }
+  });
+}
+
+void reference_row_product(const RowsView& rows, const RowProduct& product, double* sums,
+                           double* weight_sums) {
+  const auto width = static_cast<int64_t>(size_bytes(product.dtype));
+  for (int64_t t = 0; t < product.tokens; ++t)
+    for (int64_t row = 0; row < rows.rows; ++row) {
+      const auto* x = static_cast<const std::byte*>(product.x) + t * product.x_stride * width;
+      double sum = 0, weight_sum = 0;
+      int64_t next = rows.value_index(row);
+      for (int64_t column = 0; column < rows.columns; ++column) {
+        const bool kept =
+            rows.bitmap == nullptr || (rows.row_bits(row)[column / 8] >> (column % 8) & 1);
+        const double w = kept ? double{element(rows.values, rows.dtype, next++)} : 0.0;
+        const double term = w * double{element(x, product.dtype, column)};
+        sum += term;
+        weight_sum += std::fabs(term);
+      }
+      if (product.bias) {
+        const double bias = element(product.bias, product.dtype, row);
+        sum += bias;
+        weight_sum += std::fabs(bias);
+      }
+      sums[t * rows.rows + row] = sum;
+      if (weight_sums) weight_sums[t * rows.rows + row] = weight_sum;
+    }
+}
+
+void run_reference_row_product(const RowsView& rows, const RowProduct& product) {
+  std::vector<double> sums(static_cast<size_t>(product.tokens * rows.rows));
+  reference_row_product(rows, product, sums.data());
+  for (int64_t t = 0; t < product.tokens; ++t)
+    for (int64_t row = 0; row < rows.rows; ++row)
+      store(product.y, product.dtype, t * product.y_stride + row,
+            static_cast<float>(sums[t * rows.rows + row]));
+}
+
+}  // namespace lacuna::format

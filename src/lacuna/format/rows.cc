@@ -1,0 +1,63 @@
+#include "lacuna/format/rows.h"
+
+#include <cstring>
+
+#include "lacuna/format/element.h"
+
+namespace lacuna::format {
+namespace {
+
+/// Bytes that may be read behind the last value of a row.
+constexpr int64_t kRoomBytes = 64;
+
+}  // namespace
+
+RowsView dense_rows(const void* data, DType dtype, int64_t rows, int64_t columns) {
+  return {.dtype = dtype,
+          .rows = rows,
+          .columns = columns,
+          .values = static_cast<const std::byte*>(data),
+          .values_per_row = columns};
+}
+
+Result<CompactRows> CompactRows::make(CompactMatrix matrix) {
+  if (matrix.pattern.kind != PatternKind::kUnstructured &&
+      matrix.pattern.kind != PatternKind::kKeepOf)
+    return usage_error("rows: a {} matrix has no bitmap (need unstructured or KEEP:OF).",
+                       matrix.pattern.text());
+  CompactRows rows;
+  rows.matrix_ = std::move(matrix);
+  const CompactMatrix& m = rows.matrix_;
+  RowsView& view = rows.view_;
+  view = {.dtype = m.values_dtype,
+          .rows = m.rows,
+          .columns = m.columns,
+          .values = m.values.data(),
+          .values_per_row = m.values_per_row(),
+          .bitmap = m.bitmap.as<uint8_t>(),
+          .bitmap_stride_bytes = m.bitmap_stride_bytes(),
+          .pattern = m.pattern};
+  if (m.pattern.kind == PatternKind::kUnstructured) {
+    rows.row_values_.reserve(static_cast<size_t>(m.rows) + 1);
+    int64_t kept = 0;
+    for (int64_t row = 0; row < m.rows; ++row) {
+      rows.row_values_.push_back(kept);
+      kept += count_bits(view.row_bits(row), view.bitmap_stride_bytes);
+    }
+    rows.row_values_.push_back(kept);
+    view.row_values = rows.row_values_.data();
+  }
+  // A row is safe as it lies when a whole load at its end stays inside the values.
+  const auto end = static_cast<int64_t>(m.values.size());
+  view.tail_row = m.rows;
+  while (view.tail_row > 0 && view.value_index(view.tail_row) * view.width() + kRoomBytes > end)
+    --view.tail_row;
+  const int64_t begin = view.value_index(view.tail_row) * view.width();
+  rows.tail_.resize(static_cast<size_t>(end - begin + kRoomBytes));
+  if (end > begin)
+    std::memcpy(rows.tail_.data(), m.values.data() + begin, static_cast<size_t>(end - begin));
+  view.tail = rows.tail_.data();
+  return rows;
+}
+
+}  // namespace lacuna::format

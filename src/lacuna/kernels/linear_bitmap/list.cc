@@ -1,0 +1,43 @@
+// The candidates of linear_bitmap, special to general, the reference last.
+#include "lacuna/kernels/linear_bitmap/cpu.h"
+#include "lacuna/kernels/linear_bitmap/linear_bitmap.h"
+
+namespace lacuna::kernels::linear_bitmap {
+namespace {
+
+Support any_cpu(const Problem& problem, const Device& device) {
+  return Support::all({supports_rows(problem, device),
+                       needs(problem.pattern.kind == format::PatternKind::kUnstructured,
+                             "an unstructured pattern")});
+}
+
+Support dot(const Problem& problem, const Device& device) {
+  return Support::all({any_cpu(problem, device), supports_bf16_dot(problem, device)});
+}
+
+Support avx512(const Problem& problem, const Device& device) {
+  return Support::all(
+      {any_cpu(problem, device), needs(device.cpu.avx512_vbmi2, "AVX-512 with VBMI2")});
+}
+
+Support avx2(const Problem& problem, const Device& device) {
+  return Support::all(
+      {any_cpu(problem, device),
+       needs(device.cpu.avx2 && device.cpu.fma && device.cpu.f16c, "AVX2, FMA and F16C")});
+}
+
+}  // namespace
+
+LinearCandidates& candidates() {
+  static LinearCandidates list {
+#if defined(__x86_64__)
+    row_candidate<kAvx512ExpandDot>("cpu_avx512_expand_dot", dot),
+        row_candidate<kAvx512ExpandFma>("cpu_avx512_expand_fma", avx512),
+        row_candidate<kAvx2Shuffle>("cpu_avx2_shuffle", avx2),
+#endif
+        row_candidate<kPortable>("cpu_portable", any_cpu), reference_candidate(any_cpu)
+  };
+  return list;
+}
+
+}  // namespace lacuna::kernels::linear_bitmap

@@ -1,0 +1,55 @@
+// The candidates of linear_nm, special to general, the reference last.
+#include "lacuna/kernels/linear_nm/cpu.h"
+#include "lacuna/kernels/linear_nm/linear_nm.h"
+
+namespace lacuna::kernels::linear_nm {
+namespace {
+
+Support any_cpu(const Problem& problem, const Device& device) {
+  return Support::all(
+      {supports_rows(problem, device),
+       needs(problem.pattern.kind == format::PatternKind::kKeepOf, "a KEEP:OF pattern")});
+}
+
+Support dot(const Problem& problem, const Device& device) {
+  return Support::all({any_cpu(problem, device), supports_bf16_dot(problem, device)});
+}
+
+Support avx512(const Problem& problem, const Device& device) {
+  return Support::all(
+      {any_cpu(problem, device), needs(device.cpu.avx512_vbmi2, "AVX-512 with VBMI2")});
+}
+
+Support avx2(const Problem& problem, const Device& device) {
+  return Support::all(
+      {any_cpu(problem, device),
+       needs(device.cpu.avx2 && device.cpu.fma && device.cpu.f16c, "AVX2, FMA and F16C")});
+}
+
+/// The same number of values in every 16 (or 8) columns.
+template <int kColumns, Support (*kOtherwise)(const Problem&, const Device&)>
+Support fixed(const Problem& problem, const Device& device) {
+  const Support otherwise = kOtherwise(problem, device);
+  if (!otherwise) return otherwise;
+  return needs(kColumns % problem.pattern.of == 0,
+               kColumns == 16 ? "an OF that divides 16" : "an OF that divides 8");
+}
+
+}  // namespace
+
+LinearCandidates& candidates() {
+  static LinearCandidates list {
+#if defined(__x86_64__)
+    row_candidate<kAvx512FixedDot>("cpu_avx512_fixed_dot", fixed<16, dot>),
+        row_candidate<kAvx512FixedFma>("cpu_avx512_fixed_fma", fixed<16, avx512>),
+        row_candidate<kAvx512CountDot>("cpu_avx512_count_dot", dot),
+        row_candidate<kAvx512CountFma>("cpu_avx512_count_fma", avx512),
+        row_candidate<kAvx2FixedShuffle>("cpu_avx2_fixed_shuffle", fixed<8, avx2>),
+        row_candidate<kAvx2CountShuffle>("cpu_avx2_count_shuffle", avx2),
+#endif
+        row_candidate<kPortable>("cpu_portable", any_cpu), reference_candidate(any_cpu)
+  };
+  return list;
+}
+
+}  // namespace lacuna::kernels::linear_nm

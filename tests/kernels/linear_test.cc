@@ -1,0 +1,588 @@
+// Every candidate of the linear operations against the float64 definition, wherever the support
+// matrix says that it must work.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstdio>
+#include <fstream>
+#include <limits>
+#include <map>
+#include <set>
+#include <sstream>
+
+#include "format/random_matrix.h"
+#include "lacuna/kernels/linear_bitmap/linear_bitmap.h"
+#include "lacuna/kernels/linear_dense/linear_dense.h"
+#include "lacuna/kernels/linear_nm/linear_nm.h"
+
+namespace lacuna::kernels {
+namespace {
+
+using format::Pattern;
+using format::PatternKind;
+using format::RowProduct;
+using format::RowsView;
+using lacuna::testing::bits_of;
+using lacuna::testing::MatrixBits;
+using lacuna::testing::random_matrix;
+using lacuna::testing::value_of;
+
+// --- The support matrix
+// ---------------------------------------------------------------------------
+
+struct Row {
+  std::string operation, candidate;
+  std::vector<DType> values, activations;
+  int64_t last_token = 0;
+  std::vector<Pattern> patterns;
+  std::vector<std::string> needs;
+};
+
+std::vector<std::string> split(const std::string& text, char separator) {
+  std::vector<std::string> parts;
+  std::stringstream stream(text);
+  for (std::string part; std::getline(stream, part, separator);) parts.push_back(part);
+  return parts;
+}
+
+std::vector<DType> dtypes(const std::string& text) {
+  std::vector<DType> types;
+  for (const std::string& name : split(text, ','))
+    types.push_back(name == "f32" ? DType::kF32 : name == "bf16" ? DType::kBF16 : DType::kF16);
+  return types;
+}
+
+const std::vector<Row>& support_matrix() {
+  static const std::vector<Row> rows = [] {
+    std::ifstream file(std::string(LACUNA_SOURCE_DIR) + "/tests/kernels/support_matrix.txt");
+    std::vector<Row> all;
+    for (std::string line; std::getline(file, line);) {
+      if (line.empty() || line[0] == '#') continue;
+      std::istringstream fields(line);
+      Row row;
+      std::string values, activations, tokens, patterns, needs;
+      fields >> row.operation >> row.candidate >> values >> activations >> tokens >> patterns >>
+          needs;
+      row.values = dtypes(values);
+      row.activations = dtypes(activations);
+      row.last_token = std::stoll(tokens.substr(2));  // "1-16"
+      for (const std::string& text : split(patterns, ','))
+        row.patterns.push_back(*Pattern::parse(text));
+      if (needs != "-") row.needs = split(needs, ',');
+      all.push_back(row);
+    }
+    return all;
+  }();
+  return rows;
+}
+
+LinearCandidates& candidates_of(const std::string& operation) {
+  return operation == "linear_dense"    ? linear_dense::candidates()
+         : operation == "linear_bitmap" ? linear_bitmap::candidates()
+                                        : linear_nm::candidates();
+}
+
+bool& feature(CpuFeatures& cpu, const std::string& name) {
+  static const std::map<std::string, bool CpuFeatures::*> members = {
+      {"avx2", &CpuFeatures::avx2},
+      {"fma", &CpuFeatures::fma},
+      {"f16c", &CpuFeatures::f16c},
+      {"avx512_vbmi2", &CpuFeatures::avx512_vbmi2},
+      {"avx512_bf16", &CpuFeatures::avx512_bf16}};
+  return cpu.*members.at(name);
+}
+
+Device device_with(const std::vector<std::string>& features) {
+  Device device;
+  for (const std::string& name : features) feature(device.cpu, name) = true;
+  return device;
+}
+
+bool runs_here(const Row& row) {
+  CpuFeatures here = cpu_features();
+  for (const std::string& name : row.needs)
+    if (!feature(here, name)) return false;
+  return true;
+}
+
+Problem problem_of(const Row& row, DType values, DType activations, int64_t tokens,
+                   const Pattern& pattern) {
+  return {.operation = row.operation,
+          .values = values_of(values),
+          .activations = activations,
+          .outputs = 100,
+          .inputs = 100,
+          .tokens = tokens,
+          .pattern = pattern,
+          .sparsity = 0.5};
+}
+
+TEST(SupportMatrix, has_a_line_for_every_candidate_and_a_candidate_for_every_line) {
+  ASSERT_GE(support_matrix().size(), 18u);
+  std::set<std::string> listed;
+  for (const Row& row : support_matrix()) {
+    EXPECT_NE(candidates_of(row.operation).find(row.candidate), nullptr) << row.candidate;
+    listed.insert(row.operation + ":" + row.candidate);
+  }
+  for (const char* operation : {"linear_dense", "linear_bitmap", "linear_nm"})
+    for (const LinearCandidate& candidate : candidates_of(operation))
+      EXPECT_TRUE(listed.contains(std::string(operation) + ":" + candidate.name)) << candidate.name;
+}
+
+TEST(SupportMatrix, every_candidate_takes_what_its_line_says_and_nothing_else) {
+  constexpr DType kAll[] = {DType::kF32, DType::kBF16, DType::kF16};
+  const auto has = [](const auto& list, const auto& item) {
+    return std::find(list.begin(), list.end(), item) != list.end();
+  };
+  std::vector<Pattern> patterns = {Pattern{}, Pattern::block(32, 32)};
+  for (const Row& row : support_matrix())
+    for (const Pattern& pattern : row.patterns)
+      if (!has(patterns, pattern)) patterns.push_back(pattern);
+  for (const Row& row : support_matrix()) {
+    const LinearCandidate& candidate = *candidates_of(row.operation).find(row.candidate);
+    const Device able = device_with(row.needs);
+    for (const DType values : kAll)
+      for (const DType activations : kAll)
+        for (const Pattern& pattern : patterns)
+          for (int64_t tokens = 1; tokens <= 20; ++tokens) {
+            const Problem problem = problem_of(row, values, activations, tokens, pattern);
+            const bool expected = has(row.values, values) && has(row.activations, activations) &&
+                                  has(row.patterns, pattern) && tokens <= row.last_token;
+            const Support support = candidate.supports(problem, able);
+            ASSERT_EQ(static_cast<bool>(support), expected)
+                << row.candidate << " " << problem.text() << " " << support.refusal();
+            if (!expected) continue;
+            for (const std::string& name : row.needs) {
+              Device lacking = able;
+              feature(lacking.cpu, name) = false;
+              ASSERT_FALSE(candidate.supports(problem, lacking)) << row.candidate << " " << name;
+            }
+            Device gpu = able;
+            gpu.gpu.emplace();
+            ASSERT_FALSE(candidate.supports(problem, gpu));
+          }
+  }
+}
+
+// --- Running a candidate
+// --------------------------------------------------------------------------
+
+/// A weight in the form that the candidates of one operation take. Values lie at odd addresses, the
+/// way a file may have them.
+class Weight {
+ public:
+  Weight(const MatrixBits& bits, const Pattern& pattern) : dense_(bits.tensor(1)) {
+    if (pattern.kind == PatternKind::kDense) {
+      view_ = format::dense_rows(dense_.bytes.data(), bits.dtype(), bits.rows(), bits.columns());
+      return;
+    }
+    auto matrix = *format::compress(dense_, pattern);
+    std::vector<std::byte> shifted(matrix.values.size() + 1);
+    std::copy(matrix.values.span().begin(), matrix.values.span().end(), shifted.begin() + 1);
+    matrix.values = Bytes::take(std::move(shifted)).slice(1, matrix.values.size());
+    compact_ = format::CompactRows::make(std::move(matrix)).value();
+    view_ = compact_->view();
+  }
+  const RowsView& view() const { return view_; }
+
+ private:
+  Tensor dense_;
+  std::optional<format::CompactRows> compact_;
+  RowsView view_;
+};
+
+/// x, bias and y with gaps between tokens and canaries around y.
+class Operands {
+ public:
+  template <class Draw>
+  Operands(DType dtype, int64_t tokens, int64_t inputs, int64_t outputs, bool bias, Draw draw)
+      : dtype_(dtype),
+        tokens_(tokens),
+        inputs_(inputs),
+        outputs_(outputs),
+        width_(size_bytes(dtype)) {
+    x_.resize(1 + static_cast<size_t>(tokens * x_stride()) * width_, 0xff);  // the gaps are NaN
+    for (int64_t t = 0; t < tokens; ++t)
+      for (int64_t k = 0; k < inputs; ++k) put(x_, 1 + (t * x_stride() + k) * width_, draw(t, k));
+    if (bias) {
+      bias_.resize(1 + static_cast<size_t>(outputs) * width_);
+      for (int64_t n = 0; n < outputs; ++n) put(bias_, 1 + n * width_, draw(tokens, n));
+    }
+  }
+  int64_t x_stride() const { return inputs_ + 5; }
+  int64_t y_stride() const { return outputs_ + 3; }
+  int64_t tokens() const { return tokens_; }
+  RowProduct product() {
+    y_.assign(kCanary + static_cast<size_t>(tokens_ * y_stride()) * width_ + kCanary, 0xff);
+    return {.dtype = dtype_,
+            .tokens = tokens_,
+            .x = x_.data() + 1,
+            .x_stride = x_stride(),
+            .y = y_.data() + kCanary,
+            .y_stride = y_stride(),
+            .bias = bias_.empty() ? nullptr : bias_.data() + 1};
+  }
+  uint32_t y_bits(int64_t t, int64_t n) const {
+    uint32_t bits = 0;
+    std::memcpy(&bits, y_.data() + kCanary + (t * y_stride() + n) * width_, width_);
+    return bits;
+  }
+  float y(int64_t t, int64_t n) const { return value_of(y_bits(t, n), dtype_); }
+  double x(int64_t t, int64_t k) const {
+    uint32_t bits = 0;
+    std::memcpy(&bits, x_.data() + 1 + (t * x_stride() + k) * width_, width_);
+    return value_of(bits, dtype_);
+  }
+  /// Nothing but y[t, 0..N) was written.
+  bool surroundings_intact() const {
+    for (size_t i = 0; i < y_.size(); ++i) {
+      const int64_t at = static_cast<int64_t>(i) - static_cast<int64_t>(kCanary);
+      const auto element = at / static_cast<int64_t>(width_);
+      const bool inside =
+          at >= 0 && element < tokens_ * y_stride() && element % y_stride() < outputs_;
+      if (!inside && y_[i] != 0xff) return false;
+    }
+    return true;
+  }
+
+ private:
+  static constexpr size_t kCanary = 65;  // odd: y isn't aligned either
+  void put(std::vector<uint8_t>& to, size_t at, float value) {
+    const uint32_t bits = bits_of(value, dtype_);
+    std::memcpy(to.data() + at, &bits, width_);
+  }
+  DType dtype_;
+  int64_t tokens_, inputs_, outputs_;
+  size_t width_;
+  std::vector<uint8_t> x_, bias_, y_;
+};
+
+void run(const LinearCandidate& candidate, const Weight& weight, Operands& operands,
+         const Executor& executor = Executor::serial()) {
+  const RowProduct product = operands.product();
+  const Problem problem{.activations = product.dtype,
+                        .outputs = weight.view().rows,
+                        .inputs = weight.view().columns,
+                        .tokens = product.tokens};
+  std::vector<uint8_t> workspace(candidate.workspace_bytes(problem), 0xff);  // NaN everywhere
+  candidate.run(weight.view(), product, workspace.data(), executor);
+}
+
+// --- Comparators
+// ----------------------------------------------------------------------------------
+
+/// Unit roundoff (2^-24, 2^-8 and 2^-11 for 24, 8 and 11 significant bits) and smallest step.
+double unit_roundoff(DType dtype) {
+  return dtype == DType::kF32 ? 0x1p-24 : dtype == DType::kBF16 ? 0x1p-8 : 0x1p-11;
+}
+double smallest(DType dtype) {
+  return dtype == DType::kF32 ? 0x1p-149 : dtype == DType::kBF16 ? 0x1p-133 : 0x1p-24;
+}
+
+/// Most float32 roundings between a product and the sum it ends in. AVX-512 has 16 lanes, each
+/// meeting two products a chunk of 32 columns, then a tree of 4 additions; AVX2 and portable have 8
+/// lanes, one product in 8 columns, a tree of 3; portable rounds its products too. One more for the
+/// bias.
+double roundings(const std::string& candidate, int64_t columns) {
+  if (candidate == "reference") return 1;
+  if (candidate.find("avx512") != std::string::npos)
+    return 2.0 * static_cast<double>((columns + 31) / 32) + 4 + 1;
+  return static_cast<double>((columns + 31) / 32 * 4) + 3 + 1 + 1;
+}
+
+bool flushes_denormals(const std::string& candidate) {
+  return candidate.find("_dot") != std::string::npos;
+}
+
+/// |y - exact| <= gamma_n sum|w x| + (underflows) and one rounding to the type of y.
+double bound(const std::string& candidate, DType dtype, int64_t columns, double exact,
+             double weight_sum, double flushed) {
+  const double n = roundings(candidate, columns) * 0x1p-24;
+  double float_error = n / (1 - n) * weight_sum + static_cast<double>(columns + 16) * 0x1p-149;
+  if (flushes_denormals(candidate))
+    float_error += flushed + static_cast<double>(columns + 16) * 0x1p-126;
+  return float_error + unit_roundoff(dtype) * (std::fabs(exact) + float_error) + smallest(dtype);
+}
+
+struct Case {
+  Row row;
+  const LinearCandidate* candidate;
+};
+
+/// The candidates that the matrix wants and this CPU can run. Others are named, not skipped
+/// silently.
+std::vector<Case> cases(const std::string& operation, DType values, DType activations,
+                        const Pattern& pattern) {
+  static std::set<std::string> named;
+  std::vector<Case> all;
+  for (const Row& row : support_matrix()) {
+    const auto has = [](const auto& list, const auto& item) {
+      return std::find(list.begin(), list.end(), item) != list.end();
+    };
+    if (row.operation != operation || !has(row.values, values) ||
+        !has(row.activations, activations) || !has(row.patterns, pattern))
+      continue;
+    if (runs_here(row)) {
+      all.push_back({row, candidates_of(operation).find(row.candidate)});
+    } else if (named.insert(operation + ":" + row.candidate).second) {
+      std::printf("[ NOT RUN  ] %s:%s: this CPU can't\n", operation.c_str(), row.candidate.c_str());
+    }
+  }
+  return all;
+}
+
+struct Target {
+  const char* operation;
+  Pattern pattern;
+};
+const Target kTargets[] = {
+    {"linear_dense", Pattern{}},           {"linear_bitmap", Pattern::unstructured()},
+    {"linear_nm", Pattern::keep_of(2, 4)}, {"linear_nm", Pattern::keep_of(1, 4)},
+    {"linear_nm", Pattern::keep_of(4, 8)}, {"linear_nm", Pattern::keep_of(8, 16)},
+    {"linear_nm", Pattern::keep_of(3, 5)}, {"linear_nm", Pattern::keep_of(31, 64)}};
+constexpr DType kTypes[] = {DType::kF32, DType::kBF16, DType::kF16};
+
+float small_integer(uint64_t seed, int64_t a, int64_t b) {
+  return static_cast<float>(static_cast<int>(random_bits(seed, a, b) % 17) - 8);
+}
+
+/// Small integers: every float32 sum is exact, so the bits must be those of the rounded exact sum.
+void check_exact(const Target& target, DType values, DType activations, int64_t outputs,
+                 int64_t inputs, int64_t tokens, bool bias) {
+  const uint64_t seed = static_cast<uint64_t>(outputs * 1000003 + inputs * 1009 + tokens);
+  const Weight weight(
+      random_matrix(values, outputs, inputs, target.pattern, 0.5, seed,
+                    [&](int64_t n, int64_t k) { return small_integer(seed + 1, n, k); }),
+      target.pattern);
+  Operands operands(activations, tokens, inputs, outputs, bias,
+                    [&](int64_t t, int64_t k) { return small_integer(seed + 2, t, k); });
+  std::vector<double> exact(static_cast<size_t>(tokens * outputs));
+  format::reference_row_product(weight.view(), operands.product(), exact.data());
+  for (const Case& c : cases(target.operation, values, activations, target.pattern)) {
+    run(*c.candidate, weight, operands);
+    const auto label = ::testing::Message()
+                       << c.candidate->name << " " << long_name(values) << " x "
+                       << long_name(activations) << " " << target.pattern.text() << " " << outputs
+                       << "x" << inputs << "x" << tokens;
+    ASSERT_TRUE(operands.surroundings_intact()) << label;
+    for (int64_t t = 0; t < tokens; ++t)
+      for (int64_t n = 0; n < outputs; ++n)
+        ASSERT_EQ(operands.y_bits(t, n),
+                  bits_of(static_cast<float>(exact[t * outputs + n]), activations))
+            << label << " t=" << t << " n=" << n;
+  }
+}
+
+TEST(Linear, exact_on_small_integers_for_all_widths_and_token_counts) {
+  std::vector<int64_t> widths;
+  for (int64_t k = 1; k <= 17; ++k) widths.push_back(k);
+  for (const int64_t k : {31, 32, 33, 63, 64, 65, 95, 100, 257}) widths.push_back(k);
+  for (const Target& target : kTargets)
+    for (const DType values : kTypes)
+      for (const DType activations : kTypes)
+        for (const int64_t inputs : widths)
+          for (int64_t tokens = 1; tokens <= 16; ++tokens)
+            check_exact(target, values, activations, 5, inputs, tokens, tokens % 2 == 0);
+}
+
+TEST(Linear, exact_on_small_integers_for_all_heights) {
+  for (const Target& target : kTargets)
+    for (const DType values : kTypes)
+      for (const int64_t tokens : {1, 2, 3, 4, 5, 8, 9, 16}) {
+        for (int64_t outputs = 1; outputs <= 17; ++outputs)
+          check_exact(target, values, values, outputs, 70, tokens, true);
+        for (const int64_t outputs : {63, 64, 65, 67, 129})
+          check_exact(target, values, values, outputs, 70, tokens, false);
+      }
+}
+
+TEST(Linear, bounded_error_on_normal_numbers) {
+  for (const Target& target : kTargets)
+    for (const DType values : kTypes)
+      for (const DType activations : kTypes)
+        for (const int64_t inputs : {1, 7, 32, 333, 2048})
+          for (const int64_t tokens : {1, 4, 7, 16}) {
+            const int64_t outputs = 9;
+            const Weight weight(random_matrix(values, outputs, inputs, target.pattern, 0.5, inputs),
+                                target.pattern);
+            Operands operands(
+                activations, tokens, inputs, outputs, true,
+                [&](int64_t t, int64_t k) { return static_cast<float>(random_normal(99, t, k)); });
+            std::vector<double> exact(static_cast<size_t>(tokens * outputs)), sums = exact;
+            format::reference_row_product(weight.view(), operands.product(), exact.data(),
+                                          sums.data());
+            for (const Case& c : cases(target.operation, values, activations, target.pattern)) {
+              run(*c.candidate, weight, operands);
+              ASSERT_TRUE(operands.surroundings_intact()) << c.candidate->name;
+              for (int64_t t = 0; t < tokens; ++t)
+                for (int64_t n = 0; n < outputs; ++n) {
+                  const size_t i = static_cast<size_t>(t * outputs + n);
+                  ASSERT_LE(std::fabs(operands.y(t, n) - exact[i]),
+                            bound(c.candidate->name, activations, inputs, exact[i], sums[i], 0))
+                      << c.candidate->name << " " << long_name(values) << " x "
+                      << long_name(activations) << " " << inputs << " t=" << t << " n=" << n;
+                }
+            }
+          }
+}
+
+TEST(Linear, a_row_of_the_matrix_may_be_empty_or_full) {
+  for (const int64_t inputs : {31, 32, 100})
+    for (const DType dtype : kTypes) {
+      const MatrixBits bits =
+          random_matrix(dtype, 70, inputs, Pattern{}, 0, 1, [&](int64_t n, int64_t k) {
+            return n % 3 == 0 || n > 66 ? 0.0f : n % 3 == 1 ? 1.0f : small_integer(4, n, k);
+          });
+      const Weight weight(bits, Pattern::unstructured());
+      Operands operands(dtype, 3, inputs, 70, false,
+                        [](int64_t t, int64_t k) { return small_integer(5, t, k); });
+      std::vector<double> exact(3 * 70);
+      format::reference_row_product(weight.view(), operands.product(), exact.data());
+      for (const Case& c : cases("linear_bitmap", dtype, dtype, Pattern::unstructured())) {
+        run(*c.candidate, weight, operands);
+        for (int64_t t = 0; t < 3; ++t)
+          for (int64_t n = 0; n < 70; ++n)
+            ASSERT_EQ(operands.y(t, n),
+                      value_of(bits_of(static_cast<float>(exact[t * 70 + n]), dtype), dtype))
+                << c.candidate->name << " n=" << n;
+      }
+    }
+}
+
+TEST(Linear, an_empty_matrix_gives_the_bias_and_no_rows_give_nothing) {
+  for (const Target& target : kTargets)
+    for (const auto& [outputs, inputs] : {std::pair<int64_t, int64_t>{5, 0}, {0, 40}, {0, 0}}) {
+      const Weight weight(MatrixBits(DType::kBF16, outputs, inputs), target.pattern);
+      Operands operands(DType::kBF16, 2, inputs, outputs, true,
+                        [](int64_t t, int64_t k) { return small_integer(6, t, k); });
+      for (const Case& c : cases(target.operation, DType::kBF16, DType::kBF16, target.pattern)) {
+        run(*c.candidate, weight, operands);
+        EXPECT_TRUE(operands.surroundings_intact()) << c.candidate->name;
+        for (int64_t n = 0; n < outputs; ++n)
+          EXPECT_EQ(operands.y(1, n), small_integer(6, 2, n)) << c.candidate->name;
+      }
+    }
+}
+
+/// NaN and infinity end where the dense product has them: 0 · infinity is NaN for a dropped weight.
+/// Denormal weights and inputs keep their worth, except where the candidate says that it flushes.
+TEST(Linear, nan_infinity_minus_zero_and_denormals) {
+  const float inf = std::numeric_limits<float>::infinity();
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  const int64_t inputs = 40, outputs = 12, tokens = 5;
+  for (const Target& target : kTargets)
+    for (const DType dtype : kTypes) {
+      const float tiny = dtype == DType::kF16 ? 0x1p-24f : 0x1p-132f;  // denormal in each type
+      const float large = dtype == DType::kF16 ? 0x1p12f : 0x1p120f;
+      const MatrixBits bits =
+          random_matrix(dtype, outputs, inputs, target.pattern, 0.5, 3, [&](int64_t n, int64_t k) {
+            if (n == 0 && k % 7 == 0) return nan;
+            if (n == 1 && k % 5 == 0) return inf;
+            if (n == 2) return tiny * static_cast<float>(1 + k % 5);
+            if (n == 3) return -0.0f;
+            if (n == 4 && k % 2) return -tiny;
+            return small_integer(8, n, k);
+          });
+      const Weight weight(bits, target.pattern);
+      Operands operands(dtype, tokens, inputs, outputs, false, [&](int64_t t, int64_t k) {
+        if (t == 0) return large;
+        if (t == 1 && k == 9) return inf;
+        if (t == 2 && k == 39) return nan;
+        if (t == 3) return tiny * static_cast<float>(k % 3);
+        return small_integer(9, t, k);
+      });
+      std::vector<double> exact(tokens * outputs), sums = exact;
+      format::reference_row_product(weight.view(), operands.product(), exact.data(), sums.data());
+      const auto denormal = [&](double v) { return v != 0 && std::fabs(v) < 0x1p-126; };
+      for (const Case& c : cases(target.operation, dtype, dtype, target.pattern)) {
+        run(*c.candidate, weight, operands);
+        for (int64_t t = 0; t < tokens; ++t)
+          for (int64_t n = 0; n < outputs; ++n) {
+            const double want = exact[t * outputs + n];
+            const float got = operands.y(t, n);
+            const auto label = ::testing::Message()
+                               << c.candidate->name << " " << long_name(dtype) << " "
+                               << target.pattern.text() << " t=" << t << " n=" << n << ": " << got
+                               << ", need " << want;
+            double flushed = 0;
+            for (int64_t k = 0; k < inputs; ++k)
+              if (denormal(bits.value(n, k)) || denormal(operands.x(t, k)))
+                flushed += std::fabs(bits.value(n, k) * operands.x(t, k));
+            const float rounded = value_of(bits_of(static_cast<float>(want), dtype), dtype);
+            if (std::isnan(want) ||
+                (flushes_denormals(c.candidate->name) && std::isinf(flushed))) {  // 0 * infinity
+              ASSERT_TRUE(std::isnan(got)) << label;
+            } else if (std::isinf(rounded)) {
+              ASSERT_EQ(got, rounded) << label;
+            } else {
+              ASSERT_LE(std::fabs(got - want), bound(c.candidate->name, dtype, inputs, want,
+                                                     sums[t * outputs + n], flushed))
+                  << label;
+            }
+          }
+      }
+    }
+}
+
+TEST(Linear, the_bits_depend_neither_on_threads_nor_on_companions) {
+  ThreadPool two(2), three(3);
+  const int64_t outputs = 333, inputs = 517;
+  for (const Target& target : kTargets)
+    for (const DType dtype : kTypes) {
+      const Weight weight(random_matrix(dtype, outputs, inputs, target.pattern, 0.5, 12),
+                          target.pattern);
+      const auto draw = [](int64_t, int64_t k) {
+        return static_cast<float>(random_normal(5, 0, k));
+      };
+      for (const Case& c : cases(target.operation, dtype, dtype, target.pattern)) {
+        Operands alone(dtype, 1, inputs, outputs, false, draw);
+        run(*c.candidate, weight, alone);
+        for (const int64_t tokens : {1, 2, 3, 4, 6, 7, 11, 16})
+          for (ThreadPool* pool : {&two, &three}) {
+            Operands together(dtype, tokens, inputs, outputs, false, draw);  // every token the same
+            run(*c.candidate, weight, together, pool->executor());
+            ASSERT_TRUE(together.surroundings_intact());
+            for (int64_t t = 0; t < tokens; ++t)
+              for (int64_t n = 0; n < outputs; ++n)
+                ASSERT_EQ(together.y_bits(t, n), alone.y_bits(0, n))
+                    << c.candidate->name << " " << long_name(dtype) << " T=" << tokens
+                    << " t=" << t;
+          }
+      }
+    }
+}
+
+TEST(Linear, plan_chooses_explains_and_refuses) {
+  const auto plan = linear_bitmap::plan(*Problem::parse("linear_bitmap:bf16:64x64x4:0.5"));
+  ASSERT_TRUE(plan.ok()) << plan.error().message;
+  EXPECT_GT(plan->workspace_bytes, 0u);
+  EXPECT_EQ(linear_bitmap::plan(*Problem::parse("linear_bitmap:bf16:64x64x17:0.5")).error().code,
+            Code::kNotPossible);
+  EXPECT_EQ(linear_bitmap::plan(*Problem::parse("linear_bitmap:int8:64x64x1:0.5")).error().code,
+            Code::kNotPossible);
+  EXPECT_EQ(linear_nm::plan(*Problem::parse("linear_bitmap:bf16:64x64x1:0.5")).error().code,
+            Code::kUsage);
+  EXPECT_EQ(linear_dense::plan(*Problem::parse("linear_dense:bf16:64x64x1:0.5")).error().code,
+            Code::kNotPossible);
+  const Device old;  // no vector extension at all
+  const auto lines = linear_nm::explain(*Problem::parse("linear_nm:bf16:64x64x1:2:4"), old);
+  for (const Explanation& line : lines) EXPECT_EQ(line.chosen, line.candidate == "cpu_portable");
+}
+
+TEST(Linear, pack_refuses_the_patterns_of_others_and_keeps_memory_compact) {
+  const auto matrix = [](const Pattern& pattern) {
+    return *format::compress(random_matrix(DType::kBF16, 256, 1024, pattern, 0.5, 2).tensor(),
+                             pattern);
+  };
+  const auto bitmap = linear_bitmap::pack(matrix(Pattern::unstructured()));
+  ASSERT_TRUE(bitmap.ok());
+  EXPECT_LE(bitmap->size_bytes(), bitmap->matrix().size_bytes() * 102 / 100);
+  EXPECT_FALSE(linear_bitmap::pack(matrix(Pattern::keep_of(2, 4))).ok());
+  EXPECT_FALSE(linear_nm::pack(matrix(Pattern::unstructured())).ok());
+  EXPECT_FALSE(linear_nm::pack(matrix(Pattern::block(8, 8))).ok());
+  EXPECT_TRUE(linear_nm::pack(matrix(Pattern::keep_of(2, 4))).ok());
+}
+
+}  // namespace
+}  // namespace lacuna::kernels
