@@ -70,7 +70,8 @@ Result<SparseDeclaration> read_declaration(const std::string& where, const json&
   constexpr int64_t kLargestExtent = (int64_t{1} << 31) - 1;
   const json shape = entry.value("shape", json());
   for (const json& extent : shape)
-    if (!extent.is_number_unsigned() || extent.get<uint64_t>() > kLargestExtent)
+    if (!extent.is_number_integer() || extent.get<int64_t>() < 0 ||
+        extent.get<int64_t>() > kLargestExtent)
       return bad_input("{}: impossible shape (need two sizes below 2^31).", where);
   if (!shape.is_array() || shape.size() != 2)
     return bad_input("{}: not the shape of a matrix (need two sizes below 2^31).", where);
