@@ -211,7 +211,7 @@ Result<SynthReport> synth(const SynthOptions& options, const std::filesystem::pa
   LACUNA_CHECK(options.dtype == DType::kF32
                    ? write_tensors<float>(options, spec, sparse, writer)
                    : write_tensors<uint16_t>(options, spec, sparse, writer));
-  config["lacuna"] = {};
+  config["lacuna"] = {{"method", "synth"}, {"seed", options.seed}, {"tool_version", kVersion}};
   LACUNA_CHECK(writer.finish(config));
   LACUNA_TRY(const auto written, io::Checkpoint::open(out));
   return SynthReport{spec.parameters(), written.total_bytes()};
