@@ -124,6 +124,23 @@ TEST_F(Pipeline, PrunesTheLinearsOfTheBlocksAndNothingElse) {
   }
 }
 
+TEST_F(Pipeline, PrunesWhatAnEarlierRunLeftDenseAndKeepsItsOtherWeights) {
+  PruneOptions options{.method = "magnitude"};
+  options.request.pattern = format::Pattern::keep_of(2, 4);
+  options.target = {"q_proj"};
+  ASSERT_TRUE(prune(model_, out_, options, {}).ok());
+  const fs::path second = out_.string() + "-second/";  // the slash is no part of the name
+  options.request.pattern = format::Pattern::unstructured();
+  options.target = {"up_proj"};
+  const auto report = prune(out_, second, options, {});
+  ASSERT_TRUE(report.ok()) << report.error().message;
+  const auto after = io::Checkpoint::open(second);
+  EXPECT_EQ(after->weights().at("model.layers.0.self_attn.q_proj.weight").pattern.text(), "2:4");
+  EXPECT_EQ(after->weights().at("model.layers.0.mlp.up_proj.weight").pattern.text(),
+            "unstructured");
+  EXPECT_EQ(after->config().at("lacuna").at("pattern"), "unstructured");
+}
+
 TEST_F(Pipeline, PrunesTheTargetsThatAreNotExcluded) {
   PruneOptions options{.method = "wanda"};
   options.target = {"q_proj", "mlp\\.(up|gate)"};
@@ -308,6 +325,7 @@ TEST_F(Pipeline, LeavesAFolderThatIsNotOursAlone) {
   ASSERT_FALSE(report.ok());
   EXPECT_EQ(report.error().code, Code::kBadInput);
   EXPECT_EQ(content_of(out_ / "thesis.txt"), "mine");
+  EXPECT_FALSE(fs::exists(out_.string() + ".journal"));
 }
 
 // ---- runs in a process of their own -------------------------------------------------------------

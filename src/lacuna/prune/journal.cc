@@ -40,6 +40,7 @@ Result<Journal> Journal::open(const fs::path& out, const nlohmann::json& run, bo
           "{}: belongs to another run (different: {}). Start without --resume, or give the options "
           "of that run.",
           about.string(), differences(run, before));
+    journal.resumed_ = true;
     while (fs::exists(journal.file_of(journal.finished_), failure)) ++journal.finished_;
     return journal;
   }

@@ -26,6 +26,8 @@ class Journal {
   /// @errors kBadInput: resuming the journal of another run (what differs is named); kCheckFailed
   static Result<Journal> open(const std::filesystem::path& out, const nlohmann::json& run,
                               bool resume);
+  /// This is the journal that an earlier process left.
+  bool resumed() const { return resumed_; }
   /// Blocks 0 .. n-1 are finished.
   int64_t finished_blocks() const { return finished_; }
   /// @errors kCheckFailed (disk full, ...)
@@ -37,6 +39,7 @@ class Journal {
  private:
   std::filesystem::path file_of(int64_t block) const;
   std::filesystem::path folder_;
+  bool resumed_ = false;
   int64_t finished_ = 0;
 };
 

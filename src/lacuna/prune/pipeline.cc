@@ -310,7 +310,7 @@ class Run {
       const PruneOptions& options, const PruneProgress& progress)
       : checkpoint_(checkpoint),
         calibration_(calibration),
-        out_(out),
+        out_(out.has_filename() ? out : out.parent_path()),  // "out/" names the folder "out"
         options_(options),
         progress_(progress) {
     options_.request.executor =
@@ -320,6 +320,7 @@ class Run {
   Result<PruneReport> run();
 
  private:
+  Status probe_out(const Journal& journal) const;
   Status blocks(Journal& journal);
   Status resume_block(const Journal& journal, int64_t layer, model::Block* block);
   Status prune_block(Journal& journal, int64_t layer, model::Block* block);
@@ -354,7 +355,7 @@ class Run {
 
   const io::Checkpoint& checkpoint_;
   const Calibration& calibration_;
-  const fs::path& out_;
+  const fs::path out_;
   PruneOptions options_;
   const PruneProgress& progress_;
 
@@ -383,10 +384,9 @@ Result<PruneReport> Run::run() {
   report_.planned_peak_bytes = planned_peak_bytes(spec_, checkpoint_, calibration_, options_);
   log(fmt::format("peak memory: at most {:.2f} GiB",
                   static_cast<double>(report_.planned_peak_bytes) / (1 << 30)));
-  // Opened and given up again: a folder that can't be written to is refused before the work.
-  LACUNA_CHECK(io::CheckpointWriter::create(out_, {.store = options_.store}));
   LACUNA_TRY(const json about, about_run(checkpoint_, calibration_, options_, *method_, targets_));
   LACUNA_TRY(Journal journal, Journal::open(out_, about, options_.resume));
+  LACUNA_CHECK(probe_out(journal));
   if (journal.finished_blocks() > 0)
     log(fmt::format("resuming: {} of {} blocks are finished", journal.finished_blocks(),
                     spec_.layers));
@@ -395,6 +395,18 @@ Result<PruneReport> Run::run() {
   LACUNA_CHECK(journal.remove());
   report_.seconds = seconds_since(start);
   return std::move(report_);
+}
+
+/// Refuses a folder that can't be written to before the work, not after it.
+Status Run::probe_out(const Journal& journal) const {
+  // A process killed while it began to write leaves a staging folder that doesn't yet say whose it
+  // is. The journal does.
+  std::error_code ignored;
+  if (journal.resumed()) fs::remove_all(out_.string() + ".partial", ignored);
+  const auto writer = io::CheckpointWriter::create(out_, {.store = options_.store});
+  if (writer.ok()) return {};  // given up again; write() opens its own
+  if (!journal.resumed()) LACUNA_CHECK(journal.remove());
+  return writer.error();
 }
 
 Status Run::blocks(Journal& journal) {
@@ -551,8 +563,14 @@ Status Run::write(const Journal& journal) {
   json config = checkpoint_.config();
   config.erase("quantization_config");  // what described the old store
   config.erase("compression_config");
-  config["lacuna"] = about_method(options_, *method_, calibration_);
-  json& layers = config["lacuna"]["layers"] = json::array();
+  json& about = config["lacuna"];
+  // Of an input that was pruned before, only what its other weights are.
+  json kept = json::object();
+  for (const char* key : {"format_version", "weights"})
+    if (about.is_object() && about.contains(key)) kept[key] = about[key];
+  about = std::move(kept);
+  about.update(about_method(options_, *method_, calibration_));
+  json& layers = about["layers"] = json::array();
   for (const LayerReport& layer : report_.layers) {
     layers.push_back(to_json(layer));
     layers.back().erase("seconds");  // the one thing that two equal runs don't share
