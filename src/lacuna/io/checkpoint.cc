@@ -258,10 +258,7 @@ Result<Weight> Checkpoint::weight(std::string_view name) const {
   const WeightInfo& info = found->second;
   const StoredTensor& first = state_->tensors.at(info.parts[0]);
   if (info.store == Store::kDense) return Weight(first.tensor);
-  if (info.store != Store::kCompact) {
-    LACUNA_TRY(auto matrix, read_legacy(info, state_->tensors));
-    return Weight(std::move(matrix));
-  }
+  if (info.store != Store::kCompact) return read_legacy(info, state_->tensors);
   LACUNA_TRY(auto matrix,
              read_compact(info.name, {info.pattern, info.shape[0], info.shape[1], info.dtype},
                           state_->tensors));

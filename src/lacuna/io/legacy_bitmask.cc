@@ -15,12 +15,6 @@ constexpr const char* kVersion = "0.10.2";
 
 const Pattern kTwoOfFour = Pattern::keep_of(2, 4);
 
-/// "MODULE." or "MODULE.weight." of a weight whose parts are known.
-std::string prefix_of(const WeightInfo& info) {
-  constexpr std::string_view kSuffix = "bitmask";
-  return info.parts[0].substr(0, info.parts[0].size() - kSuffix.size());
-}
-
 /// Number of set bits in a row of a bitmask.
 int64_t count_row(const CompactMatrix& matrix, int64_t row) {
   const int64_t stride = matrix.bitmap_stride_bytes();
@@ -42,50 +36,69 @@ std::vector<int64_t> prefix_counts(const CompactMatrix& matrix, int64_t step, bo
   return counts;
 }
 
+/// A vector is compressed as a matrix of one row.
+CompactMatrix one_row_or_matrix(const WeightInfo& info) {
+  CompactMatrix matrix;
+  matrix.pattern = info.store == Store::kSparse24Bitmask ? kTwoOfFour : Pattern::unstructured();
+  matrix.rows = info.shape.size() == 2 ? info.shape[0] : 1;
+  matrix.columns = info.shape.back();
+  matrix.values_dtype = info.dtype;
+  return matrix;
+}
+
+/// The dense shape, which is itself the content of a tensor.
+Result<Shape> read_shape(const StoredTensors& tensors, const std::string& name) {
+  const auto found = tensors.find(name);
+  const int64_t rank = found == tensors.end() ? 2 : found->second.tensor.elements();
+  LACUNA_TRY(const StoredTensor stored,
+             expect_tensor(tensors, name, DType::kI64,
+                           found != tensors.end() && found->second.tensor.shape.size() == 2
+                               ? Shape{2, 1}
+                               : Shape{rank == 1 ? 1 : 2}));
+  Shape shape;
+  for (int64_t i = 0; i < rank; ++i)
+    shape.push_back(read_unaligned<int64_t>(stored.tensor.bytes.as<int64_t>() + i));
+  constexpr int64_t kLargestExtent = (int64_t{1} << 31) - 1;
+  for (const int64_t extent : shape)
+    if (extent < 0 || extent > kLargestExtent)
+      return bad_input(
+          "{}: tensor \"{}\" holds an impossible shape (got {}; need sizes below 2^31).",
+          stored.file, name, shape_text(shape));
+  return shape;
+}
+
 Result<WeightInfo> describe(const std::string& prefix, const StoredTensors& tensors) {
   WeightInfo info;
-  info.name = prefix + "weight";
-  if (std::string_view(prefix).ends_with(".weight."))
-    info.name = prefix.substr(0, prefix.size() - 1);
+  const bool whole_name = prefix.ends_with(".weight.") || prefix.ends_with(".bias.");
+  info.name = whole_name ? prefix.substr(0, prefix.size() - 1) : prefix + "weight";
   info.parts = {prefix + "bitmask", prefix + "compressed", prefix + "shape"};
-
-  const auto values = tensors.find(prefix + "compressed");
+  const auto values = tensors.find(info.parts[1]);
   if (values == tensors.end())
-    return bad_input("{}: tensor \"{}compressed\" is missing (need it beside {}bitmask).",
-                     tensors.at(info.parts[0]).file, prefix, prefix);
+    return bad_input("{}: tensor \"{}\" is missing (need it beside {}). Get the model again.",
+                     tensors.at(info.parts[0]).file, info.parts[1], info.parts[0]);
   const auto& [compressed, file] = values->second;
   info.dtype = compressed.dtype;
   if (info.dtype != DType::kF32 && info.dtype != DType::kBF16 && info.dtype != DType::kF16)
     return bad_input("{}: tensor \"{}\" has an unsupported type (got {}; need F32, BF16 or F16).",
-                     file, values->first, safetensors_name(info.dtype));
+                     file, info.parts[1], safetensors_name(info.dtype));
+  LACUNA_TRY(info.shape, read_shape(tensors, info.parts[2]));
+  const bool vector = info.shape.size() == 1;
   const bool two_of_four = compressed.shape.size() == 2;
   info.store = two_of_four ? Store::kSparse24Bitmask : Store::kSparseBitmask;
-  info.pattern = two_of_four ? kTwoOfFour : Pattern::unstructured();
-
-  const std::string shape_name = prefix + "shape";
-  LACUNA_TRY(const StoredTensor shape,
-             expect_tensor(tensors, shape_name, DType::kI64,
-                           two_of_four && tensors.contains(shape_name) &&
-                                   tensors.at(shape_name).tensor.shape.size() == 2
-                               ? Shape{2, 1}
-                               : Shape{2}));
-  const auto* extents = shape.tensor.bytes.as<int64_t>();
-  for (int i = 0; i < 2; ++i) info.shape.push_back(read_unaligned<int64_t>(extents + i));
-  constexpr int64_t kLargestExtent = (int64_t{1} << 31) - 1;
-  for (const int64_t extent : info.shape)
-    if (extent < 0 || extent > kLargestExtent)
-      return bad_input("{}: tensor \"{}\" holds no shape of a matrix (got {}).", shape.file,
-                       shape_name, shape_text(info.shape));
-  const int64_t rows = info.shape[0], columns = info.shape[1];
-  LACUNA_CHECK(expect_tensor(tensors, info.parts[0], DType::kU8, Shape{rows, (columns + 7) / 8}));
-  if (two_of_four && columns % 4 != 0)
-    return bad_input("{}: tensor \"{}\" says {} columns (need a multiple of 4 for 2:4).",
-                     shape.file, shape_name, columns);
+  const CompactMatrix matrix = one_row_or_matrix(info);
+  if (!vector) info.pattern = matrix.pattern;
+  if (two_of_four && (vector || matrix.columns % 4 != 0))
+    return bad_input("{}: tensor \"{}\" says {} (need a matrix, columns in fours, for 2:4).", file,
+                     info.parts[2], shape_text(info.shape));
+  const int64_t stride = matrix.bitmap_stride_bytes();
+  LACUNA_CHECK(expect_tensor(tensors, info.parts[0], DType::kU8,
+                             vector ? Shape{stride} : Shape{matrix.rows, stride}));
   LACUNA_CHECK(expect_tensor(tensors, info.parts[1], info.dtype,
-                             two_of_four ? Shape{rows, columns / 2} : Shape{-1}));
+                             two_of_four ? Shape{matrix.rows, matrix.columns / 2} : Shape{-1}));
   if (tensors.contains(prefix + "row_offsets")) {
     info.parts.push_back(prefix + "row_offsets");
-    LACUNA_CHECK(expect_tensor(tensors, info.parts.back(), DType::kI64, Shape{rows}));
+    LACUNA_CHECK(expect_tensor(tensors, info.parts.back(), DType::kI64,
+                               vector ? Shape{} : Shape{matrix.rows}));
   }
   for (const std::string& part : info.parts) info.bytes += tensors.at(part).tensor.bytes.size();
   return info;
@@ -104,38 +117,34 @@ Result<std::vector<WeightInfo>> find_legacy(const StoredTensors& tensors) {
   return found;
 }
 
-Result<CompactMatrix> read_legacy(const WeightInfo& info, const StoredTensors& tensors) {
-  const std::string prefix = prefix_of(info);
-  const auto bytes = [&](const char* part) { return tensors.at(prefix + part).tensor.bytes; };
-  const std::string where =
-      fmt::format("{}: weight \"{}\"", tensors.at(info.parts[0]).file, info.name);
-  CompactMatrix matrix;
-  matrix.rows = info.shape[0];
-  matrix.columns = info.shape[1];
-  matrix.values_dtype = info.dtype;
-  matrix.bitmap = bytes("bitmask");
-  matrix.values = bytes("compressed");
-  if (info.store == Store::kSparse24Bitmask) {
-    matrix.pattern = kTwoOfFour;
-  } else {
-    matrix.pattern = Pattern::unstructured();
+Result<Weight> read_legacy(const WeightInfo& info, const StoredTensors& tensors) {
+  const auto& [bitmask, file] = tensors.at(info.parts[0]);
+  const std::string where = fmt::format("{}: weight \"{}\"", file, info.name);
+  CompactMatrix matrix = one_row_or_matrix(info);
+  matrix.bitmap = bitmask.bytes;
+  matrix.values = tensors.at(info.parts[1]).tensor.bytes;
+  if (info.store == Store::kSparseBitmask)
     matrix.offsets = Bytes::take(prefix_counts(matrix, format::kRowGroup, /*with_total=*/true));
-  }
   LACUNA_CHECK(check_sound(matrix, where));
-  if (tensors.contains(prefix + "row_offsets")) {
-    const Bytes stored = bytes("row_offsets");
+  if (info.parts.size() > 3) {
+    const Bytes stored = tensors.at(info.parts[3]).tensor.bytes;
     const auto counts = prefix_counts(matrix, 1, /*with_total=*/false);
     for (int64_t row = 0; row < matrix.rows; ++row)
       if (const auto got = read_unaligned<int64_t>(stored.as<int64_t>() + row); got != counts[row])
         return bad_input(
-            "{}: tensor \"{}row_offsets\", row {}: wrong number of values before it (got {}; need "
-            "{}). The file is damaged: get it again.",
-            where, prefix, row, got, counts[row]);
+            "{}: row {} of \"{}\" says {} values before it (need {}). The file is damaged: get it "
+            "again.",
+            where, row, info.parts[3], got, counts[row]);
+  }
+  Tensor dense = format::expand(matrix);
+  if (info.shape.size() == 1) {
+    dense.shape = info.shape;
+    return Weight(std::move(dense));
   }
   // Which zeros of a group are stored is open here; ours have one form only.
-  auto canonical = format::compress(format::expand(matrix), info.pattern);
+  auto canonical = format::compress(dense, info.pattern);
   if (!canonical.ok()) return bad_input("{}: {}", where, canonical.error().message);
-  return canonical;
+  return Weight(std::move(canonical).value());
 }
 
 Status check_legacy_config(const json& config, const std::string& file) {

@@ -8,7 +8,8 @@
 // | MODULE.bitmask     | U8 [N, ceil(K/8)], bit 0 first    | the same                       |
 // | MODULE.row_offsets | I64 [N]: non-zeros before a row   | none                           |
 //
-// Older files have ".weight" between MODULE and the suffix.
+// Old files carry a parameter's whole name ("MODULE.weight.bitmask", "MODULE.bias.bitmask") and
+// compress vectors too: sparse-bitmask with shape [1], bitmask [ceil(K/8)] and row_offsets [].
 #pragma once
 
 #include <nlohmann/json_fwd.hpp>
@@ -21,10 +22,10 @@ namespace lacuna::io {
 /// The weights of the files that lie in one of these stores, under their dense names.
 /// @errors kBadInput: a part that is missing or has the wrong type or shape
 Result<std::vector<WeightInfo>> find_legacy(const StoredTensors& tensors);
-/// One of them, as a sound matrix of `info.pattern` (what find_legacy says, or what config.json
-/// declares).
+/// One of them: a matrix as a sound one of `info.pattern` (what find_legacy says, or what
+/// config.json declares), a vector dense.
 /// @errors kBadInput: counts or offsets that don't fit the mask; weights that break the pattern
-Result<format::CompactMatrix> read_legacy(const WeightInfo& info, const StoredTensors& tensors);
+Result<Weight> read_legacy(const WeightInfo& info, const StoredTensors& tensors);
 /// Refuses a config.json that names a sparse format we don't know, or one that isn't bitmask-based.
 Status check_legacy_config(const nlohmann::json& config, const std::string& file);
 
