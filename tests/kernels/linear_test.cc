@@ -34,7 +34,7 @@ using lacuna::testing::value_of;
 struct Row {
   std::string operation, candidate;
   std::vector<DType> values, activations;
-  int64_t last_token = 0;
+  int64_t first_token = 0, last_token = 0;
   std::vector<Pattern> patterns;
   std::vector<std::string> needs;
 };
@@ -66,7 +66,9 @@ const std::vector<Row>& support_matrix() {
           needs;
       row.values = dtypes(values);
       row.activations = dtypes(activations);
-      row.last_token = std::stoll(tokens.substr(2));  // "1-16"
+      const auto ends = split(tokens, '-');  // "1-16"
+      row.first_token = std::stoll(ends[0]);
+      row.last_token = std::stoll(ends[1]);
       for (const std::string& text : split(patterns, ','))
         row.patterns.push_back(*Pattern::parse(text));
       if (needs != "-") row.needs = split(needs, ',');
@@ -148,7 +150,8 @@ TEST(SupportMatrix, every_candidate_takes_what_its_line_says_and_nothing_else) {
           for (int64_t tokens = 1; tokens <= 20; ++tokens) {
             const Problem problem = problem_of(row, values, activations, tokens, pattern);
             const bool expected = has(row.values, values) && has(row.activations, activations) &&
-                                  has(row.patterns, pattern) && tokens <= row.last_token;
+                                  has(row.patterns, pattern) && tokens >= row.first_token &&
+                                  tokens <= row.last_token;
             const Support support = candidate.supports(problem, able);
             ASSERT_EQ(static_cast<bool>(support), expected)
                 << row.candidate << " " << problem.text() << " " << support.refusal();

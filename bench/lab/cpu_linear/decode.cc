@@ -7,11 +7,11 @@
 // is the median over rounds of (fastest dense candidate of that round / the row). All outputs are
 // compared with the dense float32-sum candidate before anything is timed.
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
 #include <memory>
 #include <string>
 #include <vector>
@@ -26,7 +26,9 @@ using namespace lacuna;  // NOLINT
 
 namespace {
 
-constexpr double kRotatedBytes = 1.5e9;
+/// LACUNA_LAB_ROTATE overrides it: 0 keeps one copy, to see the loop without the memory.
+const double kRotatedBytes =
+    std::getenv("LACUNA_LAB_ROTATE") ? std::atof(std::getenv("LACUNA_LAB_ROTATE")) : 1.5e9;
 
 struct Kind {
   std::string name;
@@ -92,6 +94,14 @@ struct Entry {
   std::vector<double> ms;
 };
 
+/// Milliseconds. One thread counts its own time on the CPU, which what else runs there disturbs
+/// less.
+double now_ms(bool own_time) {
+  timespec time{};
+  clock_gettime(own_time ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC, &time);
+  return static_cast<double>(time.tv_sec) * 1e3 + static_cast<double>(time.tv_nsec) / 1e6;
+}
+
 double median(std::vector<double> v) {
   std::sort(v.begin(), v.end());
   return v[v.size() / 2];
@@ -155,13 +165,11 @@ int main(int argc, char** argv) {
       const auto& views = entry.kind->views;
       // Several products a sample, each on another copy.
       constexpr int kRepeat = 4;
-      const auto start = std::chrono::steady_clock::now();
+      const double start = now_ms(threads == 1);
       for (int i = 0; i < kRepeat; ++i)
         entry.candidate->run(views[static_cast<size_t>((round + 2) * kRepeat + i) % views.size()],
                              product, workspace.data(), executor);
-      const std::chrono::duration<double, std::milli> took =
-          std::chrono::steady_clock::now() - start;
-      if (round >= 0) entry.ms.push_back(took.count() / kRepeat);
+      if (round >= 0) entry.ms.push_back((now_ms(threads == 1) - start) / kRepeat);
     }
   std::vector<double> dense(static_cast<size_t>(rounds), 1e9);
   for (const Entry& entry : entries)

@@ -17,16 +17,21 @@ namespace lacuna::format::avx512 {
 #define LACUNA_INLINE static inline __attribute__((always_inline))
 #define LACUNA_INLINE_MEMBER inline __attribute__((always_inline))
 
+/// A register zeroed here and now; g++ would keep one zero for all and copy it twice a use.
+LACUNA_INLINE __m512i fresh_zero() {
+  __m512i zero;
+  asm("vpxor %x0, %x0, %x0" : "=x"(zero));
+  return zero;
+}
+
 LACUNA_INLINE __m512i expand_u16(uint32_t mask, __m512i packed) {
-  __m512i zero = _mm512_setzero_si512();
-  asm("" : "+v"(packed), "+v"(zero));
-  return _mm512_mask_expand_epi16(zero, mask, packed);
+  asm("" : "+v"(packed));
+  return _mm512_mask_expand_epi16(fresh_zero(), mask, packed);
 }
 
 LACUNA_INLINE __m512i expand_u32(uint16_t mask, __m512i packed) {
-  __m512i zero = _mm512_setzero_si512();
-  asm("" : "+v"(packed), "+v"(zero));
-  return _mm512_mask_expand_epi32(zero, mask, packed);
+  asm("" : "+v"(packed));
+  return _mm512_mask_expand_epi32(fresh_zero(), mask, packed);
 }
 
 /// Mask of the lowest `count` lanes of 32.

@@ -4,6 +4,11 @@
 // for x. R is 4 up to 4 tokens, 2 up to 8, 1 up to 16: at most 16 accumulators, so at least as many
 // independent sums as a fused multiply-add has latency on both ports, and x is read once for R
 // rows.
+//
+// Four rows at once are four streams that end after a few KiB, where the hardware prefetcher starts
+// anew each time. So each chunk fetches the line that the same row of the next tile will want, R
+// rows ahead: 2.0 to 2.6 times faster from memory at one token (4096x4096 bf16, 50 to 80 % zeros,
+// one core of Zen 5).
 #pragma once
 
 // g++ 12 warns of its own "undefined" operands inside its intrinsics, at whatever line inlines
@@ -101,11 +106,15 @@ struct BF16Dot {
 };
 
 // --- Cursors: where the chunks of a row come from ----------------------------------------------
+// `height` is the number of rows of a tile; prefetch() may name addresses past the end.
 
 template <class Chunk>
 struct DenseCursor {
   const std::byte* next;
-  DenseCursor(const RowsView& rows, int64_t row) : next(rows.row(row)) {}
+  int64_t ahead;
+  DenseCursor(const RowsView& rows, int64_t row, int64_t height)
+      : next(rows.row(row)), ahead(height * rows.columns * Chunk::kWidth) {}
+  LACUNA_INLINE_MEMBER void prefetch(int64_t) const { _mm_prefetch(next + ahead, _MM_HINT_T0); }
   LACUNA_INLINE_MEMBER Chunk take(int64_t) {
     const std::byte* at = next;
     next += kChunk * Chunk::kWidth;
@@ -133,8 +142,17 @@ struct BitmapCursor {
   const uint8_t* bits;
   const std::byte* next;
   int64_t half_bytes = 0;  // kFixed: values of 16 columns
-  BitmapCursor(const RowsView& rows, int64_t row) : bits(rows.row_bits(row)), next(rows.row(row)) {
+  int64_t ahead, bits_ahead;
+  BitmapCursor(const RowsView& rows, int64_t row, int64_t height)
+      : bits(rows.row_bits(row)),
+        next(rows.row(row)),
+        ahead(height * (rows.value_index(row + 1) - rows.value_index(row)) * Chunk::kWidth),
+        bits_ahead(height * rows.bitmap_stride_bytes) {
     if constexpr (kFixed) half_bytes = 16 / rows.pattern.of * rows.pattern.keep * Chunk::kWidth;
+  }
+  LACUNA_INLINE_MEMBER void prefetch(int64_t chunk) const {
+    _mm_prefetch(next + ahead, _MM_HINT_T0);
+    if (chunk % 16 == 0) _mm_prefetch(bits + bits_ahead + chunk * 4, _MM_HINT_T0);
   }
   LACUNA_INLINE_MEMBER Chunk take(int64_t chunk) { return expand(load_mask(bits + chunk * 4)); }
   LACUNA_INLINE_MEMBER Chunk take_last(int64_t chunk, int64_t columns) {
@@ -163,7 +181,7 @@ LACUNA_INLINE void tile(const RowsView& rows, int64_t row, int64_t last_row, con
                         int64_t x_stride_bytes, float* sums) {
   // Rows past the end repeat the last one; their sums land where nobody looks.
   const auto cursor = [&](int64_t r) {
-    return Cursor(rows, row + r < last_row ? row + r : last_row - 1);
+    return Cursor(rows, row + r < last_row ? row + r : last_row - 1, R);
   };
   Cursor cursors[4] = {cursor(0), cursor(R > 1 ? 1 : 0), cursor(R > 2 ? 2 : 0),
                        cursor(R > 3 ? 3 : 0)};
@@ -185,9 +203,12 @@ LACUNA_INLINE void tile(const RowsView& rows, int64_t row, int64_t last_row, con
     }
   };
   const int64_t chunks = rows.columns / kChunk;
-  for (int64_t chunk = 0; chunk < chunks; ++chunk)
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) cursors[r].prefetch(chunk);
     multiply(
         chunk, [&](Cursor & c) __attribute__((always_inline)) { return c.take(chunk); });
+  }
   if (const int64_t left = rows.columns % kChunk)
     multiply(
         chunks, [&](Cursor & c)

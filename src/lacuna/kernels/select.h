@@ -171,7 +171,7 @@ Result<LinearPlan> plan_linear(const LinearCandidates& candidates, const Problem
 /// What every linear kernel of the CPU asks for: host memory, unquantised values, at most
 /// format::kMaxTokens tokens.
 Support supports_rows(const Problem& problem, const Device& device);
-/// `vdpbf16ps` multiplies bf16 with bf16.
+/// `vdpbf16ps` multiplies bf16 with bf16, and flushes denormals.
 Support supports_bf16_dot(const Problem& problem, const Device& device);
 
 /// The candidate that runs kImplementations.

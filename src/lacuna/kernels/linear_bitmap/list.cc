@@ -11,8 +11,10 @@ Support any_cpu(const Problem& problem, const Device& device) {
                              "an unstructured pattern")});
 }
 
+/// Up to two tokens, float32 sums take no longer (the memory decides) and keep denormals.
 Support dot(const Problem& problem, const Device& device) {
-  return Support::all({any_cpu(problem, device), supports_bf16_dot(problem, device)});
+  return Support::all({any_cpu(problem, device), supports_bf16_dot(problem, device),
+                       needs(problem.tokens >= 3, "3 tokens or more")});
 }
 
 Support avx512(const Problem& problem, const Device& device) {

@@ -19,8 +19,8 @@ Result<LinearPlan> plan(const Problem& problem, const Device& device = Device::t
 /// @dtype W f32, bf16, f16; x, y and bias f32, bf16, f16, any combination
 /// @limits 1 <= T <= 16, any N and K, no alignment
 /// @cost 2 T N K flops; width N K + 2 T K + T N bytes
-/// @determinism the bits of an output depend on its row and token alone: not on the threads, nor on
-/// the other tokens of the call
+/// @determinism as linear_bitmap
+/// @error as linear_bitmap
 /// @errors none: plan() has checked; `product` must agree with the problem of the plan
 void run(const LinearPlan& plan, const format::RowsView& rows, const format::RowProduct& product,
          void* workspace, const Executor& executor);

@@ -25,8 +25,11 @@ Result<format::CompactRows> pack(format::CompactMatrix weight);
 /// @dtype W f32, bf16, f16; x, y and bias f32, bf16, f16, any combination
 /// @limits 1 <= T <= 16, any N and K, no alignment
 /// @cost 2 T N K flops; (1/8 + keep/of * width) N K + 2 T K + T N bytes
-/// @determinism the bits of an output depend on its row and token alone: not on the threads, nor on
-/// the other tokens of the call
+/// @determinism with one candidate, the bits of an output depend on its row and token alone: not on
+/// the threads, nor on the other tokens of the call
+/// @error |y - exact| <= gamma(2 ceil(K/32) + 5) (|W||x| + |bias|) + one rounding to the type of y
+/// (AVX-512; the others have gamma(K/8 + 6)). Candidates named _dot take denormal weights and
+/// inputs as zero.
 /// @errors none: plan() has checked; `product` must agree with the problem of the plan
 void run(const LinearPlan& plan, const format::RowsView& rows, const format::RowProduct& product,
          void* workspace, const Executor& executor);
