@@ -12,8 +12,15 @@ if(NOT EXISTS ${LACUNA_TORCH_DIR}/lib/libtorch_cpu.so)
                       "-DLACUNA_TORCH_DIR=.../site-packages/torch, or -DLACUNA_TORCH=OFF for the kernel tier alone.")
 endif()
 
+# The wheel carries headers of another {fmt} than the one that is linked here; ours must be found first.
+get_target_property(fmt_include fmt::fmt INTERFACE_INCLUDE_DIRECTORIES)
+list(GET fmt_include 0 fmt_include)
+file(MAKE_DIRECTORY ${CMAKE_BINARY_DIR}/include_first)
+file(CREATE_LINK ${fmt_include}/fmt ${CMAKE_BINARY_DIR}/include_first/fmt SYMBOLIC)
+
 add_library(lacuna_torch INTERFACE)
-target_include_directories(lacuna_torch SYSTEM INTERFACE ${LACUNA_TORCH_DIR}/include
+target_include_directories(lacuna_torch SYSTEM INTERFACE ${CMAKE_BINARY_DIR}/include_first
+                                                         ${LACUNA_TORCH_DIR}/include
                                                          ${LACUNA_TORCH_DIR}/include/torch/csrc/api/include)
 target_link_libraries(lacuna_torch INTERFACE ${LACUNA_TORCH_DIR}/lib/libtorch_cpu.so ${LACUNA_TORCH_DIR}/lib/libc10.so)
 file(GLOB nvidia_lib_dirs ${LACUNA_TORCH_DIR}/../nvidia/*/lib)
