@@ -5,6 +5,11 @@
 #include <algorithm>
 #include <vector>
 
+#include "lacuna/format/rows.h"
+#include "lacuna/kernels/linear_bitmap/linear_bitmap.h"
+#include "lacuna/kernels/linear_dense/linear_dense.h"
+#include "lacuna/kernels/linear_nm/linear_nm.h"
+
 namespace lacuna::model {
 namespace {
 
@@ -40,6 +45,18 @@ void expand_into(const CompactMatrix& matrix, at::Tensor& out) {
     format::expand_rows(matrix, first, last, as_stored.data_ptr());
     at::from_blob(rows, {last - first, matrix.columns}, out.options()).copy_(as_stored);
   });
+}
+
+/// Values that the type of the computation doesn't hold exactly are rounded to it once, as those of
+/// a dense weight are; bf16 and f16 values stay as they are for float32, which holds them all.
+CompactMatrix rounded_to(at::ScalarType dtype, CompactMatrix matrix) {
+  const at::ScalarType stored = scalar_type(matrix.values_dtype);
+  if (stored == dtype || dtype == at::kFloat) return matrix;
+  const auto count = static_cast<int64_t>(matrix.values.size() / size_bytes(matrix.values_dtype));
+  const at::Tensor values = wrap({matrix.values_dtype, {count}, matrix.values});
+  matrix.values = unwrap(values.to(dtype)).bytes;
+  matrix.values_dtype = dtype_of(dtype);
+  return matrix;
 }
 
 at::Tensor to_device(const Bytes& bytes, DType dtype, int64_t elements, at::Device device) {
@@ -108,10 +125,88 @@ class DeviceCompact {
   at::Tensor values_, bitmap_, bits_, block_rows_, block_columns_;
 };
 
+using Planner = Result<kernels::LinearPlan> (*)(const kernels::Problem&, const kernels::Device&);
+
+struct Operation {
+  std::string_view name;
+  Planner plan = nullptr;
+};
+
+/// The operation of kernels/ that multiplies rows of a pattern.
+Operation operation_for(const format::Pattern& pattern) {
+  switch (pattern.kind) {
+    case PatternKind::kDense:
+      return {kernels::linear_dense::kOperation, kernels::linear_dense::plan};
+    case PatternKind::kUnstructured:
+      return {kernels::linear_bitmap::kOperation, kernels::linear_bitmap::plan};
+    default:
+      return {kernels::linear_nm::kOperation, kernels::linear_nm::plan};
+  }
+}
+
 }  // namespace
 
+/// The kernels that take up to format::kMaxTokens tokens to the rows of a weight in host memory,
+/// planned once.
+class Linear::RowKernels {
+ public:
+  static Result<std::shared_ptr<const RowKernels>> plan(const format::RowsView& rows,
+                                                        double sparsity, const Compute& compute) {
+    const Operation operation = operation_for(rows.pattern);
+    auto kernels = std::make_shared<RowKernels>();
+    kernels->rows_ = rows;
+    for (int64_t tokens = 1; tokens <= format::kMaxTokens; ++tokens) {
+      LACUNA_TRY(auto plan, operation.plan({.operation = std::string(operation.name),
+                                            .values = kernels::values_of(rows.dtype),
+                                            .activations = dtype_of(compute.dtype),
+                                            .outputs = rows.rows,
+                                            .inputs = rows.columns,
+                                            .tokens = tokens,
+                                            .pattern = rows.pattern,
+                                            .sparsity = sparsity},
+                                           kernels::Device::this_cpu()));
+      kernels->plans_.push_back(std::move(plan));
+    }
+    return std::shared_ptr<const RowKernels>(std::move(kernels));
+  }
+
+  /// @param x  [..., K] in the dtype that was planned for; at most kMaxTokens rows, no gradient
+  at::Tensor run(const at::Tensor& x, const std::optional<at::Tensor>& bias) const {
+    const at::Tensor rows_of_x = x.contiguous();
+    const int64_t tokens = rows_of_x.numel() / rows_.columns;
+    const kernels::LinearPlan& plan = plans_[static_cast<size_t>(tokens - 1)];
+    Shape shape = x.sizes().vec();
+    shape.back() = rows_.rows;
+    at::Tensor y = at::empty(shape, x.options());
+    static thread_local std::vector<std::byte> workspace;
+    if (workspace.size() < plan.workspace_bytes) workspace.resize(plan.workspace_bytes);
+    plan.candidate->run(rows_,
+                        {.dtype = plan.problem.activations,
+                         .tokens = tokens,
+                         .x = rows_of_x.const_data_ptr(),
+                         .x_stride = rows_.columns,
+                         .y = y.mutable_data_ptr(),
+                         .y_stride = rows_.rows,
+                         .bias = bias ? bias->const_data_ptr() : nullptr},
+                        workspace.data(), torch_executor());
+    return y;
+  }
+
+  bool takes(const at::Tensor& x) const {
+    return x.numel() > 0 && x.numel() <= format::kMaxTokens * rows_.columns &&
+           x.scalar_type() == scalar_type(plans_.front().problem.activations) && !x.requires_grad();
+  }
+
+ private:
+  format::RowsView rows_;
+  std::vector<kernels::LinearPlan> plans_;  // for 1, 2, ... tokens
+};
+
+/// What a compact weight is held as: by rows where kernels multiply it as it is (CPU, a pattern
+/// with a bitmap), as a matrix (CPU, blocks), or on the GPU.
 struct Linear::Compact {
-  CompactMatrix matrix;  // on the CPU: the weight; on a GPU: its sizes alone
+  CompactMatrix matrix;  // on a GPU: its sizes alone; views of `rows` where that is set
+  std::optional<format::CompactRows> rows;
   std::optional<DeviceCompact> device;
   Compute compute;
 
@@ -122,12 +217,16 @@ struct Linear::Compact {
     expand_into(matrix, out);
     return out;
   }
+
+  size_t bytes() const {
+    return device ? device->bytes() : rows ? rows->size_bytes() : matrix.size_bytes();
+  }
 };
 
 Linear Linear::dense(at::Tensor weight, std::optional<at::Tensor> bias) {
   Linear linear;
-  linear.dense_ = std::move(weight);
   linear.bias_ = std::move(bias);
+  linear.set_weight(std::move(weight));
   return linear;
 }
 
@@ -135,39 +234,52 @@ Result<Linear> Linear::compact(CompactMatrix weight, std::optional<at::Tensor> b
                                const Compute& compute) {
   auto compact = std::make_shared<Compact>();
   compact->compute = compute;
-  if (compute.device.is_cuda()) {
-    compact->device.emplace(weight, compute);
-    compact->matrix = {.pattern = weight.pattern,
-                       .rows = weight.rows,
-                       .columns = weight.columns,
-                       .values_dtype = weight.values_dtype};
-  } else {
-    compact->matrix = std::move(weight);
-  }
   Linear linear;
+  compact->matrix = rounded_to(compute.dtype, std::move(weight));
+  const CompactMatrix& matrix = compact->matrix;
+  if (compute.device.is_cuda()) {
+    compact->device.emplace(matrix, compute);
+    compact->matrix = {.pattern = matrix.pattern,
+                       .rows = matrix.rows,
+                       .columns = matrix.columns,
+                       .values_dtype = matrix.values_dtype};
+  } else if (matrix.pattern.kind != PatternKind::kBlock) {
+    LACUNA_TRY(compact->rows, format::CompactRows::make(matrix));
+    const auto elements = static_cast<double>(matrix.rows * matrix.columns);
+    const double sparsity =
+        elements > 0 ? static_cast<double>(format::count_zeros(matrix)) / elements : 0.0;
+    LACUNA_TRY(linear.few_tokens_, RowKernels::plan(compact->rows->view(), sparsity, compute));
+  }
   linear.compact_ = std::move(compact);
   linear.bias_ = std::move(bias);
   return linear;
 }
 
 at::Tensor Linear::forward(const at::Tensor& x) const {
+  if (few_tokens_ && few_tokens_->takes(x)) return few_tokens_->run(x, bias_);
   return at::linear(x, compact_ ? compact_->expanded() : dense_, bias_);
 }
 
 at::Tensor Linear::weight() const { return compact_ ? compact_->expanded().clone() : dense_; }
 
 void Linear::set_weight(at::Tensor weight) {
-  dense_ = std::move(weight);
   compact_.reset();
+  few_tokens_.reset();
+  dense_ = std::move(weight);
+  const at::ScalarType dtype = dense_.scalar_type();
+  const bool rows = dense_.is_cpu() && dense_.is_contiguous() && !dense_.requires_grad() &&
+                    (dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf);
+  if (!rows || dense_.numel() == 0) return;
+  auto plan = RowKernels::plan(
+      format::dense_rows(dense_.const_data_ptr(), dtype_of(dtype), dense_.size(0), dense_.size(1)),
+      0.0, {at::kCPU, dtype});
+  if (plan.ok()) few_tokens_ = std::move(plan).value();
 }
 
 bool Linear::is_compact() const { return compact_ != nullptr; }
 int64_t Linear::out_features() const { return compact_ ? compact_->matrix.rows : dense_.size(0); }
 int64_t Linear::in_features() const { return compact_ ? compact_->matrix.columns : dense_.size(1); }
 
-size_t Linear::weight_bytes() const {
-  if (!compact_) return dense_.nbytes();
-  return compact_->device ? compact_->device->bytes() : compact_->matrix.size_bytes();
-}
+size_t Linear::weight_bytes() const { return compact_ ? compact_->bytes() : dense_.nbytes(); }
 
 }  // namespace lacuna::model

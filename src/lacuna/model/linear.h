@@ -13,9 +13,9 @@
 
 namespace lacuna::model {
 
-/// y = x W^T + b. A compact weight stays compact in memory: up to 16 tokens run on the sparse
-/// kernels (CPU), more tokens expand the weight into a scratch shared by all layers and take the
-/// dense product.
+/// y = x W^T + b. On the CPU up to 16 tokens run on the linear operations of kernels/, dense
+/// weights too. A compact weight stays compact in memory: more tokens, blocks and GPUs expand it
+/// into a scratch shared by all layers and take the dense product.
 class Linear {
  public:
   Linear() = default;
@@ -38,8 +38,10 @@ class Linear {
 
  private:
   struct Compact;
+  class RowKernels;
   at::Tensor dense_;
   std::shared_ptr<const Compact> compact_;
+  std::shared_ptr<const RowKernels> few_tokens_;  ///< of whichever weight is set, or null
   std::optional<at::Tensor> bias_;
 };
 
