@@ -5,6 +5,7 @@
 
 #include "lacuna/api/jobs.h"
 #include "lacuna/api/verify.h"
+#include "lacuna/kernels/linear.h"
 
 namespace lacuna {
 namespace fs = std::filesystem;
@@ -98,6 +99,32 @@ Result<std::map<std::string, double>> SparsityManager::verify_sparsity(const std
   for (const auto& layer : verified.layers) sparsity[layer.name] = layer.sparsity;
   report_["avg_sparsity"] = verified.sparsity;
   return sparsity;
+}
+
+Result<std::string> SparsityManager::select_kernel() const {
+  LACUNA_CHECK(check_available(config_));
+  LACUNA_TRY(const format::Pattern pattern, pattern_of(config_));
+  LACUNA_TRY(const auto compute, api::resolve({.device = config_.backend}, DType::kBF16));
+  const auto* operation = kernels::linear_operation(pattern.kind);
+  constexpr std::string_view kExpands = "expand, then the dense product of torch";
+  if (compute.device.is_cuda())
+    return fmt::format("{} on {} (no sparse kernel of ours runs there yet)", kExpands,
+                       compute.device.str());
+  if (operation == nullptr)
+    return fmt::format("{} (no kernel for {} yet)", kExpands, pattern.text());
+  // A decode step of a matrix of the usual size; the choice depends on types and tokens, not on N.
+  kernels::Problem problem{.operation = std::string(operation->name),
+                           .activations = model::dtype_of(compute.dtype),
+                           .outputs = 4096,
+                           .inputs = 4096,
+                           .tokens = 1,
+                           .pattern = pattern,
+                           .sparsity = config_.sparsity_ratio};
+  if (pattern.kind == format::PatternKind::kKeepOf)
+    problem.sparsity = 1.0 - static_cast<double>(pattern.keep) / pattern.of;
+  LACUNA_TRY(const auto plan, operation->plan(problem, kernels::Device::this_cpu()));
+  return fmt::format("{}:{} for {}; more than {} tokens: {}", operation->name, plan.candidate->name,
+                     problem.text(), format::kMaxTokens, kExpands);
 }
 
 Status SparsityManager::measure(const std::string& model, const std::string& dense,

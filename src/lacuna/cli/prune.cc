@@ -89,7 +89,7 @@ void add_prune(Tool& tool) {
       ->capture_default_str();
   verb->add_flag("--resume", options.resume, "go on where an interrupted run stopped");
   // Checked while parsing, so that a contradiction is a usage error before anything is read.
-  verb->final_callback([sparsity] {
+  verb->parse_complete_callback([sparsity] {
     if (const Status status = settle(flags, sparsity->count() > 0); !status.ok())
       throw CLI::ValidationError(status.error().message);
   });

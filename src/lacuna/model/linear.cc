@@ -6,9 +6,7 @@
 #include <vector>
 
 #include "lacuna/format/rows.h"
-#include "lacuna/kernels/linear_bitmap/linear_bitmap.h"
-#include "lacuna/kernels/linear_dense/linear_dense.h"
-#include "lacuna/kernels/linear_nm/linear_nm.h"
+#include "lacuna/kernels/linear.h"
 
 namespace lacuna::model {
 namespace {
@@ -125,25 +123,6 @@ class DeviceCompact {
   at::Tensor values_, bitmap_, bits_, block_rows_, block_columns_;
 };
 
-using Planner = Result<kernels::LinearPlan> (*)(const kernels::Problem&, const kernels::Device&);
-
-struct Operation {
-  std::string_view name;
-  Planner plan = nullptr;
-};
-
-/// The operation of kernels/ that multiplies rows of a pattern.
-Operation operation_for(const format::Pattern& pattern) {
-  switch (pattern.kind) {
-    case PatternKind::kDense:
-      return {kernels::linear_dense::kOperation, kernels::linear_dense::plan};
-    case PatternKind::kUnstructured:
-      return {kernels::linear_bitmap::kOperation, kernels::linear_bitmap::plan};
-    default:
-      return {kernels::linear_nm::kOperation, kernels::linear_nm::plan};
-  }
-}
-
 }  // namespace
 
 /// The kernels that take up to format::kMaxTokens tokens to the rows of a weight in host memory,
@@ -152,19 +131,20 @@ class Linear::RowKernels {
  public:
   static Result<std::shared_ptr<const RowKernels>> plan(const format::RowsView& rows,
                                                         double sparsity, const Compute& compute) {
-    const Operation operation = operation_for(rows.pattern);
+    const auto* operation = kernels::linear_operation(rows.pattern.kind);
+    TORCH_CHECK(operation != nullptr, "RowKernels: no kernel for ", rows.pattern.text());
     auto kernels = std::make_shared<RowKernels>();
     kernels->rows_ = rows;
     for (int64_t tokens = 1; tokens <= format::kMaxTokens; ++tokens) {
-      LACUNA_TRY(auto plan, operation.plan({.operation = std::string(operation.name),
-                                            .values = kernels::values_of(rows.dtype),
-                                            .activations = dtype_of(compute.dtype),
-                                            .outputs = rows.rows,
-                                            .inputs = rows.columns,
-                                            .tokens = tokens,
-                                            .pattern = rows.pattern,
-                                            .sparsity = sparsity},
-                                           kernels::Device::this_cpu()));
+      LACUNA_TRY(auto plan, operation->plan({.operation = std::string(operation->name),
+                                             .values = kernels::values_of(rows.dtype),
+                                             .activations = dtype_of(compute.dtype),
+                                             .outputs = rows.rows,
+                                             .inputs = rows.columns,
+                                             .tokens = tokens,
+                                             .pattern = rows.pattern,
+                                             .sparsity = sparsity},
+                                            kernels::Device::this_cpu()));
       kernels->plans_.push_back(std::move(plan));
     }
     return std::shared_ptr<const RowKernels>(std::move(kernels));

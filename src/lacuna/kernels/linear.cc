@@ -1,0 +1,26 @@
+#include "lacuna/kernels/linear.h"
+
+#include "lacuna/kernels/linear_bitmap/linear_bitmap.h"
+#include "lacuna/kernels/linear_dense/linear_dense.h"
+#include "lacuna/kernels/linear_nm/linear_nm.h"
+
+namespace lacuna::kernels {
+
+const std::array<LinearOperation, 3>& linear_operations() {
+  using format::PatternKind;
+  static const std::array<LinearOperation, 3> all = {{
+      {linear_dense::kOperation, PatternKind::kDense, linear_dense::plan, linear_dense::explain},
+      {linear_bitmap::kOperation, PatternKind::kUnstructured, linear_bitmap::plan,
+       linear_bitmap::explain},
+      {linear_nm::kOperation, PatternKind::kKeepOf, linear_nm::plan, linear_nm::explain},
+  }};
+  return all;
+}
+
+const LinearOperation* linear_operation(format::PatternKind weight) {
+  for (const LinearOperation& operation : linear_operations())
+    if (operation.weight == weight) return &operation;
+  return nullptr;
+}
+
+}  // namespace lacuna::kernels

@@ -1,0 +1,25 @@
+// The linear operations, found by the pattern of their weight or by their name.
+#pragma once
+
+#include <array>
+#include <string_view>
+#include <vector>
+
+#include "lacuna/format/pattern.h"
+#include "lacuna/kernels/select.h"
+
+namespace lacuna::kernels {
+
+/// One of the folders linear_*; each of its headers says what the functions do.
+struct LinearOperation {
+  std::string_view name;
+  format::PatternKind weight;
+  Result<LinearPlan> (*plan)(const Problem& problem, const Device& device) = nullptr;
+  std::vector<Explanation> (*explain)(const Problem& problem, const Device& device) = nullptr;
+};
+
+const std::array<LinearOperation, 3>& linear_operations();
+/// The operation that multiplies rows of such a weight, or null: blocks are expanded.
+const LinearOperation* linear_operation(format::PatternKind weight);
+
+}  // namespace lacuna::kernels
