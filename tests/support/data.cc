@@ -29,6 +29,13 @@ fs::path data_path(const std::string& relative) {
   return {};
 }
 
+fs::path cache_path(const std::string& relative) {
+  const fs::path path = source_folder() / ".cache" / relative;
+  if (fs::exists(path)) return path;
+  missing_data().insert(".cache/" + relative + " (./dev test fetches it)");
+  return {};
+}
+
 namespace {
 struct Scratch {
   std::vector<fs::path> folders;
