@@ -1,73 +1,10 @@
 #include "lacuna/io/tokenizer/added_tokens.h"
 
-#include <utf8proc.h>
-
 #include <algorithm>
 
-#include "lacuna/io/tokenizer/utf8.h"
+#include "lacuna/io/tokenizer/characters.h"
 
 namespace lacuna::io::tokenizer {
-namespace {
-
-bool is_space(uint32_t c) {  // the property White_Space
-  return (c >= 0x09 && c <= 0x0D) || c == 0x20 || c == 0x85 || c == 0xA0 || c == 0x1680 ||
-         (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F ||
-         c == 0x3000;
-}
-
-bool is_word(uint32_t c) {  // letters, marks, decimal digits, connectors, joiners
-  switch (utf8proc_category(static_cast<utf8proc_int32_t>(c))) {
-    case UTF8PROC_CATEGORY_LU:
-    case UTF8PROC_CATEGORY_LL:
-    case UTF8PROC_CATEGORY_LT:
-    case UTF8PROC_CATEGORY_LM:
-    case UTF8PROC_CATEGORY_LO:
-    case UTF8PROC_CATEGORY_MN:
-    case UTF8PROC_CATEGORY_MC:
-    case UTF8PROC_CATEGORY_ME:
-    case UTF8PROC_CATEGORY_ND:
-    case UTF8PROC_CATEGORY_NL:
-    case UTF8PROC_CATEGORY_PC:
-      return true;
-    default:
-      return c == 0x200C || c == 0x200D;
-  }
-}
-
-uint32_t first_code_point(std::string_view text) { return utf8_step(text, 0).code_point; }
-
-size_t last_character_at(std::string_view text) {
-  size_t at = text.size() - 1;
-  while (at > 0 && (text[at] & 0xC0) == 0x80) --at;
-  return at;
-}
-
-bool ends_with_word(std::string_view text) {
-  return !text.empty() && is_word(utf8_step(text, last_character_at(text)).code_point);
-}
-
-bool starts_with_word(std::string_view text) {
-  return !text.empty() && is_word(first_code_point(text));
-}
-
-size_t leading_space_bytes(std::string_view text) {
-  size_t at = 0;
-  while (at < text.size() && is_space(first_code_point(text.substr(at))))
-    at += utf8_length(text[at]);
-  return at;
-}
-
-size_t trailing_space_bytes(std::string_view text) {
-  const size_t size = text.size();
-  while (!text.empty()) {
-    const size_t at = last_character_at(text);
-    if (!is_space(utf8_step(text, at).code_point)) break;
-    text = text.substr(0, at);
-  }
-  return size - text.size();
-}
-
-}  // namespace
 
 void AddedTokens::Trie::insert(std::string_view spelling, int32_t token) {
   if (spelling.empty()) return;
@@ -160,8 +97,10 @@ std::vector<Segment> AddedTokens::split(std::string_view text, bool normalized) 
     if (token.single_word &&
         (ends_with_word(text.substr(0, begin)) || starts_with_word(text.substr(end))))
       continue;
-    if (token.left_strip)
-      begin = std::max(begin - trailing_space_bytes(text.substr(0, begin)), done);
+    if (token.left_strip) {
+      begin = std::max(begin, done);
+      begin -= trailing_space_bytes(text.substr(done, begin - done));
+    }
     if (token.right_strip) end += leading_space_bytes(text.substr(end));
     if (begin > done) segments.push_back({text.substr(done, begin - done), std::nullopt});
     segments.push_back({{}, id});

@@ -8,7 +8,7 @@
 namespace lacuna::io::tokenizer {
 namespace {
 
-constexpr uint64_t kNoPair = ~uint64_t{0};  // ids are below 2^24
+constexpr uint64_t kNoPair = ~uint64_t{0};  // ids are below 2^21
 
 /// Symbols are linked by 32-bit indices; longer pieces (only possible where nothing splits the
 /// text) are cut.

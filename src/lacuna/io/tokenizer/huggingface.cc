@@ -4,6 +4,7 @@
 
 #include "lacuna/io/tokenizer/bpe.h"
 #include "lacuna/io/tokenizer/json_fields.h"
+#include "lacuna/io/tokenizer/utf8.h"
 
 namespace lacuna::io::tokenizer {
 namespace {
@@ -132,9 +133,14 @@ Result<std::vector<PreTokenizer>> read_pre_tokenizer(const Json& root, const std
 
 Result<std::vector<TokenDecoder>> read_decoder(const Json& root, const std::string& file) {
   std::vector<TokenDecoder> steps;
+  bool joined = false;  // the tokens are one text
   LACUNA_CHECK(for_each_component(
       root, "decoder", "decoders", file,
       [&](const Json& component, const std::string& type) -> Status {
+        // What a joined text turns into must not hang on tokens that are still to come.
+        if (joined && type != "Fuse" && type != "Strip")
+          return bad_input("{}: decoder {} must stand before Fuse and ByteLevel.", file, type);
+        joined = joined || type == "Fuse" || type == "ByteLevel";
         if (type == "ByteLevel") {
           steps.emplace_back(ByteLevelDecoder{});
         } else if (type == "ByteFallback") {
@@ -152,11 +158,12 @@ Result<std::vector<TokenDecoder>> read_decoder(const Json& root, const std::stri
           LACUNA_TRY(std::string character, string_field(component, "content", file));
           LACUNA_TRY(const int64_t start, field_or<int64_t>(component, "start", 0, file));
           LACUNA_TRY(const int64_t stop, field_or<int64_t>(component, "stop", 0, file));
-          if (start < 0 || stop != 0 || character.empty())
+          if (start < 0 || stop != 0 || character.empty() ||
+              utf8_length(character[0]) != character.size())
             return bad_input(
-                "{}: decoder Strip must take a character off the start only (got start {}, stop "
-                "{}).",
-                file, start, stop);
+                "{}: decoder Strip must take one character off the start only (got \"{}\", start "
+                "{}, stop {}).",
+                file, character, start, stop);
           steps.emplace_back(StripDecoder{std::move(character), static_cast<size_t>(start)});
         } else {
           return unknown_component(file, "decoder", type);
@@ -190,9 +197,12 @@ Status read_template(const Json& component, const std::string& file, PipelinePar
           "(got \"{}\").",
           file, name);
     for (const Json& id : (*specials)[name]["ids"]) {
-      if (!id.is_number_unsigned() || id.get<uint64_t>() > static_cast<uint64_t>(kMaxTokenId))
-        return bad_input("{}: ids of \"{}\" in the post_processor must be token ids.", file, name);
-      (sequence_seen ? parts.suffix : parts.prefix).push_back(id.get<int32_t>());
+      const int64_t number = id.is_number_integer() ? id.get<int64_t>() : -1;
+      const auto token = static_cast<int32_t>(std::clamp<int64_t>(number, -1, kMaxTokenId + 1));
+      if (!parts.added.find(token) && !parts.model->vocabulary().token(token))
+        return bad_input("{}: ids of \"{}\" in the post_processor must be tokens' (got {}).", file,
+                         name, shown(id));
+      (sequence_seen ? parts.suffix : parts.prefix).push_back(token);
     }
   }
   if (!sequence_seen)
@@ -224,7 +234,7 @@ Result<std::vector<MergeRule>> read_merges(const Json& list, const std::string& 
     auto rule =
         merge.is_string() ? parse_merge(merge.get_ref<const std::string&>(), rank) : std::nullopt;
     if (!rule)
-      return bad_input("{}: merge {} must be two tokens (got {}).", file, rank, merge.dump());
+      return bad_input("{}: merge {} must be two tokens (got {}).", file, rank, shown(merge));
     merges.push_back(*std::move(rule));
   }
   return merges;
@@ -246,7 +256,7 @@ Result<std::shared_ptr<const Bpe>> read_model(const Json& root, const std::strin
   }
   if (model.contains("dropout") && !model["dropout"].is_null() && model["dropout"] != 0.0)
     return bad_input("{}: \"dropout\" must be null (got {}). It is for training.", file,
-                     model["dropout"].dump());
+                     shown(model["dropout"]));
   const auto vocab = model.find("vocab"), merges = model.find("merges");
   if (vocab == model.end() || !vocab->is_object() || merges == model.end() || !merges->is_array())
     return bad_input("{}: the BPE model must have an object \"vocab\" and a list \"merges\".",
@@ -277,7 +287,6 @@ Result<std::shared_ptr<const Tokenizer>> parse_huggingface(std::string_view json
   LACUNA_TRY(parts.normalizer, read_normalizer(root, file));
   LACUNA_TRY(parts.pre_tokenizer, read_pre_tokenizer(root, file));
   LACUNA_TRY(parts.decoder, read_decoder(root, file));
-  LACUNA_CHECK(read_post_processor(root, file, parts));
   std::vector<AddedToken> added;
   if (root.contains("added_tokens") && !root["added_tokens"].is_null()) {
     if (!root["added_tokens"].is_array())
@@ -288,9 +297,10 @@ Result<std::shared_ptr<const Tokenizer>> parse_huggingface(std::string_view json
       added.push_back(std::move(token));
     }
   }
-  merge_added(added, config.added);
+  merge_added(added, config.added_tokens(parts.model->vocabulary()));
   LACUNA_TRY(parts.added, AddedTokens::create(std::move(added), parts.model->vocabulary(),
                                               parts.normalizer, file));
+  LACUNA_CHECK(read_post_processor(root, file, parts));
   if (!parts.prefix.empty()) parts.bos = parts.prefix.front();  // unless the config names one
   LACUNA_CHECK(apply_config(config, file, parts));
   return std::make_shared<const Pipeline>(std::move(parts));

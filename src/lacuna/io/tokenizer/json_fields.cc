@@ -13,6 +13,11 @@ Result<Json> parse_object(std::string_view text, const std::string& file) {
   }
 }
 
+std::string shown(const Json& value) {
+  if (value.is_structured()) return value.type_name();
+  return value.dump(-1, ' ', false, Json::error_handler_t::replace);
+}
+
 Result<AddedToken> added_token(const Json& object, const std::string& file) {
   if (!object.is_object())
     return bad_input("{}: an added token must be an object (got {}).", file, object.type_name());
@@ -35,7 +40,7 @@ Result<Vocabulary> read_vocabulary(const Json& object, const std::string& file) 
   for (const auto& [token, id] : object.items()) {
     if (!id.is_number_integer())
       return bad_input("{}: the id of token \"{}\" must be an integer (got {}).", file, token,
-                       id.dump());
+                       shown(id));
     entries.emplace_back(token, id.get<int64_t>());
   }
   return Vocabulary::create(std::move(entries), file);

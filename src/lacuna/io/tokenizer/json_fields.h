@@ -16,6 +16,9 @@ using Json = nlohmann::json;
 /// @errors kBadInput: not JSON, or not an object
 Result<Json> parse_object(std::string_view text, const std::string& file);
 
+/// A value for a message: itself, or its kind where it has parts (which may be nested without end).
+std::string shown(const Json& value);
+
 /// The field `key`, or the fallback where it is missing or null.
 /// @errors kBadInput: of another type
 template <class T>

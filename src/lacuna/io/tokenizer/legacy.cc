@@ -2,6 +2,8 @@
 
 #include "lacuna/io/tokenizer/bpe.h"
 #include "lacuna/io/tokenizer/json_fields.h"
+#include "lacuna/io/tokenizer/lines.h"
+#include "lacuna/io/tokenizer/utf8.h"
 
 namespace lacuna::io::tokenizer {
 namespace {
@@ -10,16 +12,15 @@ constexpr const char* kEndOfText = "<|endoftext|>";
 
 Result<std::vector<MergeRule>> read_merges(std::string_view text, const std::string& file) {
   std::vector<MergeRule> merges;
-  for (size_t number = 1; !text.empty(); ++number) {
-    const size_t newline = text.find('\n');
-    std::string_view line = text.substr(0, newline);
-    text = newline == std::string_view::npos ? std::string_view() : text.substr(newline + 1);
-    if (line.ends_with('\r')) line.remove_suffix(1);
-    if (line.empty() || line.starts_with("#version")) continue;
+  LACUNA_CHECK(for_each_line(text, [&](size_t number, std::string_view line) -> Status {
+    if (line.starts_with("#version")) return {};
     auto rule = parse_merge(line, static_cast<uint32_t>(merges.size()));
-    if (!rule) return bad_input("{}: line {} must be two tokens (got \"{}\").", file, number, line);
+    if (!rule)
+      return bad_input("{}: line {} must be two tokens (got \"{}\").", file, number,
+                       to_valid_utf8(line.substr(0, 80)));
     merges.push_back(*std::move(rule));
-  }
+    return {};
+  }));
   return merges;
 }
 
@@ -38,12 +39,9 @@ Result<std::shared_ptr<const Tokenizer>> parse_legacy(std::string_view vocab_jso
   LACUNA_TRY(parts.model, Bpe::create(std::move(vocabulary), merges, {}, merges_file));
   const Vocabulary& known = parts.model->vocabulary();
 
-  std::vector<AddedToken> added = config.added, named;
-  for (const std::string& content : config.specials)
-    if (const auto id = known.id(content)) named.push_back({content, *id, true});
-  if (added.empty() && named.empty())
-    if (const auto id = known.id(kEndOfText)) named.push_back({kEndOfText, *id, true});
-  merge_added(added, named);
+  std::vector<AddedToken> added = config.added_tokens(known);
+  if (added.empty())
+    if (const auto id = known.id(kEndOfText)) added.push_back({kEndOfText, *id, true});
 
   if (qwen2) parts.normalizer.emplace_back(UnicodeForm::kNfc);
   LACUNA_TRY(parts.added,

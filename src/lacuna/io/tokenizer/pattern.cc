@@ -3,6 +3,8 @@
 
 #include <pcre2.h>
 
+#include <algorithm>
+
 #include "lacuna/io/tokenizer/utf8.h"
 
 namespace lacuna::io::tokenizer {
@@ -34,13 +36,25 @@ Result<std::string> translate(std::string_view text, const std::string& file) {
   return out;
 }
 
-struct MatchData {
-  explicit MatchData(const pcre2_code* code)
-      : data(pcre2_match_data_create_from_pattern(code, nullptr)) {}
-  MatchData(const MatchData&) = delete;
-  MatchData& operator=(const MatchData&) = delete;
-  ~MatchData() { pcre2_match_data_free(data); }
+/// Room for one search through a text of `size` bytes.
+struct Search {
+  Search(const pcre2_code* code, size_t size)
+      : data(pcre2_match_data_create_from_pattern(code, nullptr)),
+        context(pcre2_match_context_create(nullptr)) {
+    // PCRE2's own limit of 10 million steps would end a search through as many spaces, where
+    // \s*[\r\n]+ steps back over each.
+    constexpr size_t kSteps = 10'000'000, kStepsPerByte = 32;
+    const size_t limit = std::min<size_t>(kSteps + kStepsPerByte * size, UINT32_MAX);
+    if (context != nullptr) pcre2_set_match_limit(context, static_cast<uint32_t>(limit));
+  }
+  Search(const Search&) = delete;
+  Search& operator=(const Search&) = delete;
+  ~Search() {
+    pcre2_match_data_free(data);
+    pcre2_match_context_free(context);
+  }
   pcre2_match_data* data;
+  pcre2_match_context* context;
 };
 
 }  // namespace
@@ -83,26 +97,27 @@ std::vector<Span> Pattern::find_all(std::string_view text) const {
     return found;
   }
   const auto* code = static_cast<const pcre2_code*>(code_.get());
-  const MatchData match(code);
-  if (match.data == nullptr) return found;
+  const Search search(code, text.size());
+  if (search.data == nullptr) return found;
   const auto* subject = reinterpret_cast<PCRE2_SPTR>(text.data());
-  for (size_t at = 0; at < text.size();) {
-    int count =
-        pcre2_match(code, subject, text.size(), at, PCRE2_NO_UTF_CHECK, match.data, nullptr);
+  for (size_t at = 0; at <= text.size();) {
+    const auto match = [&](uint32_t options) {
+      return pcre2_match(code, subject, text.size(), at, PCRE2_NO_UTF_CHECK | options, search.data,
+                         search.context);
+    };
+    int count = match(0);
     if (count == PCRE2_ERROR_JIT_STACKLIMIT)  // the interpreter's stack grows on the heap
-      count = pcre2_match(code, subject, text.size(), at, PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT,
-                          match.data, nullptr);
+      count = match(PCRE2_NO_JIT);
     if (count < 0) break;
-    const PCRE2_SIZE* range = pcre2_get_ovector_pointer(match.data);
-    if (range[0] < at || range[1] < range[0])
-      break;  // look-behind with \K-like effects: refused above
-    if (range[1] > range[0]) {
-      found.push_back({range[0], range[1]});
-      at = range[1];
-    } else {  // an empty match splits nothing: go on behind the next character
-      if (range[1] >= text.size()) break;
-      at = range[1] + utf8_length(text[range[1]]);
+    const PCRE2_SIZE* range = pcre2_get_ovector_pointer(search.data);
+    const Span span{range[0], range[1]};
+    if (span.begin == span.end && !found.empty() && found.back().end == span.end) {
+      if (at == text.size()) break;
+      at += utf8_length(text[at]);  // an empty match right behind a match doesn't count
+      continue;
     }
+    found.push_back(span);
+    at = span.end;
   }
   return found;
 }

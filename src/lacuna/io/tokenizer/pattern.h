@@ -24,8 +24,9 @@ class Pattern {
   static Result<Pattern> regex(std::string_view text, const std::string& file);
   /// Matches exactly this text.
   static Pattern literal(std::string text);
-  /// All matches, leftmost first, not overlapping. If matching hits PCRE2's resource limits (a
-  /// pattern that backtracks without end), what follows counts as not matched.
+  /// All matches, leftmost first, not overlapping, empty ones included (never right behind another
+  /// match). If matching hits PCRE2's resource limits (a pattern that backtracks without end), what
+  /// follows counts as not matched.
   /// @limits text is valid UTF-8
   std::vector<Span> find_all(std::string_view text) const;
   std::string replace_all(std::string_view text, std::string_view with) const;

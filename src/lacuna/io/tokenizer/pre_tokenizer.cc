@@ -1,5 +1,7 @@
 #include "lacuna/io/tokenizer/pre_tokenizer.h"
 
+#include <algorithm>
+
 #include "lacuna/io/tokenizer/byte_level.h"
 
 namespace lacuna::io::tokenizer {
@@ -54,6 +56,10 @@ void append_pieces(const std::vector<Part>& parts, SplitBehavior behavior, size_
       out.push_back(span);
     }
   }
+  // An empty match cuts the text, and is no piece itself.
+  out.erase(std::remove_if(out.begin() + static_cast<std::ptrdiff_t>(first), out.end(),
+                           [](const Span& span) { return span.size() == 0; }),
+            out.end());
 }
 
 void apply(const Split& split, Pieces& pieces) {

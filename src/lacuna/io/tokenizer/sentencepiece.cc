@@ -61,7 +61,7 @@ Result<std::shared_ptr<const Tokenizer>> parse_sentencepiece(std::string_view by
   for (int32_t id = 0; id < model->vocabulary().size(); ++id)
     if (model->is_special(id))
       added.push_back({std::string(*model->vocabulary().token(id)), id, true});
-  merge_added(added, config.added);
+  merge_added(added, config.added_tokens(model->vocabulary()));
   LACUNA_TRY(parts.added, AddedTokens::create(std::move(added), model->vocabulary(), {}, file));
   parts.decoder = {ReplaceDecoder{kSpace, " "}, ByteFallbackDecoder{}, FuseDecoder{}};
   if (model->adds_prefix_space()) parts.decoder.emplace_back(StripDecoder{" ", 1});

@@ -1,9 +1,8 @@
 #include "lacuna/io/tokenizer/tiktoken.h"
 
-#include <charconv>
-
 #include "lacuna/io/tokenizer/bpe.h"
 #include "lacuna/io/tokenizer/byte_level.h"
+#include "lacuna/io/tokenizer/lines.h"
 #include "lacuna/io/tokenizer/utf8.h"
 
 namespace lacuna::io::tokenizer {
@@ -33,22 +32,18 @@ std::optional<std::string> from_base64(std::string_view text) {
 Result<std::vector<std::pair<std::string, int64_t>>> read_ranks(std::string_view text,
                                                                 const std::string& file) {
   std::vector<std::pair<std::string, int64_t>> ranks;
-  for (size_t number = 1; !text.empty(); ++number) {
-    const size_t newline = text.find('\n');
-    const std::string_view line = text.substr(0, newline);
-    text = newline == std::string_view::npos ? std::string_view() : text.substr(newline + 1);
-    if (line.empty()) continue;
+  LACUNA_CHECK(for_each_line(text, [&](size_t number, std::string_view line) -> Status {
     const size_t space = line.find(' ');
     const auto bytes = from_base64(line.substr(0, space));
-    int64_t rank = -1;
-    const char* end = line.data() + line.size();
-    if (!bytes || space == std::string_view::npos ||
-        std::from_chars(line.data() + space + 1, end, rank).ptr != end)
+    const auto rank =
+        space == std::string_view::npos ? std::nullopt : from_decimal(line.substr(space + 1));
+    if (!bytes || !rank)
       return bad_input("{}: line {} must be base64, a space and a rank (got \"{}\").", file, number,
                        to_valid_utf8(line.substr(0, 80)));
-    ranks.emplace_back(std::string(), rank);
+    ranks.emplace_back(std::string(), *rank);
     append_byte_level(*bytes, ranks.back().first);
-  }
+    return {};
+  }));
   return ranks;
 }
 
@@ -114,7 +109,7 @@ Result<std::shared_ptr<const Tokenizer>> parse_tiktoken(std::string_view text,
   PipelineParts parts;
   LACUNA_TRY(parts.model,
              Bpe::create(std::move(vocabulary), merges, {.ignore_merges = true}, file));
-  std::vector<AddedToken> added = config.added;
+  std::vector<AddedToken> added = config.added_tokens(parts.model->vocabulary());
   if (added.empty()) added = llama3_specials();
   LACUNA_TRY(parts.added,
              AddedTokens::create(std::move(added), parts.model->vocabulary(), {}, file));

@@ -43,6 +43,7 @@ void apply(const ByteFallbackDecoder&, std::vector<std::string>& tokens, bool op
   std::vector<std::string> out;
   std::string run;
   const auto flush = [&] {
+    if (run.empty()) return;
     if (is_valid_utf8(run)) {
       out.push_back(run);
     } else {

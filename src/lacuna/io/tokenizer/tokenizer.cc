@@ -15,12 +15,7 @@ Result<std::shared_ptr<const Tokenizer>> Tokenizer::open(const fs::path& folder)
     std::error_code ignored;
     return fs::exists(folder / name, ignored);
   };
-  tokenizer::TokenizerConfig config;
-  if (has("tokenizer_config.json")) {
-    const fs::path path = folder / "tokenizer_config.json";
-    LACUNA_TRY(const std::string text, read_text(path));
-    LACUNA_TRY(config, tokenizer::TokenizerConfig::parse(text, path.string()));
-  }
+  LACUNA_TRY(const auto config, tokenizer::TokenizerConfig::read(folder));
   if (has("tokenizer.json")) {
     const fs::path path = folder / "tokenizer.json";
     LACUNA_TRY(const std::string text, read_text(path));

@@ -1,9 +1,10 @@
 #include "lacuna/io/tokenizer/tokenizer_config.h"
 
 #include <algorithm>
-#include <charconv>
 
+#include "lacuna/io/file.h"
 #include "lacuna/io/tokenizer/json_fields.h"
+#include "lacuna/io/tokenizer/lines.h"
 
 namespace lacuna::io::tokenizer {
 namespace {
@@ -16,7 +17,26 @@ std::optional<std::string> spelling(const Json& value) {
   return std::nullopt;
 }
 
+/// A chat template is a string, or one of a list of {"name": ..., "template": ...}.
+std::optional<std::string> default_template(const Json& value) {
+  if (value.is_string()) return value.get<std::string>();
+  if (!value.is_array()) return std::nullopt;
+  for (const Json& entry : value)
+    if (entry.is_object() && entry.value("name", Json()) == "default" &&
+        entry.contains("template") && entry["template"].is_string())
+      return entry["template"].get<std::string>();
+  return std::nullopt;
+}
+
 }  // namespace
+
+Result<TokenizerConfig> TokenizerConfig::read(const std::filesystem::path& folder) {
+  const std::filesystem::path path = folder / "tokenizer_config.json";
+  std::error_code ignored;
+  if (!std::filesystem::exists(path, ignored)) return TokenizerConfig();
+  LACUNA_TRY(const std::string text, read_text(path));
+  return parse(text, path.string());
+}
 
 Result<TokenizerConfig> TokenizerConfig::parse(std::string_view json, const std::string& file) {
   TokenizerConfig config;
@@ -48,17 +68,25 @@ Result<TokenizerConfig> TokenizerConfig::parse(std::string_view json, const std:
       return bad_input("{}: \"added_tokens_decoder\" must be an object (got {}).", file,
                        root["added_tokens_decoder"].type_name());
     for (const auto& [key, value] : root["added_tokens_decoder"].items()) {
-      int64_t id = -1;
-      const auto [end, error] = std::from_chars(key.data(), key.data() + key.size(), id);
-      if (error != std::errc() || end != key.data() + key.size())
+      const auto id = from_decimal(key);
+      if (!id)
         return bad_input("{}: keys of \"added_tokens_decoder\" must be ids (got \"{}\").", file,
                          key);
       LACUNA_TRY(AddedToken token, added_token(value, file));
-      token.id = id;
+      token.id = *id;
       config.added.push_back(std::move(token));
     }
   }
+  config.chat_template = default_template(root.value("chat_template", Json()));
   return config;
+}
+
+std::vector<AddedToken> TokenizerConfig::added_tokens(const Vocabulary& vocabulary) const {
+  std::vector<AddedToken> tokens = added, named;
+  for (const std::string& content : specials)
+    if (const auto id = vocabulary.id(content)) named.push_back({content, *id, true});
+  merge_added(tokens, named);
+  return tokens;
 }
 
 void merge_added(std::vector<AddedToken>& tokens, const std::vector<AddedToken>& extra) {

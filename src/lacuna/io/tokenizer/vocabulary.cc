@@ -2,12 +2,17 @@
 
 #include <algorithm>
 
+#include "lacuna/io/tokenizer/utf8.h"
+
 namespace lacuna::io::tokenizer {
 
 Result<Vocabulary> Vocabulary::create(std::vector<std::pair<std::string, int64_t>> entries,
                                       const std::string& file) {
   int64_t highest = -1;
   for (const auto& [token, id] : entries) {
+    if (!is_valid_utf8(token))
+      return bad_input("{}: the token of id {} must be UTF-8 (got \"{}\").", file, id,
+                       to_valid_utf8(token));
     if (id < 0 || id > kMaxTokenId)
       return bad_input("{}: the id of token \"{}\" is out of range (got {}; need 0..{}).", file,
                        token, id, kMaxTokenId);

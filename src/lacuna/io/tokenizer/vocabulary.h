@@ -12,13 +12,14 @@
 
 namespace lacuna::io::tokenizer {
 
-/// Ids above this are refused: tables are indexed by id, so that a corrupt one would ask for
-/// gigabytes.
-inline constexpr int64_t kMaxTokenId = (int64_t{1} << 24) - 1;
+/// Ids above this are refused: tables are indexed by id, so that a corrupt one would ask for much
+/// memory. (The largest vocabularies have some 260,000 tokens.)
+inline constexpr int64_t kMaxTokenId = (int64_t{1} << 21) - 1;
 
 class Vocabulary {
  public:
-  /// @errors kBadInput: an id out of [0, kMaxTokenId] or used twice; a token that stands twice
+  /// @errors kBadInput: an id out of [0, kMaxTokenId] or used twice; a token that stands twice or
+  /// isn't UTF-8
   static Result<Vocabulary> create(std::vector<std::pair<std::string, int64_t>> entries,
                                    const std::string& file);
   Vocabulary() = default;
