@@ -1,0 +1,73 @@
+// y[T,N] = x[T,K] · W[N,K]^T with W 2:4 sparse in bf16, for few tokens, on sparse tensor cores.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace lacuna::kernels::linear_nm {
+
+// What packing found. Lives in device memory and is only ever written by the device: set it to
+// `PackReport{}` (or leave that to `mma_sp_pack`), read it after the stream is done.
+struct PackReport {
+  // Groups of four with more than two non-zeros. Their two lowest columns were kept.
+  unsigned long long violations = 0;
+  // The lowest such group, as row * (K / 4) + group; ~0 when there is none.
+  unsigned long long first_group = ~0ull;
+};
+
+// How one launch is cut. `mma_sp_plan` fills it; every field may be set by hand to measure others.
+struct MmaSpPlan {
+  int token_tiles = 0;     // of 8 tokens: 1, 2, 4 or 8
+  int tiles_per_warp = 0;  // row tiles (16 rows) that a warp multiplies with one x fragment
+  int row_warps = 0;       // warps side by side along N
+  int k_warps = 0;         // warps side by side along K, summed through shared memory
+  int stage_units = 0;     // units (128 columns) a warp fetches at a time
+  int stages = 0;          // depth of each warp's ring of weights
+  int x_stages = 0;        // depth of the block's ring of x
+  int cluster = 0;         // blocks that share rows and split K, summed through their shared memory
+  int x_first = 1;         // stages of x asked for before anything is waited for
+  int x_warps = 1;         // warps that fetch x
+};
+
+// Bytes of packed weights: 9 bits a weight, rows padded to a multiple of 16.
+std::size_t mma_sp_packed_bytes(std::int64_t n, std::int64_t k);
+
+// Scratch that `mma_sp_run` needs: none, every sum stays in shared memory.
+std::size_t mma_sp_workspace_bytes(std::int64_t n, std::int64_t k, int t);
+
+// Null if this machine and problem can be run, else the reason.
+// @limits compute capability 9.0; 1 <= T <= 64; 1 <= N < 2^25; K a multiple of 128, K < 2^20;
+//         x and the packed weights aligned to 16 bytes, y to 8 (N % 4 == 0) or 2 bytes.
+const char* mma_sp_refusal(std::int64_t n, std::int64_t k, int t, int device);
+
+// Chooses the cut for a problem on the current device from measured rules.
+cudaError_t mma_sp_plan(std::int64_t n, std::int64_t k, int t, MmaSpPlan* plan);
+
+// Bytes of shared memory that a plan needs; 0 if the plan is not one the kernel has.
+std::size_t mma_sp_shared_bytes(const MmaSpPlan& plan);
+
+// Packs W (bf16, row-major, zeros already in place) for `mma_sp_run`. -0.0 counts as zero; a group
+// with fewer than two non-zeros is filled up with zeros; NaN and Inf are kept as they are.
+// @shape dense [N,K], packed mma_sp_packed_bytes(N, K)
+// @errors more than two non-zeros in a group: counted in *report (device memory, may be null)
+cudaError_t mma_sp_pack(const void* dense, std::int64_t n, std::int64_t k, void* packed,
+                        PackReport* report, cudaStream_t stream);
+
+// y = x · W^T, float32 sums, one rounding to bf16 at the end.
+// @shape x [T,K] and y [T,N] row-major and contiguous
+// @limits as mma_sp_refusal; x is multiplied only where packing kept a place, so an Inf or NaN of x
+//         that meets a dropped weight does not reach y. Two places are kept in every group: one
+//         with fewer non-zeros keeps zeros too, and there Inf or NaN of x gives NaN, as dense W
+//         would
+// @cost 1.125 N K bytes of weights and 2 T N of y once; 2 T K of x for each group of rows, from L2
+// @determinism the same bits at every run of one plan: each sum has a fixed order
+// @errors cudaErrorInvalidValue on what the limits exclude, else what the launch returned
+// With `overlap_previous` the launch is programmatic: it may start before the previous kernel of
+// the stream is done and reads W, but neither reads x nor writes y, before that kernel is complete.
+// Nothing directly ahead of it in the stream may write the packed weights then.
+cudaError_t mma_sp_run(const void* packed, const void* x, void* y, std::int64_t n, std::int64_t k,
+                       int t, const MmaSpPlan& plan, bool overlap_previous, cudaStream_t stream);
+
+}  // namespace lacuna::kernels::linear_nm
