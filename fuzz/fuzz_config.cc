@@ -1,5 +1,5 @@
-// config.json from anywhere, then byte 0, then generation_config.json: refused with a message, or a model whose sizes
-// add up.
+// config.json from anywhere, then byte 0, then generation_config.json: refused with a message, or a
+// model whose sizes add up.
 #include <cstdint>
 #include <cstdlib>
 #include <nlohmann/json.hpp>

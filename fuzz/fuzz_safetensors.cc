@@ -1,4 +1,5 @@
-// safetensors from anywhere: refused, or every tensor lies in the file and the header can be written again.
+// safetensors from anywhere: refused, or every tensor lies in the file and the header can be
+// written again.
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -34,8 +35,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
             static_cast<size_t>(tensor->elements()) * size_bytes(tensor->dtype));
     body.append(reinterpret_cast<const char*>(tensor->bytes.data()), tensor->bytes.size());
   }
-  const auto header =
-      lacuna::io::safetensors_header("fuzz", file->entries(), file->metadata());
+  const auto header = lacuna::io::safetensors_header("fuzz", file->entries(), file->metadata());
   require(header.ok());
   const std::string whole = *header + body;
   const auto again = SafetensorsFile::parse(copy(whole.data(), whole.size()), "again");

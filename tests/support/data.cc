@@ -49,9 +49,9 @@ struct Scratch {
 fs::path scratch_folder(const std::string& name) {
   static Scratch scratch;
   static int counter = 0;
-  const fs::path folder = fs::temp_directory_path() /
-                          ("lacuna_test_" + name + "_" + std::to_string(getpid()) + "_" +
-                           std::to_string(counter++));
+  const fs::path folder =
+      fs::temp_directory_path() /
+      ("lacuna_test_" + name + "_" + std::to_string(getpid()) + "_" + std::to_string(counter++));
   fs::remove_all(folder);
   fs::create_directories(folder);
   scratch.folders.push_back(folder);

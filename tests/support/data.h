@@ -8,9 +8,11 @@
 
 namespace lacuna::testing {
 
-/// The folder of shared test data: $LACUNA_DATA, else ../shared/data beside the checkout. Empty when there is none.
+/// The folder of shared test data: $LACUNA_DATA, else ../shared/data beside the checkout. Empty
+/// when there is none.
 std::filesystem::path data_folder();
-/// A file or folder below it, or empty. What was asked for and is missing is named in the summary of the run.
+/// A file or folder below it, or empty. What was asked for and is missing is named in the summary
+/// of the run.
 std::filesystem::path data_path(const std::string& relative);
 /// A file below .cache of the checkout, where ./dev keeps what it fetched, or empty; missing files
 /// are named likewise.
@@ -22,7 +24,8 @@ std::filesystem::path scratch_folder(const std::string& name);
 
 }  // namespace lacuna::testing
 
-/// `LACUNA_NEEDS_DATA(path, "models/lab-16m");` declares `path`, or skips the test and has the summary say so.
+/// `LACUNA_NEEDS_DATA(path, "models/lab-16m");` declares `path`, or skips the test and has the
+/// summary say so.
 #define LACUNA_NEEDS_DATA(variable, relative)                                    \
   const std::filesystem::path variable = ::lacuna::testing::data_path(relative); \
   if (variable.empty()) GTEST_SKIP() << "test data missing: " << (relative)
