@@ -1,7 +1,9 @@
 #include "lacuna/api/jobs.h"
 
+#include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "lacuna/api/layers.h"
 #include "lacuna/api/store.h"
 #include "lacuna/core/cpu.h"
 #include "lacuna/io/gguf/gguf.h"
@@ -28,6 +30,8 @@ Result<Opened> open_model(const fs::path& folder, const ComputeChoice& choice) {
         folder.string(), folder.string());
   LACUNA_TRY(auto checkpoint, io::Checkpoint::open(folder));
   LACUNA_TRY(auto spec, model::spec_of(checkpoint));
+  if (const auto lines = misfits(checkpoint, spec); !lines.empty())
+    return bad_input("{}: {}. Is config.json that of these weights?", folder.string(), lines[0]);
   LACUNA_TRY(auto compute, resolve(choice, spec.dtype));
   return Opened{std::move(checkpoint), std::move(spec), compute};
 }
@@ -48,7 +52,11 @@ Result<prune::Calibration> calibrate(const PruneJob& job, const Opened& opened,
   }
   say(progress, fmt::format("sampling {} x {} calibration tokens from the model itself",
                             job.samples, job.length));
-  LACUNA_TRY(const auto decoder, model::Decoder::load(opened.checkpoint, opened.compute));
+  // In the model's own type where that is fast: what it writes is text, not a measurement.
+  LACUNA_TRY(
+      const auto compute,
+      resolve({.device = job.choice.device, .threads = job.choice.threads}, opened.spec.dtype));
+  LACUNA_TRY(const auto decoder, model::Decoder::load(opened.checkpoint, compute));
   return prune::calibration_from_model(decoder, job.samples, job.length, job.options.seed,
                                        [&](int64_t done, int64_t total) {
                                          if (progress.step)
@@ -107,11 +115,16 @@ Result<eval::PerplexityReport> evaluate(const EvalJob& job, const JobProgress& p
     LACUNA_TRY(const Opened dense, open_model(*job.compare, job.choice));
     LACUNA_TRY(reference, model::Decoder::load(dense.checkpoint, opened.compute));
   }
-  return eval::perplexity(decoder, ids, job.options, reference ? &*reference : nullptr,
-                          [&](int64_t done, int64_t total, double so_far) {
-                            if (progress.step)
-                              progress.step(fmt::format("perplexity {:.3f}", so_far), done, total);
-                          });
+  const auto step = [&](int64_t done, int64_t total, double so_far) {
+    if (progress.step) progress.step(fmt::format("perplexity {:.3f}", so_far), done, total);
+  };
+  LACUNA_TRY(auto report,
+             eval::perplexity(decoder, ids, job.options, reference ? &*reference : nullptr, step));
+  if (std::isfinite(report.perplexity)) return report;
+  if (const std::string why = not_finite(opened.checkpoint); !why.empty())
+    return bad_input("{}", why);
+  return check_failed("{}: the perplexity is not a finite number (got {}). Try --dtype float32.",
+                      job.model.string(), report.perplexity);
 }
 
 Result<GenerateReport> generate(const GenerateJob& job, const JobProgress& progress) {

@@ -9,19 +9,11 @@ namespace lacuna::api {
 namespace fs = std::filesystem;
 namespace {
 
-// A bf16 bitmap matrix is smaller than the dense one from 1/16 zeros on; below a quarter the gain
-// isn't worth a format.
-constexpr double kWorthCompacting = 0.25;
-
 /// The pattern under which a dense tensor is worth compacting, or kDense.
 format::Pattern compactable(const io::WeightInfo& info, const io::Weight& weight, bool prunable) {
   const format::Pattern pattern = pattern_of(info, weight);
-  if (info.pattern.kind != format::PatternKind::kDense) return pattern;  // declared
-  if (!prunable || pattern.kind == format::PatternKind::kDense) return {};
-  if (pattern.kind == format::PatternKind::kUnstructured &&
-      count_zeros(weight).sparsity() < kWorthCompacting)
-    return {};
-  return pattern;
+  const bool declared = info.pattern.kind != format::PatternKind::kDense;
+  return declared || prunable ? pattern : format::Pattern();
 }
 
 }  // namespace

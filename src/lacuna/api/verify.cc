@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "lacuna/api/layers.h"
 #include "lacuna/format/compact.h"
@@ -49,6 +50,19 @@ std::string violation_text(const std::string& name, const format::Violation& vio
                      violation.what);
 }
 
+/// How a weight breaks an expected pattern, in one line.
+std::optional<std::string> mismatch(const std::string& name, const io::Weight& weight,
+                                    const format::Pattern& pattern,
+                                    const format::Pattern& expected) {
+  if (pattern == expected) return std::nullopt;
+  // Zeros alone don't say which blocks were kept: blocks have to be declared.
+  if (expected.kind == format::PatternKind::kBlock)
+    return fmt::format("{}: follows {} (need {})", name, pattern.text(), expected.text());
+  const auto broken = format::check_pattern(densify(weight), expected, 1);
+  if (broken.empty()) return std::nullopt;
+  return violation_text(name, broken[0]);
+}
+
 class Verifier {
  public:
   Verifier(const io::Checkpoint& checkpoint, const VerifyOptions& options, VerifyReport& report)
@@ -73,6 +87,9 @@ class Verifier {
     const SparsityCount count = count_zeros(weight);
     const format::Pattern pattern = pattern_of(info, weight);
     const bool sparse = pattern.kind != format::PatternKind::kDense;
+    if (const auto place = first_not_finite(weight))
+      fault(fmt::format("{}: row {}, column {}: not a finite number", info.name, place->first,
+                        place->second));
     if (const Tensor* tensor = std::get_if<Tensor>(&weight); tensor && sparse) {
       for (const auto& violation : format::check_pattern(*tensor, info.pattern))
         fault(violation_text(info.name, violation));
@@ -82,10 +99,9 @@ class Verifier {
           {info.name, pattern.text(), count.sparsity(), count.zeros, count.elements});
     if (prunable && sparse) {
       total_.add(count);
-      if (options_.expect_pattern && !(pattern == *options_.expect_pattern)) {
-        const auto broken = format::check_pattern(densify(weight), *options_.expect_pattern, 1);
-        if (!broken.empty()) fault(violation_text(info.name, broken[0]));
-      }
+      if (options_.expect_pattern)
+        if (auto broken = mismatch(info.name, weight, pattern, *options_.expect_pattern))
+          fault(*broken);
     }
     if (dense != nullptr && dense->contains(info.name)) {
       LACUNA_TRY(const Tensor reference, dense->dense(info.name));
@@ -142,8 +158,12 @@ Result<VerifyReport> verify(const std::filesystem::path& model, const VerifyOpti
   }
   report.has_checksums = opened->has_checksums();
   const std::set<std::string> prunable = block_weights(*spec);
-  for (const std::string& name : prunable)
-    if (!opened->contains(name)) report.violations.push_back(name + ": missing");
+  report.violations = misfits(*opened, *spec);
+  if (dense)
+    for (const auto& [name, info] : dense->weights())
+      if (!opened->contains(name) && !prunable.contains(name))
+        report.violations.push_back(
+            fmt::format("tensor \"{}\" is missing (the dense model has it)", name));
   Verifier verifier(*opened, options, report);
   int64_t done = 0;
   const auto total = static_cast<int64_t>(opened->weights().size());
@@ -153,6 +173,20 @@ Result<VerifyReport> verify(const std::filesystem::path& model, const VerifyOpti
   }
   verifier.finish();
   return report;
+}
+
+Status check_checksums(const std::filesystem::path& model) {
+  if (!std::filesystem::is_directory(model))
+    return bad_input("{}: no such model folder, so there are no checksums. Leave --verify out.",
+                     model.string());
+  LACUNA_TRY(const auto checkpoint, io::Checkpoint::open(model));
+  if (!checkpoint.has_checksums())
+    return bad_input("{}: has no checksums.json to verify. Leave --verify out.", model.string());
+  for (const auto& [name, info] : checkpoint.weights()) {
+    LACUNA_TRY(const auto chunks, checkpoint.verify_checksums(name));
+    if (!chunks.empty()) return bad_input("{}. The file is damaged: get it again.", chunks.front());
+  }
+  return {};
 }
 
 nlohmann::json to_json(const VerifyReport& report) {

@@ -42,4 +42,9 @@ Result<VerifyReport> verify(const std::filesystem::path& model, const VerifyOpti
 
 nlohmann::json to_json(const VerifyReport& report);
 
+/// Compares every tensor of a model folder with its checksums.json, before a job reads it.
+/// @errors kBadInput: a chunk that differs (tensor and chunk named), no checksums, those of
+/// io::Checkpoint::open
+Status check_checksums(const std::filesystem::path& model);
+
 }  // namespace lacuna::api

@@ -8,11 +8,11 @@ void add_convert(Tool& tool) {
                          {"lacuna convert SmolLM2-135M-Instruct.Q4_1.gguf -o models/smollm2",
                           "lacuna convert models/llama-24 -o models/llama-24-dense --store dense"});
   struct Flags {
-    std::string model, out, store = "compact";
+    std::filesystem::path model;
+    std::string out, store = "compact";
   };
   static Flags flags;
-  verb->add_option("MODEL", flags.model, "model folder, .gguf file, or llama2.c .bin file")
-      ->required();
+  tool.model(verb, flags.model, "model folder, .gguf file, or llama2.c .bin file");
   verb->add_option("-o,--out", flags.out, "folder to write")->required();
   verb->add_option("--store", flags.store, "compact, dense or compressed-tensors (for a folder)")
       ->check(accepted_by([](const std::string& text) { return api::parse_store(text); }))

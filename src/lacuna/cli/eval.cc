@@ -10,7 +10,7 @@ void add_eval(Tool& tool) {
        "lacuna eval models/llama-24 --text wiki.test.raw --windows 8 --compare models/llama"});
   static api::EvalJob job;
   static std::string compare, protocol = "raw-file";
-  verb->add_option("MODEL", job.model, "model folder")->required();
+  tool.model(verb, job.model, "model folder");
   verb->add_option("--text", job.text, "text or .jsonl file, or a data set name")->required();
   verb->add_option("--compare", compare, "dense model to compare with, token by token");
   verb->add_option("--protocol", protocol,
@@ -18,13 +18,13 @@ void add_eval(Tool& tool) {
       ->check(accepted_by([](const std::string& text) { return eval::parse_protocol(text); }))
       ->capture_default_str();
   verb->add_option("--length", job.options.length, "tokens a window")
-      ->check(CLI::Range(int64_t{2}, int64_t{1} << 20))
+      ->check(between(2, 1 << 20))
       ->capture_default_str();
   verb->add_option("--windows", job.options.windows, "this many, evenly spread (0 = all)")
-      ->check(CLI::NonNegativeNumber)
+      ->check(between(0))
       ->capture_default_str();
   verb->add_option("--batch", job.options.batch, "windows at once")
-      ->check(CLI::PositiveNumber)
+      ->check(between(1))
       ->capture_default_str();
   tool.action(verb, [&tool]() -> Status {
     LACUNA_TRY(job.options.protocol, eval::parse_protocol(protocol));

@@ -14,22 +14,20 @@ void add_generate(Tool& tool) {
                  "echo 'What is sparsity?' | lacuna generate models/smollm2 --prompt - --chat"});
   static api::GenerateJob job;
   auto& options = job.options;
-  verb->add_option("MODEL", job.model, "model folder")->required();
+  tool.model(verb, job.model, "model folder");
   verb->add_option("--prompt", job.prompt, "text to continue; - reads stdin")->required();
   verb->add_flag("--chat", job.chat, "put the prompt through the model's chat template");
   verb->add_option("--max-new-tokens", options.max_new_tokens)
-      ->check(CLI::PositiveNumber)
+      ->check(between(1))
       ->capture_default_str();
   verb->add_option("--temperature", options.temperature, "0 = greedy")
-      ->check(CLI::NonNegativeNumber)
+      ->check(between(0))
       ->capture_default_str();
-  verb->add_option("--top-k", options.top_k, "0 = all")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
-  verb->add_option("--top-p", options.top_p)->check(CLI::Range(0.0, 1.0))->capture_default_str();
-  verb->add_option("--min-p", options.min_p)->check(CLI::Range(0.0, 1.0))->capture_default_str();
+  verb->add_option("--top-k", options.top_k, "0 = all")->check(between(0))->capture_default_str();
+  verb->add_option("--top-p", options.top_p)->check(between(0, 1))->capture_default_str();
+  verb->add_option("--min-p", options.min_p)->check(between(0, 1))->capture_default_str();
   verb->add_option("--repetition-penalty", options.repetition_penalty)
-      ->check(CLI::PositiveNumber)
+      ->check(above(0))
       ->capture_default_str();
   verb->add_option("--stop", options.stop, "texts that end the answer");
   verb->add_flag("--ignore-eos", options.ignore_eos, "go on to --max-new-tokens");
@@ -45,7 +43,7 @@ void add_generate(Tool& tool) {
         std::fwrite(piece.data(), 1, piece.size(), stdout);
         std::fflush(stdout);
       };
-    LACUNA_TRY(const auto report, api::generate(job, tool.progress()));
+    LACUNA_TRY(const auto report, api::generate(job, tool.stoppable_progress()));
     const auto& generation = report.generation;
     auto json = report::to_json(generation);
     json["model"] = job.model.string();

@@ -9,8 +9,8 @@ void add_inspect(Tool& tool) {
   auto* verb =
       tool.verb("inspect", "Say what a model folder holds: tensors, bytes, patterns, sparsity.",
                 {"lacuna inspect models/llama", "lacuna inspect models/llama-24 --json"});
-  static std::string model;
-  verb->add_option("MODEL", model, "model folder")->required();
+  static std::filesystem::path model;
+  tool.model(verb, model, "model folder");
   tool.action(verb, [&tool]() -> Status {
     LACUNA_TRY(const auto report, api::inspect(model));
     report::Table table({"layer", "shape", "dtype", "format", "pattern", "sparsity", "bytes"});

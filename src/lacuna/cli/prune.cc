@@ -1,4 +1,4 @@
-#include <cmath>
+#include <regex>
 
 #include "lacuna/cli/tool.h"
 #include "lacuna/report/json.h"
@@ -16,24 +16,22 @@ struct Flags {
 /// What CLI11 can't check flag by flag. `given`: --sparsity was on the command line.
 Status settle(Flags& flags, bool given) {
   prune::Request& request = flags.job.options.request;
-  LACUNA_TRY(request.pattern, format::Pattern::parse(flags.pattern));
-  if (request.pattern.kind == format::PatternKind::kDense)
-    return usage_error(
-        "--pattern: dense prunes nothing (need unstructured, KEEP:OF or block:RxC).");
-  request.sparsity = flags.sparsity;
-  if (request.pattern.kind == format::PatternKind::kKeepOf) {
-    const double implied = 1.0 - static_cast<double>(request.pattern.keep) / request.pattern.of;
-    if (given && std::abs(flags.sparsity - implied) > 1e-9)
-      return usage_error(
-          "--sparsity: {} disagrees with --pattern {} (which gives {:g}). Leave --sparsity out.",
-          flags.sparsity, flags.pattern, implied);
-    request.sparsity = implied;
-  }
+  LACUNA_TRY(request.pattern, sparse_pattern(flags.pattern));
+  LACUNA_TRY(request.sparsity, settle_sparsity(request.pattern, flags.sparsity, given));
   if (!flags.group.empty()) {
     LACUNA_TRY(request.group, prune::parse_group(flags.group));
   }
   LACUNA_TRY(flags.job.options.store, api::parse_store(flags.store));
   return {};
+}
+
+Result<bool> parse_regex(const std::string& text) {
+  try {
+    (void)std::regex(text);
+    return true;
+  } catch (const std::regex_error& error) {
+    return usage_error("not a regular expression (got \"{}\": {}).", text, error.what());
+  }
 }
 
 }  // namespace
@@ -47,17 +45,17 @@ void add_prune(Tool& tool) {
   static std::vector<std::string> methods;
   for (const auto* method : prune::methods()) methods.emplace_back(method->name());
   auto& options = flags.job.options;
-  verb->add_option("MODEL", flags.job.model, "dense model folder")->required();
+  tool.model(verb, flags.job.model, "dense model folder");
   verb->add_option("-o,--out", flags.job.out, "folder to write")->required();
   verb->add_option("--method", options.method, "how weights are chosen and compensated")
       ->check(CLI::IsMember(methods))
       ->capture_default_str();
   verb->add_option("--pattern", flags.pattern,
                    "unstructured, KEEP:OF (2:4 keeps two of four) or block:RxC")
-      ->check(accepted_by([](const std::string& text) { return format::Pattern::parse(text); }))
+      ->check(accepted_by(sparse_pattern))
       ->capture_default_str();
   auto* sparsity = verb->add_option("--sparsity", flags.sparsity, "share of zeros, 0..1")
-                       ->check(CLI::Range(0.0, 1.0))
+                       ->check(between(0, 1))
                        ->capture_default_str();
   verb->add_option("--group", flags.group,
                    "what competes: row, layer or block128 (default: the method's own)")
@@ -72,17 +70,19 @@ void add_prune(Tool& tool) {
   verb->add_option("--save-calibration-ids", flags.job.save_calibration_ids,
                    "write the token ids used there, for --calibration-ids");
   verb->add_option("--samples", flags.job.samples, "calibration samples")
-      ->check(CLI::PositiveNumber)
+      ->check(between(1))
       ->capture_default_str();
   verb->add_option("--length", flags.job.length, "tokens a sample")
-      ->check(CLI::PositiveNumber)
+      ->check(between(2))
       ->capture_default_str();
   verb->add_option("--target", options.target,
-                   "only weights whose name matches one of these regular expressions");
-  verb->add_option("--exclude", options.exclude, "not those that match one of these");
+                   "only weights whose name matches one of these regular expressions")
+      ->check(accepted_by(parse_regex));
+  verb->add_option("--exclude", options.exclude, "not those that match one of these")
+      ->check(accepted_by(parse_regex));
   verb->add_option("--damping", options.request.damping,
                    "added to the Hessian, relative to its mean diagonal")
-      ->check(CLI::PositiveNumber)
+      ->check(above(0))
       ->capture_default_str();
   verb->add_option("--store", flags.store, "compact, dense or compressed-tensors")
       ->check(accepted_by([](const std::string& text) { return api::parse_store(text); }))
@@ -96,7 +96,7 @@ void add_prune(Tool& tool) {
   tool.action(verb, [&tool]() -> Status {
     flags.job.choice = tool.compute("float32");
     flags.job.options.seed = tool.seed();
-    LACUNA_TRY(const auto report, api::prune(flags.job, tool.progress()));
+    LACUNA_TRY(const auto report, api::prune(flags.job, tool.stoppable_progress()));
     report::Table table({"layer", "sparsity", "error", "damping", "seconds"});
     for (const auto& layer : report.layers)
       table.add({layer.name, fmt::format("{:.4f}", layer.sparsity),

@@ -1,9 +1,16 @@
 #include "lacuna/cli/tool.h"
 
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cmath>
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <memory>
 
+#include "lacuna/api/verify.h"
 #include "lacuna/cli/progress.h"
 #include "lacuna/core/version.h"
 
@@ -15,14 +22,62 @@ std::atomic<bool> interrupted{false};
 void on_interrupt(int) {
   // A second signal ends the process at once.
   if (interrupted.exchange(true)) std::_Exit(130);
+  constexpr std::string_view kText = "\nstopping at the next safe point; once more stops at once\n";
+  [[maybe_unused]] const auto written = write(STDERR_FILENO, kText.data(), kText.size());
+}
+
+/// A flag's number must fulfil `accepts`; what isn't a number at all is told by the conversion.
+template <class Accepts>
+CLI::Validator number(std::string need, Accepts accepts) {
+  return CLI::Validator(
+      [need = std::move(need), accepts](std::string& text) {
+        char* end = nullptr;
+        const double value = std::strtod(text.c_str(), &end);
+        const bool fine = end == text.c_str() || *end != '\0' || accepts(value);
+        return fine ? std::string() : fmt::format("out of range (got {}; need {})", text, need);
+      },
+      "");
+}
+
+double peak_memory_bytes() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return static_cast<double>(usage.ru_maxrss) * 1024;
 }
 
 }  // namespace
 
+CLI::Validator between(double low, double high) {
+  return number(
+      std::isinf(high) ? fmt::format("at least {:g}", low) : fmt::format("{:g} to {:g}", low, high),
+      [=](double value) { return value >= low && value <= high; });
+}
+
+CLI::Validator above(double low) {
+  return number(fmt::format("more than {:g}", low), [=](double value) { return value > low; });
+}
+
+Result<format::Pattern> sparse_pattern(const std::string& text) {
+  LACUNA_TRY(const auto pattern, format::Pattern::parse(text));
+  if (pattern.kind == format::PatternKind::kDense)
+    return usage_error("dense is no sparse pattern (need unstructured, KEEP:OF or block:RxC).");
+  return pattern;
+}
+
+Result<double> settle_sparsity(const format::Pattern& pattern, double sparsity, bool given) {
+  if (pattern.kind != format::PatternKind::kKeepOf) return sparsity;
+  const double implied = 1.0 - static_cast<double>(pattern.keep) / pattern.of;
+  if (given && std::abs(sparsity - implied) > 1e-9)
+    return usage_error(
+        "--sparsity: {} disagrees with --pattern {} (which gives {:g}). Leave --sparsity out.",
+        sparsity, pattern.text(), implied);
+  return implied;
+}
+
 Tool::Tool()
     : app_("Lacuna makes large language models sparse and makes the sparsity pay.", "lacuna") {
   app_.set_version_flag("--version", std::string("lacuna ") + kVersion);
-  app_.require_subcommand(1);
+  app_.require_subcommand(0, 1);  // none is told by run(): CLI11 would not name a wrong one
   app_.footer(
       "Exit codes: 0 ok, 1 the run or the check failed, 2 usage, 3 bad input, 4 not possible here, "
       "130 interrupted.\n`lacuna VERB --help` shows flags and examples.");
@@ -37,18 +92,31 @@ CLI::App* Tool::verb(const std::string& name, const std::string& does,
       ->capture_default_str();
   verb->add_option("--dtype", dtype_, "type to compute in (default: the verb's own)")
       ->check(CLI::IsMember({"auto", "float32", "bfloat16", "float16"}));
-  verb->add_option("--threads", threads_, "threads (0 = all cores)")->check(CLI::NonNegativeNumber);
-  verb->add_option("--seed", seed_, "seed of everything random")->capture_default_str();
+  verb->add_option("--threads", threads_, "threads (0 = all cores)")->check(between(0));
+  verb->add_option("--seed", seed_, "seed of everything random")
+      ->check(between(0))
+      ->capture_default_str();
   verb->add_flag("-q,--quiet", quiet_, "no progress, no remarks");
-  verb->add_flag("-v,--verbose", verbose_, "say more");
+  verb->add_flag("-v,--verbose", verbose_, "say how long it took and how much memory");
   std::string footer = "Examples:";
   for (const std::string& example : examples) footer += "\n  " + example;
   verb->footer(footer);
   return verb;
 }
 
+void Tool::model(CLI::App* verb, std::filesystem::path& folder, const std::string& what) {
+  verb->add_option("MODEL", folder, what)->required();
+  verb->add_flag("--verify", verify_, "compare MODEL with its checksums first");
+  models_[verb] = &folder;
+}
+
 void Tool::action(CLI::App* verb, std::function<Status()> run) {
-  verb->callback([this, run = std::move(run)] { run_ = run; });
+  verb->callback([this, verb, run = std::move(run)] {
+    run_ = [this, verb, run]() -> Status {
+      if (verify_) LACUNA_CHECK(api::check_checksums(*models_.at(verb)));
+      return run();
+    };
+  });
 }
 
 void Tool::print(const nlohmann::json& json, const std::string& text) {
@@ -65,7 +133,6 @@ api::ComputeChoice Tool::compute(const std::string& dtype) const {
 
 api::JobProgress Tool::progress() {
   api::JobProgress progress;
-  progress.interrupted = &interrupted;
   if (quiet_) return progress;
   auto bar = std::make_shared<Progress>();
   progress.log = [bar](const std::string& line) { bar->log(line); };
@@ -75,9 +142,15 @@ api::JobProgress Tool::progress() {
   return progress;
 }
 
-int Tool::run(int argc, char** argv) {
+api::JobProgress Tool::stoppable_progress() {
   std::signal(SIGINT, on_interrupt);
   std::signal(SIGTERM, on_interrupt);
+  api::JobProgress stoppable = progress();
+  stoppable.interrupted = &interrupted;
+  return stoppable;
+}
+
+int Tool::run(int argc, char** argv) {
   for (AddVerb add : verbs()) add(*this);
   try {
     app_.parse(argc, argv);
@@ -85,20 +158,32 @@ int Tool::run(int argc, char** argv) {
     // --help and --version are "errors" with exit code 0 to CLI11.
     return app_.exit(error) == 0 ? 0 : static_cast<int>(Code::kUsage);
   }
-  Status status;
-  try {
-    status = run_();
-  } catch (const std::bad_alloc&) {
-    status = not_possible(
-        "lacuna: out of memory. Use a smaller model, fewer --samples or a shorter --length.");
-  } catch (const std::exception& error) {
-    // torch reports its own failures by exceptions; they end here.
-    status = check_failed("lacuna: {}", error.what());
+  if (!run_) {
+    std::fputs(app_.help().c_str(), stderr);
+    return static_cast<int>(Code::kUsage);
   }
+  const auto start = std::chrono::steady_clock::now();
+  const Status status = run_verb();
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  if (verbose_)
+    std::fprintf(stderr, "[%.1f s, at most %.2f GiB of memory]\n", seconds.count(),
+                 peak_memory_bytes() / (1 << 30));
   if (status.ok()) return 0;
   if (!status.error().message.empty())
     std::fprintf(stderr, "lacuna: %s\n", status.error().message.c_str());
   return static_cast<int>(status.error().code);
+}
+
+Status Tool::run_verb() {
+  try {
+    return run_();
+  } catch (const std::bad_alloc&) {
+    return not_possible(
+        "out of memory. Use a smaller model, fewer --samples or a shorter --length.");
+  } catch (const std::exception& error) {
+    // torch reports its own failures by exceptions; they end here.
+    return check_failed("{}", error.what());
+  }
 }
 
 }  // namespace lacuna::cli

@@ -2,7 +2,10 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <filesystem>
 #include <functional>
+#include <limits>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
@@ -22,6 +25,9 @@ class Tool {
   /// Declares a verb with the flags that all share; `examples` are full command lines.
   CLI::App* verb(const std::string& name, const std::string& does,
                  const std::vector<std::string>& examples);
+  /// Declares a verb's positional MODEL, and --verify, which has its checksums compared before the
+  /// verb does anything.
+  void model(CLI::App* verb, std::filesystem::path& folder, const std::string& what);
   /// What the verb does once the flags are parsed.
   void action(CLI::App* verb, std::function<Status()> run);
 
@@ -35,11 +41,17 @@ class Tool {
   /// Progress on stderr: a bar with rate and time left on a terminal, plain lines otherwise,
   /// nothing with -q.
   api::JobProgress progress();
+  /// The same for a job that looks at `interrupted` and stops cleanly at the next safe point.
+  /// Ctrl-C ends every other job at once; nothing half-written has its final name.
+  api::JobProgress stoppable_progress();
 
  private:
+  Status run_verb();
+
   CLI::App app_;
   std::function<Status()> run_;
-  bool json_ = false, quiet_ = false, verbose_ = false;
+  std::map<const CLI::App*, const std::filesystem::path*> models_;
+  bool json_ = false, quiet_ = false, verbose_ = false, verify_ = false;
   std::string device_ = "auto", dtype_;
   int threads_ = 0;
   uint64_t seed_ = 0;
@@ -48,6 +60,17 @@ class Tool {
 /// Every verb's file defines one of these; verbs.cc lists them.
 using AddVerb = void (*)(Tool&);
 const std::vector<AddVerb>& verbs();
+
+/// Numbers from `low` to `high`, both included; NaN is none of them.
+CLI::Validator between(double low, double high = std::numeric_limits<double>::infinity());
+/// Numbers above `low`.
+CLI::Validator above(double low);
+
+/// A pattern that leaves zeros ("dense" doesn't). @errors kUsage
+Result<format::Pattern> sparse_pattern(const std::string& text);
+/// The sparsity that --pattern and --sparsity give together; `given`: --sparsity was on the command
+/// line. @errors kUsage: it disagrees with KEEP:OF
+Result<double> settle_sparsity(const format::Pattern& pattern, double sparsity, bool given);
 
 /// A validator for a flag whose text `parse` must accept; usage errors then come before anything is
 /// read.

@@ -10,23 +10,24 @@ void add_verify(Tool& tool) {
       {"lacuna verify models/llama-24 --expect-pattern 2:4",
        "lacuna verify models/llama-50 --expect-sparsity 0.5 --against models/llama"});
   struct Flags {
-    std::string model, pattern, against;
+    std::filesystem::path model;
+    std::string pattern, against;
     double sparsity = -1;
   };
   static Flags flags;
   verb->add_option("MODEL", flags.model, "model folder")->required();
   verb->add_option("--expect-pattern", flags.pattern, "every sparse layer must follow this pattern")
-      ->check(accepted_by([](const std::string& text) { return format::Pattern::parse(text); }));
+      ->check(accepted_by(sparse_pattern));
   verb->add_option("--expect-sparsity", flags.sparsity,
                    "share of zeros over the sparse layers, within 0.005")
-      ->check(CLI::Range(0.0, 1.0));
+      ->check(between(0, 1));
   verb->add_option(
       "--against", flags.against,
       "dense model whose values the kept ones must equal (methods that don't update weights)");
   tool.action(verb, [&tool]() -> Status {
     api::VerifyOptions options;
     if (!flags.pattern.empty()) {
-      LACUNA_TRY(options.expect_pattern, format::Pattern::parse(flags.pattern));
+      LACUNA_TRY(options.expect_pattern, sparse_pattern(flags.pattern));
     }
     if (flags.sparsity >= 0) options.expect_sparsity = flags.sparsity;
     if (!flags.against.empty()) options.against = flags.against;
@@ -37,10 +38,11 @@ void add_verify(Tool& tool) {
                }));
     std::string text;
     for (const std::string& violation : report.violations) text += violation + "\n";
+    const char* checksums = !report.has_checksums ? ", no checksums.json"
+                            : report.ok           ? ", checksums equal"
+                                                  : "";
     text += fmt::format("{}: {}, {} tensors read back, sparsity {:.4f}{}\n", report.model,
-                        report.ok ? "ok" : "BROKEN", report.tensors, report.sparsity,
-                        report.has_checksums ? ", checksums equal" : ", no checksums.json");
-    if (!report.ok && report.has_checksums) text.replace(text.rfind(", checksums equal"), 17, "");
+                        report.ok ? "ok" : "BROKEN", report.tensors, report.sparsity, checksums);
     tool.print(to_json(report), text);
     if (report.ok) return {};
     return check_failed("{}: {} violation(s); first: {}", report.model, report.violations.size(),

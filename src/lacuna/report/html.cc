@@ -39,8 +39,11 @@ footer{margin-top:3rem;opacity:.7;font-size:.85rem}
 /// The model that a run is about, by the last part of its folder.
 std::string model_name(const json& run) {
   for (const char* key : {"model", "out"})
-    if (auto it = run.find(key); it != run.end() && it->is_string())
-      return std::filesystem::path(it->get<std::string>()).filename().string();
+    if (auto it = run.find(key); it != run.end() && it->is_string()) {
+      const std::filesystem::path folder(it->get<std::string>());
+      // "models/llama/" is called "llama" too.
+      return (folder.has_filename() ? folder : folder.parent_path()).filename().string();
+    }
   return "";
 }
 
@@ -95,7 +98,7 @@ std::string sizes(const Runs& runs) {
 std::string proofs(const Runs& runs) {
   std::vector<std::vector<std::string>> rows;
   for (const Run& run : of_verb(runs, "verify")) {
-    const auto& violations = run.json["violations"];
+    const auto& violations = run.json.at("violations");
     rows.push_back({run.name, run.json.value("ok", false) ? "ok" : "BROKEN",
                     number(run.json, "tensors", "{:.0f}"), number(run.json, "sparsity", "{:.4f}"),
                     violations.empty() ? "none" : violations[0].get<std::string>()});
@@ -144,7 +147,7 @@ std::string layers(const Runs& runs) {
   std::string out;
   for (const Run& run : of_verb(runs, "prune")) {
     std::map<std::string, Series> errors, sparsities;  // by the Linear's own name
-    for (const json& layer : run.json["layers"]) {
+    for (const json& layer : run.json.at("layers")) {
       std::string name = layer.value("name", "");
       const int block = block_of(name);
       if (name.ends_with(".weight")) name.resize(name.size() - 7);
@@ -183,6 +186,12 @@ std::string answers(const Runs& runs) {
   return out.empty() ? "" : "<h2>Answers</h2>" + out;
 }
 
+std::string sections(const Runs& runs) {
+  std::string html;
+  for (const auto& section : {sizes, quality, proofs, layers, answers}) html += section(runs);
+  return html;
+}
+
 }  // namespace
 
 Status write_html(const std::vector<std::filesystem::path>& paths,
@@ -198,10 +207,17 @@ Status write_html(const std::vector<std::filesystem::path>& paths,
           path.string());
     const std::string name = model_name(run);
     runs.push_back({name.empty() ? path.stem().string() : name, std::move(run)});
+    try {
+      (void)sections({runs.back()});  // a file with other keys than a verb's is told by its name
+    } catch (const json::exception& error) {
+      return bad_input(
+          "{}: not the JSON output of a verb ({}). Save what `lacuna VERB --json` prints.",
+          path.string(), error.what());
+    }
   }
   std::string page = kHead;
   page += "<h1>Lacuna report</h1>\n";
-  for (const auto& section : {sizes, quality, proofs, layers, answers}) page += section(runs);
+  page += sections(runs);
   page += fmt::format("<footer>Lacuna {}. Made from {} run(s).</footer></body></html>\n", kVersion,
                       runs.size());
   return io::write_text(out, page);
