@@ -254,7 +254,7 @@ class DiskFull : public ::testing::Test {
 
 TEST_F(DiskFull, NothingGetsTheFinalNameAndAResumedRunEndsWell) {
   // What core/status.h has for a run that failed for a reason that is not in its input.
-  constexpr int kFailed = 1;
+  constexpr int kFailed = 3;
   const fs::path out = folder_ / "out";
   const std::string prune =
       fmt::format("prune {} -o {} --method magnitude --pattern 2:4 --threads 1 -q --resume",

@@ -110,7 +110,7 @@ class DiskFull : public ::testing::Test {
 
 TEST_F(DiskFull, WritingAFileFailsByNameAndLeavesNothing) {
   const std::string text(1 << 20, 'x');
-  EXPECT_THAT(message_of(write_text(folder_ / "big", text), Code::kCheckFailed),
+  EXPECT_THAT(message_of(write_text(folder_ / "big", text), Code::kBadInput),
               AllOf(HasSubstr("big"), HasSubstr("No space left"), HasSubstr("Free some space")));
   EXPECT_EQ(files_in(folder_), 0u);
 }
@@ -119,7 +119,7 @@ TEST_F(DiskFull, WritingAModelFailsByNameAndLeavesNothing) {
   auto writer = CheckpointWriter::create(folder_ / "out", {});
   ASSERT_TRUE(writer.ok()) << writer.error().message;
   const Tensor large = random_matrix(512, 512, DType::kF32, {});
-  EXPECT_THAT(message_of(writer->add("model.norm.weight", large), Code::kCheckFailed),
+  EXPECT_THAT(message_of(writer->add("model.norm.weight", large), Code::kBadInput),
               AllOf(HasSubstr("out.partial"), HasSubstr("No space left")));
   writer = check_failed("given up");  // destroys the writer
   EXPECT_EQ(files_in(folder_), 0u);
@@ -130,7 +130,7 @@ TEST_F(DiskFull, ADiskThatFillsUpWhileTheShardIsAssembledIsNoticedToo) {
   ASSERT_TRUE(writer.ok()) << writer.error().message;
   const Tensor fits_once = random_matrix(200, 200, DType::kF32, {});
   ASSERT_TRUE(writer->add("model.norm.weight", fits_once).ok());
-  EXPECT_THAT(message_of(writer->finish(sample_config()), Code::kCheckFailed),
+  EXPECT_THAT(message_of(writer->finish(sample_config()), Code::kBadInput),
               AllOf(HasSubstr("safetensors"), HasSubstr("No space left")));
   EXPECT_FALSE(fs::exists(folder_ / "out"));
 }

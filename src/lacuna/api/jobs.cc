@@ -57,11 +57,12 @@ Result<prune::Calibration> calibrate(const PruneJob& job, const Opened& opened,
       const auto compute,
       resolve({.device = job.choice.device, .threads = job.choice.threads}, opened.spec.dtype));
   LACUNA_TRY(const auto decoder, model::Decoder::load(opened.checkpoint, compute));
-  return prune::calibration_from_model(decoder, job.samples, job.length, job.options.seed,
-                                       [&](int64_t done, int64_t total) {
-                                         if (progress.step)
-                                           progress.step("calibration", done, total);
-                                       });
+  return prune::calibration_from_model(
+      decoder, job.samples, job.length, job.options.seed,
+      [&](int64_t done, int64_t total) {
+        if (progress.step) progress.step("calibration", done, total);
+      },
+      progress.interrupted);
 }
 
 }  // namespace

@@ -15,7 +15,7 @@ namespace lacuna {
 enum class Code : int {
   kCheckFailed = 1,    ///< the run or the check itself failed
   kUsage = 2,          ///< a flag or argument is wrong
-  kBadInput = 3,       ///< a file, tensor or text from outside is wrong
+  kBadInput = 3,       ///< what was given is wrong: a file, a tensor, a text, a full disk
   kNotPossible = 4,    ///< this machine or build can't do it
   kInterrupted = 130,  ///< stopped by the user
 };

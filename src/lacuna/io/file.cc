@@ -34,9 +34,11 @@ Error cannot_read(const fs::path& path, const std::string& why) {
 
 Error cannot_write(const fs::path& path) {
   const int reason = errno;
-  return check_failed("{}: cannot be written ({}). {}.", path.string(), std::strerror(reason),
-                      reason == ENOSPC || reason == EDQUOT ? "Free some space and run it again"
-                                                           : "Choose another place");
+  if (reason == ENOSPC || reason == EDQUOT)  // the place that was given won't do
+    return bad_input("{}: cannot be written ({}). Free some space and run it again.", path.string(),
+                     std::strerror(reason));
+  return check_failed("{}: cannot be written ({}). Choose another place.", path.string(),
+                      std::strerror(reason));
 }
 
 /// Makes the renaming itself durable. Some file systems can't sync folders, so failing is no error.

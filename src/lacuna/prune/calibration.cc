@@ -101,10 +101,11 @@ Result<std::vector<std::vector<int32_t>>> ids_from_safetensors(const std::filesy
   return rows;
 }
 
-/// Samples `rows` sequences from the model, all at once: temperature 1, with a KV cache.
+/// Samples `rows` sequences from the model, all at once: temperature 1, with a KV cache. Ends early
+/// when `count` says no.
 void sample_sequences(const model::Decoder& decoder, std::vector<std::vector<int32_t>*> rows,
                       uint64_t first_sample, int64_t length, uint64_t seed,
-                      const std::function<void(int64_t)>& count) {
+                      const std::function<bool(int64_t)>& count) {
   const auto batch = static_cast<int64_t>(rows.size());
   const uint64_t vocab = static_cast<uint64_t>(decoder.spec().vocab);
   model::KvCache cache(decoder.spec(), batch, decoder.compute());
@@ -116,8 +117,7 @@ void sample_sequences(const model::Decoder& decoder, std::vector<std::vector<int
   for (int64_t position = 0;; ++position) {
     for (int64_t i = 0; i < batch; ++i)
       rows[i]->push_back(static_cast<int32_t>(now[i][0].item<int64_t>()));
-    count(batch);
-    if (position + 1 == length) return;
+    if (!count(batch) || position + 1 == length) return;
     const at::Tensor logits = decoder.forward(now, &cache, /*last_only=*/true).squeeze(1);
     const at::Tensor sums = logits.to(at::kCPU, at::kDouble).softmax(-1).cumsum(-1);
     for (int64_t i = 0; i < batch; ++i)
@@ -168,7 +168,8 @@ Result<Calibration> calibration_from_text(const std::filesystem::path& file,
 
 Result<Calibration> calibration_from_model(const model::Decoder& decoder, int64_t samples,
                                            int64_t length, uint64_t seed,
-                                           const std::function<void(int64_t, int64_t)>& progress) {
+                                           const std::function<void(int64_t, int64_t)>& progress,
+                                           const std::atomic<bool>* interrupted) {
   LACUNA_CHECK(check_sizes(samples, length));
   const io::DecoderSpec& spec = decoder.spec();
   if (length > spec.max_positions)
@@ -188,6 +189,7 @@ Result<Calibration> calibration_from_model(const model::Decoder& decoder, int64_
     const std::lock_guard lock(mutex);
     drawn += tokens;
     if (progress) progress(drawn, samples * length);
+    return interrupted == nullptr || !interrupted->load();
   };
   const Executor executor =
       decoder.compute().device.is_cpu() ? model::torch_executor() : Executor::serial();
@@ -197,6 +199,8 @@ Result<Calibration> calibration_from_model(const model::Decoder& decoder, int64_
       rows.push_back(&calibration.ids[static_cast<size_t>(i)]);
     sample_sequences(decoder, rows, static_cast<uint64_t>(chunk * batch), length, seed, count);
   });
+  if (interrupted != nullptr && interrupted->load())
+    return Error{Code::kInterrupted, "calibration: interrupted; nothing was written."};
   return calibration;
 }
 

@@ -1,6 +1,7 @@
 // Token ids for calibration: from a text, from the model itself, or given.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <filesystem>
 #include <functional>
@@ -29,9 +30,11 @@ Result<Calibration> calibration_from_text(const std::filesystem::path& file,
                                           const io::Tokenizer& tokenizer, int64_t samples,
                                           int64_t length, uint64_t seed);
 /// Samples from the model: temperature 1, from BOS or a random token, KV cache, batched.
+/// @errors kUsage: more tokens than positions; kInterrupted
 Result<Calibration> calibration_from_model(
     const model::Decoder& decoder, int64_t samples, int64_t length, uint64_t seed,
-    const std::function<void(int64_t, int64_t)>& progress = {});
+    const std::function<void(int64_t, int64_t)>& progress = {},
+    const std::atomic<bool>* interrupted = nullptr);
 /// safetensors with an int32 tensor `ids` [samples, length], or a JSON list of lists.
 /// @errors kBadInput: other dtype or shape, ragged lists, ids outside the vocabulary (row and
 /// column named)
