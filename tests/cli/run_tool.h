@@ -66,6 +66,7 @@ class Process {
     wordexp_t words{};
     if (wordexp(("lacuna " + arguments).c_str(), &words, WRDE_NOCMD) != 0) _exit(126);
     if (how == How::kBinary) {
+      signal(SIGINT, SIG_DFL);  // a shell ignores it in what it runs in the background
       execv(LACUNA_BINARY_DIR "/lacuna", words.we_wordv);
       _exit(127);
     }

@@ -262,7 +262,7 @@ TEST(CopyCompanionFiles, TakesTheSmallFilesAndNeverWeightsOrConfig) {
 }
 
 TEST(CheckpointWriter, ARealModelSurvivesEveryStore) {
-  LACUNA_NEEDS_DATA(folder, "models/demo-5m");
+  const auto folder = lacuna::testing::demo_model_folder();
   const auto dense = Checkpoint::open(folder).value();
   std::vector<std::pair<std::string, Weight>> weights;
   size_t pruned_dense = 0, pruned_compact = 0;

@@ -10,7 +10,7 @@ using testing::must;
 class Generate : public ::testing::Test {
  protected:
   void SetUp() override {
-    LACUNA_NEEDS_DATA(folder, "models/demo-5m");
+    const auto folder = testing::demo_model_folder();
     tokenizer_ = must(io::Tokenizer::open(folder));
     decoder_ = testing::open_decoder(folder);
     prompt_ = tokenizer_->encode("The history of the city began when", true);
@@ -74,7 +74,7 @@ TEST_F(Generate, EndsAtTheEndOfTextUnlessToldToGoOn) {
   const Generation greedy = run({.max_new_tokens = 4});
   // The greedy first token stands in for the end-of-text token.
   std::filesystem::path folder = testing::scratch_folder("eos");
-  const auto source = testing::data_path("models/demo-5m");
+  const auto source = testing::demo_model_folder();
   for (const auto& entry : std::filesystem::directory_iterator(source))
     if (entry.path().filename() != "generation_config.json")
       std::filesystem::copy(entry.path(), folder / entry.path().filename());

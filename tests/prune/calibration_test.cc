@@ -125,7 +125,7 @@ TEST(CalibrationIds, OfAnotherTypeOrShapeAreRefused) {
 }
 
 TEST(CalibrationFromModel, DrawsTheSameIdsOnAnyThreadCount) {
-  LACUNA_NEEDS_DATA(folder, "models/demo-5m");
+  const auto folder = lacuna::testing::demo_model_folder();
   const auto checkpoint = io::Checkpoint::open(folder);
   ASSERT_TRUE(checkpoint.ok()) << checkpoint.error().message;
   const auto decoder = model::Decoder::load(*checkpoint, {});

@@ -70,8 +70,7 @@ double sparsity_of(const Tensor& tensor) {
 class Pipeline : public ::testing::Test {
  protected:
   void SetUp() override {
-    model_ = lacuna::testing::data_path("models/demo-5m");
-    if (model_.empty()) GTEST_SKIP() << "test data missing: models/demo-5m";
+    model_ = lacuna::testing::demo_model_folder();
     out_ = lacuna::testing::scratch_folder("prune") / "out";
   }
   fs::path model_, out_;

@@ -16,6 +16,8 @@ std::set<std::string>& missing_data() {
 
 fs::path source_folder() { return LACUNA_SOURCE_DIR; }
 
+fs::path demo_model_folder() { return source_folder() / "examples/demo-model"; }
+
 fs::path data_folder() {
   if (const char* set = std::getenv("LACUNA_DATA")) return set;
   const fs::path beside = source_folder() / ".." / "shared" / "data";

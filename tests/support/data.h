@@ -19,6 +19,8 @@ std::filesystem::path data_path(const std::string& relative);
 std::filesystem::path cache_path(const std::string& relative);
 /// The repository.
 std::filesystem::path source_folder();
+/// The small trained model that comes with it.
+std::filesystem::path demo_model_folder();
 /// A fresh empty folder for this test, removed at exit.
 std::filesystem::path scratch_folder(const std::string& name);
 
