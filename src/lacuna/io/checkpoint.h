@@ -107,6 +107,9 @@ class CheckpointWriter {
   Status add(const std::string& name, const format::CompactMatrix& matrix);
   /// Copies a companion file (tokenizer.json, generation_config.json, ...) byte by byte.
   Status copy_file(const std::filesystem::path& from);
+  /// Writes a companion file of this name and content. @errors kCheckFailed with the system's
+  /// reason
+  Status add_text(const std::string& name, std::string_view text);
   /// Writes index, checksums.json and config.json (`config` as given; the caller has put the
   /// "lacuna" key in) and renames the folder. @errors kCheckFailed (disk full, ...)
   Status finish(const nlohmann::json& config);

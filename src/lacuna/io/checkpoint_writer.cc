@@ -168,8 +168,12 @@ Status CheckpointWriter::State::recode_as_bitmask() {
 
 Status CheckpointWriter::copy_file(const fs::path& from) {
   LACUNA_TRY(const Bytes bytes, map_file(from));
-  return write_text(state_->staging / from.filename(),
-                    {reinterpret_cast<const char*>(bytes.data()), bytes.size()});
+  return add_text(from.filename().string(),
+                  {reinterpret_cast<const char*>(bytes.data()), bytes.size()});
+}
+
+Status CheckpointWriter::add_text(const std::string& name, std::string_view text) {
+  return write_text(state_->staging / name, text);
 }
 
 /// The caller's config with what the folder really holds.

@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "lacuna/io/file.h"
+#include "lacuna/io/lines.h"
 
 namespace lacuna::io {
 namespace fs = std::filesystem;
@@ -15,11 +16,8 @@ bool is_blank(std::string_view text) { return text.find_first_not_of(" \t\r\n") 
 
 Result<std::vector<std::string>> read_json_lines(const fs::path& path, std::string_view text) {
   std::vector<std::string> documents;
-  for (size_t number = 1; !text.empty(); ++number) {
-    const size_t end = text.find('\n');
-    const std::string_view line = text.substr(0, end);
-    text = end == text.npos ? std::string_view() : text.substr(end + 1);
-    if (is_blank(line)) continue;
+  LACUNA_CHECK(for_each_line(text, [&](size_t number, std::string_view line) -> Status {
+    if (is_blank(line)) return {};
     const json object = json::parse(line, nullptr, /*allow_exceptions=*/false);
     if (!object.is_object() || !object.contains("text") || !object["text"].is_string())
       return bad_input(
@@ -27,7 +25,8 @@ Result<std::vector<std::string>> read_json_lines(const fs::path& path, std::stri
           path.string(), number);
     if (auto document = object["text"].get<std::string>(); !is_blank(document))
       documents.push_back(std::move(document));
-  }
+    return {};
+  }));
   return documents;
 }
 

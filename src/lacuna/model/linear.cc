@@ -226,8 +226,8 @@ Result<Linear> Linear::compact(CompactMatrix weight, std::optional<at::Tensor> b
   } else if (matrix.pattern.kind != PatternKind::kBlock) {
     LACUNA_TRY(compact->rows, format::CompactRows::make(matrix));
     const auto elements = static_cast<double>(matrix.rows * matrix.columns);
-    const double sparsity =
-        elements > 0 ? static_cast<double>(format::count_zeros(matrix)) / elements : 0.0;
+    const auto kept = static_cast<double>(matrix.values.size() / size_bytes(matrix.values_dtype));
+    const double sparsity = elements > 0 ? std::max(0.0, 1.0 - kept / elements) : 0.0;
     LACUNA_TRY(linear.few_tokens_, RowKernels::plan(compact->rows->view(), sparsity, compute));
   }
   linear.compact_ = std::move(compact);

@@ -4,7 +4,6 @@
 #include "lacuna/io/checkpoint.h"
 #include "lacuna/io/gguf/gguf_model.h"
 #include "lacuna/io/gguf/rotary_rows.h"
-#include "lacuna/io/gguf/text_file.h"
 #include "lacuna/io/tokenizer/utf8.h"
 
 namespace lacuna::io {
@@ -58,11 +57,9 @@ Result<GgufConversion> gguf_to_folder(const fs::path& gguf, const fs::path& out,
     LACUNA_CHECK(writer.add(name, tensor));
     done.bytes_out += tensor.bytes.size();
   }
-  LACUNA_CHECK(add_text_file(writer, "tokenizer.json", model.tokenizer.tokenizer_json));
-  LACUNA_CHECK(
-      add_text_file(writer, "tokenizer_config.json", model.tokenizer.tokenizer_config_json));
-  LACUNA_CHECK(
-      add_text_file(writer, "generation_config.json", model.generation_config.dump(2) + "\n"));
+  LACUNA_CHECK(writer.add_text("tokenizer.json", model.tokenizer.tokenizer_json));
+  LACUNA_CHECK(writer.add_text("tokenizer_config.json", model.tokenizer.tokenizer_config_json));
+  LACUNA_CHECK(writer.add_text("generation_config.json", model.generation_config.dump(2) + "\n"));
   LACUNA_CHECK(writer.finish(model.config));
   return done;
 }

@@ -7,7 +7,6 @@
 #include "lacuna/io/checkpoint.h"
 #include "lacuna/io/file.h"
 #include "lacuna/io/gguf/rotary_rows.h"
-#include "lacuna/io/gguf/text_file.h"
 #include "lacuna/io/tokenizer/sentencepiece.h"
 #include "lacuna/io/tokenizer/utf8.h"
 
@@ -179,15 +178,15 @@ Result<Llama2cConversion> llama2c_to_folder(const fs::path& bin, const fs::path&
       done.bytes_out += size;
     }
   }
-  LACUNA_CHECK(add_text_file(writer, "generation_config.json", ids.dump(2) + "\n"));
+  LACUNA_CHECK(writer.add_text("generation_config.json", ids.dump(2) + "\n"));
   if (!model.empty()) {
     const json tokenizer_config = {{"tokenizer_class", "LlamaTokenizer"},
                                    {"add_bos_token", true},
                                    {"add_eos_token", false},
                                    {"model_max_length", sizes.context},
                                    {"clean_up_tokenization_spaces", false}};
-    LACUNA_CHECK(add_text_file(writer, "tokenizer.model", tokenizer_bytes));
-    LACUNA_CHECK(add_text_file(writer, "tokenizer_config.json", tokenizer_config.dump(2) + "\n"));
+    LACUNA_CHECK(writer.add_text("tokenizer.model", tokenizer_bytes));
+    LACUNA_CHECK(writer.add_text("tokenizer_config.json", tokenizer_config.dump(2) + "\n"));
   }
   LACUNA_CHECK(writer.finish(config));
   return done;

@@ -1,8 +1,8 @@
 #include "lacuna/io/tokenizer/legacy.h"
 
+#include "lacuna/io/lines.h"
 #include "lacuna/io/tokenizer/bpe.h"
 #include "lacuna/io/tokenizer/json_fields.h"
-#include "lacuna/io/tokenizer/lines.h"
 #include "lacuna/io/tokenizer/utf8.h"
 
 namespace lacuna::io::tokenizer {

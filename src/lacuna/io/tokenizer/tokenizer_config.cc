@@ -3,8 +3,8 @@
 #include <algorithm>
 
 #include "lacuna/io/file.h"
+#include "lacuna/io/lines.h"
 #include "lacuna/io/tokenizer/json_fields.h"
-#include "lacuna/io/tokenizer/lines.h"
 
 namespace lacuna::io::tokenizer {
 namespace {

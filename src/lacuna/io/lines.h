@@ -8,7 +8,7 @@
 
 #include "lacuna/core/status.h"
 
-namespace lacuna::io::tokenizer {
+namespace lacuna::io {
 
 /// Calls `use(number, line)` for each line that is not empty, until one fails. Numbers start at 1;
 /// a line comes without its end (\n or \r\n).
@@ -33,4 +33,4 @@ inline std::optional<int64_t> from_decimal(std::string_view text) {
   return number;
 }
 
-}  // namespace lacuna::io::tokenizer
+}  // namespace lacuna::io
