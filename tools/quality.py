@@ -19,6 +19,7 @@ import collections
 import json
 import os
 import pathlib
+import random
 import subprocess
 import sys
 import tempfile
@@ -39,6 +40,19 @@ def pattern_flags(pattern):
     if pattern.startswith("u"):
         return ["--pattern", "unstructured", "--sparsity", f"{int(pattern[1:]) / 100:g}"]
     return ["--pattern", pattern]
+
+
+def reordered(ids, seed, out):
+    """The calibration file with its rows in a random order: the same sums, rounded differently."""
+    content = ids.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    [rows] = [tensor["shape"][0] for tensor in header.values() if "shape" in tensor]
+    width = (len(content) - start) // rows
+    order = list(range(rows))
+    random.Random(seed).shuffle(order)
+    out.write_bytes(content[:start] + b"".join(content[start + i * width:start + (i + 1) * width] for i in order))
+    return out
 
 
 def layer_errors(layers):
@@ -65,6 +79,8 @@ def main():
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--methods", nargs="+", default=["sparsegpt", "wanda", "magnitude"])
     parser.add_argument("--patterns", nargs="+", default=["u50", "u60", "u70", "u80", "2:4", "4:8"])
+    parser.add_argument("--reorder", type=int, metavar="SEED",
+                        help="put the calibration rows in another order first, to see how far rounding alone moves a row")
     parser.add_argument("--json", type=pathlib.Path, help="write the rows there")
     flags = parser.parse_args()
     name = flags.reference or flags.model.name
@@ -85,8 +101,11 @@ def main():
                 continue
             with tempfile.TemporaryDirectory() as folder:
                 out = pathlib.Path(folder) / "out"
+                ids = quality / f"calibration-{name}.safetensors"
+                if flags.reorder is not None:
+                    ids = reordered(ids, flags.reorder, pathlib.Path(folder) / "ids.safetensors")
                 pruned = run(flags.lacuna, "prune", flags.model, "-o", out, "--method", method, *pattern_flags(pattern),
-                             "--calibration-ids", quality / f"calibration-{name}.safetensors", "--store", "dense", *common)
+                             "--calibration-ids", ids, "--store", "dense", *common)
                 scored = run(flags.lacuna, "eval", out, "--text", flags.data / "text/wikitext-2/wiki.test.raw", *common)
             errors = layer_errors(pruned["layers"])
             worst = max((abs(errors[k] / original["layer_error"][k] - 1) for k in errors if errors[k] >= 0), default=0)

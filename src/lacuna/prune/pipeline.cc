@@ -165,7 +165,7 @@ class Activations {
       : calibration_(calibration), compute_(compute) {
     const bool cpu = compute.device.is_cpu();
     executor_ = cpu ? model::torch_executor() : Executor::serial();
-    const int64_t tokens_at_once = cpu ? 512 : 8192;
+    const int64_t tokens_at_once = cpu ? 512 : 2048;
     batch_ = std::clamp<int64_t>(tokens_at_once / calibration.length(), 1, calibration.samples());
     // What a block holds of one batch: inputs kept for the statistics in float32, and what
     // attention and the products of the MLP make on the way.

@@ -15,10 +15,13 @@ struct Tile {
   int64_t row, column;
 };
 
+at::Tensor squares(const at::Tensor& x) { return x.square().sum({0}, false, at::kDouble); }
+
 }  // namespace
 
 GramSum::GramSum(int64_t width, at::Device device)
-    : gram_(at::zeros({width, width}, at::TensorOptions().device(device).dtype(at::kFloat))) {}
+    : gram_(at::zeros({width, width}, at::TensorOptions().device(device).dtype(at::kFloat))),
+      square_sums_(at::zeros({width}, at::TensorOptions().device(device).dtype(at::kDouble))) {}
 
 void GramSum::queue(const at::Tensor& inputs) {
   sequences_ += inputs.size(0);
@@ -31,7 +34,10 @@ void add_queued(std::vector<GramSum>& sums, const Executor& executor) {
   for (size_t i = 0; i < sums.size(); ++i) {
     GramSum& sum = sums[i];
     if (!sum.gram_.is_cpu()) {
-      for (const at::Tensor& x : sum.queued_) sum.gram_.addmm_(x.t(), x);
+      for (const at::Tensor& x : sum.queued_) {
+        sum.gram_.addmm_(x.t(), x);
+        sum.square_sums_.add_(squares(x));
+      }
       continue;
     }
     for (int64_t row = 0; row < sum.width(); row += kTile)
@@ -44,8 +50,11 @@ void add_queued(std::vector<GramSum>& sums, const Executor& executor) {
     const int64_t down = std::min(kTile, sum.width() - row);
     const int64_t across = std::min(kTile, sum.width() - column);
     at::Tensor tile = sum.gram_.narrow(0, row, down).narrow(1, column, across);
-    for (const at::Tensor& x : sum.queued_)
-      tile.addmm_(x.narrow(1, row, down).t(), x.narrow(1, column, across));
+    for (const at::Tensor& x : sum.queued_) {
+      const at::Tensor left = x.narrow(1, row, down);
+      tile.addmm_(left.t(), x.narrow(1, column, across));
+      if (row == column) sum.square_sums_.narrow(0, row, down).add_(squares(left));
+    }
   });
   for (GramSum& sum : sums) sum.queued_.clear();
 }
@@ -67,7 +76,7 @@ InputStatistics GramSum::take() {
     }
   }
   statistics.gram = std::move(gram_);
-  statistics.square_sums = statistics.gram.diagonal().clone();
+  statistics.square_sums = square_sums_.to(at::kFloat);
   return statistics;
 }
 
