@@ -10,6 +10,7 @@
 #include "lacuna/core/bytes.h"
 #include "lacuna/core/status.h"
 #include "lacuna/format/pattern.h"
+#include "lacuna/format/quantization.h"
 
 namespace lacuna::format {
 
@@ -34,7 +35,10 @@ inline constexpr int64_t kRowGroup = 64;
 struct CompactMatrix {
   Pattern pattern;
   int64_t rows = 0, columns = 0;
-  DType values_dtype = DType::kBF16;
+  DType values_dtype = DType::kBF16;  ///< of a weight; of the stored values unless quantised
+  Quantization quantization;
+  Bytes scales;       ///< bf16 [rows, quantization.groups(columns)]
+  Bytes zero_points;  ///< i8, the same shape, or empty
   Bytes bitmap, values, offsets, block_columns, block_offsets;
 
   int64_t bitmap_stride_bytes() const { return (columns + 7) / 8; }
@@ -45,7 +49,7 @@ struct CompactMatrix {
   /// Bytes of everything above.
   size_t size_bytes() const {
     return bitmap.size() + values.size() + offsets.size() + block_columns.size() +
-           block_offsets.size();
+           block_offsets.size() + scales.size() + zero_points.size();
   }
 };
 
