@@ -1,13 +1,13 @@
 // A model folder from anywhere, as config.json, byte 0, safetensors: refused with a message, or
 // every weight that can be read is sound, expands and follows its pattern. Covers the compact store
-// and both of compressed-tensors.
+// with values and with codes, and both of compressed-tensors.
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <nlohmann/json.hpp>
 #include <vector>
 
-#include "lacuna/format/compact.h"
+#include "lacuna/format/quantize.h"
 #include "lacuna/io/checkpoint.h"
 
 namespace {
@@ -49,8 +49,16 @@ void exercise(const CompactMatrix& matrix) {
     require(rows.empty() ||
             std::memcmp(rows.data(), dense.bytes.data() + row_bytes, rows.size()) == 0);
   }
+  const int64_t dropped = matrix.rows * matrix.columns - lacuna::format::count_kept(matrix);
+  require(dropped >= 0 && dropped <= lacuna::format::count_zeros(matrix));
+  if (matrix.pattern.kind == PatternKind::kDense) return;
   const auto again = lacuna::format::compress(dense, matrix.pattern);
   require(again.ok() && lacuna::format::validate(*again).empty());
+  // Codes anew, of what these values or codes stand for; NaN and infinities are refused.
+  const auto coded = lacuna::format::quantize(
+      *again, {.code = lacuna::format::Code::kInt4, .group = 32, .zero_points = true});
+  require(!coded.ok() || (lacuna::format::validate(*coded).empty() &&
+                          lacuna::format::check_codes(*coded, dense).empty()));
 }
 
 }  // namespace

@@ -58,8 +58,14 @@ def kept(dense):
 
 
 def declare(weights):
-    return {"model_type": "llama", "lacuna": {"format_version": 1, "weights": {
-        name: {"pattern": pattern, "shape": shape, "values": "BF16"} for name, pattern, shape in weights}}}
+    """weights: [(name, pattern, shape)] or [(name, pattern, shape, quantization)]"""
+    entries = {}
+    for name, pattern, shape, *quantization in weights:
+        entries[name] = {"pattern": pattern, "shape": shape, "values": "BF16"}
+        if quantization:
+            entries[name]["quantization"] = quantization[0]
+    version = 2 if any("quantization" in entry for entry in entries.values()) else 1
+    return {"model_type": "llama", "lacuna": {"format_version": version, "weights": entries}}
 
 
 def checkpoint(config, tensors):
@@ -119,6 +125,60 @@ def vector():
         ("n.bias.row_offsets", "I64", [], i64([0])), ("n.bias.shape", "I64", [1], i64([3]))])
 
 
+def nibbles(codes):
+    """Two 4-bit codes a byte, the first in the low half."""
+    codes = codes + [0] * (len(codes) % 2)
+    return bytes(low | high << 4 for low, high in zip(codes[::2], codes[1::2]))
+
+
+def codes(dense):
+    """Made-up 4-bit codes of the kept columns of each row, chunk by chunk of 64 columns."""
+    return [b"".join(nibbles([(i * 5 + 1) % 16 for i, value in enumerate(row[first:first + 64]) if value])
+                     for first in range(0, len(row), 64)) for row in dense]
+
+
+def int4_unstructured():
+    dense = matrix(66, 70, lambda r, c: (r + c) % 3 == 0)
+    rows = codes(dense)
+    offsets = [0, len(b"".join(rows[:64])), len(b"".join(rows))]
+    return checkpoint(declare([("w", "unstructured", [66, 70], "int4g32z")]), [
+        ("w.bitmap", "U8", [66, 9], bitmap(dense)),
+        ("w.values", "U8", [offsets[-1]], b"".join(rows)),
+        ("w.offsets", "I64", [3], i64(offsets)),
+        ("w.scales", "BF16", [66, 3], bf16([0.5, 1, 0.25] * 66)),
+        ("w.zeros", "I8", [66, 3], bytes([0, 8, 15] * 66))])
+
+
+def int8_keep_of():
+    dense = matrix(3, 10, lambda r, c: c % 4 < 2)
+    return checkpoint(declare([("w", "2:4", [3, 10], "int8")]), [
+        ("w.bitmap", "U8", [3, 2], bitmap(dense)), ("w.values", "I8", [3, 6], bytes(range(250, 256)) * 3),
+        ("w.scales", "BF16", [3, 1], bf16([1, 2, 0]))])
+
+
+def int4_keep_of():
+    """Groups of five and chunks of 64 columns don't fall together: rows are padded."""
+    dense = matrix(2, 70, lambda r, c: c % 5 < 3 if r else c % 5 in (0, 1, 4))
+    return checkpoint(declare([("w", "3:5", [2, 70], "int4g128")]), [
+        ("w.bitmap", "U8", [2, 9], bitmap(dense)),
+        ("w.values", "U8", [2, 22], b"".join(row + bytes(22 - len(row)) for row in codes(dense))),
+        ("w.scales", "BF16", [2, 1], bf16([1, 2]))])
+
+
+def fp8_block():
+    whole, edge, corner = [56, 184, 1, 126, 0, 2, 130, 7], [56, 184, 1, 0, 0, 2, 130, 0], [56, 184, 1, 0, 0, 0, 0, 0]
+    return checkpoint(declare([("w", "block:2x4", [3, 7], "fp8g32")]), [
+        ("w.block_columns", "I32", [3], struct.pack("<3i", 0, 1, 1)),
+        ("w.block_offsets", "I64", [3], i64([0, 2, 3])),
+        ("w.values", "F8_E4M3", [3, 2, 4], bytes(whole + edge + corner)),
+        ("w.scales", "BF16", [3, 1], bf16([1, 2, 3]))])
+
+
+def int4_dense():
+    return checkpoint(declare([("w", "dense", [3, 5], "int4g64")]), [
+        ("w.values", "U8", [3, 3], bytes([0x21, 0x43, 0x05] * 3)), ("w.scales", "BF16", [3, 1], bf16([1, 2, 3]))])
+
+
 def configs():
     for folder in sorted((ROOT / "tests" / "golden" / "tiny_models").iterdir()):
         config = json.loads((folder / "config.json").read_text())
@@ -129,7 +189,8 @@ def configs():
         "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                          "original_max_position_embeddings": 8192}}, separators=(",", ":")).encode()
     yield "compact", json.dumps(declare([("a", "unstructured", [64, 64]), ("b", "2:4", [8, 8]),
-                                         ("c", "block:32x32", [64, 64])]), separators=(",", ":")).encode()
+                                         ("c", "block:32x32", [64, 64]), ("d", "dense", [8, 8], "int8"),
+                                         ("e", "2:4", [8, 8], "int4g32z")]), separators=(",", ":")).encode()
 
 
 def containers():
@@ -149,6 +210,8 @@ def main():
         "config": dict(configs()),
         "checkpoint": {"unstructured": unstructured(), "keep_of": keep_of(), "block": block(),
                        "sparse_bitmask": sparse_bitmask(), "sparse_bitmask_old": sparse_bitmask("m.weight."),
+                       "int4_unstructured": int4_unstructured(), "int8_keep_of": int8_keep_of(),
+                       "int4_keep_of": int4_keep_of(), "fp8_block": fp8_block(), "int4_dense": int4_dense(),
                        "sparse_24": sparse_24(), "dense_declared": dense_declared(), "vector": vector()},
     }
     for fuzzer, inputs in seeds.items():

@@ -21,7 +21,7 @@ fs::path converted(const fs::path& model) {
   fs::path& folder = done[model];
   if (folder.empty()) {
     folder = testing::scratch_folder("converted") / "model";
-    must(convert(model, folder, io::Store::kCompact));
+    must(convert(model, folder));
   }
   return folder;
 }

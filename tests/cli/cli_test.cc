@@ -26,7 +26,7 @@ const fs::path& text_file() {
 
 json reference() { return json_of(source_folder() / "tests/golden/demo-5m-reference.json"); }
 
-TEST(Usage, EveryVerbHasHelpWithTwoExamples) {
+TEST(Usage, EveryVerbHasHelpWithTwoExamplesOrMore) {
   const std::vector<std::string> verbs = {"inspect", "prune",    "verify", "eval",   "generate",
                                           "convert", "tokenize", "synth",  "report", "doctor"};
   std::vector<std::string> lines;
@@ -38,7 +38,7 @@ TEST(Usage, EveryVerbHasHelpWithTwoExamples) {
     for (size_t at = runs[i].out.find("Examples:");
          (at = runs[i].out.find("lacuna " + verbs[i], at)) != std::string::npos; ++at)
       ++examples;
-    EXPECT_EQ(examples, 2u) << verbs[i] << "\n" << runs[i].out;
+    EXPECT_GE(examples, 2u) << verbs[i] << "\n" << runs[i].out;
     for (const char* flag : {"--json", "--dtype", "--device", "--threads", "--seed", "-q", "-v"})
       EXPECT_THAT(runs[i].out, HasSubstr(flag)) << verbs[i];
   }

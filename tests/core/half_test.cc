@@ -44,5 +44,25 @@ TEST(Half, Float8Values) {
   EXPECT_EQ(f8e5m2_to_float(0x3c), 1.0f);
 }
 
+TEST(Half, Float8RoundsToTheNearestEvenAndStopsAtTheLargest) {
+  for (int bits = 0; bits < 0x7f; ++bits) {
+    const auto code = static_cast<uint8_t>(bits);
+    const float value = f8e4m3_to_float(code);
+    EXPECT_EQ(float_to_f8e4m3(value), code);
+    EXPECT_EQ(float_to_f8e4m3(-value), code | 0x80);
+    if (bits == 0x7e) continue;
+    const float next = f8e4m3_to_float(static_cast<uint8_t>(bits + 1)), middle = (value + next) / 2;
+    EXPECT_EQ(float_to_f8e4m3(middle), bits % 2 == 0 ? bits : bits + 1) << middle;
+    EXPECT_EQ(float_to_f8e4m3(std::nextafterf(middle, 0)), bits);
+    EXPECT_EQ(float_to_f8e4m3(std::nextafterf(middle, 1000)), bits + 1);
+  }
+  for (const float large : {448.0f, 463.9f, 464.0f, 500.0f, 3.4e38f})
+    EXPECT_EQ(float_to_f8e4m3(large), 0x7e);
+  EXPECT_EQ(float_to_f8e4m3(-std::numeric_limits<float>::infinity()), 0xfe);
+  EXPECT_EQ(float_to_f8e4m3(std::numeric_limits<float>::quiet_NaN()) & 0x7f, 0x7f);
+  EXPECT_EQ(float_to_f8e4m3(0x1p-10f), 0) << "a tie with 0";
+  EXPECT_EQ(float_to_f8e4m3(1e-30f), 0);
+}
+
 }  // namespace
 }  // namespace lacuna

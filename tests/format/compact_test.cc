@@ -177,7 +177,7 @@ TEST(Compact, compress_names_row_and_columns_that_break_the_pattern) {
   for (const int64_t column : {4, 5, 7}) dense.at(2, column) = bits_of(1, DType::kBF16);
   const auto matrix = compress(dense.tensor(), Pattern::keep_of(2, 4));
   ASSERT_FALSE(matrix.ok());
-  EXPECT_EQ(matrix.error().code, Code::kBadInput);
+  EXPECT_EQ(matrix.error().code, lacuna::Code::kBadInput);
   EXPECT_THAT(matrix.error().message, HasSubstr("row 2, columns 4..7 hold 3 non-zeros"));
 }
 

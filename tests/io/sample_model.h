@@ -6,6 +6,8 @@
 
 #include <filesystem>
 #include <fstream>
+#include <functional>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
@@ -76,8 +78,9 @@ inline bool equal(const Bytes& a, const Bytes& b) {
 
 inline bool equal(const format::CompactMatrix& a, const format::CompactMatrix& b) {
   return a.pattern == b.pattern && a.rows == b.rows && a.columns == b.columns &&
-         a.values_dtype == b.values_dtype && equal(a.bitmap, b.bitmap) &&
-         equal(a.values, b.values) && equal(a.offsets, b.offsets) &&
+         a.values_dtype == b.values_dtype && a.quantization == b.quantization &&
+         equal(a.scales, b.scales) && equal(a.zero_points, b.zero_points) &&
+         equal(a.bitmap, b.bitmap) && equal(a.values, b.values) && equal(a.offsets, b.offsets) &&
          equal(a.block_columns, b.block_columns) && equal(a.block_offsets, b.block_offsets);
 }
 
@@ -146,6 +149,35 @@ inline std::string file_text(const std::filesystem::path& file) {
 
 inline void put_text(const std::filesystem::path& file, const std::string& text) {
   std::ofstream(file, std::ios::binary) << text;
+}
+
+/// What opening a folder says that must fail.
+inline std::string open_fault(const std::filesystem::path& folder) {
+  return message_of(Checkpoint::open(folder));
+}
+
+/// Writes safetensors with some tensors of another file changed; a nullptr removes one.
+inline void edit_tensors(const std::filesystem::path& file,
+                         const std::map<std::string, const Tensor*>& changes) {
+  std::vector<NamedTensor> tensors;
+  {
+    const auto opened = SafetensorsFile::open(file).value();
+    for (const auto& entry : opened.entries()) {
+      const auto change = changes.find(entry.name);
+      if (change == changes.end())
+        tensors.push_back({entry.name, opened.tensor(entry.name).value()});
+      else if (change->second != nullptr)
+        tensors.push_back({entry.name, *change->second});
+    }
+  }
+  ASSERT_TRUE(write_safetensors(file, tensors).ok());
+}
+
+inline void edit_config(const std::filesystem::path& folder,
+                        const std::function<void(nlohmann::json&)>& change) {
+  nlohmann::json config = nlohmann::json::parse(file_text(folder / "config.json"));
+  change(config);
+  put_text(folder / "config.json", config.dump());
 }
 
 /// Where a tensor's bytes begin in a safetensors file.

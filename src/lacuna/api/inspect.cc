@@ -30,7 +30,7 @@ Result<InspectReport> inspect(const std::filesystem::path& model) {
     const SparsityCount count = count_zeros(weight);
     if (prunable.contains(name)) total.add(count);
     report.layers.push_back({name, info.shape, std::string(long_name(info.dtype)),
-                             std::string(io::store_name(info.store)),
+                             info.quantization.text(), std::string(io::store_name(info.store)),
                              pattern_of(info, weight).text(), count.sparsity(), info.bytes});
   }
   report.sparsity = total.sparsity();
@@ -44,6 +44,7 @@ nlohmann::json to_json(const InspectReport& report) {
     layers.push_back({{"name", layer.name},
                       {"shape", layer.shape},
                       {"dtype", layer.dtype},
+                      {"quantization", layer.quantization},
                       {"format", layer.format},
                       {"pattern", layer.pattern},
                       {"sparsity", layer.sparsity},

@@ -14,10 +14,11 @@ namespace lacuna::api {
 struct InspectedLayer {
   std::string name;  ///< of the weight
   Shape shape;
-  std::string dtype;    ///< of the values, long name
-  std::string format;   ///< store: "dense", "compact", "sparse-bitmask", ...
-  std::string pattern;  ///< declared, or detected in a dense tensor
-  double sparsity = 0;  ///< share of zeros
+  std::string dtype;         ///< of the values, long name
+  std::string quantization;  ///< "int4g64", ...; "none"
+  std::string format;        ///< store: "dense", "compact", "sparse-bitmask", ...
+  std::string pattern;       ///< declared, or detected in a dense tensor
+  double sparsity = 0;       ///< share of zeros
   uint64_t bytes = 0;
 };
 

@@ -146,8 +146,8 @@ Result<GenerateReport> generate(const GenerateJob& job, const JobProgress& progr
   return report;
 }
 
-Result<ConvertReport> convert(const fs::path& model, const fs::path& out, io::Store store,
-                              const JobProgress& progress) {
+Result<ConvertReport> convert(const fs::path& model, const fs::path& out,
+                              const ConvertOptions& options, const JobProgress& progress) {
   ConvertReport report;
   report.out = out.string();
   if (!fs::exists(model))
@@ -155,6 +155,11 @@ Result<ConvertReport> convert(const fs::path& model, const fs::path& out, io::St
                      model.string());
   const Executor executor = model::torch_executor();
   if (fs::is_regular_file(model)) {
+    if (!options.quantization.none())
+      return usage_error(
+          "--quantize: needs a model folder (got the file {}). Convert the file first, then the "
+          "folder.",
+          model.string());
     if (model.extension() == ".bin") {
       LACUNA_TRY(const auto done, io::llama2c_to_folder(model, out));
       report.bytes_in = done.bytes_in, report.bytes_out = done.bytes_out;
@@ -164,7 +169,7 @@ Result<ConvertReport> convert(const fs::path& model, const fs::path& out, io::St
     report.bytes_in = done.bytes_in, report.bytes_out = done.bytes_out;
     return report;
   }
-  return convert_store(model, out, store, [&](int64_t done, int64_t total) {
+  return convert_store(model, out, options, [&](int64_t done, int64_t total) {
     if (progress.step) progress.step("weights", done, total);
   });
 }

@@ -71,14 +71,30 @@ struct GenerateReport {
 };
 Result<GenerateReport> generate(const GenerateJob& job, const JobProgress& progress = {});
 
+struct ConvertOptions {
+  io::Store store = io::Store::kCompact;
+  /// What the Linears of the blocks become; nothing by default. Embedding and output matrix become
+  /// int8 with one scale a row then, unless `keep_head`.
+  format::Quantization quantization;
+  bool keep_head = false;
+};
+struct QuantizedWeight {
+  std::string name, pattern, from, to;  ///< from: type of the values
+  uint64_t bytes_in = 0, bytes_out = 0;
+  int64_t kept = 0, rounded_to_zero = 0;  ///< weights; the latter stay kept
+};
 struct ConvertReport {
   uint64_t bytes_in = 0, bytes_out = 0;
   std::string out;
+  std::vector<QuantizedWeight> quantized;  ///< their masks were compared in what was written
 };
 /// A GGUF file, a llama2.c .bin (with tokenizer.model beside it) or a model folder into a folder of
-/// another store.
+/// another store; a model folder into a quantised one, if asked.
+/// @errors kBadInput: a model that is quantised already, where codes are asked for; a weight that
+/// can't be quantised (named); kUsage: codes of a file, or in a store that has none; kCheckFailed:
+/// a mask that was written is not the one that was read
 Result<ConvertReport> convert(const std::filesystem::path& model, const std::filesystem::path& out,
-                              io::Store store, const JobProgress& progress = {});
+                              const ConvertOptions& options = {}, const JobProgress& progress = {});
 
 /// "compact", "dense" or "compressed-tensors". @errors kUsage
 Result<io::Store> parse_store(const std::string& name);

@@ -68,7 +68,9 @@ std::vector<std::string> misfits(const io::Checkpoint& checkpoint, const io::Dec
 
 std::optional<std::pair<int64_t, int64_t>> first_not_finite(const io::Weight& weight) {
   const auto* compact = std::get_if<format::CompactMatrix>(&weight);
-  if (compact != nullptr && !find_not_finite(compact->values, compact->values_dtype))
+  // What codes stand for shows when they are expanded.
+  if (compact != nullptr && compact->quantization.none() &&
+      !find_not_finite(compact->values, compact->values_dtype))
     return std::nullopt;
   const Tensor dense = compact != nullptr ? format::expand(*compact) : std::get<Tensor>(weight);
   const auto place = find_not_finite(dense.bytes, dense.dtype);

@@ -1,9 +1,10 @@
 #include "lacuna/api/store.h"
 
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "lacuna/api/layers.h"
-#include "lacuna/format/compact.h"
+#include "lacuna/format/quantize.h"
 
 namespace lacuna::api {
 namespace fs = std::filesystem;
@@ -16,6 +17,85 @@ format::Pattern compactable(const io::WeightInfo& info, const io::Weight& weight
   return declared || prunable ? pattern : format::Pattern();
 }
 
+/// What tells two masks apart.
+std::vector<std::string> mask_checksums(const format::CompactMatrix& matrix) {
+  std::vector<std::string> all = {matrix.pattern.text()};
+  for (const Bytes* part : {&matrix.bitmap, &matrix.block_columns, &matrix.block_offsets})
+    for (std::string& chunk : io::chunk_checksums(*part)) all.push_back(std::move(chunk));
+  return all;
+}
+
+/// Quantises weights and remembers what they were.
+class Quantizer {
+ public:
+  Quantizer(const io::DecoderSpec& spec, const ConvertOptions& options)
+      : blocks_(options.quantization) {
+    if (options.keep_head) return;
+    for (const std::string* name : {&spec.embedding, &spec.lm_head})
+      head_.insert(*name + ".weight");
+  }
+
+  /// Refuses what can't be quantised before anything is written.
+  Status check(const io::Checkpoint& checkpoint, io::Store store) const {
+    if (blocks_.none()) return {};
+    if (store != io::Store::kCompact)
+      return usage_error("--quantize: only the compact store has codes. Leave --store out.");
+    for (const auto& [name, info] : checkpoint.weights())
+      if (!info.quantization.none())
+        return bad_input(
+            "{0}: weight \"{1}\" is quantised already (got {2}; need unquantised weights). Write "
+            "their values out first: lacuna convert {0} -o FOLDER --store dense.",
+            checkpoint.folder().string(), name, info.quantization.text());
+    return {};
+  }
+
+  /// The weight as codes, if it is one of those that become some.
+  Result<io::Weight> apply(const io::WeightInfo& info, io::Weight weight, bool in_block) {
+    const bool head = head_.contains(info.name);
+    if (blocks_.none() || (!in_block && !head)) return weight;
+    const format::Quantization code =
+        head ? format::Quantization{.code = format::Code::kInt8} : blocks_;
+    const auto* sparse = std::get_if<format::CompactMatrix>(&weight);
+    const Executor executor = model::torch_executor();
+    auto coded = sparse ? format::quantize(*sparse, code, executor)
+                        : format::quantize(std::get<Tensor>(weight), code, executor);
+    if (!coded.ok())
+      return Error{coded.error().code,
+                   fmt::format("weight \"{}\": {}", info.name, coded.error().message)};
+    const int64_t zeros =
+        sparse ? format::count_zeros(*sparse) : format::count_zeros(std::get<Tensor>(weight));
+    done_.push_back({.name = info.name,
+                     .pattern = coded->pattern.text(),
+                     .from = std::string(long_name(info.dtype)),
+                     .to = code.text(),
+                     .bytes_in = info.bytes,
+                     .bytes_out = coded->size_bytes(),
+                     .kept = format::count_kept(*coded),
+                     .rounded_to_zero = format::count_zeros(*coded) - zeros});
+    // Of what was read: the codes had no part in it.
+    masks_.push_back(sparse ? mask_checksums(*sparse) : mask_checksums(format::CompactMatrix{}));
+    return io::Weight(std::move(coded).value());
+  }
+
+  /// Compares the masks with those in the folder that was written.
+  Result<std::vector<QuantizedWeight>> finish(const io::Checkpoint& written) {
+    for (size_t i = 0; i < done_.size(); ++i) {
+      LACUNA_TRY(const io::Weight weight, written.weight(done_[i].name));
+      const auto* matrix = std::get_if<format::CompactMatrix>(&weight);
+      if (matrix == nullptr || mask_checksums(*matrix) != masks_[i])
+        return check_failed("{}: weight \"{}\" was written with another mask than it had.",
+                            written.folder().string(), done_[i].name);
+    }
+    return std::move(done_);
+  }
+
+ private:
+  format::Quantization blocks_;
+  std::set<std::string> head_;
+  std::vector<QuantizedWeight> done_;
+  std::vector<std::vector<std::string>> masks_;
+};
+
 }  // namespace
 
 Result<io::Store> parse_store(const std::string& name) {
@@ -26,12 +106,15 @@ Result<io::Store> parse_store(const std::string& name) {
                      name);
 }
 
-Result<ConvertReport> convert_store(const fs::path& model, const fs::path& out, io::Store store,
+Result<ConvertReport> convert_store(const fs::path& model, const fs::path& out,
+                                    const ConvertOptions& options,
                                     const std::function<void(int64_t, int64_t)>& progress) {
   LACUNA_TRY(const auto checkpoint, io::Checkpoint::open(model));
   LACUNA_TRY(const auto spec, model::spec_of(checkpoint));
   const auto prunable = block_weights(spec);
-  LACUNA_TRY(auto writer, io::CheckpointWriter::create(out, {.store = store}));
+  Quantizer quantizer(spec, options);
+  LACUNA_CHECK(quantizer.check(checkpoint, options.store));
+  LACUNA_TRY(auto writer, io::CheckpointWriter::create(out, {.store = options.store}));
   int64_t done = 0;
   const auto total = static_cast<int64_t>(checkpoint.weights().size());
   for (const auto& [name, info] : checkpoint.weights()) {
@@ -42,6 +125,7 @@ Result<ConvertReport> convert_store(const fs::path& model, const fs::path& out, 
         LACUNA_TRY(weight, format::compress(*dense, pattern));
       }
     }
+    LACUNA_TRY(weight, quantizer.apply(info, std::move(weight), prunable.contains(name)));
     LACUNA_CHECK(std::visit([&](const auto& held) { return writer.add(name, held); }, weight));
     if (progress) progress(++done, total);
   }
@@ -52,7 +136,9 @@ Result<ConvertReport> convert_store(const fs::path& model, const fs::path& out, 
   config.erase("compression_config");
   LACUNA_CHECK(writer.finish(config));
   LACUNA_TRY(const auto written, io::Checkpoint::open(out));
-  return ConvertReport{checkpoint.total_bytes(), written.total_bytes(), out.string()};
+  ConvertReport report{checkpoint.total_bytes(), written.total_bytes(), out.string()};
+  LACUNA_TRY(report.quantized, quantizer.finish(written));
+  return report;
 }
 
 }  // namespace lacuna::api

@@ -5,7 +5,7 @@
 #include <set>
 
 #include "lacuna/api/layers.h"
-#include "lacuna/format/compact.h"
+#include "lacuna/format/quantize.h"
 #include "lacuna/model/decoder.h"
 
 namespace lacuna::api {
@@ -95,17 +95,26 @@ class Verifier {
         fault(violation_text(info.name, violation));
     }
     if (prunable)
-      report_.layers.push_back(
-          {info.name, pattern.text(), count.sparsity(), count.zeros, count.elements});
+      report_.layers.push_back({info.name, pattern.text(), info.quantization.text(),
+                                count.sparsity(), count.zeros, count.elements});
+    const auto* coded = std::get_if<format::CompactMatrix>(&weight);
+    if (coded != nullptr && coded->quantization.none()) coded = nullptr;
     if (prunable && sparse) {
       total_.add(count);
+      expected_.add(coded
+                        ? SparsityCount{count.elements - format::count_kept(*coded), count.elements}
+                        : count);
       if (options_.expect_pattern)
         if (auto broken = mismatch(info.name, weight, pattern, *options_.expect_pattern))
           fault(*broken);
     }
     if (dense != nullptr && dense->contains(info.name)) {
       LACUNA_TRY(const Tensor reference, dense->dense(info.name));
-      if (auto different = difference(info.name, densify(weight), reference)) fault(*different);
+      if (coded != nullptr) {
+        for (const auto& violation : format::check_codes(*coded, reference, 1))
+          fault(violation_text(info.name, violation));
+      } else if (auto different = difference(info.name, densify(weight), reference))
+        fault(*different);
     } else if (dense != nullptr) {
       fault(fmt::format("{}: the dense model has no such weight", info.name));
     }
@@ -118,8 +127,8 @@ class Verifier {
     if (options_.expect_pattern && total_.elements == 0)
       fault(fmt::format("no layer is sparse (need pattern {})", options_.expect_pattern->text()));
     if (options_.expect_sparsity &&
-        std::abs(report_.sparsity - *options_.expect_sparsity) > kSparsityTolerance)
-      fault(fmt::format("sparsity is {:.4f} (need {:.4f} within {})", report_.sparsity,
+        std::abs(expected_.sparsity() - *options_.expect_sparsity) > kSparsityTolerance)
+      fault(fmt::format("sparsity is {:.4f} (need {:.4f} within {})", expected_.sparsity(),
                         *options_.expect_sparsity, kSparsityTolerance));
     report_.ok = report_.violations.empty();
   }
@@ -130,7 +139,7 @@ class Verifier {
   const io::Checkpoint& checkpoint_;
   const VerifyOptions& options_;
   VerifyReport& report_;
-  SparsityCount total_;
+  SparsityCount total_, expected_;
 };
 
 }  // namespace
@@ -194,6 +203,7 @@ nlohmann::json to_json(const VerifyReport& report) {
   for (const VerifiedLayer& layer : report.layers)
     layers.push_back({{"name", layer.name},
                       {"pattern", layer.pattern},
+                      {"quantization", layer.quantization},
                       {"sparsity", layer.sparsity},
                       {"zeros", layer.zeros},
                       {"elements", layer.elements}});

@@ -15,12 +15,16 @@ namespace lacuna::api {
 
 struct VerifyOptions {
   std::optional<format::Pattern> expect_pattern;  ///< every sparse layer follows it
-  std::optional<double> expect_sparsity;          ///< over the sparse layers, within 0.005
-  std::optional<std::filesystem::path> against;  ///< dense model: kept values must equal its values
+  /// Over the sparse layers, within 0.005. Of quantised ones the dropped weights count, for which
+  /// the mask stands, not those that the codes round to zero.
+  std::optional<double> expect_sparsity;
+  /// Model whose values the kept ones must equal. A quantised weight is held against the mask and
+  /// the values of that model, rounded: it must be the one that was quantised.
+  std::optional<std::filesystem::path> against;
 };
 
 struct VerifiedLayer {
-  std::string name, pattern;
+  std::string name, pattern, quantization;
   double sparsity = 0;
   int64_t zeros = 0, elements = 0;
 };

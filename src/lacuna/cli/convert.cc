@@ -1,15 +1,71 @@
+#include <map>
+
 #include "lacuna/cli/tool.h"
 #include "lacuna/report/table.h"
 
 namespace lacuna::cli {
+namespace {
+
+nlohmann::json to_json(const std::vector<api::QuantizedWeight>& weights) {
+  nlohmann::json all = nlohmann::json::array();
+  for (const auto& weight : weights)
+    all.push_back({{"name", weight.name},
+                   {"pattern", weight.pattern},
+                   {"from", weight.from},
+                   {"to", weight.to},
+                   {"bytes_in", weight.bytes_in},
+                   {"bytes_out", weight.bytes_out},
+                   {"kept", weight.kept},
+                   {"rounded_to_zero", weight.rounded_to_zero}});
+  return all;
+}
+
+/// A line for all weights that became the same, and one on their masks.
+std::string text_of(const std::vector<api::QuantizedWeight>& weights) {
+  std::map<std::string, std::vector<const api::QuantizedWeight*>> alike;
+  for (const auto& weight : weights)
+    alike[fmt::format("{} {} to {}", weight.pattern, weight.from, weight.to)].push_back(&weight);
+  std::string text;
+  int64_t kept = 0, rounded = 0;
+  for (const auto& [what, group] : alike) {
+    double in = 0, out = 0;
+    for (const auto* weight : group) {
+      in += static_cast<double>(weight->bytes_in);
+      out += static_cast<double>(weight->bytes_out);
+      kept += weight->kept;
+      rounded += weight->rounded_to_zero;
+    }
+    text +=
+        fmt::format("  {}, {}: {} from {}\n",
+                    group.size() == 1 ? group[0]->name : fmt::format("{} weights", group.size()),
+                    what, report::bytes_text(out), report::bytes_text(in));
+  }
+  return text + fmt::format(
+                    "  masks unchanged in what was written: {} weights kept, {} of them ({:.2f} %) "
+                    "round to 0 and stay kept\n",
+                    kept, rounded,
+                    100.0 * static_cast<double>(rounded) /
+                        static_cast<double>(std::max<int64_t>(kept, 1)));
+}
+
+}  // namespace
 
 void add_convert(Tool& tool) {
-  auto* verb = tool.verb("convert", "Bring a GGUF file or a model folder into another store.",
-                         {"lacuna convert SmolLM2-135M-Instruct.Q4_1.gguf -o models/smollm2",
-                          "lacuna convert models/llama-24 -o models/llama-24-dense --store dense"});
+  auto* verb = tool.verb(
+      "convert", "Bring a GGUF file or a model folder into another store, or quantise it.",
+      {"lacuna convert SmolLM2-135M-Instruct.Q4_1.gguf -o models/smollm2",
+       "lacuna convert models/llama-24 -o models/llama-24-dense --store dense",
+       "lacuna convert models/llama-24 -o models/llama-24-int4 --quantize int4"});
   struct Flags {
     std::filesystem::path model;
-    std::string out, store = "compact";
+    std::string out, store = "compact", quantize;
+    int64_t group = 0;
+    bool zero_points = false, keep_head = false;
+    Result<format::Quantization> quantization() const {
+      if (quantize.empty()) return format::Quantization{};
+      return format::Quantization::parse(fmt::format(
+          "{}{}{}", quantize, group > 0 ? fmt::format("g{}", group) : "", zero_points ? "z" : ""));
+    }
   };
   static Flags flags;
   tool.model(verb, flags.model, "model folder, .gguf file, or llama2.c .bin file");
@@ -17,16 +73,37 @@ void add_convert(Tool& tool) {
   verb->add_option("--store", flags.store, "compact, dense or compressed-tensors (for a folder)")
       ->check(accepted_by([](const std::string& text) { return api::parse_store(text); }))
       ->capture_default_str();
+  auto* quantize = verb->add_option("--quantize", flags.quantize,
+                                    "codes for the weights of the blocks; embedding and output "
+                                    "matrix become int8. Masks stay as they are")
+                       ->check(CLI::IsMember({"int8", "int4", "fp8"}));
+  verb->add_option("--group", flags.group,
+                   "columns that share a scale (int4: 64 unless given; int8, fp8: the whole row)")
+      ->check(CLI::IsMember({32, 64, 128}))
+      ->needs(quantize);
+  verb->add_flag("--zero-points", flags.zero_points, "int4: a zero point for every scale")
+      ->needs(quantize);
+  verb->add_flag("--keep-head", flags.keep_head, "leave embedding and output matrix as they are")
+      ->needs(quantize);
   tool.action(verb, [&tool]() -> Status {
-    LACUNA_TRY(const auto store, api::parse_store(flags.store));
-    LACUNA_TRY(const auto report, api::convert(flags.model, flags.out, store, tool.progress()));
-    tool.print({{"verb", "convert"},
-                {"out", report.out},
-                {"bytes_in", report.bytes_in},
-                {"bytes_out", report.bytes_out}},
-               fmt::format("{}: {} from {}\n", report.out,
-                           report::bytes_text(static_cast<double>(report.bytes_out)),
-                           report::bytes_text(static_cast<double>(report.bytes_in))));
+    api::ConvertOptions options{.keep_head = flags.keep_head};
+    LACUNA_TRY(options.store, api::parse_store(flags.store));
+    LACUNA_TRY(options.quantization, flags.quantization());
+    LACUNA_TRY(const auto report, api::convert(flags.model, flags.out, options, tool.progress()));
+    nlohmann::json json = {{"verb", "convert"},
+                           {"out", report.out},
+                           {"bytes_in", report.bytes_in},
+                           {"bytes_out", report.bytes_out}};
+    std::string text = fmt::format("{}: {} from {}\n", report.out,
+                                   report::bytes_text(static_cast<double>(report.bytes_out)),
+                                   report::bytes_text(static_cast<double>(report.bytes_in)));
+    if (!options.quantization.none()) {
+      json["quantization"] = options.quantization.text();
+      json["quantized"] = to_json(report.quantized);
+      json["masks_equal"] = true;  // else it would have failed
+      text += text_of(report.quantized);
+    }
+    tool.print(json, text);
     return {};
   });
 }

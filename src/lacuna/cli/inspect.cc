@@ -13,10 +13,11 @@ void add_inspect(Tool& tool) {
   tool.model(verb, model, "model folder");
   tool.action(verb, [&tool]() -> Status {
     LACUNA_TRY(const auto report, api::inspect(model));
-    report::Table table({"layer", "shape", "dtype", "format", "pattern", "sparsity", "bytes"});
+    report::Table table({"layer", "shape", "values", "format", "pattern", "sparsity", "bytes"});
     for (const auto& layer : report.layers)
-      table.add({layer.name, shape_text(layer.shape), layer.dtype, layer.format, layer.pattern,
-                 fmt::format("{:.4f}", layer.sparsity),
+      table.add({layer.name, shape_text(layer.shape),
+                 layer.quantization == "none" ? layer.dtype : layer.quantization, layer.format,
+                 layer.pattern, fmt::format("{:.4f}", layer.sparsity),
                  report::bytes_text(static_cast<double>(layer.bytes))});
     tool.print(
         to_json(report),

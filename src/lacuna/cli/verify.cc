@@ -19,11 +19,13 @@ void add_verify(Tool& tool) {
   verb->add_option("--expect-pattern", flags.pattern, "every sparse layer must follow this pattern")
       ->check(accepted_by(sparse_pattern));
   verb->add_option("--expect-sparsity", flags.sparsity,
-                   "share of zeros over the sparse layers, within 0.005")
+                   "share of zeros over the sparse layers, within 0.005 (quantised: of dropped "
+                   "weights)")
       ->check(between(0, 1));
   verb->add_option(
       "--against", flags.against,
-      "dense model whose values the kept ones must equal (methods that don't update weights)");
+      "dense model whose values the kept ones must equal (methods that don't update weights); for "
+      "quantised weights, the model that was quantised");
   tool.action(verb, [&tool]() -> Status {
     api::VerifyOptions options;
     if (!flags.pattern.empty()) {

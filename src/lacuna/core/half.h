@@ -52,6 +52,21 @@ inline float f8e4m3_to_float(uint8_t bits) {
   return sign * std::ldexp(1.0f + static_cast<float>(fraction) / 8, exponent - 7);
 }
 
+/// The nearest e4m3, ties to even; what lies past the largest (448) becomes it. NaN stays NaN.
+inline uint8_t float_to_f8e4m3(float value) {
+  const uint32_t bits = std::bit_cast<uint32_t>(value);
+  const uint32_t sign = (bits >> 24) & 0x80u;
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return static_cast<uint8_t>(sign | 0x7f);   // NaN
+  if (magnitude >= 0x43e00000u) return static_cast<uint8_t>(sign | 0x7e);  // 448 and more
+  if (magnitude < 0x3c800000u) {  // below 2^-6: denormal or zero, in steps of 2^-9
+    const float scaled = std::bit_cast<float>(magnitude) * 0x1p9f;
+    return static_cast<uint8_t>(sign | static_cast<uint32_t>(std::nearbyintf(scaled)));
+  }
+  const uint32_t rounded = magnitude + 0x7ffffu + ((magnitude >> 20) & 1) - 0x3c000000u;
+  return static_cast<uint8_t>(sign | (rounded >> 20));
+}
+
 /// fp8 e5m2 is the upper byte of a float16.
 inline float f8e5m2_to_float(uint8_t bits) {
   return f16_to_float(static_cast<uint16_t>(uint16_t{bits} << 8));

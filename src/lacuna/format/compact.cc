@@ -4,7 +4,8 @@
 #include <bit>
 #include <cstring>
 
-#include "lacuna/format/element.h"
+#include "lacuna/core/half.h"
+#include "lacuna/format/codes.h"
 #include "lacuna/format/expand.h"
 
 namespace lacuna::format {
@@ -120,6 +121,40 @@ void expand_block_rows(const CompactMatrix& m, int64_t first, int64_t last, std:
   }
 }
 
+/// The kept values of a row in the type of the weight, packed.
+template <class U>
+void dequantise(const CompactMatrix& m, const RowWalk& walk, const uint8_t* codes, U* out) {
+  for_each_scale_group(
+      m.quantization, walk, m.columns, [&](int64_t group, int64_t begin, int64_t end) {
+        const CodeScale scale = scale_of(m, walk.row(), group);
+        for (int64_t i = begin; i < end; ++i) {
+          const float value = scale.value(codes[i]);
+          if constexpr (sizeof(U) == 4) {
+            out[i] = std::bit_cast<U>(value);
+          } else {
+            out[i] = m.values_dtype == DType::kBF16 ? float_to_bf16(value) : float_to_f16(value);
+          }
+        }
+      });
+}
+
+void expand_coded_rows(const CompactMatrix& m, int64_t first, int64_t last, std::byte* out) {
+  with_bits(m.values_dtype, [&](auto bits) {
+    using U = decltype(bits);
+    const ExpandRow expand_row =
+        sizeof(U) == 2 ? row_expander().two_bytes : row_expander().four_bytes;
+    std::vector<uint8_t> codes(static_cast<size_t>(m.columns));
+    std::vector<U> values(static_cast<size_t>(m.columns));
+    const auto* packed = reinterpret_cast<const std::byte*>(values.data());
+    for (RowWalk walk(m, first); walk.row() < last; walk.next()) {
+      read_codes(m, walk, codes.data());
+      dequantise(m, walk, codes.data(), values.data());
+      expand_row(walk.bitmap(), m.columns, packed, packed + values.size() * sizeof(U), out);
+      out += m.columns * static_cast<int64_t>(sizeof(U));
+    }
+  });
+}
+
 void expand_bitmap_rows(const CompactMatrix& m, int64_t first, int64_t last, std::byte* out) {
   const auto width_bytes = static_cast<int64_t>(size_bytes(m.values_dtype));
   const int64_t stride = m.bitmap_stride_bytes();
@@ -172,14 +207,16 @@ Result<CompactMatrix> compress(const Tensor& dense, const Pattern& pattern) {
 
 void expand_rows(const CompactMatrix& matrix, int64_t first, int64_t last, void* out) {
   if (first == last || matrix.columns == 0) return;
-  const auto expand_some =
-      matrix.pattern.kind == PatternKind::kBlock ? expand_block_rows : expand_bitmap_rows;
+  const auto expand_some = !matrix.quantization.none()                  ? expand_coded_rows
+                           : matrix.pattern.kind == PatternKind::kBlock ? expand_block_rows
+                                                                        : expand_bitmap_rows;
   expand_some(matrix, first, last, static_cast<std::byte*>(out));
 }
 
 int64_t kept_before_row(const CompactMatrix& matrix, int64_t row) {
   const int64_t group = row / kRowGroup, stride = matrix.bitmap_stride_bytes();
   const auto* bitmap = matrix.bitmap.as<uint8_t>();
+  if (matrix.quantization.code == Code::kInt4) return count_bits(bitmap, row * stride);
   return read_unaligned<int64_t>(matrix.offsets.as<int64_t>() + group) +
          count_bits(bitmap + group * kRowGroup * stride, (row - group * kRowGroup) * stride);
 }
@@ -210,7 +247,30 @@ int64_t count_zeros(const Tensor& dense) {
   });
 }
 
+namespace {
+
+/// Without expanding: a few bytes of blocks may stand for any dense size.
+int64_t count_coded_zeros(const CompactMatrix& matrix) {
+  return with_bits(matrix.values_dtype, [&](auto bits) {
+    using U = decltype(bits);
+    int64_t zeros = matrix.rows * matrix.columns;
+    std::vector<uint8_t> codes;
+    std::vector<U> values;
+    for (RowWalk walk(matrix, 0); walk.row() < matrix.rows; walk.next()) {
+      codes.resize(static_cast<size_t>(walk.codes()));
+      values.resize(codes.size());
+      read_codes(matrix, walk, codes.data());
+      dequantise(matrix, walk, codes.data(), values.data());
+      zeros -= std::ranges::count_if(values, [](U value) { return !is_zero(value); });
+    }
+    return zeros;
+  });
+}
+
+}  // namespace
+
 int64_t count_zeros(const CompactMatrix& matrix) {
+  if (!matrix.quantization.none()) return count_coded_zeros(matrix);
   return with_bits(matrix.values_dtype, [&](auto bits) {
     using U = decltype(bits);
     int64_t kept = 0;
@@ -218,6 +278,24 @@ int64_t count_zeros(const CompactMatrix& matrix) {
       kept += !is_zero(read_unaligned<U>(matrix.values.data() + i * sizeof(U)));
     return matrix.rows * matrix.columns - kept;
   });
+}
+
+int64_t count_kept(const CompactMatrix& matrix) {
+  if (matrix.pattern.kind == PatternKind::kDense) return matrix.rows * matrix.columns;
+  if (matrix.pattern.kind != PatternKind::kBlock)
+    return count_bits(matrix.bitmap.as<uint8_t>(), static_cast<int64_t>(matrix.bitmap.size()));
+  const int64_t height = matrix.pattern.block_rows, width = matrix.pattern.block_columns;
+  int64_t kept = 0;
+  for (int64_t top = 0; top < matrix.rows; top += height) {  // edge blocks stick out
+    const int64_t* offsets = matrix.block_offsets.as<int64_t>() + top / height;
+    const int64_t end = read_unaligned<int64_t>(offsets + 1);
+    for (int64_t block = read_unaligned<int64_t>(offsets); block < end; ++block) {
+      const int64_t left =
+          int64_t{read_unaligned<int32_t>(matrix.block_columns.as<int32_t>() + block)} * width;
+      kept += std::min(height, matrix.rows - top) * std::min(width, matrix.columns - left);
+    }
+  }
+  return kept;
 }
 
 }  // namespace lacuna::format

@@ -30,8 +30,18 @@ inline constexpr int64_t kRowGroup = 64;
 ///
 /// keep:of details: a group with fewer non-zeros keeps its lowest-index zeros too. The last group
 /// of a row may be short (r < of columns): it keeps min(keep, r) bits, and its unused value slots
-/// hold +0. Bits past the last column are 0. -0.0 is a zero everywhere. Values are f32, bf16 or f16
-/// in format version 1.
+/// hold +0. Bits past the last column are 0. -0.0 is a zero everywhere. Values are f32, bf16 or
+/// f16.
+///
+/// With a quantization (format version 2) `values` holds codes instead, in the same order, and a
+/// dense matrix (pattern dense, [rows, columns] codes, no bitmap) is one of these too:
+///
+///   int8, fp8  one byte a code, exactly where the value would lie
+///   int4       two codes a byte (kCodeChunk); a keep:of row takes values_row_bytes(), zeros behind
+///              its codes; a row of a block begins on a byte
+///   offsets    count bytes of values instead of values (the same for one-byte codes)
+///
+/// Slots that stand for no weight hold 0, whatever their code means.
 struct CompactMatrix {
   Pattern pattern;
   int64_t rows = 0, columns = 0;
@@ -46,6 +56,9 @@ struct CompactMatrix {
   int64_t values_per_row() const {
     return pattern.of ? (columns + pattern.of - 1) / pattern.of * pattern.keep : 0;
   }
+  /// Bytes of values that one row takes: of a keep:of matrix or a quantised dense one, whose rows
+  /// take equally many; of one row of a block.
+  int64_t values_row_bytes() const;
   /// Bytes of everything above.
   size_t size_bytes() const {
     return bitmap.size() + values.size() + offsets.size() + block_columns.size() +
@@ -60,10 +73,11 @@ struct CompactMatrix {
 Result<CompactMatrix> compress(const Tensor& dense, const Pattern& pattern);
 
 /// Writes rows [first, last) densely: out [last-first, columns] in the dtype of the values; dropped
-/// weights become +0.
+/// weights become +0. A quantised weight is the float32 product of its scale and code, rounded once
+/// to values_dtype.
 void expand_rows(const CompactMatrix& matrix, int64_t first, int64_t last, void* out);
 /// Kept values before a row of an unstructured matrix, 0 <= row <= rows.
-/// @cost at most 63 rows of the bitmap
+/// @cost at most 63 rows of the bitmap; with 4-bit codes, whose offsets count bytes, all before
 int64_t kept_before_row(const CompactMatrix& matrix, int64_t row);
 /// The whole matrix, dense.
 Tensor expand(const CompactMatrix& matrix);
@@ -84,6 +98,8 @@ std::vector<Violation> check_pattern(const Tensor& dense, const Pattern& pattern
 /// Elements equal to zero (either sign), dropped ones included.
 int64_t count_zeros(const CompactMatrix& matrix);
 int64_t count_zeros(const Tensor& dense);
+/// Weights that the mask keeps, whatever their value.
+int64_t count_kept(const CompactMatrix& matrix);
 
 /// Tests that a dense matrix follows keep:of for some small pattern (2:4, 4:8, 1:4, ...), to label
 /// foreign files: the strictest that holds, or unstructured when it has zeros, else dense.

@@ -25,6 +25,9 @@ Result<CompactRows> CompactRows::make(CompactMatrix matrix) {
       matrix.pattern.kind != PatternKind::kKeepOf)
     return usage_error("rows: a {} matrix has no bitmap (need unstructured or KEEP:OF).",
                        matrix.pattern.text());
+  if (!matrix.quantization.none())
+    return usage_error("rows: the values are codes (got {}; need them unquantised). Expand them.",
+                       matrix.quantization.text());
   CompactRows rows;
   rows.matrix_ = std::move(matrix);
   const CompactMatrix& m = rows.matrix_;

@@ -48,7 +48,7 @@ RowsView dense_rows(const void* data, DType dtype, int64_t rows, int64_t columns
 class CompactRows {
  public:
   /// @param matrix  one that validate() accepts
-  /// @errors kUsage: a pattern without bitmap
+  /// @errors kUsage: a pattern without bitmap; quantised values
   static Result<CompactRows> make(CompactMatrix matrix);
   CompactRows(CompactRows&&) = default;  // a copy's view would point into the original
   CompactRows& operator=(CompactRows&&) = default;

@@ -1,8 +1,9 @@
 #include <algorithm>
 #include <bit>
 
+#include "lacuna/core/half.h"
+#include "lacuna/format/codes.h"
 #include "lacuna/format/compact.h"
-#include "lacuna/format/element.h"
 
 namespace lacuna::format {
 namespace {
@@ -12,6 +13,7 @@ class Faults {
  public:
   explicit Faults(size_t limit) : limit_(limit) {}
   bool full() const { return found_.size() >= limit_; }
+  bool none() const { return found_.empty(); }
   void add(int64_t row, int64_t column, std::string what) {
     if (!full()) found_.push_back({row, column, std::move(what)});
   }
@@ -38,7 +40,6 @@ void check_padding_bits(const CompactMatrix& m, Faults& faults) {
 
 void validate_bitmap(const CompactMatrix& m, Faults& faults) {
   const int64_t groups = (m.rows + kRowGroup - 1) / kRowGroup;
-  const auto width = static_cast<int64_t>(size_bytes(m.values_dtype));
   if (!faults.size("bitmap", m.bitmap.size(), m.rows * m.bitmap_stride_bytes()) ||
       !faults.size("offsets", m.offsets.size(), (groups + 1) * 8))
     return;
@@ -49,20 +50,34 @@ void validate_bitmap(const CompactMatrix& m, Faults& faults) {
     return read_unaligned<int64_t>(m.offsets.as<int64_t>() + group);
   };
   if (offset(0) != 0) faults.add(0, 0, fmt::format("offset 0 is {} (need 0)", offset(0)));
-  int64_t kept = 0;
+  const bool coded = !m.quantization.none();
+  const char* unit = coded ? "bytes of values" : "values";
+  int64_t kept = 0;  // in that unit
   for (int64_t group = 0; group < groups && !faults.full(); ++group) {
     const int64_t first = group * kRowGroup, last = std::min(first + kRowGroup, m.rows);
-    const int64_t bits = count_bits(bitmap + first * stride, (last - first) * stride);
-    kept += bits;
+    int64_t need = 0;
+    if (coded) {
+      for (int64_t row = first; row < last; ++row)
+        need += row_code_bytes(m.quantization.code, bitmap + row * stride, m.columns);
+    } else {
+      need = count_bits(bitmap + first * stride, (last - first) * stride);
+    }
+    kept += need;
     // Unsigned: offsets from a file may be anything.
     const auto declared = static_cast<int64_t>(static_cast<uint64_t>(offset(group + 1)) -
                                                static_cast<uint64_t>(offset(group)));
-    if (declared != bits)
+    if (declared != need)
       faults.add(first, 0,
-                 fmt::format("rows {}..{} keep {} values by the bitmap, {} by offsets {} and {}",
-                             first, last - 1, bits, declared, group, group + 1));
+                 fmt::format("rows {}..{} keep {} {} by the bitmap, {} by offsets {} and {}", first,
+                             last - 1, need, unit, declared, group, group + 1));
   }
-  if (!faults.full()) faults.size("values", m.values.size(), kept * width);
+  if (!faults.full())
+    faults.size("values", m.values.size(),
+                coded ? kept : kept * static_cast<int64_t>(size_bytes(m.values_dtype)));
+}
+
+bool all_zero(const std::byte* begin, const std::byte* end) {
+  return std::all_of(begin, end, [](std::byte b) { return b == std::byte{}; });
 }
 
 /// Kept bits of columns [first, first+width) of one row.
@@ -76,7 +91,7 @@ uint64_t group_bits(const uint8_t* row, int64_t first, int64_t width) {
 void validate_keep_of(const CompactMatrix& m, Faults& faults) {
   const auto width = static_cast<int64_t>(size_bytes(m.values_dtype));
   if (!faults.size("bitmap", m.bitmap.size(), m.rows * m.bitmap_stride_bytes()) ||
-      !faults.size("values", m.values.size(), m.rows * m.values_per_row() * width))
+      !faults.size("values", m.values.size(), m.rows * m.values_row_bytes()))
     return;
   if (m.columns == 0) return;
   check_padding_bits(m, faults);
@@ -84,9 +99,8 @@ void validate_keep_of(const CompactMatrix& m, Faults& faults) {
   const int64_t unused = std::max<int64_t>(
       0, m.columns % m.pattern.of ? m.pattern.keep - m.columns % m.pattern.of : 0);
   for (int64_t row = 0; row < m.rows && !faults.full(); ++row) {
-    const std::byte* row_end = m.values.data() + (row + 1) * m.values_per_row() * width;
-    if (std::any_of(row_end - unused * width, row_end,
-                    [](std::byte b) { return b != std::byte{}; }))
+    const std::byte* row_end = m.values.data() + (row + 1) * m.values_row_bytes();
+    if (m.quantization.none() && !all_zero(row_end - unused * width, row_end))
       faults.add(row, m.columns, "an unused value slot is not +0");
     const uint8_t* bits = m.bitmap.as<uint8_t>() + row * m.bitmap_stride_bytes();
     for (int64_t first = 0; first < m.columns && !faults.full(); first += m.pattern.of) {
@@ -119,9 +133,7 @@ void validate_block(const CompactMatrix& m, Faults& faults) {
     before = offset;
   }
   faults.size("block_columns", m.block_columns.size(), blocks * 4);
-  faults.size("values", m.values.size(),
-              blocks * m.pattern.block_rows * m.pattern.block_columns *
-                  static_cast<int64_t>(size_bytes(m.values_dtype)));
+  faults.size("values", m.values.size(), blocks * m.pattern.block_rows * m.values_row_bytes());
   for (int64_t band = 0; band < bands && !faults.full(); ++band) {
     const int64_t begin = read_unaligned<int64_t>(m.block_offsets.as<int64_t>() + band);
     const int64_t end = read_unaligned<int64_t>(m.block_offsets.as<int64_t>() + band + 1);
@@ -133,6 +145,74 @@ void validate_block(const CompactMatrix& m, Faults& faults) {
                    fmt::format("block column {} (need ascending, below {})", column, across));
       previous = column;
     }
+  }
+}
+
+/// What a code breaks, or null.
+const char* fault_of(Code code, uint8_t bits) {
+  if (code == Code::kInt8 && bits == 0x80) return "code -128 (need -127..127)";
+  if (code == Code::kFP8 && (bits & 0x7f) == 0x7f) return "code NaN (need a finite one)";
+  return nullptr;
+}
+
+/// Is everything 0 in a run that is no code?
+bool padding_is_zero(Code code, const CodeRun& run, const std::byte* values) {
+  const std::byte* begin = values + run.first_byte;
+  const int64_t used = code_bytes(code, run.codes);
+  const bool half = code == Code::kInt4 && run.codes % 2 != 0;
+  return (!half || (begin[used - 1] & std::byte{0xf0}) == std::byte{}) &&
+         all_zero(begin + used, begin + run.bytes);
+}
+
+/// The column of a run's i-th code.
+int64_t column_of(const RowWalk& walk, const CodeRun& run, int64_t i) {
+  int64_t column = run.first_column;
+  for (;; ++column)
+    if (walk.bitmap()[column / 8] >> (column % 8) & 1 && i-- == 0) return column;
+}
+
+/// Scales, zero points, codes and what pads them; mask and sizes of values are sound.
+void validate_codes(const CompactMatrix& m, Faults& faults) {
+  const Quantization& quantization = m.quantization;
+  const int64_t groups = quantization.groups(m.columns);
+  if (!faults.size("scales", m.scales.size(), m.rows * groups * 2) ||
+      !faults.size("zero_points", m.zero_points.size(),
+                   quantization.zero_points ? m.rows * groups : 0))
+    return;
+  const int64_t width = quantization.group > 0 ? quantization.group : m.columns;
+  for (int64_t i = 0; i < m.rows * groups && !faults.full(); ++i) {
+    const auto scale = read_unaligned<uint16_t>(m.scales.as<uint16_t>() + i);
+    if (scale > 0x7f7f)  // the largest finite bf16; negative ones have a higher bit
+      faults.add(i / groups, i % groups * width,
+                 fmt::format("scale {} (need a finite one, not negative)", bf16_to_float(scale)));
+    if (!quantization.zero_points) continue;
+    const int zero = m.zero_points.as<int8_t>()[i];
+    if (zero < 0 || zero > 15)
+      faults.add(i / groups, i % groups * width, fmt::format("zero point {} (need 0..15)", zero));
+  }
+  std::vector<uint8_t> codes;
+  for (RowWalk walk(m, 0); walk.row() < m.rows && !faults.full(); walk.next()) {
+    codes.resize(static_cast<size_t>(walk.codes()));
+    read_codes(m, walk, codes.data());
+    size_t next = 0;
+    for (const CodeRun& run : walk.runs()) {
+      for (int64_t i = 0; i < run.codes; ++i)
+        if (const char* what = fault_of(quantization.code, codes[next++]))
+          faults.add(walk.row(), column_of(walk, run, i), what);
+      if (!padding_is_zero(quantization.code, run, m.values.data()))
+        faults.add(walk.row(), m.columns, "bits behind the codes are not 0");
+    }
+  }
+  // Rows of edge blocks below the last row.
+  if (m.pattern.kind != PatternKind::kBlock || m.rows % m.pattern.block_rows == 0) return;
+  const int64_t used = m.rows % m.pattern.block_rows;
+  const int64_t* last_band = m.block_offsets.as<int64_t>() + m.rows / m.pattern.block_rows;
+  const int64_t row_bytes = m.values_row_bytes();
+  for (int64_t block = read_unaligned<int64_t>(last_band);
+       block < read_unaligned<int64_t>(last_band + 1) && !faults.full(); ++block) {
+    const std::byte* begin = m.values.data() + block * m.pattern.block_rows * row_bytes;
+    if (!all_zero(begin + used * row_bytes, begin + m.pattern.block_rows * row_bytes))
+      faults.add(m.rows, 0, "a block's rows past the last one are not 0");
   }
 }
 
@@ -157,6 +237,14 @@ std::vector<Violation> validate(const CompactMatrix& matrix, size_t limit) {
     faults.add(-1, -1, fmt::format("impossible pattern {}", matrix.pattern.text()));
     return faults.take();
   }
+  const bool coded = !matrix.quantization.none();
+  const auto quantization = Quantization::parse(matrix.quantization.text());
+  if (!quantization.ok() || *quantization != matrix.quantization) {
+    faults.add(-1, -1,
+               fmt::format("impossible quantization {} with groups of {}",
+                           matrix.quantization.text(), matrix.quantization.group));
+    return faults.take();
+  }
   switch (matrix.pattern.kind) {
     case PatternKind::kUnstructured:
       validate_bitmap(matrix, faults);
@@ -168,8 +256,18 @@ std::vector<Violation> validate(const CompactMatrix& matrix, size_t limit) {
       validate_block(matrix, faults);
       break;
     case PatternKind::kDense:
-      faults.add(-1, -1, "no sparse pattern");
+      if (coded) {
+        faults.size("values", matrix.values.size(), matrix.rows * matrix.values_row_bytes());
+      } else {
+        faults.add(-1, -1, "no sparse pattern, no codes");
+      }
       break;
+  }
+  if (coded && faults.none()) {
+    validate_codes(matrix, faults);
+  } else if (!coded) {
+    faults.size("scales", matrix.scales.size(), 0);
+    faults.size("zero_points", matrix.zero_points.size(), 0);
   }
   return faults.take();
 }

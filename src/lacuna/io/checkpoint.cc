@@ -107,7 +107,7 @@ std::string_view store_name(Store store) {
 
 Status Checkpoint::State::add_declared() {
   for (const auto& [name, declaration] : declared) {
-    const auto parts = compact_part_names(name, declaration.pattern);
+    const auto parts = compact_part_names(name, declaration);
     const bool present = std::any_of(parts.begin(), parts.end(), [&](const std::string& part) {
       return tensors.contains(part);
     });
@@ -118,6 +118,7 @@ Status Checkpoint::State::add_declared() {
                     .dtype = declaration.values,
                     .store = Store::kCompact,
                     .pattern = declaration.pattern,
+                    .quantization = declaration.quantization,
                     .parts = parts};
     for (const std::string& part : parts) info.bytes += tensors.at(part).tensor.bytes.size();
     weights[name] = std::move(info);
@@ -140,7 +141,7 @@ Status Checkpoint::State::add_legacy(std::set<std::string>& taken) {
 Status Checkpoint::State::add_dense(const std::set<std::string>& taken) {
   for (const auto& [name, stored] : tensors) {
     if (taken.contains(name)) continue;
-    for (const char* ours : {".bitmap", ".block_columns"})
+    for (const char* ours : {".bitmap", ".block_columns", ".weight.scales"})
       if (name.ends_with(ours))
         return bad_input(
             "{}: tensor \"{}\" is part of a compact weight that config.json doesn't declare. Use "
@@ -202,6 +203,11 @@ Result<std::shared_ptr<Checkpoint::State>> Checkpoint::State::assemble(
           config_file, name, safetensors_name(declaration.values),
           shape_text({declaration.rows, declaration.columns}), safetensors_name(info.dtype),
           shape_text(info.shape));
+    if (info.quantization != declaration.quantization)
+      return bad_input(
+          "{}: weight \"{}\" is declared as {}, but lies there unquantised. Use the config.json "
+          "that was written with it.",
+          config_file, name, declaration.quantization.text());
     info.pattern = declaration.pattern;
   }
   if (config.value("model_type", json()) == "opt") state->rename_old_opt();
@@ -259,9 +265,10 @@ Result<Weight> Checkpoint::weight(std::string_view name) const {
   const StoredTensor& first = state_->tensors.at(info.parts[0]);
   if (info.store == Store::kDense) return Weight(first.tensor);
   if (info.store != Store::kCompact) return read_legacy(info, state_->tensors);
-  LACUNA_TRY(auto matrix,
-             read_compact(info.name, {info.pattern, info.shape[0], info.shape[1], info.dtype},
-                          state_->tensors));
+  LACUNA_TRY(auto matrix, read_compact(info.name,
+                                       {info.pattern, info.shape[0], info.shape[1], info.dtype,
+                                        info.quantization},
+                                       state_->tensors));
   LACUNA_CHECK(check_sound(matrix, fmt::format("{}: weight \"{}\"", first.file, info.name)));
   return Weight(std::move(matrix));
 }

@@ -20,7 +20,7 @@
 
 namespace lacuna::io {
 
-/// How a weight is stored: its dense tensor, or its kept values only.
+/// How a weight is stored: its dense tensor, or its kept values only (or codes of all).
 using Weight = std::variant<Tensor, format::CompactMatrix>;
 
 /// Where a weight's bytes came from.
@@ -36,9 +36,10 @@ std::string_view store_name(Store store);
 struct WeightInfo {
   std::string name;  ///< "model.layers.0.self_attn.q_proj.weight"
   Shape shape;       ///< of the dense matrix
-  DType dtype;       ///< of the values
+  DType dtype;       ///< of the values; of what the codes stand for when quantised
   Store store = Store::kDense;
-  format::Pattern pattern;         ///< as the file declares it; dense when it declares nothing
+  format::Pattern pattern;  ///< as the file declares it; dense when it declares nothing
+  format::Quantization quantization;
   size_t bytes = 0;                ///< of all its tensors
   std::vector<std::string> parts;  ///< the safetensors names that carry it
 };
@@ -103,7 +104,9 @@ class CheckpointWriter {
   ~CheckpointWriter();
   /// Adds a dense tensor as it is (embeddings, norms, biases, unpruned weights).
   Status add(const std::string& name, const Tensor& tensor);
-  /// Adds a sparse weight in the store of the options (kDense: expanded with zeros).
+  /// Adds a sparse or quantised weight in the store of the options (kDense: expanded with zeros,
+  /// codes become the values that they stand for).
+  /// @errors kBadInput: codes for a legacy store, which has no place for them
   Status add(const std::string& name, const format::CompactMatrix& matrix);
   /// Copies a companion file (tokenizer.json, generation_config.json, ...) byte by byte.
   Status copy_file(const std::filesystem::path& from);

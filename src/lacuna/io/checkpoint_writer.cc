@@ -119,7 +119,14 @@ Status CheckpointWriter::add(const std::string& name, const CompactMatrix& matri
   LACUNA_CHECK(check_sound(matrix, fmt::format("{}: weight \"{}\"", state.out.string(), name)));
   LACUNA_TRY(const auto parts, state.parts(name, matrix));
   LACUNA_CHECK(state.shards.add(parts));
-  state.declared[name] = {matrix.pattern, matrix.rows, matrix.columns, matrix.values_dtype};
+  SparseDeclaration declaration = declaration_of(matrix);
+  if (state.options.store != Store::kCompact) declaration.quantization = {};
+  // Without its codes a dense matrix is a dense tensor like others.
+  if (declaration.pattern.kind == format::PatternKind::kDense && declaration.quantization.none()) {
+    state.dense[name] = {matrix.rows, matrix.columns};
+  } else {
+    state.declared[name] = declaration;
+  }
   state.order.push_back(name);
   state.elements += matrix.rows * matrix.columns;
   state.zeros += format::count_zeros(matrix);
@@ -181,9 +188,11 @@ json CheckpointWriter::State::describe(json config) const {
   SparseDeclarations all = declared;
   // A dense tensor that came from a dense store keeps the pattern it was declared with.
   if (const auto before = read_declarations(config, kConfig); before.ok()) {
-    for (const auto& [name, declaration] : *before) {
+    for (auto [name, declaration] : *before) {
       const auto found = dense.find(name);
-      if (found != dense.end() && found->second == Shape{declaration.rows, declaration.columns})
+      declaration.quantization = {};
+      if (found != dense.end() && found->second == Shape{declaration.rows, declaration.columns} &&
+          declaration.pattern.kind != format::PatternKind::kDense)
         all[name] = declaration;
     }
   }

@@ -1,8 +1,10 @@
 #include "lacuna/io/compact_store.h"
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "lacuna/core/version.h"
+#include "lacuna/format/codes.h"
 
 namespace lacuna::io {
 namespace {
@@ -23,42 +25,73 @@ struct Part {
 /// The parts of a matrix with this pattern and shape; an extent that the content decides is -1.
 std::vector<Part> parts_of(const SparseDeclaration& d) {
   const auto groups = [](int64_t extent, int64_t of) { return (extent + of - 1) / of; };
+  const bool coded = !d.quantization.none();
   const Part bitmap{".bitmap", DType::kU8, {d.rows, groups(d.columns, 8)}, &CompactMatrix::bitmap};
   const auto values = [&](Shape shape) {
-    return Part{".values", d.values, std::move(shape), &CompactMatrix::values};
+    return Part{".values", coded ? format::stored_dtype(d.quantization.code) : d.values,
+                std::move(shape), &CompactMatrix::values};
   };
+  // What one row holds of the elements above.
+  const CompactMatrix layout{.pattern = d.pattern,
+                             .rows = d.rows,
+                             .columns = d.columns,
+                             .values_dtype = d.values,
+                             .quantization = d.quantization};
+  const int64_t in_row =
+      layout.values_row_bytes() / (coded ? 1 : static_cast<int64_t>(size_bytes(d.values)));
+  std::vector<Part> parts;
   switch (d.pattern.kind) {
     case PatternKind::kUnstructured:
-      return {bitmap,
-              values({-1}),
-              {".offsets",
-               DType::kI64,
-               {groups(d.rows, format::kRowGroup) + 1},
-               &CompactMatrix::offsets}};
+      parts = {bitmap,
+               values({-1}),
+               {".offsets",
+                DType::kI64,
+                {groups(d.rows, format::kRowGroup) + 1},
+                &CompactMatrix::offsets}};
+      break;
     case PatternKind::kKeepOf:
-      return {bitmap, values({d.rows, groups(d.columns, d.pattern.of) * d.pattern.keep})};
+      parts = {bitmap, values({d.rows, in_row})};
+      break;
     case PatternKind::kBlock:
-      return {{".block_columns", DType::kI32, {-1}, &CompactMatrix::block_columns},
-              {".block_offsets",
-               DType::kI64,
-               {groups(d.rows, d.pattern.block_rows) + 1},
-               &CompactMatrix::block_offsets},
-              values({-1, d.pattern.block_rows, d.pattern.block_columns})};
+      parts = {{".block_columns", DType::kI32, {-1}, &CompactMatrix::block_columns},
+               {".block_offsets",
+                DType::kI64,
+                {groups(d.rows, d.pattern.block_rows) + 1},
+                &CompactMatrix::block_offsets},
+               values({-1, d.pattern.block_rows, in_row})};
+      break;
     case PatternKind::kDense:
+      if (coded) parts = {values({d.rows, in_row})};
       break;
   }
-  return {};
+  if (!coded) return parts;
+  const Shape scales{d.rows, d.quantization.groups(d.columns)};
+  parts.push_back({".scales", DType::kBF16, scales, &CompactMatrix::scales});
+  if (d.quantization.zero_points)
+    parts.push_back({".zeros", DType::kI8, scales, &CompactMatrix::zero_points});
+  return parts;
 }
 
-Result<SparseDeclaration> read_declaration(const std::string& where, const json& entry) {
+Result<SparseDeclaration> read_declaration(const std::string& where, const json& entry,
+                                           int version) {
   const auto text = [&](const char* key) {
     return entry.is_object() && entry.contains(key) && entry[key].is_string()
                ? entry[key].get<std::string>()
                : std::string();
   };
   SparseDeclaration declaration;
+  if (entry.is_object() && entry.contains("quantization")) {
+    const auto quantization = format::Quantization::parse(text("quantization"));
+    if (!quantization.ok() || quantization->none())
+      return bad_input("{}: unknown quantization (got {}; need int8, int4g64, fp8, ...).", where,
+                       entry["quantization"].dump());
+    if (version < kQuantizedFormatVersion)
+      return bad_input("{}: is quantised, which format version {} doesn't know (need {}).", where,
+                       version, kQuantizedFormatVersion);
+    declaration.quantization = *quantization;
+  }
   const auto pattern = format::Pattern::parse(text("pattern"));
-  if (!pattern.ok() || pattern->kind == PatternKind::kDense)
+  if (!pattern.ok() || (pattern->kind == PatternKind::kDense && declaration.quantization.none()))
     return bad_input("{}: unknown pattern (got \"{}\"; need unstructured, KEEP:OF or block:RxC).",
                      where, text("pattern"));
   declaration.pattern = *pattern;
@@ -90,17 +123,18 @@ Result<SparseDeclarations> read_declarations(const json& config, const std::stri
   const auto version = ours->find("format_version");
   const auto weights = ours->find("weights");
   if (version == ours->end() && weights == ours->end()) return declarations;
-  if (version == ours->end() || *version != kFormatVersion)
+  if (version == ours->end() || (*version != kFormatVersion && *version != kQuantizedFormatVersion))
     return bad_input(
-        "{}: unknown format version (got {}; need {}). It was written by another version of the "
-        "tool: convert it with that one.",
-        file, version == ours->end() ? "none" : version->dump(), kFormatVersion);
+        "{}: unknown format version (got {}; need {} or {}). It was written by another version of "
+        "the tool: convert it with that one.",
+        file, version == ours->end() ? "none" : version->dump(), kFormatVersion,
+        kQuantizedFormatVersion);
   if (weights == ours->end()) return declarations;
   if (!weights->is_object())
     return bad_input("{}: \"{}.weights\" is not an object (need one).", file, kKey);
   for (const auto& [name, entry] : weights->items()) {
-    LACUNA_TRY(declarations[name],
-               read_declaration(fmt::format("{}: weight \"{}\"", file, name), entry));
+    LACUNA_TRY(declarations[name], read_declaration(fmt::format("{}: weight \"{}\"", file, name),
+                                                    entry, version->get<int>()));
   }
   return declarations;
 }
@@ -108,25 +142,32 @@ Result<SparseDeclarations> read_declarations(const json& config, const std::stri
 void write_declarations(const SparseDeclarations& declarations, json& config) {
   json& ours = config[kKey];
   if (!ours.is_object()) ours = json::object();
-  ours["format_version"] = kFormatVersion;
+  const bool quantized = std::any_of(declarations.begin(), declarations.end(),
+                                     [](const auto& d) { return !d.second.quantization.none(); });
+  ours["format_version"] = quantized ? kQuantizedFormatVersion : kFormatVersion;
   json& weights = ours["weights"] = json::object();
-  for (const auto& [name, d] : declarations)
-    weights[name] = {{"pattern", d.pattern.text()},
-                     {"shape", {d.rows, d.columns}},
-                     {"values", safetensors_name(d.values)}};
+  for (const auto& [name, d] : declarations) {
+    json& entry = weights[name] = {{"pattern", d.pattern.text()},
+                                   {"shape", {d.rows, d.columns}},
+                                   {"values", safetensors_name(d.values)}};
+    if (!d.quantization.none()) entry["quantization"] = d.quantization.text();
+  }
 }
 
 std::vector<std::string> compact_part_names(const std::string& name,
-                                            const format::Pattern& pattern) {
+                                            const SparseDeclaration& declaration) {
   std::vector<std::string> names;
-  for (const Part& part : parts_of({pattern})) names.push_back(name + std::string(part.suffix));
+  for (const Part& part : parts_of(declaration)) names.push_back(name + std::string(part.suffix));
   return names;
+}
+
+SparseDeclaration declaration_of(const CompactMatrix& matrix) {
+  return {matrix.pattern, matrix.rows, matrix.columns, matrix.values_dtype, matrix.quantization};
 }
 
 std::vector<NamedTensor> compact_parts(const std::string& name, const CompactMatrix& matrix) {
   std::vector<NamedTensor> tensors;
-  for (const Part& part :
-       parts_of({matrix.pattern, matrix.rows, matrix.columns, matrix.values_dtype})) {
+  for (const Part& part : parts_of(declaration_of(matrix))) {
     Tensor tensor{part.dtype, part.shape, matrix.*part.bytes};
     if (!tensor.shape.empty() && tensor.shape[0] < 0) {
       tensor.shape[0] = 1;
@@ -145,6 +186,7 @@ Result<CompactMatrix> read_compact(const std::string& name, const SparseDeclarat
   matrix.rows = declaration.rows;
   matrix.columns = declaration.columns;
   matrix.values_dtype = declaration.values;
+  matrix.quantization = declaration.quantization;
   for (const Part& part : parts_of(declaration)) {
     LACUNA_TRY(const StoredTensor found,
                expect_tensor(tensors, name + std::string(part.suffix), part.dtype, part.shape));

@@ -13,23 +13,26 @@
 namespace lacuna::io {
 
 /// An entry of config.json's lacuna.weights. A dense store keeps it too, so that the pattern
-/// survives.
+/// survives (it has no codes then). The pattern is dense for a quantised dense weight alone.
 struct SparseDeclaration {
   format::Pattern pattern;
   int64_t rows = 0, columns = 0;
-  DType values = DType::kBF16;
+  DType values = DType::kBF16;  ///< of the weight; of the stored values unless quantised
+  format::Quantization quantization;
 };
 using SparseDeclarations = std::map<std::string, SparseDeclaration, std::less<>>;
 
 /// What config.json's key "lacuna" declares; empty without that key. `file` is for messages.
-/// @errors kBadInput: unknown format version, pattern or value type; impossible shape
+/// @errors kBadInput: unknown format version, pattern, value type or quantization; impossible shape
 Result<SparseDeclarations> read_declarations(const nlohmann::json& config, const std::string& file);
 /// Sets lacuna.format_version and lacuna.weights, leaving what else the key holds.
 void write_declarations(const SparseDeclarations& declarations, nlohmann::json& config);
 
 /// The safetensors names of a weight's parts, in the order in which they are written.
 std::vector<std::string> compact_part_names(const std::string& name,
-                                            const format::Pattern& pattern);
+                                            const SparseDeclaration& declaration);
+/// What declares a matrix.
+SparseDeclaration declaration_of(const format::CompactMatrix& matrix);
 /// A matrix as the tensors that carry it.
 std::vector<NamedTensor> compact_parts(const std::string& name,
                                        const format::CompactMatrix& matrix);

@@ -31,7 +31,8 @@ Status check_legacy_config(const nlohmann::json& config, const std::string& file
 
 /// Can sparse-24-bitmask hold it?
 bool fits_sparse24(const format::CompactMatrix& matrix);
-/// A sound matrix as tensors of the store. @errors kBadInput: a name that doesn't end in ".weight"
+/// A sound matrix as tensors of the store. @errors kBadInput: a name that doesn't end in ".weight";
+/// quantised values
 Result<std::vector<NamedTensor>> legacy_parts(const std::string& name,
                                               const format::CompactMatrix& matrix, Store store);
 /// config.json's quantization_config for a folder in this store. `weights` are the sparse ones,

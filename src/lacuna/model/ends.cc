@@ -4,7 +4,7 @@
 namespace lacuna::model {
 
 struct Ends::State {
-  at::Tensor embedding;           // [vocab, embedding_width]
+  Linear embedding;               // [vocab, embedding_width]
   at::Tensor position_embedding;  // [max_positions + offset, hidden]
   int64_t position_offset = 0;
   std::optional<Linear> project_in, project_out;
@@ -13,12 +13,27 @@ struct Ends::State {
   bool tied = false;
 };
 
+namespace {
+
+/// Codes stay codes, for a step looks few rows up; everything else is held densely.
+Result<Linear> read_embedding(const io::Checkpoint& checkpoint, const io::DecoderSpec& spec,
+                              const Compute& compute) {
+  const std::string name = spec.embedding + ".weight";
+  const auto found = checkpoint.weights().find(name);
+  if (found != checkpoint.weights().end() && !found->second.quantization.none())
+    return read_linear(checkpoint, "", {spec.embedding, spec.vocab, spec.embedding_width}, compute);
+  LACUNA_TRY(at::Tensor table,
+             read_tensor(checkpoint, name, {spec.vocab, spec.embedding_width}, compute));
+  return Linear::dense(std::move(table), {});
+}
+
+}  // namespace
+
 Result<Ends> Ends::load(const io::Checkpoint& checkpoint, const io::DecoderSpec& spec,
                         const Compute& compute) {
   auto state = std::make_shared<State>();
   const int64_t width = spec.embedding_width;
-  LACUNA_TRY(state->embedding,
-             read_tensor(checkpoint, spec.embedding + ".weight", {spec.vocab, width}, compute));
+  LACUNA_TRY(state->embedding, read_embedding(checkpoint, spec, compute));
   if (spec.positions == io::Positions::kLearned) {
     state->position_offset = spec.position_offset;
     LACUNA_TRY(state->position_embedding,
@@ -39,7 +54,7 @@ Result<Ends> Ends::load(const io::Checkpoint& checkpoint, const io::DecoderSpec&
   }
   state->tied = spec.tied_embedding;
   if (state->tied) {
-    state->head = Linear::dense(state->embedding, {});
+    state->head = state->embedding;
   } else {
     LACUNA_TRY(state->head,
                read_linear(checkpoint, "", {spec.lm_head, spec.vocab, width}, compute));
@@ -51,7 +66,7 @@ Result<Ends> Ends::load(const io::Checkpoint& checkpoint, const io::DecoderSpec&
 
 at::Tensor Ends::embed(const at::Tensor& ids, int64_t first) const {
   const State& s = *state_;
-  at::Tensor hidden = at::embedding(s.embedding, ids);
+  at::Tensor hidden = s.embedding.rows(ids);
   if (s.project_in) hidden = s.project_in->forward(hidden);
   if (s.position_embedding.defined())
     hidden = hidden + s.position_embedding.narrow(0, first + s.position_offset, ids.size(1));
@@ -67,7 +82,7 @@ at::Tensor Ends::logits(const at::Tensor& hidden) const {
 
 size_t Ends::weight_bytes() const {
   const State& s = *state_;
-  size_t bytes = s.embedding.nbytes();
+  size_t bytes = s.embedding.weight_bytes();
   if (s.position_embedding.defined()) bytes += s.position_embedding.nbytes();
   for (const auto* linear : {&s.project_in, &s.project_out})
     if (*linear) bytes += (*linear)->weight_bytes();

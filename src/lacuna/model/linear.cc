@@ -47,7 +47,12 @@ void expand_into(const CompactMatrix& matrix, at::Tensor& out) {
 
 /// Values that the type of the computation doesn't hold exactly are rounded to it once, as those of
 /// a dense weight are; bf16 and f16 values stay as they are for float32, which holds them all.
+/// Codes stay codes: what they stand for is rounded once, to the type of the computation.
 CompactMatrix rounded_to(at::ScalarType dtype, CompactMatrix matrix) {
+  if (!matrix.quantization.none()) {
+    matrix.values_dtype = dtype_of(dtype);
+    return matrix;
+  }
   const at::ScalarType stored = scalar_type(matrix.values_dtype);
   if (stored == dtype || dtype == at::kFloat) return matrix;
   const auto count = static_cast<int64_t>(matrix.values.size() / size_bytes(matrix.values_dtype));
@@ -183,7 +188,7 @@ class Linear::RowKernels {
 };
 
 /// What a compact weight is held as: by rows where kernels multiply it as it is (CPU, a pattern
-/// with a bitmap), as a matrix (CPU, blocks), or on the GPU.
+/// with a bitmap), as a matrix (CPU, blocks and codes), or on the GPU.
 struct Linear::Compact {
   CompactMatrix matrix;  // on a GPU: its sizes alone; views of `rows` where that is set
   std::optional<format::CompactRows> rows;
@@ -217,13 +222,16 @@ Result<Linear> Linear::compact(CompactMatrix weight, std::optional<at::Tensor> b
   Linear linear;
   compact->matrix = rounded_to(compute.dtype, std::move(weight));
   const CompactMatrix& matrix = compact->matrix;
+  const bool coded = !matrix.quantization.none();
+  if (compute.device.is_cuda() && coded)
+    return dense(wrap(format::expand(matrix)).to(compute.device), std::move(bias));
   if (compute.device.is_cuda()) {
     compact->device.emplace(matrix, compute);
     compact->matrix = {.pattern = matrix.pattern,
                        .rows = matrix.rows,
                        .columns = matrix.columns,
                        .values_dtype = matrix.values_dtype};
-  } else if (matrix.pattern.kind != PatternKind::kBlock) {
+  } else if (matrix.pattern.kind != PatternKind::kBlock && !coded) {
     LACUNA_TRY(compact->rows, format::CompactRows::make(matrix));
     const auto elements = static_cast<double>(matrix.rows * matrix.columns);
     const auto kept = static_cast<double>(matrix.values.size() / size_bytes(matrix.values_dtype));
@@ -238,6 +246,25 @@ Result<Linear> Linear::compact(CompactMatrix weight, std::optional<at::Tensor> b
 at::Tensor Linear::forward(const at::Tensor& x) const {
   if (few_tokens_ && few_tokens_->takes(x)) return few_tokens_->run(x, bias_);
   return at::linear(x, compact_ ? compact_->expanded() : dense_, bias_);
+}
+
+at::Tensor Linear::rows(const at::Tensor& ids) const {
+  if (!compact_) return at::embedding(dense_, ids);
+  const CompactMatrix& matrix = compact_->matrix;
+  if (matrix.quantization.none()) return at::embedding(compact_->expanded(), ids);
+  const at::Tensor flat = ids.contiguous().view({-1});
+  Shape shape = ids.sizes().vec();
+  shape.push_back(matrix.columns);
+  at::Tensor out = at::empty(shape, compact_->compute.dtype);
+  const int64_t row_bytes = matrix.columns * static_cast<int64_t>(out.element_size());
+  auto* data = static_cast<std::byte*>(out.mutable_data_ptr());
+  const auto* id = flat.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < flat.numel(); ++i)
+    TORCH_CHECK(id[i] >= 0 && id[i] < matrix.rows, "rows: no row ", id[i], " of ", matrix.rows);
+  torch_executor().parallel_for(flat.numel(), [&](int64_t i) {
+    format::expand_rows(matrix, id[i], id[i] + 1, data + i * row_bytes);
+  });
+  return out;
 }
 
 at::Tensor Linear::weight() const { return compact_ ? compact_->expanded().clone() : dense_; }

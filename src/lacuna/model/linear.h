@@ -14,8 +14,9 @@
 namespace lacuna::model {
 
 /// y = x W^T + b. On the CPU up to 16 tokens run on the linear operations of kernels/, dense
-/// weights too. A compact weight stays compact in memory: more tokens, blocks and GPUs expand it
-/// into a scratch shared by all layers and take the dense product.
+/// weights too. A compact weight stays compact in memory: more tokens, blocks, codes and GPUs
+/// expand it into a scratch shared by all layers and take the dense product. On a GPU a quantised
+/// weight is expanded once, when it is loaded, and is a dense one from then on.
 class Linear {
  public:
   Linear() = default;
@@ -26,6 +27,9 @@ class Linear {
 
   /// @param x [..., in] -> [..., out]
   at::Tensor forward(const at::Tensor& x) const;
+  /// The rows of W that ids (int64 [...]) name: [..., in], as an embedding does. Of a quantised
+  /// weight only these rows are expanded.
+  at::Tensor rows(const at::Tensor& ids) const;
   /// W dense in the dtype of the computation (a fresh tensor when the weight is compact).
   at::Tensor weight() const;
   /// Replaces the weight by a dense one (pruning does this).

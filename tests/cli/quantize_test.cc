@@ -1,0 +1,200 @@
+// `convert --quantize` from outside: a pruned or dense model becomes codes, is proved, and runs.
+#include "cli/run_tool.h"
+
+namespace lacuna::testing {
+namespace {
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+const std::string kUp = "model.layers.2.mlp.up_proj.weight";  // 640 x 256
+constexpr const char* kEmbedding = "model.embed_tokens.weight";
+
+/// `pruned(pattern)`, or the demo model itself for "dense", as codes; made once each.
+const fs::path& quantized(const std::string& pattern, const std::string& flags) {
+  static std::map<std::string, fs::path> models;
+  fs::path& folder = models[pattern + " " + flags];
+  if (folder.empty()) {
+    folder = scratch_folder("quantized") / "model";
+    const std::string model = pattern == "dense" ? demo_model() : pruned(pattern).folder.string();
+    done(fmt::format("convert {} -o {} --quantize {} -q", model, folder.string(), flags));
+  }
+  return folder;
+}
+
+double perplexity(const fs::path& model) {
+  static const fs::path text = [] {
+    fs::path file = scratch_folder("text") / "text.txt";
+    std::ofstream(file) << some_text(300);
+    return file;
+  }();
+  return done(fmt::format("eval {} --text {} --length 64 --windows 4 -q --json", model.string(),
+                          text.string()))
+      .report()["perplexity"];
+}
+
+std::string violations(const fs::path& model, const std::string& flags = "") {
+  const Output run = lacuna_tool(fmt::format("verify {} {} --json -q", model.string(), flags));
+  EXPECT_EQ(run.code, 1) << run.out << run.err;
+  return run.report()["violations"].dump(1);
+}
+
+TEST(Quantize, PrunedModelsAreProvedAndAnswerAlmostAsBefore) {
+  const struct {
+    const char *pattern, *flags, *code;
+    double within;  // of the perplexity before
+  } cases[] = {{"unstructured", "int8", "int8", 0.02},
+               {"unstructured", "int4", "int4g64", 0.15},
+               {"2:4", "int4 --group 32 --zero-points", "int4g32z", 0.15},
+               {"2:4", "fp8", "fp8", 0.05},
+               {"block:16x16", "int8 --group 128", "int8g128", 0.02},
+               {"dense", "int4", "int4g64", 0.15}};
+  for (const auto& [pattern, flags, code, within] : cases) {
+    const bool sparse = std::string(pattern) != "dense";
+    const fs::path& model = quantized(pattern, flags);
+    const fs::path before = sparse ? pruned(pattern).folder : fs::path(demo_model());
+    const std::string expected =
+        sparse ? fmt::format("--expect-pattern {} --expect-sparsity 0.5", pattern) : "";
+    const json verified = done(fmt::format("verify {} {} --against {} --json -q", model.string(),
+                                           expected, before.string()))
+                              .report();
+    EXPECT_EQ(verified["ok"], true);
+    for (const json& layer : verified["layers"]) EXPECT_EQ(layer["quantization"], code);
+    const double was = perplexity(before), is = perplexity(model);
+    EXPECT_NEAR(is / was, 1.0, within) << pattern << " " << flags;
+    std::printf("[ MEASURED ] demo model, %s, %s: perplexity %.4f, before %.4f\n", pattern, code,
+                is, was);
+  }
+}
+
+TEST(Quantize, SaysWhatBecameWhatAndThatMasksAreUnchanged) {
+  const fs::path out = scratch_folder("quantized") / "model";
+  const std::string line =
+      fmt::format("convert {} -o {} --quantize int4", pruned("2:4").folder.string(), out.string());
+  EXPECT_THAT(done(line + " -q").out,
+              AllOf(HasSubstr("42 weights, 2:4 bfloat16 to int4g64: "),
+                    HasSubstr("model.embed_tokens.weight, dense bfloat16 to int8: "),
+                    HasSubstr("masks unchanged in what was written"), HasSubstr("stay kept")));
+  const json report = done(line + " -q --json").report();
+  EXPECT_EQ(report["quantization"], "int4g64");
+  EXPECT_EQ(report["masks_equal"], true);
+  EXPECT_LT(report["bytes_out"].get<double>(), 0.5 * report["bytes_in"].get<double>());
+  ASSERT_EQ(report["quantized"].size(), 43u);
+  for (const json& weight : report["quantized"]) {
+    EXPECT_EQ(weight["from"], "bfloat16");
+    const bool head = weight["name"] == kEmbedding;
+    EXPECT_EQ(weight["to"], head ? "int8" : "int4g64");
+    EXPECT_EQ(weight["pattern"], head ? "dense" : "2:4");
+    EXPECT_LT(weight["bytes_out"], weight["bytes_in"]);
+  }
+}
+
+TEST(Quantize, InspectShowsTheCodesAndTheirBytes) {
+  const fs::path& model = quantized("2:4", "int4");
+  EXPECT_THAT(done("inspect " + model.string()).out,
+              AllOf(HasSubstr("int4g64"), HasSubstr("int8")));
+  const json report = done(fmt::format("inspect {} --json", model.string())).report();
+  size_t seen = 0;
+  for (const json& layer : report["layers"]) {
+    if (layer["name"] != kUp) continue;
+    ++seen;
+    EXPECT_EQ(layer["quantization"], "int4g64");
+    EXPECT_EQ(layer["dtype"], "bfloat16");
+    EXPECT_EQ(layer["format"], "compact");
+    EXPECT_EQ(layer["pattern"], "2:4");
+    EXPECT_GE(layer["sparsity"].get<double>(), 0.5);
+    // A bit each, half a byte for half of them, a scale for each 64 columns.
+    EXPECT_EQ(layer["bytes"], 640 * 256 / 8 + 640 * 256 / 4 + 640 * 4 * 2);
+  }
+  EXPECT_EQ(seen, 1u);
+}
+
+TEST(Quantize, KeepHeadLeavesTheEmbeddingAsItIs) {
+  const fs::path& model = quantized("2:4", "int8 --keep-head");
+  for (const json& layer :
+       done(fmt::format("inspect {} --json", model.string())).report()["layers"])
+    EXPECT_EQ(layer["quantization"], layer["name"] == kEmbedding ? "none" : "int8");
+  done(fmt::format("generate {} --prompt hi --max-new-tokens 4 -q", model.string()));
+}
+
+TEST(Quantize, ConvertsBackToDenseAndCopiesCodesUnchanged) {
+  const fs::path& model = quantized("unstructured", "int4");
+  const fs::path folder = scratch_folder("back");
+  const std::string dense = (folder / "dense").string(), copy = (folder / "copy").string();
+  done(fmt::format("convert {} -o {} --store dense -q", model.string(), dense));
+  done(fmt::format("verify {} -q", dense));
+  for (const json& layer : done(fmt::format("inspect {} --json", dense)).report()["layers"]) {
+    EXPECT_EQ(layer["quantization"], "none");
+    EXPECT_EQ(layer["format"], "dense");
+  }
+  EXPECT_NEAR(perplexity(dense) / perplexity(model), 1.0, 0.01) << "bf16 instead of float32";
+  done(fmt::format("convert {} -o {} -q", model.string(), copy));
+  EXPECT_EQ(bytes_of(fs::path(copy) / "model.safetensors"), bytes_of(model / "model.safetensors"));
+  EXPECT_EQ(json_of(fs::path(copy) / "config.json"), json_of(model / "config.json"));
+  const Output legacy = lacuna_tool(fmt::format("convert {} -o {} --store compressed-tensors -q",
+                                                model.string(), (folder / "legacy").string()));
+  EXPECT_EQ(legacy.code, 3);
+  EXPECT_THAT(legacy.err, AllOf(HasSubstr("no place for codes"), HasSubstr("--store dense")));
+  EXPECT_FALSE(fs::exists(folder / "legacy"));
+}
+
+TEST(Quantize, RefusesWhatCannotBeAndSaysWhatToDo) {
+  const fs::path folder = scratch_folder("refused");
+  const std::string out = (folder / "out").string(), sparse = pruned("2:4").folder.string();
+  const Output twice = lacuna_tool(
+      fmt::format("convert {} -o {} --quantize int4 -q", quantized("2:4", "int4").string(), out));
+  EXPECT_EQ(twice.code, 3);
+  EXPECT_THAT(twice.err, AllOf(HasSubstr("is quantised already"), HasSubstr("--store dense")));
+  const char* usage[] = {"{} -o {} --quantize int8 --store dense",
+                         "{} -o {} --quantize int8 --store compressed-tensors",
+                         "{} -o {} --quantize int2",
+                         "{} -o {} --quantize int8 --zero-points",
+                         "{} -o {} --quantize int4 --group 48",
+                         "{} -o {} --group 64",
+                         "{} -o {} --zero-points",
+                         "{} -o {} --keep-head",
+                         "{}/model.safetensors -o {} --quantize int8"};
+  for (const char* line : usage) {
+    const Output run =
+        lacuna_tool("convert " + fmt::format(fmt::runtime(line), sparse, out) + " -q");
+    EXPECT_EQ(run.code, 2) << line << "\n" << run.err;
+    EXPECT_NE(run.err, "") << line;
+  }
+  EXPECT_FALSE(fs::exists(out));
+  const fs::path broken = copy_of(demo_model());
+  OpenFile weights = open_weights(broken);
+  const uint16_t infinity = 0x7f80;
+  std::memcpy(weights.data.data() + weights.place(kUp).first + (3 * 256 + 5) * 2, &infinity, 2);
+  weights.save();
+  const Output refused =
+      lacuna_tool(fmt::format("convert {} -o {} --quantize int8 -q", broken.string(), out));
+  EXPECT_EQ(refused.code, 3);
+  EXPECT_THAT(refused.err, AllOf(HasSubstr(kUp), HasSubstr("row 3, column 5")));
+  EXPECT_FALSE(fs::exists(out));
+}
+
+TEST(Quantize, VerifyFindsOneFlippedBitInCodesScalesAndMask) {
+  for (const std::string& part : {kUp + ".values", kUp + ".scales", kUp + ".bitmap", kUp + ".zeros",
+                                  std::string(kEmbedding) + ".values"}) {
+    const fs::path model = copy_of(quantized("2:4", "int4 --group 32 --zero-points"));
+    OpenFile weights = open_weights(model);
+    weights.flip_bit(weights.place(part).first + 40, 1);
+    weights.save();
+    EXPECT_THAT(violations(model), HasSubstr("tensor \\\"" + part + "\\\", chunk 1 of "));
+    if (part.ends_with(".bitmap")) continue;
+    // With checksums that say so, the model that was quantised knows better.
+    weights.save_with_checksums();
+    EXPECT_THAT(
+        violations(model, "--against " + pruned("2:4").folder.string()),
+        AllOf(HasSubstr(part.substr(0, part.rfind('.')) + ": row "), Not(HasSubstr("chunk"))))
+        << part;
+  }
+}
+
+TEST(Quantize, VerifyAgainstAnotherModelFindsItsMask) {
+  EXPECT_THAT(violations(quantized("2:4", "int4"), "--against " + std::string(demo_model())),
+              HasSubstr(" was dropped"));
+}
+
+}  // namespace
+}  // namespace lacuna::testing
