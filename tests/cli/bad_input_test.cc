@@ -64,6 +64,23 @@ TEST(Usage, WrongFlagValuesAreUsageErrorsBeforeAnythingIsRead) {
        "disagrees"},
       {"synth --like opt-125m -o /tmp/lacuna_never_written --store compressed-tensors", "--store"},
       {"report -o /tmp/lacuna_never_written", "RUN"},
+      {"bench", "PROBLEM"},
+      {"bench linear_dense:bf17:8x8x1", "bf17"},
+      {"bench linear_dense:bf16:8x8", "an extent"},
+      {"bench linear_magic:bf16:8x8x1", "linear_magic"},
+      {"bench linear_dense:bf16:8x8x1 --seconds 0", "--seconds"},
+      {"bench linear_dense:bf16:8x8x1 --threads -1", "--threads"},
+      {"bench model", "MODEL"},
+      {"bench model /nowhere --tokens 0", "--tokens"},
+      {"bench model /nowhere --prompt 0", "--prompt"},
+      {"bench model /nowhere --repetitions 0", "--repetitions"},
+      {"bench linear_dense:bf16:8x8x1 model /nowhere", "a model alone"},
+      {"tune", "MODEL"},
+      {"tune /nowhere", "/nowhere"},
+      {"tune linear_dense:bf16:8x8x1 nonsense", "nonsense"},
+      {"tune /nowhere --tokens 17", "--tokens"},
+      {"doctor --op nonsense", "nonsense"},
+      {"doctor --op linear_magic:bf16:8x8x1", "linear_magic"},
   };
   std::vector<std::string> lines;
   for (const auto& wrong : cases) lines.push_back(wrong.line);

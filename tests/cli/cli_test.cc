@@ -27,8 +27,9 @@ const fs::path& text_file() {
 json reference() { return json_of(source_folder() / "tests/golden/demo-5m-reference.json"); }
 
 TEST(Usage, EveryVerbHasHelpWithTwoExamplesOrMore) {
-  const std::vector<std::string> verbs = {"inspect", "prune",    "verify", "eval",   "generate",
-                                          "convert", "tokenize", "synth",  "report", "doctor"};
+  const std::vector<std::string> verbs = {"inspect",  "prune",   "verify",   "eval",
+                                          "generate", "convert", "tokenize", "synth",
+                                          "report",   "doctor",  "bench",    "tune"};
   std::vector<std::string> lines;
   for (const std::string& verb : verbs) lines.push_back(verb + " --help");
   const auto runs = lacuna_tools(lines);

@@ -12,6 +12,7 @@
 #include <sstream>
 
 #include "format/random_matrix.h"
+#include "lacuna/kernels/error_bound.h"
 #include "lacuna/kernels/linear_bitmap/linear_bitmap.h"
 #include "lacuna/kernels/linear_dense/linear_dense.h"
 #include "lacuna/kernels/linear_nm/linear_nm.h"
@@ -275,37 +276,11 @@ void run(const LinearCandidate& candidate, const Weight& weight, Operands& opera
 // --- Comparators
 // ----------------------------------------------------------------------------------
 
-/// Unit roundoff (2^-24, 2^-8 and 2^-11 for 24, 8 and 11 significant bits) and smallest step.
-double unit_roundoff(DType dtype) {
-  return dtype == DType::kF32 ? 0x1p-24 : dtype == DType::kBF16 ? 0x1p-8 : 0x1p-11;
-}
-double smallest(DType dtype) {
-  return dtype == DType::kF32 ? 0x1p-149 : dtype == DType::kBF16 ? 0x1p-133 : 0x1p-24;
-}
-
-/// Most float32 roundings between a product and the sum it ends in. AVX-512 has 16 lanes, each
-/// meeting two products a chunk of 32 columns, then a tree of 4 additions; AVX2 and portable have 8
-/// lanes, one product in 8 columns, a tree of 3; portable rounds its products too. One more for the
-/// bias.
-double roundings(const std::string& candidate, int64_t columns) {
-  if (candidate == "reference") return 1;
-  if (candidate.find("avx512") != std::string::npos)
-    return 2.0 * static_cast<double>((columns + 31) / 32) + 4 + 1;
-  return static_cast<double>((columns + 31) / 32 * 4) + 3 + 1 + 1;
-}
-
-bool flushes_denormals(const std::string& candidate) {
-  return candidate.find("_dot") != std::string::npos;
-}
-
-/// |y - exact| <= gamma_n sum|w x| + (underflows) and one rounding to the type of y.
+/// The bound of a candidate (kernels/error_bound.h).
 double bound(const std::string& candidate, DType dtype, int64_t columns, double exact,
              double weight_sum, double flushed) {
-  const double n = roundings(candidate, columns) * 0x1p-24;
-  double float_error = n / (1 - n) * weight_sum + static_cast<double>(columns + 16) * 0x1p-149;
-  if (flushes_denormals(candidate))
-    float_error += flushed + static_cast<double>(columns + 16) * 0x1p-126;
-  return float_error + unit_roundoff(dtype) * (std::fabs(exact) + float_error) + smallest(dtype);
+  return ErrorBound{float_roundings(candidate, columns), columns, dtype,
+                    flushes_denormals(candidate)}(exact, weight_sum, flushed);
 }
 
 struct Case {

@@ -5,6 +5,8 @@
 
 #include <cstdlib>
 
+#include "lacuna/kernels/measured.h"
+
 namespace lacuna::kernels {
 namespace {
 
@@ -127,6 +129,69 @@ TEST(CandidateList, says_why_when_nobody_can) {
   EXPECT_EQ(none.error().code, Code::kNotPossible);
   EXPECT_THAT(none.error().message,
               HasSubstr("special needs one token; miraculous needs a miracle"));
+}
+
+/// A measured table for one test.
+class Measured {
+ public:
+  Measured(const char* problem, const char* candidate) {
+    set_measured_winners({{*Problem::parse(problem), candidate}});
+  }
+  ~Measured() { set_measured_winners({}); }
+};
+
+const char* note_of(const std::vector<Explanation>& lines, std::string_view candidate) {
+  for (const Explanation& line : lines)
+    if (line.candidate == candidate) return line.note.c_str();
+  return "no such line";
+}
+
+TEST(MeasuredTable, goes_before_the_order_of_the_list_and_behind_force) {
+  CandidateList<Toy> list{{{"special", only_one_token}, 1}, {{"general", always}, 2}};
+  const Problem one = *Problem::parse("toy:bf16:4x4x1");
+  EXPECT_STREQ(note_of(list.explain(one, Device{}), "special"), "chosen by: order of the list");
+  const Measured table("toy:bf16:4x4x1", "general");
+  EXPECT_EQ((*list.choose(one, Device{}))->number, 2);
+  EXPECT_STREQ(note_of(list.explain(one, Device{}), "general"), "chosen by: measured table");
+  EXPECT_EQ((*list.choose(*Problem::parse("toy:f32:4x4x1"), Device{}))->number, 1) << "another";
+  Device gpu;
+  gpu.gpu.emplace();
+  EXPECT_EQ((*list.choose(one, gpu))->number, 1) << "the table was measured on a CPU";
+  const Force force("toy:special");
+  EXPECT_EQ((*list.choose(one, Device{}))->number, 1);
+  const auto lines = list.explain(one, Device{});
+  EXPECT_STREQ(note_of(lines, "special"), "chosen by: LACUNA_FORCE");
+  EXPECT_THAT(note_of(lines, "general"), HasSubstr("LACUNA_FORCE goes first"));
+}
+
+TEST(MeasuredTable, an_entry_that_cannot_be_used_is_ignored_and_explained) {
+  CandidateList<Toy> list{{{"special", only_one_token}, 1}, {{"general", always}, 2}};
+  const Problem two = *Problem::parse("toy:bf16:4x4x2");
+  {
+    const Measured table("toy:bf16:4x4x2", "special");
+    EXPECT_EQ((*list.choose(two, Device{}))->number, 2);
+    EXPECT_THAT(note_of(list.explain(two, Device{}), "special"), HasSubstr("ignored"));
+  }
+  const Measured table("toy:bf16:4x4x2", "retired");
+  EXPECT_EQ((*list.choose(two, Device{}))->number, 2);
+  const auto lines = list.explain(two, Device{});
+  ASSERT_EQ(lines.size(), 3u);
+  EXPECT_EQ(lines[2].candidate, "retired");
+  EXPECT_THAT(lines[2].support.refusal(), HasSubstr("is no candidate of toy"));
+  EXPECT_FALSE(lines[2].chosen);
+}
+
+TEST(MeasuredTable, stands_for_problems_near_by) {
+  const Measured table("toy:bf16:4x4x8:0.5", "general");
+  for (const char* near : {"toy:bf16:4x4x8:0.5", "toy:bf16:4x4x5:0.5", "toy:bf16:4x4x7:0.4600001"})
+    EXPECT_EQ(measured_winner(*Problem::parse(near)), "general") << near;
+  for (const char* far : {"toy:bf16:4x4x4:0.5", "toy:bf16:4x4x9:0.5", "toy:bf16:4x4x8:0.6",
+                          "toy:bf16:4x5x8:0.5", "toy:bf16/f32:4x4x8:0.5", "toy:bf16:4x4x8:2:4"})
+    EXPECT_EQ(measured_winner(*Problem::parse(far)), std::nullopt) << far;
+  set_measured_winners({{*Problem::parse("toy:bf16:4x4x8:0.5"), "rounded"},
+                        {*Problem::parse("toy:bf16:4x4x7:0.46"), "exact"}});
+  EXPECT_EQ(measured_winner(*Problem::parse("toy:bf16:4x4x7:0.46")), "exact");
+  EXPECT_EQ(measured_winner(*Problem::parse("toy:bf16:4x4x6:0.46")), "rounded");
 }
 
 }  // namespace

@@ -86,6 +86,11 @@ Result<model::Compute> resolve(const ComputeChoice& choice, DType own) {
   return compute;
 }
 
+Result<model::Decoder> load_decoder(const fs::path& folder, const ComputeChoice& choice) {
+  LACUNA_TRY(const Opened opened, open_model(folder, choice));
+  return model::Decoder::load(opened.checkpoint, opened.compute);
+}
+
 Result<prune::PruneReport> prune(const PruneJob& job, const JobProgress& progress) {
   LACUNA_TRY(const prune::Method* method, prune::find_method(job.options.method));
   LACUNA_TRY(const Opened opened, open_model(job.model, job.choice));

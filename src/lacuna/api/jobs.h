@@ -28,6 +28,11 @@ struct ComputeChoice {
 /// @param own  dtype of the model
 Result<model::Compute> resolve(const ComputeChoice& choice, DType own);
 
+/// A model in memory, ready to run; sets the number of threads. @errors those of opening and
+/// loading
+Result<model::Decoder> load_decoder(const std::filesystem::path& folder,
+                                    const ComputeChoice& choice);
+
 /// How a job tells what it is doing; every member may be empty.
 struct JobProgress {
   std::function<void(const std::string& line)> log;

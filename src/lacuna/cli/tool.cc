@@ -1,6 +1,5 @@
 #include "lacuna/cli/tool.h"
 
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include <chrono>
@@ -12,6 +11,7 @@
 
 #include "lacuna/api/verify.h"
 #include "lacuna/cli/progress.h"
+#include "lacuna/core/memory.h"
 #include "lacuna/core/version.h"
 
 namespace lacuna::cli {
@@ -37,12 +37,6 @@ CLI::Validator number(std::string need, Accepts accepts) {
         return fine ? std::string() : fmt::format("out of range (got {}; need {})", text, need);
       },
       "");
-}
-
-double peak_memory_bytes() {
-  rusage usage{};
-  getrusage(RUSAGE_SELF, &usage);
-  return static_cast<double>(usage.ru_maxrss) * 1024;
 }
 
 }  // namespace
@@ -162,12 +156,15 @@ int Tool::run(int argc, char** argv) {
     std::fputs(app_.help().c_str(), stderr);
     return static_cast<int>(Code::kUsage);
   }
+  tuned_ = bench::use_tuned();
+  if (!tuned_.remark.empty() && !quiet_)
+    std::fprintf(stderr, "lacuna: %s\n", tuned_.remark.c_str());
   const auto start = std::chrono::steady_clock::now();
   const Status status = run_verb();
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
   if (verbose_)
     std::fprintf(stderr, "[%.1f s, at most %.2f GiB of memory]\n", seconds.count(),
-                 peak_memory_bytes() / (1 << 30));
+                 static_cast<double>(peak_memory_bytes()) / (1 << 30));
   if (status.ok()) return 0;
   if (!status.error().message.empty())
     std::fprintf(stderr, "lacuna: %s\n", status.error().message.c_str());

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "lacuna/api/jobs.h"
+#include "lacuna/bench/tune.h"
 #include "lacuna/core/status.h"
 
 namespace lacuna::cli {
@@ -36,6 +37,8 @@ class Tool {
   bool json() const { return json_; }
   bool quiet() const { return quiet_; }
   uint64_t seed() const { return seed_; }
+  /// The measured table that kernels are chosen by, read when the tool started.
+  const bench::TunedUse& tuned() const { return tuned_; }
   /// --device, --dtype, --threads; `dtype` is the verb's own default
   api::ComputeChoice compute(const std::string& dtype = "auto") const;
   /// Progress on stderr: a bar with rate and time left on a terminal, plain lines otherwise,
@@ -55,6 +58,7 @@ class Tool {
   std::string device_ = "auto", dtype_;
   int threads_ = 0;
   uint64_t seed_ = 0;
+  bench::TunedUse tuned_;
 };
 
 /// Every verb's file defines one of these; verbs.cc lists them.

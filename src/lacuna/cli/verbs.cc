@@ -11,12 +11,14 @@ void add_convert(Tool&);
 void add_tokenize(Tool&);
 void add_synth(Tool&);
 void add_report(Tool&);
+void add_bench(Tool&);
+void add_tune(Tool&);
 void add_doctor(Tool&);
 
 const std::vector<AddVerb>& verbs() {
   static const std::vector<AddVerb> all = {add_inspect,  add_prune,   add_verify,   add_eval,
                                            add_generate, add_convert, add_tokenize, add_synth,
-                                           add_report,   add_doctor};
+                                           add_report,   add_bench,   add_tune,     add_doctor};
   return all;
 }
 

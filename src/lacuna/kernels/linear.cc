@@ -9,10 +9,12 @@ namespace lacuna::kernels {
 const std::array<LinearOperation, 3>& linear_operations() {
   using format::PatternKind;
   static const std::array<LinearOperation, 3> all = {{
-      {linear_dense::kOperation, PatternKind::kDense, linear_dense::plan, linear_dense::explain},
+      {linear_dense::kOperation, PatternKind::kDense, linear_dense::plan, linear_dense::explain,
+       linear_dense::candidates},
       {linear_bitmap::kOperation, PatternKind::kUnstructured, linear_bitmap::plan,
-       linear_bitmap::explain},
-      {linear_nm::kOperation, PatternKind::kKeepOf, linear_nm::plan, linear_nm::explain},
+       linear_bitmap::explain, linear_bitmap::candidates},
+      {linear_nm::kOperation, PatternKind::kKeepOf, linear_nm::plan, linear_nm::explain,
+       linear_nm::candidates},
   }};
   return all;
 }
@@ -21,6 +23,15 @@ const LinearOperation* linear_operation(format::PatternKind weight) {
   for (const LinearOperation& operation : linear_operations())
     if (operation.weight == weight) return &operation;
   return nullptr;
+}
+
+Result<const LinearOperation*> find_linear_operation(std::string_view name) {
+  std::string known;
+  for (const LinearOperation& operation : linear_operations()) {
+    if (operation.name == name) return &operation;
+    known += fmt::format("{}{}", known.empty() ? "" : ", ", operation.name);
+  }
+  return usage_error("operation: unknown (got \"{}\"; need one of {}).", name, known);
 }
 
 }  // namespace lacuna::kernels

@@ -16,10 +16,13 @@ struct LinearOperation {
   format::PatternKind weight;
   Result<LinearPlan> (*plan)(const Problem& problem, const Device& device) = nullptr;
   std::vector<Explanation> (*explain)(const Problem& problem, const Device& device) = nullptr;
+  LinearCandidates& (*candidates)() = nullptr;
 };
 
 const std::array<LinearOperation, 3>& linear_operations();
 /// The operation that multiplies rows of such a weight, or null: blocks are expanded.
 const LinearOperation* linear_operation(format::PatternKind weight);
+/// The operation of this name. @errors kUsage: there is none (the known ones are listed)
+Result<const LinearOperation*> find_linear_operation(std::string_view name);
 
 }  // namespace lacuna::kernels

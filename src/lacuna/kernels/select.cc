@@ -1,8 +1,11 @@
 #include "lacuna/kernels/select.h"
 
+#include <algorithm>
 #include <array>
 #include <charconv>
 #include <cstdlib>
+
+#include "lacuna/kernels/measured.h"
 
 namespace lacuna::kernels {
 namespace {
@@ -168,18 +171,41 @@ std::optional<std::string> forced_candidate(std::string_view operation) {
   return std::nullopt;
 }
 
-namespace detail {
+std::string_view text(ChosenBy by) {
+  switch (by) {
+    case ChosenBy::kForce:
+      return "LACUNA_FORCE";
+    case ChosenBy::kMeasured:
+      return "measured table";
+    default:
+      return "order of the list";
+  }
+}
 
-Result<size_t> choose(const std::vector<const Candidate*>& candidates, const Problem& problem,
+namespace detail {
+namespace {
+
+/// What the measured table says; it knows CPUs alone.
+std::optional<std::string> measured(const Problem& problem, const Device& device) {
+  return device.gpu ? std::nullopt : measured_winner(problem);
+}
+
+}  // namespace
+
+Result<Choice> choose(const std::vector<const Candidate*>& candidates, const Problem& problem,
                       const Device& device) {
   const auto forced = forced_candidate(problem.operation);
+  if (const auto winner = measured(problem, device); winner && !forced)
+    for (size_t i = 0; i < candidates.size(); ++i)
+      if (candidates[i]->name == *winner && candidates[i]->supports(problem, device))
+        return Choice{i, ChosenBy::kMeasured};
   std::string names, refusals;
   for (size_t i = 0; i < candidates.size(); ++i) {
     const Candidate& candidate = *candidates[i];
     names += (i ? ", " : "") + candidate.name;
     if (forced && *forced != candidate.name) continue;
     const Support support = candidate.supports(problem, device);
-    if (support) return i;
+    if (support) return Choice{i, forced ? ChosenBy::kForce : ChosenBy::kOrder};
     if (forced)
       return not_possible("{}: LACUNA_FORCE asks for {}, which {}. Unset it to run another.",
                           problem.text(), candidate.name, support.refusal());
@@ -194,10 +220,27 @@ Result<size_t> choose(const std::vector<const Candidate*>& candidates, const Pro
 std::vector<Explanation> explain(const std::vector<const Candidate*>& candidates,
                                  const Problem& problem, const Device& device) {
   const auto chosen = choose(candidates, problem, device);
+  const auto winner = measured(problem, device);
   std::vector<Explanation> lines;
-  for (size_t i = 0; i < candidates.size(); ++i)
-    lines.push_back({candidates[i]->name, candidates[i]->supports(problem, device),
-                     chosen.ok() && *chosen == i});
+  for (size_t i = 0; i < candidates.size(); ++i) {
+    Explanation line{candidates[i]->name, candidates[i]->supports(problem, device),
+                     chosen.ok() && chosen->index == i};
+    if (line.chosen) {
+      line.note = fmt::format("chosen by: {}", text(chosen->by));
+    } else if (line.candidate == winner) {
+      line.note = line.support ? "named by the measured table, but LACUNA_FORCE goes first"
+                               : "named by the measured table, which is ignored here";
+    }
+    lines.push_back(std::move(line));
+  }
+  const bool known = !winner || std::any_of(lines.begin(), lines.end(), [&](const auto& line) {
+    return line.candidate == *winner;
+  });
+  if (!known)
+    lines.push_back({*winner,
+                     Support::no("is no candidate of {}, though the measured table names it",
+                                 problem.operation),
+                     false, "ignored; run `lacuna tune` again"});
   return lines;
 }
 

@@ -1,5 +1,5 @@
-// How an operation finds its kernel: problem strings, candidates that say why not, LACUNA_FORCE;
-// and what the linear operations share.
+// How an operation finds its kernel: problem strings, candidates that say why not, the table of
+// what was measured (measured.h), LACUNA_FORCE; and what the linear operations share.
 #pragma once
 
 #include <cstdint>
@@ -90,20 +90,38 @@ struct Candidate {
   Support (*supports)(const Problem& problem, const Device& device) = nullptr;
 };
 
+/// What decided for a candidate, from weak to strong.
+enum class ChosenBy : uint8_t {
+  kOrder,     ///< the first of the list that supports the problem
+  kMeasured,  ///< the measured table (measured.h)
+  kForce,     ///< LACUNA_FORCE
+};
+/// "order of the list", "measured table", "LACUNA_FORCE"
+std::string_view text(ChosenBy by);
+
 /// One line of explain().
 struct Explanation {
   std::string candidate;
   Support support;
   bool chosen = false;
+  /// Of the chosen one: what decided. Of one that the measured table names in vain: why it isn't
+  /// taken.
+  std::string note;
 };
 
 /// The candidate that LACUNA_FORCE=OPERATION:CANDIDATE[,...] pins for an operation, or nothing.
 std::optional<std::string> forced_candidate(std::string_view operation);
 
 namespace detail {
-/// Index of the candidate to run. @errors kUsage: LACUNA_FORCE names an unknown candidate;
-/// kNotPossible: none supports the problem, or the forced one doesn't
-Result<size_t> choose(const std::vector<const Candidate*>& candidates, const Problem& problem,
+/// The candidate to run, and what decided.
+struct Choice {
+  size_t index = 0;
+  ChosenBy by = ChosenBy::kOrder;
+};
+/// LACUNA_FORCE before the measured table before the order of the list. @errors kUsage:
+/// LACUNA_FORCE names an unknown candidate; kNotPossible: none supports the problem, or the forced
+/// one doesn't
+Result<Choice> choose(const std::vector<const Candidate*>& candidates, const Problem& problem,
                       const Device& device);
 std::vector<Explanation> explain(const std::vector<const Candidate*>& candidates,
                                  const Problem& problem, const Device& device);
@@ -120,13 +138,13 @@ class CandidateList {
   /// only: not safe against a concurrent choose().
   void add_first(C candidate) { candidates_.push_front(std::move(candidate)); }
 
-  /// The first candidate that supports the problem, or the one that LACUNA_FORCE pins. The pointer
-  /// stays valid for the life of the program.
+  /// The one that LACUNA_FORCE pins, else the one that measured fastest here, else the first that
+  /// supports the problem. The pointer stays valid for the life of the program.
   Result<const C*> choose(const Problem& problem, const Device& device) const {
-    LACUNA_TRY(const size_t index, detail::choose(pointers(), problem, device));
-    return &candidates_[index];
+    LACUNA_TRY(const detail::Choice choice, detail::choose(pointers(), problem, device));
+    return &candidates_[choice.index];
   }
-  /// Every candidate with its answer.
+  /// Every candidate with its answer; last, one that the measured table names and nobody knows.
   std::vector<Explanation> explain(const Problem& problem, const Device& device) const {
     return detail::explain(pointers(), problem, device);
   }

@@ -50,6 +50,14 @@ at::Tensor Decoder::forward(const at::Tensor& ids, KvCache* cache, bool last_onl
   return ends_.logits(x);
 }
 
+std::vector<const Linear*> Decoder::linears() const {
+  std::vector<const Linear*> all;
+  for (const Block& block : blocks_)
+    for (const std::string& name : block.linear_names()) all.push_back(&block.linear(name));
+  for (const Linear* linear : ends_.linears()) all.push_back(linear);
+  return all;
+}
+
 size_t Decoder::weight_bytes() const {
   size_t bytes = ends_.weight_bytes();
   for (const Block& block : blocks_) bytes += block.weight_bytes();

@@ -86,6 +86,8 @@ class Ends {
   at::Tensor embed(const at::Tensor& ids, int64_t first = 0) const;
   /// hidden [B, T, hidden] -> logits float32 [B, T, vocab]
   at::Tensor logits(const at::Tensor& hidden) const;
+  /// Projections and the output matrix; they live as long as this.
+  std::vector<const Linear*> linears() const;
   size_t weight_bytes() const;
 
  private:
@@ -106,6 +108,8 @@ class Decoder {
   at::Tensor forward(const at::Tensor& ids, KvCache* cache = nullptr, bool last_only = false) const;
   const Ends& ends() const { return ends_; }
   const std::vector<Block>& blocks() const { return blocks_; }
+  /// Every Linear of the model, blocks first; they live as long as this.
+  std::vector<const Linear*> linears() const;
   size_t weight_bytes() const;
 
  private:

@@ -80,6 +80,14 @@ at::Tensor Ends::logits(const at::Tensor& hidden) const {
   return s.head.forward(x).to(at::kFloat);
 }
 
+std::vector<const Linear*> Ends::linears() const {
+  std::vector<const Linear*> all;
+  for (const auto* projection : {&state_->project_in, &state_->project_out})
+    if (*projection) all.push_back(&**projection);
+  all.push_back(&state_->head);
+  return all;
+}
+
 size_t Ends::weight_bytes() const {
   const State& s = *state_;
   size_t bytes = s.embedding.weight_bytes();

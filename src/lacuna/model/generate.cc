@@ -76,28 +76,21 @@ Status check_prompt(const io::DecoderSpec& spec, const std::vector<int32_t>& ids
 
 }  // namespace
 
-Result<Generation> generate(const Decoder& decoder, const io::Tokenizer& tokenizer,
-                            const std::vector<int32_t>& prompt_ids, const GenerateOptions& options,
-                            const std::function<void(std::string_view)>& on_text,
-                            const std::atomic<bool>* interrupted) {
+Result<Generation> generate_ids(const Decoder& decoder, const std::vector<int32_t>& prompt_ids,
+                                const GenerateOptions& options, const std::vector<int64_t>& eos,
+                                const std::function<bool(int32_t)>& on_token,
+                                const std::atomic<bool>* interrupted) {
   using Clock = std::chrono::steady_clock;
   const auto start = Clock::now();
   const io::DecoderSpec& spec = decoder.spec();
   LACUNA_CHECK(check_prompt(spec, prompt_ids));
-  std::vector<int64_t> eos = spec.eos_tokens;
-  if (eos.empty() && tokenizer.eos()) eos.push_back(*tokenizer.eos());
 
   const c10::InferenceMode inference;
   KvCache cache(spec, 1, decoder.compute());
   Generation generation;
   generation.finish_reason = "length";
-  Output output(options.stop, on_text);
-  // The stream decoder wants shared ownership of what the caller holds for the whole call.
-  io::StreamDecoder stream(
-      std::shared_ptr<const io::Tokenizer>(std::shared_ptr<const void>(), &tokenizer));
   std::vector<int32_t> all = prompt_ids, fresh = prompt_ids;
   auto first_token = start;
-  bool at_stop_text = false;
   while (static_cast<int64_t>(generation.token_ids.size()) < options.max_new_tokens &&
          cache.length() + static_cast<int64_t>(fresh.size()) <= spec.max_positions) {
     if (interrupted != nullptr && interrupted->load()) {
@@ -111,16 +104,14 @@ Result<Generation> generate(const Decoder& decoder, const io::Tokenizer& tokeniz
     generation.token_ids.push_back(next);
     all.push_back(next);
     fresh.assign(1, next);
-    at_stop_text = output.add(stream.push(next));
+    const bool enough = on_token && on_token(next);
     const bool at_eos = !options.ignore_eos && std::find(eos.begin(), eos.end(), next) != eos.end();
-    if (at_stop_text || at_eos) {
+    if (enough || at_eos) {
       generation.finish_reason = "stop";
       break;
     }
   }
   const auto last_token = Clock::now();
-  if (!at_stop_text) output.add(stream.finish());
-  generation.text = std::move(output).finish();
 
   const auto ms = [](auto span) { return std::chrono::duration<double, std::milli>(span).count(); };
   const auto tokens = static_cast<double>(generation.token_ids.size());
@@ -129,6 +120,28 @@ Result<Generation> generate(const Decoder& decoder, const io::Tokenizer& tokeniz
     generation.tpot_ms = ms(last_token - first_token) / (tokens - 1);
     generation.tokens_per_second = 1000 / generation.tpot_ms;
   }
+  return generation;
+}
+
+Result<Generation> generate(const Decoder& decoder, const io::Tokenizer& tokenizer,
+                            const std::vector<int32_t>& prompt_ids, const GenerateOptions& options,
+                            const std::function<void(std::string_view)>& on_text,
+                            const std::atomic<bool>* interrupted) {
+  std::vector<int64_t> eos = decoder.spec().eos_tokens;
+  if (eos.empty() && tokenizer.eos()) eos.push_back(*tokenizer.eos());
+  Output output(options.stop, on_text);
+  // The stream decoder wants shared ownership of what the caller holds for the whole call.
+  io::StreamDecoder stream(
+      std::shared_ptr<const io::Tokenizer>(std::shared_ptr<const void>(), &tokenizer));
+  bool at_stop_text = false;
+  const auto on_token = [&](int32_t id) {
+    at_stop_text = output.add(stream.push(id));
+    return at_stop_text;
+  };
+  LACUNA_TRY(auto generation,
+             generate_ids(decoder, prompt_ids, options, eos, on_token, interrupted));
+  if (!at_stop_text) output.add(stream.finish());
+  generation.text = std::move(output).finish();
   return generation;
 }
 

@@ -40,6 +40,15 @@ struct Generation {
 int32_t sample(const at::Tensor& logits, const std::vector<int32_t>& present,
                const GenerateOptions& options, uint64_t position);
 
+/// The loop alone, without text: feeds the prompt and samples until `eos`, max_new_tokens, the end
+/// of the positions, or `on_token` says that it is enough ("stop").
+/// @param eos  ids that end the answer, looked at unless options.ignore_eos
+/// @errors as generate()
+Result<Generation> generate_ids(const Decoder& decoder, const std::vector<int32_t>& prompt_ids,
+                                const GenerateOptions& options, const std::vector<int64_t>& eos,
+                                const std::function<bool(int32_t)>& on_token = {},
+                                const std::atomic<bool>* interrupted = nullptr);
+
 /// Generates after prompt_ids. @param on_text receives pieces of whole UTF-8 characters as they
 /// become certain
 /// @param interrupted  looked at before every token (may be null)

@@ -3,6 +3,7 @@
 #include <c10/core/InferenceMode.h>
 
 #include <algorithm>
+#include <chrono>
 #include <vector>
 
 #include "lacuna/format/rows.h"
@@ -13,6 +14,8 @@ namespace {
 
 using format::CompactMatrix;
 using format::PatternKind;
+
+LinearClock* linear_clock = nullptr;
 
 /// One matrix of `dtype` in a buffer that every Linear of this thread shares; it lives until the
 /// next call.
@@ -177,6 +180,8 @@ class Linear::RowKernels {
     return y;
   }
 
+  const kernels::Problem& decode_problem() const { return plans_.front().problem; }
+
   bool takes(const at::Tensor& x) const {
     return x.numel() > 0 && x.numel() <= format::kMaxTokens * rows_.columns &&
            x.scalar_type() == scalar_type(plans_.front().problem.activations) && !x.requires_grad();
@@ -243,7 +248,19 @@ Result<Linear> Linear::compact(CompactMatrix weight, std::optional<at::Tensor> b
   return linear;
 }
 
+void set_linear_clock(LinearClock* clock) { linear_clock = clock; }
+
 at::Tensor Linear::forward(const at::Tensor& x) const {
+  if (linear_clock == nullptr) return multiply(x);
+  const auto start = std::chrono::steady_clock::now();
+  at::Tensor y = multiply(x);
+  linear_clock->nanoseconds +=
+      std::chrono::nanoseconds(std::chrono::steady_clock::now() - start).count();
+  ++linear_clock->calls;
+  return y;
+}
+
+at::Tensor Linear::multiply(const at::Tensor& x) const {
   if (few_tokens_ && few_tokens_->takes(x)) return few_tokens_->run(x, bias_);
   return at::linear(x, compact_ ? compact_->expanded() : dense_, bias_);
 }
@@ -286,6 +303,11 @@ void Linear::set_weight(at::Tensor weight) {
 bool Linear::is_compact() const { return compact_ != nullptr; }
 int64_t Linear::out_features() const { return compact_ ? compact_->matrix.rows : dense_.size(0); }
 int64_t Linear::in_features() const { return compact_ ? compact_->matrix.columns : dense_.size(1); }
+
+std::optional<kernels::Problem> Linear::decode_problem() const {
+  if (!few_tokens_) return std::nullopt;
+  return few_tokens_->decode_problem();
+}
 
 size_t Linear::weight_bytes() const { return compact_ ? compact_->bytes() : dense_.nbytes(); }
 

@@ -9,9 +9,18 @@
 
 #include "lacuna/core/status.h"
 #include "lacuna/io/checkpoint.h"
+#include "lacuna/kernels/select.h"
 #include "lacuna/model/torch.h"
 
 namespace lacuna::model {
+
+/// Counts what Linear::forward takes, for profiles.
+struct LinearClock {
+  int64_t nanoseconds = 0, calls = 0;
+};
+/// Has every Linear count into `clock` from now on; null (as at the start) counts nothing and costs
+/// a comparison. One thread at a time may run Linears while a clock is set.
+void set_linear_clock(LinearClock* clock);
 
 /// y = x W^T + b. On the CPU up to 16 tokens run on the linear operations of kernels/, dense
 /// weights too. A compact weight stays compact in memory: more tokens, blocks, codes and GPUs
@@ -39,10 +48,14 @@ class Linear {
   int64_t in_features() const;
   /// Bytes that stay in memory for the weight.
   size_t weight_bytes() const;
+  /// The problem of one token that its kernel was planned for; nothing where every call takes the
+  /// dense product (GPUs, blocks).
+  std::optional<kernels::Problem> decode_problem() const;
 
  private:
   struct Compact;
   class RowKernels;
+  at::Tensor multiply(const at::Tensor& x) const;
   at::Tensor dense_;
   std::shared_ptr<const Compact> compact_;
   std::shared_ptr<const RowKernels> few_tokens_;  ///< of whichever weight is set, or null

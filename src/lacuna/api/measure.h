@@ -1,0 +1,70 @@
+// Jobs that measure this machine: the speed of whole models, and the table of fastest candidates.
+#pragma once
+
+#include <filesystem>
+#include <nlohmann/json_fwd.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "lacuna/api/jobs.h"
+#include "lacuna/bench/model_speed.h"
+#include "lacuna/bench/tune.h"
+#include "lacuna/core/status.h"
+#include "lacuna/kernels/select.h"
+
+namespace lacuna::api {
+
+struct BenchModelJob {
+  std::filesystem::path model;
+  std::optional<std::filesystem::path> against;
+  bench::ModelSpeedOptions options;
+  ComputeChoice choice;
+};
+
+struct BenchModelReport {
+  std::string dtype, device;
+  bench::ModelSpeed model;
+  std::optional<bench::ModelSpeed> against;
+  /// Time of `against` over time of `model`, the median over repetitions.
+  std::optional<bench::Summary> prefill_ratio, decode_ratio;
+  size_t peak_memory_bytes = 0;  ///< of this process, both models included
+};
+
+/// Loads one or two models (both in the type that `choice` settles for the first) and times them in
+/// turns. @errors of loading, and of bench::time_models
+Result<BenchModelReport> bench_model(const BenchModelJob& job, const JobProgress& progress = {});
+nlohmann::json to_json(const BenchModelReport& report);
+
+struct TuneJob {
+  /// A model folder, or problem strings.
+  std::vector<std::string> what;
+  std::vector<int64_t> tokens = {1, 2, 4, 8, 16};  ///< for the shapes of a model
+  bench::CompareOptions options{.seconds = 0.5};
+  bool keep = true;  ///< false: a trial, the table stays as it is
+  ComputeChoice choice;
+};
+
+struct TuneReport {
+  std::string file;  ///< empty when nothing was kept
+  std::vector<bench::TunedProblem> tuned;
+};
+
+/// Measures every problem (those of a model's Linears for each number of tokens; given ones as they
+/// are), keeps the winners in the table of this machine and has this process use it.
+/// @errors kUsage: neither a folder nor problems; those of loading and of bench::tune. What was
+/// measured before an error or an interruption is kept.
+Result<TuneReport> tune(const TuneJob& job, const JobProgress& progress = {});
+nlohmann::json to_json(const TuneReport& report);
+
+/// What choose() says of a problem on this CPU.
+struct OperationReport {
+  std::string problem;
+  std::vector<kernels::Explanation> candidates;
+  Status status;  ///< why none can be chosen
+};
+/// @errors kUsage: no problem string, an unknown operation
+Result<OperationReport> explain_operation(const std::string& problem);
+nlohmann::json to_json(const OperationReport& report);
+
+}  // namespace lacuna::api

@@ -1,0 +1,67 @@
+// What a benchmark times: the candidates of kernels/, the same product by torch and oneDNN, and a
+// compact weight that is expanded first, all behind one face.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "lacuna/core/status.h"
+#include "lacuna/format/compact.h"
+#include "lacuna/kernels/error_bound.h"
+#include "lacuna/kernels/linear.h"
+
+namespace lacuna::bench {
+
+/// The weight of a problem as it is before anyone lays it out: contenders pack it from here.
+struct Weight {
+  kernels::Problem problem;
+  /// [N,K], dropped weights as +0. Of int8 values what they stand for, float32: a code of -127..127
+  /// times the scale of its row.
+  at::Tensor dense;
+  at::Tensor row_scales;                         ///< of int8 values, float32 [N]
+  std::optional<format::CompactMatrix> compact;  ///< of unquantised values under a sparse pattern
+};
+
+/// Random normal values, a random mask with exact counts (model/random_weight.h); int8 ones with
+/// the bf16 scale that each row's largest asks for.
+/// @errors kNotPossible: int4 or fp8, of which there are no random ones yet
+Result<Weight> random_weight(const kernels::Problem& problem, uint64_t seed);
+
+/// A copy of a weight in the layout of some contenders.
+class Packed {
+ public:
+  virtual ~Packed() = default;
+  /// All that stays in memory for the weight.
+  virtual size_t bytes() const = 0;
+};
+
+/// One way to compute y[T,N] = x[T,K] · W[N,K]^T.
+struct Contender {
+  std::string name;
+  bool candidate = false;  ///< stands in a list of kernels/, so that choose() may take it
+  std::string layout;      ///< contenders of an operation with one layout share its copies
+  std::function<kernels::Support(const kernels::Problem&)> supports;
+  /// @errors what the library says; torch throws its own
+  std::function<Result<std::unique_ptr<Packed>>(const Weight&)> pack;
+  /// Writes y where it is defined, else makes it: what a caller pays for a fresh output is part of
+  /// every contender's time. `weight` comes from pack() of the same contender or layout.
+  std::function<void(const kernels::Problem&, const Packed& weight, const at::Tensor& x,
+                     at::Tensor& y)>
+      run;
+  /// Scratch that all weights of a model share.
+  std::function<size_t(const kernels::Problem&)> scratch_bytes;
+  std::function<kernels::ErrorBound(const kernels::Problem&)> bound;
+  /// What it may be off besides, because it rounds x on purpose: float64 [T,N]. Empty: nothing.
+  std::function<at::Tensor(const Weight&, const at::Tensor& x)> slack;
+};
+
+/// Everyone who may take part in problems of an operation. The reference doesn't: it is what the
+/// others are held to.
+std::vector<Contender> contenders(const kernels::LinearOperation& operation);
+
+}  // namespace lacuna::bench

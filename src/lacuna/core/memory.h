@@ -1,0 +1,11 @@
+// What this process takes of the machine's memory.
+#pragma once
+
+#include <cstddef>
+
+namespace lacuna {
+
+/// Most memory that this process has held at a time.
+size_t peak_memory_bytes();
+
+}  // namespace lacuna

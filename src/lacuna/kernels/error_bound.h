@@ -1,0 +1,33 @@
+// How far a linear kernel's output may lie from the float64 definition: what tests and benchmarks
+// hold the candidates to.
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+
+#include "lacuna/core/dtype.h"
+
+namespace lacuna::kernels {
+
+/// Most float32 roundings between a product and the sum it ends in, bias included. AVX-512 has 16
+/// lanes, each meeting two products a chunk of 32 columns, then a tree of 4 additions; AVX2 and
+/// portable have 8 lanes, one product in 8 columns, a tree of 3; portable rounds its products too.
+double float_roundings(std::string_view candidate, int64_t inputs);
+/// The same for a sum in any order whatever, products rounded: what is known of a library.
+double float_roundings_in_any_order(int64_t inputs);
+/// Whether a candidate takes denormal weights and inputs as zero.
+bool flushes_denormals(std::string_view candidate);
+
+/// Most of |y - exact|: gamma_n sum|w x| with n `roundings` and gamma_n = n u / (1 - n u),
+/// underflows, and one rounding to the type of y.
+/// @param weight_sum  sum of |w x| + |bias|
+struct ErrorBound {
+  double roundings = 0;
+  int64_t inputs = 0;
+  DType dtype = DType::kBF16;  ///< of y
+  bool flushes_denormals = false;
+  /// @param flushed  sum of |w x| over products with a denormal factor, if the candidate flushes
+  double operator()(double exact, double weight_sum, double flushed = 0) const;
+};
+
+}  // namespace lacuna::kernels

@@ -1,0 +1,64 @@
+#include "lacuna/api/measure.h"
+
+#include <gmock/gmock.h>
+
+#include <cstdlib>
+#include <set>
+
+#include "lacuna/kernels/measured.h"
+#include "model/models.h"
+#include "support/data.h"
+
+namespace lacuna::api {
+namespace {
+using ::testing::HasSubstr;
+using testing::must;
+
+TEST(TuneJob, measuresTheLayersOfAModelOnceEachAndUsesWhatItFound) {
+  const auto folder = testing::scratch_folder("tune_job");
+  setenv("XDG_CACHE_HOME", folder.c_str(), 1);
+  TuneJob job{.what = {testing::demo_model_folder().string()},
+              .tokens = {1, 3},
+              .options = bench::CompareOptions::quick(),
+              .choice = {.device = "cpu", .dtype = "float32", .threads = 1}};
+  const auto report = must(tune(job));
+  std::set<std::string> problems;
+  for (const auto& tuned : report.tuned) {
+    problems.insert(tuned.problem.text());
+    EXPECT_EQ(tuned.problem.operation, "linear_dense");
+    EXPECT_EQ(kernels::measured_winner(tuned.problem), tuned.candidate);
+  }
+  EXPECT_EQ(problems.size(), report.tuned.size()) << "each once";
+  // 256x256, 128x256, 640x256, 256x640 and the output matrix; 3 tokens are measured as 4.
+  EXPECT_EQ(problems.size(), 5u * 2);
+  EXPECT_TRUE(problems.contains("linear_dense:f32:640x256x4"));
+  EXPECT_EQ(must(bench::read_tuned(report.file)).size(), 10u);
+
+  job.what = {"linear_dense:f32:32x32x5"};
+  job.keep = false;
+  const auto trial = must(tune(job));
+  EXPECT_EQ(trial.file, "");
+  EXPECT_EQ(must(bench::read_tuned(report.file)).size(), 10u);
+  kernels::set_measured_winners({});
+  unsetenv("XDG_CACHE_HOME");
+}
+
+TEST(ExplainOperation, saysWhatDecidedAndWhyNobodyCan) {
+  const auto few = must(explain_operation("linear_dense:f32:32x32x5"));
+  EXPECT_TRUE(few.status.ok());
+  size_t chosen = 0;
+  for (const auto& line : few.candidates) {
+    chosen += line.chosen;
+    if (line.chosen) {
+      EXPECT_EQ(line.note, "chosen by: order of the list");
+    }
+  }
+  EXPECT_EQ(chosen, 1u);
+  const auto many = must(explain_operation("linear_dense:f32:32x32x50"));
+  ASSERT_FALSE(many.status.ok());
+  EXPECT_EQ(many.status.error().code, Code::kNotPossible);
+  EXPECT_FALSE(explain_operation("linear_magic:f32:1x1x1").ok());
+}
+
+}  // namespace
+}  // namespace lacuna::api

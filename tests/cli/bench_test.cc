@@ -1,0 +1,175 @@
+// bench, tune and doctor --op from outside.
+#include <sstream>
+
+#include "cli/run_tool.h"
+#include "lacuna/bench/tune.h"
+#include "lacuna/kernels/linear_nm/linear_nm.h"
+
+namespace lacuna::testing {
+namespace {
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+std::vector<json> lines_of(const Output& run) {
+  std::vector<json> lines;
+  std::istringstream text(run.out);
+  for (std::string line; std::getline(text, line);) lines.push_back(json::parse(line));
+  return lines;
+}
+
+TEST(Bench, PrintsARecordALine) {
+  const Output run = done(
+      "bench linear_bitmap:f32:64x96x2:0.5 linear_nm:f32:64x96x2:2:4 --quick --threads 1 --json");
+  std::map<std::string, int> asked;
+  for (const json& line : lines_of(run)) {
+    ASSERT_FALSE(line.contains("failed")) << line;
+    EXPECT_EQ(line["threads"], 1);
+    if (!line.contains("median_us")) continue;
+    ++asked[line["asked"].dump()];
+    EXPECT_THAT(line["baseline"].get<std::string>(), HasSubstr("linear_dense:f32:64x96x2 "));
+    EXPECT_GT(line["ratio"], 0.0);
+  }
+  EXPECT_EQ(asked.size(), 2u) << "each problem has its own round robin";
+  const Output together = done(
+      "bench linear_bitmap:f32:64x96x2:0.5 linear_nm:f32:64x96x2:2:4 --quick --compare --json");
+  for (const json& line : lines_of(together)) EXPECT_EQ(line["asked"].size(), 2u);
+}
+
+TEST(Bench, TableSaysWhatEachNumberIsAndWhoDidNotRun) {
+  const fs::path cases = scratch_folder("bench") / "cases.txt";
+  std::ofstream(cases) << "# few\nlinear_nm:bf16:64x96x20:2:4\n";
+  const Output run = done("bench --cases " + cases.string() + " --quick -q");
+  EXPECT_EQ(run.err, "");
+  for (const char* word : {"us", "p10", "p90", "GB/s", "share", "weight", "GFLOP/s", "ratio",
+                           "cpu_expand_torch_linear", "streaming read", "not run"})
+    EXPECT_THAT(run.out, HasSubstr(word));
+}
+
+TEST(Bench, AWrongKernelEndsInExitCodeOne) {
+  // The tool runs in a child of this process and so knows this candidate.
+  kernels::linear_nm::candidates().add_first(
+      {{"cpu_wrong",
+        [](const kernels::Problem& problem, const kernels::Device&) {
+          return kernels::needs(problem.outputs == 78, "78 outputs");
+        }},
+       [](const kernels::Problem&) -> size_t { return 0; },
+       [](const format::RowsView& rows, const format::RowProduct& product, void*, const Executor&) {
+         format::run_reference_row_product(rows, product);
+         static_cast<float*>(product.y)[5] *= 1.001f;
+       }});
+  const Output run = lacuna_tool("bench linear_nm:f32:78x64x1:2:4 --quick");
+  EXPECT_EQ(run.code, 1);
+  EXPECT_THAT(run.out, AllOf(HasSubstr("FAILED   linear_nm:f32:78x64x1:2:4 cpu_wrong"),
+                             HasSubstr("cpu_portable")));
+  EXPECT_THAT(run.err, AllOf(HasSubstr("cpu_wrong"), HasSubstr("y[0, 5]")));
+  const Output tuned = lacuna_tool("tune linear_nm:f32:78x64x1:2:4 --quick");
+  EXPECT_EQ(tuned.code, 1) << "a list with a wrong kernel is not tuned";
+  EXPECT_THAT(tuned.err, HasSubstr("cpu_wrong"));
+}
+
+TEST(Bench, WhatNobodyCanComputeEndsInExitCodeFour) {
+  const Output run = lacuna_tool("bench linear_bitmap:fp8:64x64x1:0.5 --quick");
+  EXPECT_EQ(run.code, 4);
+  EXPECT_THAT(run.out, HasSubstr("not run"));
+  const Output file = lacuna_tool("bench --cases /nowhere/cases.txt");
+  EXPECT_EQ(file.code, 3);
+}
+
+TEST(BenchModel, TimesTwoModelsInTurns) {
+  const json report =
+      done(fmt::format("bench model {} --against {} --tokens 3 --prompt 8 --repetitions 2 "
+                       "--profile --threads 1 --json -q",
+                       pruned("2:4").folder.string(), demo_model()))
+          .report();
+  for (const char* speed : {"speed", "speed_against"}) {
+    EXPECT_GT(report[speed]["prefill_tokens_per_second"], 0.0);
+    EXPECT_GT(report[speed]["decode_tokens_per_second"], 0.0);
+    EXPECT_GT(report[speed]["decode_linear_share"], 0.0);
+    EXPECT_LT(report[speed]["decode_linear_share"], 1.0);
+  }
+  EXPECT_LT(report["speed"]["weight_bytes"], report["speed_against"]["weight_bytes"]);
+  EXPECT_GT(report["decode_ratio"]["median"], 0.0);
+  EXPECT_GT(report["peak_memory_bytes"], 1e6);
+  EXPECT_EQ(report["threads"], 1);
+  const Output text =
+      done("bench model " + demo_model() + " --tokens 2 --prompt 4 --repetitions 1");
+  EXPECT_THAT(text.out, AllOf(HasSubstr("prefill"), HasSubstr("decode"), HasSubstr("of memory"),
+                              Not(HasSubstr("linear layers"))));
+  EXPECT_THAT(lacuna_tool("bench model --help").out, HasSubstr("Examples:"));
+}
+
+/// A cache folder with a measured table in it, and LACUNA_TUNE on, for one test.
+class Table {
+ public:
+  Table() {
+    folder_ = scratch_folder("table");
+    setenv("XDG_CACHE_HOME", folder_.c_str(), 1);
+    setenv("LACUNA_TUNE", "on", 1);
+    file = *bench::tune_file();
+  }
+  ~Table() {
+    unsetenv("XDG_CACHE_HOME");
+    unsetenv("LACUNA_TUNE");
+  }
+  fs::path file;
+
+ private:
+  fs::path folder_;
+};
+
+TEST(Doctor, OpSaysWhatChoseTheKernel) {
+  const Table table;
+  const std::string line = "doctor --op linear_dense:f32:48x64x3";
+  EXPECT_THAT(done(line).out,
+              AllOf(HasSubstr("chosen by: order of the list"), HasSubstr("measured table: none")));
+  const auto problem = *kernels::Problem::parse("linear_dense:f32:48x64x4");  // 3 is read as 4
+  ASSERT_TRUE(
+      bench::add_tuned(
+          table.file,
+          {{.problem = problem, .candidate = "cpu_portable", .order = "cpu_avx2_fma", .us = 1}})
+          .ok());
+  EXPECT_THAT(done(line).out, HasSubstr("* cpu_portable"));
+  const json report = done(line + " --json").report();
+  for (const json& candidate : report["candidates"]) {
+    EXPECT_EQ(candidate["chosen"], candidate["candidate"] == "cpu_portable");
+    if (candidate["chosen"]) {
+      EXPECT_EQ(candidate["note"], "chosen by: measured table");
+    }
+  }
+  EXPECT_THAT(done("doctor").out, HasSubstr("1 problems in " + table.file.string()));
+  setenv("LACUNA_FORCE", "linear_dense:reference", 1);
+  EXPECT_THAT(done(line).out, HasSubstr("chosen by: LACUNA_FORCE"));
+  unsetenv("LACUNA_FORCE");
+  setenv("LACUNA_TUNE", "off", 1);
+  EXPECT_THAT(done(line).out,
+              AllOf(HasSubstr("order of the list"), HasSubstr("off (LACUNA_TUNE)")));
+}
+
+TEST(Doctor, OpThatNobodyComputesIsNotPossible) {
+  const Output run = lacuna_tool("doctor --op linear_dense:f32:48x64x300");
+  EXPECT_EQ(run.code, 4);
+  EXPECT_THAT(run.out, HasSubstr("at most 16 tokens"));
+}
+
+TEST(Tune, ACorruptTableIsIgnoredWithAMessage) {
+  const Table table;
+  fs::create_directories(table.file.parent_path());
+  std::ofstream(table.file) << "{\"lacuna_tune\": 1, \"cpu\"";
+  const std::string generate =
+      "generate " + demo_model() + " --prompt 'The city' --max-new-tokens 2 --threads 1 ";
+  const Output loud = done(generate), quiet = done(generate + "-q");
+  EXPECT_THAT(loud.err, AllOf(HasSubstr("ignored"), HasSubstr(table.file.string())));
+  EXPECT_EQ(quiet.err, "");
+  EXPECT_EQ(loud.out, quiet.out);
+}
+
+TEST(Tune, ATrialKeepsNothing) {
+  const Table table;
+  const Output run = done("tune linear_dense:f32:48x64x1 --quick --threads 1");
+  EXPECT_THAT(run.out, AllOf(HasSubstr("fastest"), HasSubstr("nothing was kept")));
+  EXPECT_FALSE(fs::exists(table.file));
+}
+
+}  // namespace
+}  // namespace lacuna::testing
