@@ -145,11 +145,19 @@ TEST(Compare, refusesWhatDoesNotBelongTogether) {
   EXPECT_THAT(unknown.error().message, HasSubstr("linear_bsr"));
 }
 
-TEST(Compare, quantisedValuesHaveNoContenderYetAndSaySo) {
-  const Comparison result = quick({"linear_bitmap:int4g64:64x64x1:0.5"});
-  EXPECT_TRUE(result.records.empty());
-  EXPECT_FALSE(result.refused.empty());
-  EXPECT_EQ(result.rounds, 0);
+TEST(Compare, quantisedValuesRunOnTheStreamKernels) {
+  for (const char* text : {"linear_bitmap:int4g64:64x192x1:0.5", "linear_nm:int8:66x128x7:2:4",
+                           "linear_dense:int8:64x64x16"}) {
+    const Comparison result = quick({text});
+    EXPECT_FALSE(result.records.empty()) << text;
+    EXPECT_TRUE(result.failed.empty()) << text;
+  }
+}
+
+TEST(Compare, fp8HasNoContenderAndSaysSo) {
+  const auto result = compare({problem("linear_bitmap:fp8:64x64x1:0.5")}, CompareOptions::quick());
+  ASSERT_FALSE(result.ok());
+  EXPECT_EQ(result.error().code, Code::kNotPossible);
 }
 
 TEST(Compare, stopsWhenInterrupted) {

@@ -51,7 +51,8 @@ TEST(QuantizedLinear, MultipliesWithWhatItsCodesStandFor) {
         matrix.values_dtype = dtype_of(dtype);
         const at::Tensor dense = wrap(format::expand(matrix));
         matrix.values_dtype = DType::kBF16;
-        const Linear linear = must(Linear::compact(matrix, bias, {at::kCPU, dtype}));
+        const Linear linear =
+            must(Linear::compact(matrix, bias, {at::kCPU, dtype, /*int8_activations=*/false}));
         EXPECT_TRUE(linear.is_compact()) << label;
         EXPECT_EQ(linear.weight_bytes(), bytes) << label << ": codes stay codes";
         EXPECT_TRUE(at::equal(linear.weight(), dense)) << label;
@@ -64,6 +65,44 @@ TEST(QuantizedLinear, MultipliesWithWhatItsCodesStandFor) {
         EXPECT_TRUE(at::equal(linear.rows(ids), at::embedding(dense, ids))) << label;
         EXPECT_THROW(linear.rows(at::tensor({71}, at::kLong)), c10::Error) << label;
         EXPECT_THROW(linear.rows(at::tensor({-1}, at::kLong)), c10::Error) << label;
+      }
+}
+
+/// x as a quantised weight sees it: 127 steps either way of each token's largest magnitude.
+at::Tensor rounded(const at::Tensor& x) {
+  const at::Tensor wide = x.to(at::kDouble);
+  const at::Tensor step = (wide.abs().amax(-1, /*keepdim=*/true) / 127).clamp_min(1e-30);
+  return (wide / step).round() * step;
+}
+
+TEST(QuantizedLinear, TakesRoundedActivationsForEveryNumberOfTokens) {
+  at::manual_seed(4);
+  for (const Pattern& pattern : {Pattern{}, Pattern::unstructured(), Pattern::block(16, 9)})
+    for (const char* code : {"int8", "int4"})
+      for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+        const auto label = fmt::format("{} {} {}", pattern.text(), code, c10::toString(dtype));
+        const at::Tensor bias = at::randn({71}).to(dtype);
+        auto matrix = coded(half_empty(71, 99, pattern).to(at::kBFloat16), pattern, code);
+        matrix.values_dtype = DType::kF32;
+        const at::Tensor dense = wrap(format::expand(matrix)).to(at::kDouble);
+        matrix.values_dtype = DType::kBF16;
+        const Linear linear = must(Linear::compact(matrix, bias, {at::kCPU, dtype}));
+        const at::Tensor ids = at::tensor({70, 0, 64, 3}, at::kLong);
+        EXPECT_TRUE(at::equal(linear.rows(ids), at::embedding(dense.to(dtype), ids))) << label;
+        for (const int64_t tokens : {1, 5, 16, 17, 40}) {
+          const at::Tensor x = at::randn({1, tokens, 99}).to(dtype);
+          const at::Tensor expected = at::linear(rounded(x), dense, bias.to(at::kDouble));
+          const at::Tensor off = (linear.forward(x).to(at::kDouble) - expected).abs();
+          // Float32 arithmetic may round an x that lies halfway to the other side: one step of one
+          // column. With bf16, the outputs, and from 17 tokens on the weights too, are rounded.
+          const at::Tensor magnitude =
+              at::linear(rounded(x).abs(), dense.abs(), bias.abs().to(at::kDouble));
+          const double share = dtype == at::kFloat ? 0x1p-18 : 0x1p-7;
+          const at::Tensor step = x.to(at::kDouble).abs().amax(-1, true) / 127 * dense.abs().max();
+          EXPECT_TRUE((off <= magnitude * share + step).all().item<bool>())
+              << label << " " << tokens << ": off by " << off.max().item<double>();
+          EXPECT_LE((off > magnitude * share).to(at::kDouble).mean().item<double>(), 0.02) << label;
+        }
       }
 }
 

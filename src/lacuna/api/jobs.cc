@@ -70,7 +70,7 @@ Result<prune::Calibration> calibrate(const PruneJob& job, const Opened& opened,
 Result<model::Compute> resolve(const ComputeChoice& choice, DType own) {
   model::set_threads(choice.threads);
   LACUNA_TRY(const at::Device device, model::open_device(choice.device));
-  model::Compute compute{device, at::kFloat};
+  model::Compute compute{device, at::kFloat, choice.int8_activations};
   if (choice.dtype == "auto") {
     // A CPU without bf16 products emulates them at a fraction of float32's speed.
     const bool native = device.is_cuda() ? (own == DType::kBF16 || own == DType::kF16)

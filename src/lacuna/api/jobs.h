@@ -21,9 +21,10 @@ namespace lacuna::api {
 /// Where and how to compute. dtype "auto": the model's own where this device multiplies it at full
 /// speed, else float32.
 struct ComputeChoice {
-  std::string device = "auto";  ///< auto, cpu, cuda
-  std::string dtype = "auto";   ///< auto, float32, bfloat16, float16
-  int threads = 0;              ///< 0 = all cores
+  std::string device = "auto";   ///< auto, cpu, cuda
+  std::string dtype = "auto";    ///< auto, float32, bfloat16, float16
+  int threads = 0;               ///< 0 = all cores
+  bool int8_activations = true;  ///< model::Compute
 };
 /// @param own  dtype of the model
 Result<model::Compute> resolve(const ComputeChoice& choice, DType own);

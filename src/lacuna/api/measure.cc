@@ -6,6 +6,7 @@
 #include "lacuna/bench/record.h"
 #include "lacuna/core/memory.h"
 #include "lacuna/kernels/linear.h"
+#include "lacuna/kernels/linear_coded/linear_coded.h"
 #include "lacuna/kernels/measured.h"
 
 namespace lacuna::api {
@@ -159,9 +160,14 @@ Result<OperationReport> explain_operation(const std::string& text) {
   LACUNA_TRY(const Problem problem, Problem::parse(text));
   LACUNA_TRY(const auto* operation, kernels::find_linear_operation(problem.operation));
   OperationReport report{.problem = problem.text()};
-  report.candidates = operation->explain(problem, kernels::Device::this_cpu());
-  if (auto plan = operation->plan(problem, kernels::Device::this_cpu()); !plan.ok())
+  const auto& device = kernels::Device::this_cpu();
+  report.candidates = kernels::explain_linear(*operation, problem, device);
+  if (kernels::dtype_of(problem.values)) {
+    if (auto plan = operation->plan(problem, device); !plan.ok())
+      report.status = std::move(plan).error();
+  } else if (auto plan = kernels::linear_coded::plan(problem, device); !plan.ok()) {
     report.status = std::move(plan).error();
+  }
   return report;
 }
 

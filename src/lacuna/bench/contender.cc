@@ -5,7 +5,9 @@
 
 #include <algorithm>
 
+#include "lacuna/format/quantize.h"
 #include "lacuna/format/rows.h"
+#include "lacuna/kernels/linear_coded/linear_coded.h"
 #include "lacuna/model/linear.h"
 #include "lacuna/model/random_weight.h"
 #include "lacuna/model/torch.h"
@@ -91,6 +93,66 @@ Contender of_candidate(const kernels::LinearCandidate& candidate) {
   contender.bound = [&candidate](const Problem& problem) -> kernels::ErrorBound {
     return {kernels::float_roundings(candidate.name, problem.inputs), problem.inputs,
             problem.activations, kernels::flushes_denormals(candidate.name)};
+  };
+  return contender;
+}
+
+/// A quantised weight as CodedCandidate reads it.
+class CodedStream : public Packed {
+ public:
+  static Result<std::unique_ptr<Packed>> pack(const Weight& weight) {
+    auto packed = std::make_unique<CodedStream>();
+    LACUNA_TRY(packed->stream_,
+               kernels::linear_coded::Stream::pack(*weight.compact, model::torch_executor()));
+    return std::unique_ptr<Packed>(std::move(packed));
+  }
+  size_t bytes() const override { return stream_->size_bytes(); }
+  const kernels::linear_coded::Stream& stream() const { return *stream_; }
+
+ private:
+  std::optional<kernels::linear_coded::Stream> stream_;
+};
+
+Contender of_coded(const kernels::linear_coded::CodedCandidate& candidate) {
+  namespace linear_coded = kernels::linear_coded;
+  Contender contender;
+  contender.name = candidate.name;
+  contender.candidate = true;
+  contender.layout = "stream";
+  contender.supports = [&candidate](const Problem& problem) {
+    return candidate.supports(problem, Device::this_cpu());
+  };
+  contender.pack = CodedStream::pack;
+  contender.run = [&candidate, workspace = std::make_shared<std::vector<std::byte>>()](
+                      const Problem& problem, const Packed& weight, const at::Tensor& x,
+                      at::Tensor& y) {
+    if (!y.defined()) y = at::empty({problem.tokens, problem.outputs}, x.options());
+    const linear_coded::CodedPlan plan = linear_coded::plan_for(candidate, problem);
+    workspace->resize(plan.workspace_bytes);
+    linear_coded::run(plan, static_cast<const CodedStream&>(weight).stream(),
+                      {.dtype = problem.activations,
+                       .tokens = problem.tokens,
+                       .x = x.const_data_ptr(),
+                       .x_stride = problem.inputs,
+                       .y = y.mutable_data_ptr(),
+                       .y_stride = problem.outputs},
+                      workspace->data(), model::torch_executor());
+  };
+  contender.scratch_bytes = [](const Problem& problem) {
+    return linear_coded::workspace_bytes(problem);
+  };
+  // Integer sums of groups, float32 sums over groups of twice the magnitude (x + 128), scales.
+  contender.bound = [](const Problem& problem) -> kernels::ErrorBound {
+    return {3 * (static_cast<double>(problem.inputs) / linear_coded::kChunk + 8), problem.inputs,
+            problem.activations, /*flushes_denormals=*/false};
+  };
+  // Each x is off by half a step of its token at most, and the sums may reach 128 steps each.
+  contender.slack = [](const Weight& weight, const at::Tensor& x) {
+    const at::Tensor steps = x.to(at::kDouble).abs().amax(1, /*keepdim=*/true) / 127;
+    const at::Tensor sums = weight.dense.abs().sum(1, /*keepdim=*/true, at::kDouble);
+    const double groups = static_cast<double>(x.size(1)) / linear_coded::kChunk + 8;
+    const double share = 0.5 * (1 + 0x1p-20) + 256 * groups * 0x1p-24;
+    return at::matmul(steps * share, sums.t());
   };
   return contender;
 }
@@ -284,21 +346,28 @@ Contender expanded() {
 
 Result<Weight> random_weight(const Problem& problem, uint64_t seed) {
   const bool int8 = problem.values == kernels::Values::kInt8;
-  const auto dtype = int8 ? std::optional(DType::kF32) : kernels::dtype_of(problem.values);
+  const bool coded = int8 || problem.values == kernels::Values::kInt4G64;
+  const auto dtype = coded ? std::optional(DType::kF32) : kernels::dtype_of(problem.values);
   if (!dtype)
     return not_possible(
-        "{}: no random weight can be made (got {} values; need f32, bf16, f16 or int8).",
+        "{}: no random weight can be made (got {} values; need f32, bf16, f16, int8 or int4g64).",
         problem.text(), kernels::text(problem.values));
   const Tensor dense = model::random_weight(problem.outputs, problem.inputs, *dtype,
                                             problem.pattern, problem.sparsity, seed, 1);
   Weight weight{.problem = problem, .dense = model::wrap(dense)};
-  if (int8) {
-    const at::Tensor largest = weight.dense.abs().amax(1, /*keepdim=*/true).clamp_min(0x1p-100);
-    const at::Tensor scales = (largest / 127).to(at::kBFloat16).to(at::kFloat);
-    weight.dense = (weight.dense / scales).round().clamp(-127, 127).mul_(scales);
-    weight.row_scales = scales.view({-1});
-  } else if (problem.pattern.kind != PatternKind::kDense) {
+  const bool sparse = problem.pattern.kind != PatternKind::kDense;
+  if (sparse) {
     LACUNA_TRY(weight.compact, format::compress(dense, problem.pattern));
+  }
+  if (coded) {
+    LACUNA_TRY(const auto code, format::Quantization::parse(kernels::text(problem.values)));
+    const Executor executor = model::torch_executor();
+    LACUNA_TRY(weight.compact, sparse ? format::quantize(*weight.compact, code, executor)
+                                      : format::quantize(dense, code, executor));
+    weight.dense = model::wrap(format::expand(*weight.compact));
+    if (int8)
+      weight.row_scales =
+          model::wrap({DType::kBF16, {problem.outputs}, weight.compact->scales}).to(at::kFloat);
   }
   return weight;
 }
@@ -307,6 +376,8 @@ std::vector<Contender> contenders(const kernels::LinearOperation& operation) {
   std::vector<Contender> all;
   for (const kernels::LinearCandidate& candidate : operation.candidates())
     if (candidate.name != "reference") all.push_back(of_candidate(candidate));
+  for (const auto& candidate : kernels::linear_coded::candidates())
+    all.push_back(of_coded(candidate));
   if (operation.weight == PatternKind::kDense) {
     all.push_back(torch_linear());
     all.push_back(onednn_packed());

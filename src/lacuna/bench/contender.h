@@ -20,16 +20,15 @@ namespace lacuna::bench {
 /// The weight of a problem as it is before anyone lays it out: contenders pack it from here.
 struct Weight {
   kernels::Problem problem;
-  /// [N,K], dropped weights as +0. Of int8 values what they stand for, float32: a code of -127..127
-  /// times the scale of its row.
+  /// [N,K], dropped weights as +0. Of int8 and int4 values what they stand for, float32.
   at::Tensor dense;
   at::Tensor row_scales;                         ///< of int8 values, float32 [N]
-  std::optional<format::CompactMatrix> compact;  ///< of unquantised values under a sparse pattern
+  std::optional<format::CompactMatrix> compact;  ///< under a sparse pattern, or quantised
 };
 
-/// Random normal values, a random mask with exact counts (model/random_weight.h); int8 ones with
-/// the bf16 scale that each row's largest asks for.
-/// @errors kNotPossible: int4 or fp8, of which there are no random ones yet
+/// Random normal values, a random mask with exact counts (model/random_weight.h), quantised by
+/// format::quantize where the problem asks for int8 or int4.
+/// @errors kNotPossible: fp8, which no contender multiplies
 Result<Weight> random_weight(const kernels::Problem& problem, uint64_t seed);
 
 /// A copy of a weight in the layout of some contenders.

@@ -86,6 +86,12 @@ CLI::App* Tool::verb(const std::string& name, const std::string& does,
       ->capture_default_str();
   verb->add_option("--dtype", dtype_, "type to compute in (default: the verb's own)")
       ->check(CLI::IsMember({"auto", "float32", "bfloat16", "float16"}));
+  verb->add_option(
+          "--activations", activations_,
+          "what int8 and int4 weights multiply: int8 (rounded per token), or bf16: as they "
+          "come, in --dtype (slower)")
+      ->check(CLI::IsMember({"int8", "bf16"}))
+      ->capture_default_str();
   verb->add_option("--threads", threads_, "threads (0 = all cores)")->check(between(0));
   verb->add_option("--seed", seed_, "seed of everything random")
       ->check(between(0))
@@ -122,7 +128,7 @@ void Tool::print(const nlohmann::json& json, const std::string& text) {
 }
 
 api::ComputeChoice Tool::compute(const std::string& dtype) const {
-  return {device_, dtype_.empty() ? dtype : dtype_, threads_};
+  return {device_, dtype_.empty() ? dtype : dtype_, threads_, activations_ == "int8"};
 }
 
 api::JobProgress Tool::progress() {

@@ -39,7 +39,7 @@ class Tool {
   uint64_t seed() const { return seed_; }
   /// The measured table that kernels are chosen by, read when the tool started.
   const bench::TunedUse& tuned() const { return tuned_; }
-  /// --device, --dtype, --threads; `dtype` is the verb's own default
+  /// --device, --dtype, --threads, --activations; `dtype` is the verb's own default
   api::ComputeChoice compute(const std::string& dtype = "auto") const;
   /// Progress on stderr: a bar with rate and time left on a terminal, plain lines otherwise,
   /// nothing with -q.
@@ -55,7 +55,7 @@ class Tool {
   std::function<Status()> run_;
   std::map<const CLI::App*, const std::filesystem::path*> models_;
   bool json_ = false, quiet_ = false, verbose_ = false, verify_ = false;
-  std::string device_ = "auto", dtype_;
+  std::string device_ = "auto", dtype_, activations_ = "int8";
   int threads_ = 0;
   uint64_t seed_ = 0;
   bench::TunedUse tuned_;

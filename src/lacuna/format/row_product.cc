@@ -45,21 +45,6 @@ auto with_dtype(DType dtype, F&& f) {
   }
 }
 
-float element(const void* data, DType dtype, int64_t index) {
-  return with_dtype(dtype, [&]<DType kType>() {
-    return element<kType>(static_cast<const std::byte*>(data), index);
-  });
-}
-
-void store(void* data, DType dtype, int64_t index, float value) {
-  if (dtype == DType::kF32) {
-    std::memcpy(static_cast<std::byte*>(data) + index * 4, &value, 4);
-  } else {
-    const uint16_t bits = dtype == DType::kBF16 ? float_to_bf16(value) : float_to_f16(value);
-    std::memcpy(static_cast<std::byte*>(data) + index * 2, &bits, 2);
-  }
-}
-
 int64_t padded_columns(int64_t columns) { return ceil_div(columns, kChunk) * kChunk; }
 
 /// A line more than the columns need: where they are a multiple of 4 KiB, the same chunk of 16
@@ -152,8 +137,8 @@ void run_row_product(const RowImplementation& implementation, const RowsView& ro
       for (int64_t t = 0; t < product.tokens; ++t)
         for (int64_t row = first; row < last; ++row) {
           float sum = sums[t * kRowsAtOnce + row - first];
-          if (product.bias) sum += element(product.bias, product.dtype, row);
-          store(product.y, product.dtype, t * product.y_stride + row, sum);
+          if (product.bias) sum += read_float(product.bias, product.dtype, row);
+          write_float(product.y, product.dtype, t * product.y_stride + row, sum);
         }
     }
   });
@@ -170,13 +155,13 @@ void reference_row_product(const RowsView& rows, const RowProduct& product, doub
       for (int64_t column = 0; column < rows.columns; ++column) {
         const bool kept =
             rows.bitmap == nullptr || (rows.row_bits(row)[column / 8] >> (column % 8) & 1);
-        const double w = kept ? double{element(rows.values, rows.dtype, next++)} : 0.0;
-        const double term = w * double{element(x, product.dtype, column)};
+        const double w = kept ? double{read_float(rows.values, rows.dtype, next++)} : 0.0;
+        const double term = w * double{read_float(x, product.dtype, column)};
         sum += term;
         weight_sum += std::fabs(term);
       }
       if (product.bias) {
-        const double bias = element(product.bias, product.dtype, row);
+        const double bias = read_float(product.bias, product.dtype, row);
         sum += bias;
         weight_sum += std::fabs(bias);
       }
@@ -190,7 +175,7 @@ void run_reference_row_product(const RowsView& rows, const RowProduct& product) 
   reference_row_product(rows, product, sums.data());
   for (int64_t t = 0; t < product.tokens; ++t)
     for (int64_t row = 0; row < rows.rows; ++row)
-      store(product.y, product.dtype, t * product.y_stride + row,
+      write_float(product.y, product.dtype, t * product.y_stride + row,
             static_cast<float>(sums[t * rows.rows + row]));
 }
 

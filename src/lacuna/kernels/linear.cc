@@ -1,6 +1,7 @@
 #include "lacuna/kernels/linear.h"
 
 #include "lacuna/kernels/linear_bitmap/linear_bitmap.h"
+#include "lacuna/kernels/linear_coded/linear_coded.h"
 #include "lacuna/kernels/linear_dense/linear_dense.h"
 #include "lacuna/kernels/linear_nm/linear_nm.h"
 
@@ -23,6 +24,12 @@ const LinearOperation* linear_operation(format::PatternKind weight) {
   for (const LinearOperation& operation : linear_operations())
     if (operation.weight == weight) return &operation;
   return nullptr;
+}
+
+std::vector<Explanation> explain_linear(const LinearOperation& operation, const Problem& problem,
+                                        const Device& device) {
+  return dtype_of(problem.values) ? operation.explain(problem, device)
+                                  : linear_coded::explain(problem, device);
 }
 
 Result<const LinearOperation*> find_linear_operation(std::string_view name) {

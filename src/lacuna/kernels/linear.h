@@ -22,6 +22,10 @@ struct LinearOperation {
 const std::array<LinearOperation, 3>& linear_operations();
 /// The operation that multiplies rows of such a weight, or null: blocks are expanded.
 const LinearOperation* linear_operation(format::PatternKind weight);
+/// Every candidate for a problem of an operation, with its answer: those that walk rows, or those
+/// of linear_coded where the values are int8 or int4.
+std::vector<Explanation> explain_linear(const LinearOperation& operation, const Problem& problem,
+                                        const Device& device);
 /// The operation of this name. @errors kUsage: there is none (the known ones are listed)
 Result<const LinearOperation*> find_linear_operation(std::string_view name);
 

@@ -1,13 +1,13 @@
 #include "lacuna/model/linear.h"
 
-#include <c10/core/InferenceMode.h>
-
 #include <algorithm>
 #include <chrono>
 #include <vector>
 
 #include "lacuna/format/rows.h"
 #include "lacuna/kernels/linear.h"
+#include "lacuna/model/coded_weight.h"
+#include "lacuna/model/scratch.h"
 
 namespace lacuna::model {
 namespace {
@@ -16,19 +16,6 @@ using format::CompactMatrix;
 using format::PatternKind;
 
 LinearClock* linear_clock = nullptr;
-
-/// One matrix of `dtype` in a buffer that every Linear of this thread shares; it lives until the
-/// next call.
-at::Tensor scratch(int64_t rows, int64_t columns, const Compute& compute) {
-  static thread_local at::Tensor buffer;
-  const int64_t bytes = rows * columns * static_cast<int64_t>(c10::elementSize(compute.dtype));
-  if (!buffer.defined() || buffer.device() != compute.device || buffer.size(0) < bytes) {
-    const c10::InferenceMode off(false);  // written in any mode
-    buffer.reset();                       // give the old one back first
-    buffer = at::empty({bytes}, at::TensorOptions().device(compute.device).dtype(at::kByte));
-  }
-  return buffer.narrow(0, 0, bytes).view(compute.dtype).view({rows, columns});
-}
 
 /// Expands on the CPU in parallel tiles of rows, converting when the values have another type.
 void expand_into(const CompactMatrix& matrix, at::Tensor& out) {
@@ -193,9 +180,11 @@ class Linear::RowKernels {
 };
 
 /// What a compact weight is held as: by rows where kernels multiply it as it is (CPU, a pattern
-/// with a bitmap), as a matrix (CPU, blocks and codes), or on the GPU.
+/// with a bitmap), as a stream of codes (CPU, int8 and int4), as a matrix (CPU, blocks and other
+/// codes), or on the GPU.
 struct Linear::Compact {
-  CompactMatrix matrix;  // on a GPU: its sizes alone; views of `rows` where that is set
+  CompactMatrix matrix;  // its sizes alone where `device` or `coded` is set; views of `rows` there
+  std::optional<CodedWeight> coded;
   std::optional<format::CompactRows> rows;
   std::optional<DeviceCompact> device;
   Compute compute;
@@ -203,13 +192,16 @@ struct Linear::Compact {
   /// Dense, in the shared scratch: good until the next expansion on this thread.
   at::Tensor expanded() const {
     if (device) return device->expand(compute);
+    if (coded) return coded->expanded();
     at::Tensor out = scratch(matrix.rows, matrix.columns, compute);
     expand_into(matrix, out);
     return out;
   }
 
   size_t bytes() const {
-    return device ? device->bytes() : rows ? rows->size_bytes() : matrix.size_bytes();
+    if (device) return device->bytes();
+    if (coded) return coded->bytes();
+    return rows ? rows->size_bytes() : matrix.size_bytes();
   }
 };
 
@@ -230,12 +222,24 @@ Result<Linear> Linear::compact(CompactMatrix weight, std::optional<at::Tensor> b
   const bool coded = !matrix.quantization.none();
   if (compute.device.is_cuda() && coded)
     return dense(wrap(format::expand(matrix)).to(compute.device), std::move(bias));
-  if (compute.device.is_cuda()) {
-    compact->device.emplace(matrix, compute);
+  const auto keep_sizes_alone = [&] {
     compact->matrix = {.pattern = matrix.pattern,
                        .rows = matrix.rows,
                        .columns = matrix.columns,
-                       .values_dtype = matrix.values_dtype};
+                       .values_dtype = matrix.values_dtype,
+                       .quantization = matrix.quantization};
+  };
+  if (compute.device.is_cuda()) {
+    compact->device.emplace(matrix, compute);
+    keep_sizes_alone();
+  } else if (coded && compute.int8_activations) {
+    auto packed = CodedWeight::make(matrix, compute);
+    if (packed.ok()) {
+      compact->coded = std::move(packed).value();
+      keep_sizes_alone();
+    } else if (packed.error().code != ::lacuna::Code::kNotPossible) {
+      return packed.error();  // LACUNA_FORCE
+    }
   } else if (matrix.pattern.kind != PatternKind::kBlock && !coded) {
     LACUNA_TRY(compact->rows, format::CompactRows::make(matrix));
     const auto elements = static_cast<double>(matrix.rows * matrix.columns);
@@ -261,6 +265,7 @@ at::Tensor Linear::forward(const at::Tensor& x) const {
 }
 
 at::Tensor Linear::multiply(const at::Tensor& x) const {
+  if (compact_ && compact_->coded) return compact_->coded->multiply(x, bias_);
   if (few_tokens_ && few_tokens_->takes(x)) return few_tokens_->run(x, bias_);
   return at::linear(x, compact_ ? compact_->expanded() : dense_, bias_);
 }
@@ -279,6 +284,7 @@ at::Tensor Linear::rows(const at::Tensor& ids) const {
   for (int64_t i = 0; i < flat.numel(); ++i)
     TORCH_CHECK(id[i] >= 0 && id[i] < matrix.rows, "rows: no row ", id[i], " of ", matrix.rows);
   torch_executor().parallel_for(flat.numel(), [&](int64_t i) {
+    if (compact_->coded) return compact_->coded->expand_row(id[i], data + i * row_bytes);
     format::expand_rows(matrix, id[i], id[i] + 1, data + i * row_bytes);
   });
   return out;

@@ -1,0 +1,139 @@
+#include "lacuna/kernels/linear_coded/linear_coded.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <limits>
+
+#include "lacuna/format/element.h"
+#include "lacuna/kernels/linear_coded/cpu.h"
+
+namespace lacuna::kernels::linear_coded {
+namespace {
+
+constexpr int64_t kAlignment = 64;
+
+/// A line more than the columns need, for the reason that row_product.cc gives.
+int64_t x_stride_bytes(int64_t columns) {
+  return format::ceil_div(columns, kChunk) * kChunk + kAlignment;
+}
+
+/// First tile of a task when the tiles are cut into `tasks` runs of equal bytes.
+int64_t first_tile_of_task(const Stream& stream, int64_t task, int64_t tasks) {
+  const int64_t tiles = stream.tiles();
+  if (task == tasks) return tiles;
+  const int64_t wanted = stream.bytes_before(tiles) / tasks * task;
+  int64_t low = 0, high = tiles;
+  while (low < high) {
+    const int64_t middle = low + (high - low) / 2;
+    if (stream.bytes_before(middle) < wanted) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  return low;
+}
+
+}  // namespace
+
+float quantize_token(DType dtype, const void* x, int64_t columns, int8_t* codes) {
+  if (columns <= 0) return 0.0f;
+  // In pieces that the nearest cache holds, by loops that become vector code.
+  constexpr int64_t kPiece = 1024;
+  float piece[kPiece];
+  const auto floats = [&](int64_t first, int64_t count) {
+    for (int64_t k = 0; k < count; ++k) piece[k] = format::read_float(x, dtype, first + k);
+  };
+  const auto for_each_piece = [&](auto&& f) {
+    for (int64_t first = 0; first < columns; first += kPiece) {
+      const int64_t count = std::min(kPiece, columns - first);
+      floats(first, count);
+      f(first, count);
+    }
+  };
+  // As integers, the bits of magnitudes have the order of their values, NaN above infinity.
+  uint32_t largest_bits = 0;
+  for_each_piece([&](int64_t, int64_t count) {
+    for (int64_t k = 0; k < count; ++k)
+      largest_bits = std::max(largest_bits, std::bit_cast<uint32_t>(piece[k]) & 0x7fffffffu);
+  });
+  if (largest_bits >= 0x7f800000u || largest_bits == 0) {
+    std::fill(codes, codes + columns, int8_t{0});
+    return largest_bits == 0 ? 0.0f : std::numeric_limits<float>::quiet_NaN();
+  }
+  const float scale =
+      std::max(std::bit_cast<float>(largest_bits) / 127.0f, std::numeric_limits<float>::min());
+  const float inverse = 1.0f / scale;
+  for_each_piece([&](int64_t first, int64_t count) {
+    // Adding 1.5 * 2^23 rounds to the nearest integer, ties to even, into the low bits. The
+    // largest magnitude times the inverse is 127 to within a rounding, so no code leaves its range.
+    for (int64_t k = 0; k < count; ++k)
+      codes[first + k] =
+          static_cast<int8_t>(std::bit_cast<int32_t>(piece[k] * inverse + 0x1.8p23f));
+  });
+  return scale;
+}
+
+size_t workspace_bytes(const Problem& problem) {
+  return static_cast<size_t>(
+      problem.tokens * (x_stride_bytes(problem.inputs) + static_cast<int64_t>(sizeof(float))) +
+      kAlignment);
+}
+
+CodedPlan plan_for(const CodedCandidate& candidate, const Problem& problem) {
+  return {problem, &candidate, workspace_bytes(problem)};
+}
+
+Result<CodedPlan> plan(const Problem& problem, const Device& device) {
+  LACUNA_TRY(const CodedCandidate* candidate, candidates().choose(problem, device));
+  return plan_for(*candidate, problem);
+}
+
+std::vector<Explanation> explain(const Problem& problem, const Device& device) {
+  return candidates().explain(problem, device);
+}
+
+void run(const CodedPlan& plan, const Stream& stream, const format::RowProduct& product,
+         void* workspace, const Executor& executor) {
+  const auto address = reinterpret_cast<uintptr_t>(workspace);
+  auto* x = static_cast<uint8_t*>(workspace) + (-address & (kAlignment - 1));
+  const int64_t stride = x_stride_bytes(stream.columns()), tokens = product.tokens;
+  auto* x_scales = reinterpret_cast<float*>(x + tokens * stride);
+  const auto width = static_cast<int64_t>(size_bytes(product.dtype));
+  for (int64_t t = 0; t < tokens; ++t) {
+    uint8_t* row = x + t * stride;
+    x_scales[t] = quantize_token(
+        product.dtype, static_cast<const std::byte*>(product.x) + t * product.x_stride * width,
+        stream.columns(), reinterpret_cast<int8_t*>(row));
+    for (int64_t k = 0; k < stream.columns(); ++k) row[k] ^= 0x80;  // + 128
+    std::fill(row + stream.columns(), row + stride, uint8_t{0x80});
+  }
+  // As few passes over a tile as there can be, with equally many tokens.
+  const int64_t passes = format::ceil_div(tokens, kTokensAtOnce);
+  const int64_t at_once = format::ceil_div(tokens, passes);
+  const int64_t tasks =
+      executor.threads <= 1 ? 1 : std::clamp<int64_t>(stream.tiles() / 8, 1, 8 * executor.threads);
+  executor.parallel_for(tasks, [&](int64_t task) {
+    const int64_t end = first_tile_of_task(stream, task + 1, tasks);
+    float sums[kTokensAtOnce * kTileRows];
+    for (int64_t tile = first_tile_of_task(stream, task, tasks); tile < end; ++tile) {
+      const int64_t top = tile * kTileRows;
+      const int64_t rows = std::min(kTileRows, stream.rows() - top);
+      for (int64_t first = 0; first < tokens; first += at_once) {
+        const int64_t count = std::min(at_once, tokens - first);
+        plan.candidate->kernel(stream, tile, x + first * stride, stride, count, sums);
+        for (int64_t t = 0; t < count; ++t)
+          for (int64_t r = 0; r < rows; ++r) {
+            const float scale = stream.grouped() ? 1.0f : stream.row_scale(top + r);
+            float sum = sums[t * kTileRows + r] * scale * x_scales[first + t];
+            if (product.bias) sum += format::read_float(product.bias, product.dtype, top + r);
+            format::write_float(product.y, product.dtype, (first + t) * product.y_stride + top + r,
+                                sum);
+          }
+      }
+    }
+  });
+}
+
+}  // namespace lacuna::kernels::linear_coded

@@ -1,0 +1,36 @@
+// The candidates of linear_coded, special to general.
+#include "lacuna/kernels/linear_coded/cpu.h"
+#include "lacuna/kernels/linear_coded/linear_coded.h"
+
+namespace lacuna::kernels::linear_coded {
+namespace {
+
+Support any_cpu(const Problem& problem, const Device& device) {
+  return Support::all(
+      {needs(!device.gpu, "weights in host memory"),
+       needs(problem.values == Values::kInt8 || problem.values == Values::kInt4G64,
+             "int8 or int4 values"),
+       needs(problem.tokens <= kMaxTokens,
+             "at most 16 tokens (for more, expand the weight and take a dense product)"),
+       needs(problem.inputs <= (int64_t{1} << 16), "at most 65536 inputs (sums are 32-bit)")});
+}
+
+Support avx512(const Problem& problem, const Device& device) {
+  return Support::all(
+      {any_cpu(problem, device),
+       needs(device.cpu.avx512_vbmi2 && device.cpu.avx512_vnni, "AVX-512 with VBMI2 and VNNI")});
+}
+
+}  // namespace
+
+CodedCandidates& candidates() {
+  static CodedCandidates list {
+#if defined(__x86_64__)
+    {{"cpu_avx512_stream_dot", avx512}, tile_avx512_stream_dot},
+#endif
+        {{"cpu_portable", any_cpu}, tile_portable},
+  };
+  return list;
+}
+
+}  // namespace lacuna::kernels::linear_coded

@@ -1,0 +1,93 @@
+#include "lacuna/model/coded_weight.h"
+
+#include <limits>
+
+#include "lacuna/format/element.h"
+#include "lacuna/kernels/linear.h"
+#include "lacuna/model/scratch.h"
+
+namespace lacuna::model {
+namespace linear_coded = kernels::linear_coded;
+
+Result<CodedWeight> CodedWeight::make(const format::CompactMatrix& matrix, const Compute& compute) {
+  const auto* operation = kernels::linear_operation(matrix.pattern.kind);
+  kernels::Problem problem{.operation = std::string(operation ? operation->name : "linear_bsr"),
+                           .values = matrix.quantization.code == format::Code::kInt8
+                                         ? kernels::Values::kInt8
+                                         : kernels::Values::kInt4G64,
+                           .activations = dtype_of(compute.dtype),
+                           .outputs = matrix.rows,
+                           .inputs = matrix.columns,
+                           .tokens = 1,
+                           .pattern = matrix.pattern};
+  LACUNA_TRY(auto stream, linear_coded::Stream::pack(matrix, torch_executor()));
+  CodedWeight weight(std::move(stream), compute);
+  for (; problem.tokens <= linear_coded::kMaxTokens; ++problem.tokens) {
+    LACUNA_TRY(auto plan, linear_coded::plan(problem));
+    weight.plans_.push_back(std::move(plan));
+  }
+  return weight;
+}
+
+at::Tensor CodedWeight::run_kernel(const at::Tensor& x,
+                                   const std::optional<at::Tensor>& bias) const {
+  const at::Tensor rows_of_x = x.contiguous();
+  const int64_t tokens = rows_of_x.numel() / stream_.columns();
+  const auto& plan = plans_[static_cast<size_t>(tokens - 1)];
+  Shape shape = x.sizes().vec();
+  shape.back() = stream_.rows();
+  at::Tensor y = at::empty(shape, x.options());
+  static thread_local std::vector<std::byte> workspace;
+  if (workspace.size() < plan.workspace_bytes) workspace.resize(plan.workspace_bytes);
+  linear_coded::run(plan, stream_,
+                    {.dtype = dtype_of(x.scalar_type()),
+                     .tokens = tokens,
+                     .x = rows_of_x.const_data_ptr(),
+                     .x_stride = stream_.columns(),
+                     .y = y.mutable_data_ptr(),
+                     .y_stride = stream_.rows(),
+                     .bias = bias ? bias->const_data_ptr() : nullptr},
+                    workspace.data(), torch_executor());
+  return y;
+}
+
+at::Tensor CodedWeight::multiply(const at::Tensor& x, const std::optional<at::Tensor>& bias) const {
+  if (x.numel() > 0 && x.numel() <= linear_coded::kMaxTokens * stream_.columns() &&
+      x.scalar_type() == compute_.dtype)
+    return run_kernel(x, bias);
+  // What linear_coded::quantize_token does, with the scale taken out of the product: the codes are
+  // exact in every type.
+  const at::Tensor values = x.to(at::kFloat);
+  const at::Tensor scale = (values.abs().amax(-1, /*keepdim=*/true) / 127.0)
+                               .clamp_min(std::numeric_limits<float>::min());
+  const at::Tensor codes = (values * scale.reciprocal()).round().to(x.scalar_type());
+  at::Tensor y = at::linear(codes, expanded()).to(at::kFloat) * scale;
+  if (bias) y = y + *bias;
+  return y.to(x.scalar_type());
+}
+
+at::Tensor CodedWeight::expanded() const {
+  at::Tensor out = scratch(stream_.rows(), stream_.columns(), compute_);
+  void* const data = out.data_ptr();
+  const DType dtype = dtype_of(compute_.dtype);
+  const int64_t columns = stream_.columns();
+  torch_executor().parallel_for(stream_.tiles(), [&](int64_t tile) {
+    const int64_t first = tile * linear_coded::kTileRows;
+    const int64_t count = std::min(linear_coded::kTileRows, stream_.rows() - first);
+    static thread_local std::vector<float> rows;
+    rows.resize(static_cast<size_t>(linear_coded::kTileRows * columns));
+    stream_.expand_tile(tile, rows.data());
+    format::write_floats(data, dtype, first * columns, rows.data(), count * columns);
+  });
+  return out;
+}
+
+void CodedWeight::expand_row(int64_t row, void* out) const {
+  const int64_t columns = stream_.columns();
+  std::vector<float> rows(static_cast<size_t>(linear_coded::kTileRows * columns));
+  stream_.expand_tile(row / linear_coded::kTileRows, rows.data());
+  format::write_floats(out, dtype_of(compute_.dtype), 0,
+                       rows.data() + row % linear_coded::kTileRows * columns, columns);
+}
+
+}  // namespace lacuna::model

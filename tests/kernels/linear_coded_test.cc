@@ -1,0 +1,204 @@
+// Products of quantised weights against the definition, in integers and float64.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+
+#include "format/random_matrix.h"
+#include "lacuna/format/quantize.h"
+#include "lacuna/kernels/linear_coded/linear_coded.h"
+
+namespace lacuna::kernels::linear_coded {
+namespace {
+
+using format::Pattern;
+using format::Quantization;
+using lacuna::testing::bits_of;
+using lacuna::testing::random_matrix;
+
+/// Values with exact float32 products of scale and code: dequantised, they are what codes stand
+/// for.
+format::CompactMatrix coded(int64_t rows, int64_t columns, const Pattern& pattern, const char* code,
+                            double sparsity = 0.5, uint64_t seed = 7) {
+  const auto matrix =
+      random_matrix(DType::kF32, rows, columns, pattern, sparsity, seed, [&](int64_t r, int64_t c) {
+        return static_cast<float>(random_normal(seed, 1, static_cast<uint64_t>(r * columns + c)));
+      });
+  const auto quantization = Quantization::parse(code).value();
+  if (pattern.kind == format::PatternKind::kDense)
+    return format::quantize(matrix.tensor(), quantization).value();
+  return format::quantize(format::compress(matrix.tensor(), pattern).value(), quantization).value();
+}
+
+std::vector<float> random_x(int64_t tokens, int64_t columns, uint64_t seed = 3) {
+  std::vector<float> x(static_cast<size_t>(tokens * columns));
+  for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(random_normal(seed, 2, i));
+  return x;
+}
+
+Problem problem_of(const format::CompactMatrix& m, int64_t tokens, DType activations) {
+  return {.operation = "linear_bitmap",
+          .values = m.quantization.code == format::Code::kInt8 ? Values::kInt8 : Values::kInt4G64,
+          .activations = activations,
+          .outputs = m.rows,
+          .inputs = m.columns,
+          .tokens = tokens,
+          .pattern = m.pattern,
+          .sparsity = 0.5};
+}
+
+std::vector<float> run_candidate(const CodedCandidate& candidate, const format::CompactMatrix& m,
+                                 const std::vector<float>& x, int64_t tokens,
+                                 const std::vector<float>* bias = nullptr,
+                                 const Executor& executor = Executor::serial()) {
+  const Stream stream = Stream::pack(m).value();
+  CodedPlan planned = plan(problem_of(m, tokens, DType::kF32)).value();
+  planned.candidate = &candidate;
+  std::vector<std::byte> workspace(planned.workspace_bytes);
+  std::vector<float> y(static_cast<size_t>(tokens * m.rows), std::nanf(""));
+  run(planned, stream,
+      {.dtype = DType::kF32,
+       .tokens = tokens,
+       .x = x.data(),
+       .x_stride = m.columns,
+       .y = y.data(),
+       .y_stride = m.rows,
+       .bias = bias ? bias->data() : nullptr},
+      workspace.data(), executor);
+  return y;
+}
+
+bool runs_here(const CodedCandidate& candidate, const format::CompactMatrix& m) {
+  return static_cast<bool>(candidate.supports(problem_of(m, 1, DType::kF32), Device::this_cpu()));
+}
+
+/// |y - exact| <= bound for every candidate, exact from the dequantised weight and rounded x.
+void expect_right(const format::CompactMatrix& m, int64_t tokens) {
+  const auto x = random_x(tokens, m.columns);
+  std::vector<float> bias(static_cast<size_t>(m.rows));
+  for (size_t i = 0; i < bias.size(); ++i) bias[i] = 0.25f * static_cast<float>(i % 7);
+  const Tensor dense = format::expand(m);
+  const float* w = dense.bytes.as<float>();
+  for (const CodedCandidate& candidate : candidates()) {
+    if (!runs_here(candidate, m)) GTEST_SKIP() << candidate.name << " can't run on this CPU";
+    const auto y = run_candidate(candidate, m, x, tokens, &bias);
+    std::vector<int8_t> codes(static_cast<size_t>(m.columns));
+    for (int64_t t = 0; t < tokens; ++t) {
+      const float scale =
+          quantize_token(DType::kF32, x.data() + t * m.columns, m.columns, codes.data());
+      for (int64_t n = 0; n < m.rows; ++n) {
+        double exact = 0, magnitude = 0;
+        for (int64_t k = 0; k < m.columns; ++k) {
+          exact += double{w[n * m.columns + k]} * codes[static_cast<size_t>(k)];
+          magnitude +=
+              std::fabs(w[n * m.columns + k]) * (std::abs(codes[static_cast<size_t>(k)]) + 256.0);
+        }
+        const double expected = exact * scale + bias[static_cast<size_t>(n)];
+        // Float32 sums over the groups in each lane, a tree over lanes, a few products.
+        const double terms = static_cast<double>(m.columns) / 64 + 12;
+        const double bound = terms * 0x1p-24 * (magnitude * scale + std::fabs(expected));
+        ASSERT_NEAR(y[static_cast<size_t>(t * m.rows + n)], expected, bound)
+            << candidate.name << " token " << t << " row " << n << " of " << m.rows << "x"
+            << m.columns << " " << m.pattern.text() << " " << m.quantization.text();
+      }
+    }
+  }
+}
+
+TEST(LinearCoded, EqualsTheDefinitionForEveryShapeAndPattern) {
+  for (const char* code : {"int8", "int8g64", "int4", "int4g32", "int4g128"})
+    for (const Pattern& pattern : {Pattern{}, Pattern::unstructured(), Pattern::keep_of(2, 4),
+                                   Pattern::keep_of(1, 4), Pattern::block(8, 8)})
+      for (const int64_t columns : {1, 7, 63, 64, 65, 128, 200, 257})
+        for (const int64_t rows : {1, 3, 4, 5, 9}) {
+          SCOPED_TRACE(code);
+          expect_right(coded(rows, columns, pattern, code), columns == 200 ? 7 : 1);
+          if (::testing::Test::HasFatalFailure()) return;
+        }
+}
+
+TEST(LinearCoded, TakesEveryNumberOfTokens) {
+  for (const char* code : {"int8", "int4"})
+    for (int64_t tokens = 1; tokens <= kMaxTokens; ++tokens)
+      expect_right(coded(70, 192, Pattern::unstructured(), code), tokens);
+}
+
+TEST(LinearCoded, TakesEmptyFullAndVerySparseWeights) {
+  for (const char* code : {"int8", "int4"})
+    for (const double sparsity : {0.0, 0.9, 0.99, 1.0})
+      expect_right(coded(66, 320, Pattern::unstructured(), code, sparsity), 3);
+}
+
+TEST(LinearCoded, IsExactWhereScalesAreOfARow) {
+  const auto m = coded(37, 4096, Pattern::unstructured(), "int8");
+  const auto x = random_x(2, m.columns);
+  const auto& list = candidates();
+  const auto first = run_candidate(*list.begin(), m, x, 2);
+  for (const CodedCandidate& candidate : list)
+    EXPECT_EQ(run_candidate(candidate, m, x, 2), first) << candidate.name;
+}
+
+TEST(LinearCoded, BitsDependNeitherOnThreadsNorOnOtherTokens) {
+  const auto m = coded(301, 384, Pattern::unstructured(), "int4");
+  const auto x = random_x(16, m.columns);
+  for (const CodedCandidate& candidate : candidates()) {
+    if (!runs_here(candidate, m)) continue;
+    const auto all = run_candidate(candidate, m, x, 16);
+    for (int threads : {2, 3, 7}) {
+      ThreadPool pool(threads);
+      EXPECT_EQ(run_candidate(candidate, m, x, 16, nullptr, pool.executor()), all);
+    }
+    for (int64_t t : {0, 5, 15}) {
+      const std::vector<float> one(x.begin() + t * m.columns, x.begin() + (t + 1) * m.columns);
+      const auto y = run_candidate(candidate, m, one, 1);
+      for (int64_t n = 0; n < m.rows; ++n)
+        EXPECT_EQ(y[static_cast<size_t>(n)], all[static_cast<size_t>(t * m.rows + n)]);
+    }
+  }
+}
+
+TEST(LinearCoded, ANotFiniteTokenIsNaNAndTheOthersAreUntouched) {
+  const auto m = coded(9, 100, Pattern::unstructured(), "int8");
+  auto x = random_x(3, m.columns);
+  const auto clean = run_candidate(*candidates().begin(), m, x, 3);
+  x[150] = std::numeric_limits<float>::infinity();
+  const auto y = run_candidate(*candidates().begin(), m, x, 3);
+  for (int64_t n = 0; n < m.rows; ++n) {
+    EXPECT_EQ(y[static_cast<size_t>(n)], clean[static_cast<size_t>(n)]);
+    EXPECT_TRUE(std::isnan(y[static_cast<size_t>(m.rows + n)]));
+    EXPECT_EQ(y[static_cast<size_t>(2 * m.rows + n)], clean[static_cast<size_t>(2 * m.rows + n)]);
+  }
+}
+
+TEST(Stream, ExpandsToWhatTheMatrixStandsFor) {
+  for (const char* code : {"int8", "int4", "int4g32"})
+    for (const Pattern& pattern : {Pattern{}, Pattern::unstructured(), Pattern::block(16, 4)}) {
+      const auto m = coded(67, 150, pattern, code);
+      for (int threads : {1, 3}) {
+        ThreadPool pool(threads);
+        const Stream stream = Stream::pack(m, pool.executor()).value();
+        const Tensor dense = format::expand(m);
+        std::vector<float> rows(static_cast<size_t>(kTileRows * m.columns));
+        for (int64_t tile = 0; tile < stream.tiles(); ++tile) {
+          stream.expand_tile(tile, rows.data());
+          for (int64_t i = 0; i < kTileRows * m.columns; ++i) {
+            const int64_t row = tile * kTileRows + i / m.columns;
+            if (row < m.rows) {
+              ASSERT_EQ(rows[static_cast<size_t>(i)],
+                        dense.bytes.as<float>()[row * m.columns + i % m.columns]);
+            }
+          }
+        }
+      }
+    }
+}
+
+TEST(Stream, RefusesWhatItCantHold) {
+  EXPECT_EQ(Stream::pack(coded(4, 64, Pattern::unstructured(), "fp8")).error().code,
+            ::lacuna::Code::kNotPossible);
+  EXPECT_EQ(Stream::pack(coded(4, 64, Pattern::unstructured(), "int4g64z")).error().code,
+            ::lacuna::Code::kNotPossible);
+}
+
+}  // namespace
+}  // namespace lacuna::kernels::linear_coded
