@@ -178,7 +178,7 @@ TEST(Quantize, VerifyFindsOneFlippedBitInCodesScalesAndMask) {
                                   std::string(kEmbedding) + ".values"}) {
     const fs::path model = copy_of(quantized("2:4", "int4 --group 32 --zero-points"));
     OpenFile weights = open_weights(model);
-    weights.flip_bit(weights.place(part).first + 40, 1);
+    weights.flip_bit(weights.place(part).first + 41, 1);  // of a scale: in its exponent
     weights.save();
     EXPECT_THAT(violations(model), HasSubstr("tensor \\\"" + part + "\\\", chunk 1 of "));
     if (part.ends_with(".bitmap")) continue;

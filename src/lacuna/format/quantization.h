@@ -31,9 +31,7 @@ struct Quantization {
   /// The text that parse() reads.
   std::string text() const;
   /// Scales of a row.
-  int64_t groups(int64_t columns) const {
-    return group == 0 ? 1 : (columns + group - 1) / group;
-  }
+  int64_t groups(int64_t columns) const { return group == 0 ? 1 : (columns + group - 1) / group; }
   bool operator==(const Quantization&) const = default;
 };
 

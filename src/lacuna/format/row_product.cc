@@ -176,7 +176,7 @@ void run_reference_row_product(const RowsView& rows, const RowProduct& product) 
   for (int64_t t = 0; t < product.tokens; ++t)
     for (int64_t row = 0; row < rows.rows; ++row)
       write_float(product.y, product.dtype, t * product.y_stride + row,
-            static_cast<float>(sums[t * rows.rows + row]));
+                  static_cast<float>(sums[t * rows.rows + row]));
 }
 
 }  // namespace lacuna::format
