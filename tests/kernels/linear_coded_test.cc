@@ -141,9 +141,10 @@ TEST(LinearCoded, IsExactWhereScalesAreOfARow) {
   const auto m = coded(37, 4096, Pattern::unstructured(), "int8");
   const auto x = random_x(2, m.columns);
   const auto first = run_candidate(best_here(m), m, x, 2);
-  for (const CodedCandidate& candidate : candidates())
-    if (runs_here(candidate, m))
-      EXPECT_EQ(run_candidate(candidate, m, x, 2), first) << candidate.name;
+  for (const CodedCandidate& candidate : candidates()) {
+    if (!runs_here(candidate, m)) continue;
+    EXPECT_EQ(run_candidate(candidate, m, x, 2), first) << candidate.name;
+  }
 }
 
 TEST(LinearCoded, BitsDependNeitherOnThreadsNorOnOtherTokens) {
