@@ -66,30 +66,44 @@ class Rows : public Packed {
 
 constexpr const char* kRowsLayout = "rows";
 
-Contender of_candidate(const kernels::LinearCandidate& candidate) {
+/// What contenders made of a list's candidates have in common.
+/// @param run  (problem, packed weight, product, workspace); the workspace has scratch_bytes
+template <class C, class Run>
+Contender from_list(const C& candidate, std::string layout,
+                    std::function<size_t(const Problem&)> scratch_bytes, Run run) {
   Contender contender;
   contender.name = candidate.name;
   contender.candidate = true;
-  contender.layout = kRowsLayout;
+  contender.layout = std::move(layout);
   contender.supports = [&candidate](const Problem& problem) {
     return candidate.supports(problem, Device::this_cpu());
   };
-  contender.pack = Rows::pack;
-  contender.run = [&candidate, workspace = std::make_shared<std::vector<std::byte>>()](
+  contender.scratch_bytes = scratch_bytes;
+  contender.run = [run, scratch_bytes, workspace = std::make_shared<std::vector<std::byte>>()](
                       const Problem& problem, const Packed& weight, const at::Tensor& x,
                       at::Tensor& y) {
     if (!y.defined()) y = at::empty({problem.tokens, problem.outputs}, x.options());
-    workspace->resize(candidate.workspace_bytes(problem));
-    candidate.run(static_cast<const Rows&>(weight).view(),
-                  {.dtype = problem.activations,
-                   .tokens = problem.tokens,
-                   .x = x.const_data_ptr(),
-                   .x_stride = problem.inputs,
-                   .y = y.mutable_data_ptr(),
-                   .y_stride = problem.outputs},
-                  workspace->data(), model::torch_executor());
+    workspace->resize(scratch_bytes(problem));
+    run(problem, weight,
+        format::RowProduct{.dtype = problem.activations,
+                           .tokens = problem.tokens,
+                           .x = x.const_data_ptr(),
+                           .x_stride = problem.inputs,
+                           .y = y.mutable_data_ptr(),
+                           .y_stride = problem.outputs},
+        workspace->data());
   };
-  contender.scratch_bytes = candidate.workspace_bytes;
+  return contender;
+}
+
+Contender of_candidate(const kernels::LinearCandidate& candidate) {
+  Contender contender = from_list(candidate, kRowsLayout, candidate.workspace_bytes,
+                                  [&candidate](const Problem&, const Packed& weight,
+                                               const format::RowProduct& product, void* workspace) {
+                                    candidate.run(static_cast<const Rows&>(weight).view(), product,
+                                                  workspace, model::torch_executor());
+                                  });
+  contender.pack = Rows::pack;
   contender.bound = [&candidate](const Problem& problem) -> kernels::ErrorBound {
     return {kernels::float_roundings(candidate.name, problem.inputs), problem.inputs,
             problem.activations, kernels::flushes_denormals(candidate.name)};
@@ -115,32 +129,15 @@ class CodedStream : public Packed {
 
 Contender of_coded(const kernels::linear_coded::CodedCandidate& candidate) {
   namespace linear_coded = kernels::linear_coded;
-  Contender contender;
-  contender.name = candidate.name;
-  contender.candidate = true;
-  contender.layout = "stream";
-  contender.supports = [&candidate](const Problem& problem) {
-    return candidate.supports(problem, Device::this_cpu());
-  };
+  Contender contender =
+      from_list(candidate, "stream", linear_coded::workspace_bytes,
+                [&candidate](const Problem& problem, const Packed& weight,
+                             const format::RowProduct& product, void* workspace) {
+                  linear_coded::run(linear_coded::plan_for(candidate, problem),
+                                    static_cast<const CodedStream&>(weight).stream(), product,
+                                    workspace, model::torch_executor());
+                });
   contender.pack = CodedStream::pack;
-  contender.run = [&candidate, workspace = std::make_shared<std::vector<std::byte>>()](
-                      const Problem& problem, const Packed& weight, const at::Tensor& x,
-                      at::Tensor& y) {
-    if (!y.defined()) y = at::empty({problem.tokens, problem.outputs}, x.options());
-    const linear_coded::CodedPlan plan = linear_coded::plan_for(candidate, problem);
-    workspace->resize(plan.workspace_bytes);
-    linear_coded::run(plan, static_cast<const CodedStream&>(weight).stream(),
-                      {.dtype = problem.activations,
-                       .tokens = problem.tokens,
-                       .x = x.const_data_ptr(),
-                       .x_stride = problem.inputs,
-                       .y = y.mutable_data_ptr(),
-                       .y_stride = problem.outputs},
-                      workspace->data(), model::torch_executor());
-  };
-  contender.scratch_bytes = [](const Problem& problem) {
-    return linear_coded::workspace_bytes(problem);
-  };
   // Integer sums of groups, float32 sums over groups of twice the magnitude (x + 128), scales.
   contender.bound = [](const Problem& problem) -> kernels::ErrorBound {
     return {3 * (static_cast<double>(problem.inputs) / linear_coded::kChunk + 8), problem.inputs,

@@ -8,6 +8,7 @@
 #include "lacuna/core/half.h"
 #include "lacuna/format/element.h"
 #include "lacuna/format/expand.h"
+#include "lacuna/format/task_split.h"
 
 namespace lacuna::format {
 namespace {
@@ -85,23 +86,12 @@ void prepare_token(InputForm form, DType dtype, const std::byte* x, int64_t colu
   });
 }
 
-/// First row of a task when the rows are cut into `tasks` runs of equal bytes. Multiples of 4, the
-/// most rows of a tile.
+/// First row of a task. Multiples of 4, the most rows of a tile.
 int64_t first_row_of_task(const RowsView& rows, int64_t task, int64_t tasks) {
   if (task == tasks) return rows.rows;
-  const double share = static_cast<double>(task) / static_cast<double>(tasks);
-  const auto wanted =
-      static_cast<int64_t>(share * static_cast<double>(rows.bytes_before(rows.rows)));
-  int64_t low = 0, high = rows.rows;
-  while (low < high) {
-    const int64_t middle = low + (high - low) / 2;
-    if (rows.bytes_before(middle) < wanted) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
-  }
-  return low / 4 * 4;
+  return first_of_task(rows.rows, task, tasks,
+                       [&](int64_t row) { return rows.bytes_before(row); }) /
+         4 * 4;
 }
 
 }  // namespace

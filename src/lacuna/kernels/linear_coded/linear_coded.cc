@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "lacuna/format/element.h"
+#include "lacuna/format/task_split.h"
 #include "lacuna/kernels/linear_coded/cpu.h"
 
 namespace lacuna::kernels::linear_coded {
@@ -18,21 +19,9 @@ int64_t x_stride_bytes(int64_t columns) {
   return format::ceil_div(columns, kChunk) * kChunk + kAlignment;
 }
 
-/// First tile of a task when the tiles are cut into `tasks` runs of equal bytes.
 int64_t first_tile_of_task(const Stream& stream, int64_t task, int64_t tasks) {
-  const int64_t tiles = stream.tiles();
-  if (task == tasks) return tiles;
-  const int64_t wanted = stream.bytes_before(tiles) / tasks * task;
-  int64_t low = 0, high = tiles;
-  while (low < high) {
-    const int64_t middle = low + (high - low) / 2;
-    if (stream.bytes_before(middle) < wanted) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
-  }
-  return low;
+  return format::first_of_task(stream.tiles(), task, tasks,
+                               [&](int64_t tile) { return stream.bytes_before(tile); });
 }
 
 }  // namespace
