@@ -4,6 +4,7 @@
 
 #include "lacuna/format/element.h"
 #include "lacuna/kernels/linear.h"
+#include "lacuna/model/few_tokens.h"
 #include "lacuna/model/scratch.h"
 
 namespace lacuna::model {
@@ -29,32 +30,15 @@ Result<CodedWeight> CodedWeight::make(const format::CompactMatrix& matrix, const
   return weight;
 }
 
-at::Tensor CodedWeight::run_kernel(const at::Tensor& x,
-                                   const std::optional<at::Tensor>& bias) const {
-  const at::Tensor rows_of_x = x.contiguous();
-  const int64_t tokens = rows_of_x.numel() / stream_.columns();
-  const auto& plan = plans_[static_cast<size_t>(tokens - 1)];
-  Shape shape = x.sizes().vec();
-  shape.back() = stream_.rows();
-  at::Tensor y = at::empty(shape, x.options());
-  static thread_local std::vector<std::byte> workspace;
-  if (workspace.size() < plan.workspace_bytes) workspace.resize(plan.workspace_bytes);
-  linear_coded::run(plan, stream_,
-                    {.dtype = dtype_of(x.scalar_type()),
-                     .tokens = tokens,
-                     .x = rows_of_x.const_data_ptr(),
-                     .x_stride = stream_.columns(),
-                     .y = y.mutable_data_ptr(),
-                     .y_stride = stream_.rows(),
-                     .bias = bias ? bias->const_data_ptr() : nullptr},
-                    workspace.data(), torch_executor());
-  return y;
-}
-
 at::Tensor CodedWeight::multiply(const at::Tensor& x, const std::optional<at::Tensor>& bias) const {
   if (x.numel() > 0 && x.numel() <= linear_coded::kMaxTokens * stream_.columns() &&
       x.scalar_type() == compute_.dtype)
-    return run_kernel(x, bias);
+    return multiply_few_tokens(x, bias, stream_.rows(), plans_,
+                               [&](const linear_coded::CodedPlan& plan,
+                                   const format::RowProduct& product, void* workspace) {
+                                 linear_coded::run(plan, stream_, product, workspace,
+                                                   torch_executor());
+                               });
   // What linear_coded::quantize_token does, with the scale taken out of the product: the codes are
   // exact in every type.
   const at::Tensor values = x.to(at::kFloat);

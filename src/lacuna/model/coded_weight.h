@@ -26,7 +26,6 @@ class CodedWeight {
  private:
   CodedWeight(kernels::linear_coded::Stream stream, const Compute& compute)
       : stream_(std::move(stream)), compute_(compute) {}
-  at::Tensor run_kernel(const at::Tensor& x, const std::optional<at::Tensor>& bias) const;
 
   kernels::linear_coded::Stream stream_;
   Compute compute_;

@@ -7,6 +7,7 @@
 #include "lacuna/format/rows.h"
 #include "lacuna/kernels/linear.h"
 #include "lacuna/model/coded_weight.h"
+#include "lacuna/model/few_tokens.h"
 #include "lacuna/model/scratch.h"
 
 namespace lacuna::model {
@@ -147,24 +148,11 @@ class Linear::RowKernels {
 
   /// @param x  [..., K] in the dtype that was planned for; at most kMaxTokens rows, no gradient
   at::Tensor run(const at::Tensor& x, const std::optional<at::Tensor>& bias) const {
-    const at::Tensor rows_of_x = x.contiguous();
-    const int64_t tokens = rows_of_x.numel() / rows_.columns;
-    const kernels::LinearPlan& plan = plans_[static_cast<size_t>(tokens - 1)];
-    Shape shape = x.sizes().vec();
-    shape.back() = rows_.rows;
-    at::Tensor y = at::empty(shape, x.options());
-    static thread_local std::vector<std::byte> workspace;
-    if (workspace.size() < plan.workspace_bytes) workspace.resize(plan.workspace_bytes);
-    plan.candidate->run(rows_,
-                        {.dtype = plan.problem.activations,
-                         .tokens = tokens,
-                         .x = rows_of_x.const_data_ptr(),
-                         .x_stride = rows_.columns,
-                         .y = y.mutable_data_ptr(),
-                         .y_stride = rows_.rows,
-                         .bias = bias ? bias->const_data_ptr() : nullptr},
-                        workspace.data(), torch_executor());
-    return y;
+    return multiply_few_tokens(
+        x, bias, rows_.rows, plans_,
+        [&](const kernels::LinearPlan& plan, const format::RowProduct& product, void* workspace) {
+          plan.candidate->run(rows_, product, workspace, torch_executor());
+        });
   }
 
   const kernels::Problem& decode_problem() const { return plans_.front().problem; }
