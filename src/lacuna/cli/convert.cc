@@ -12,6 +12,7 @@ void add_convert(Tool& tool) {
     std::string out, store = "compact";
   };
   static Flags flags;
+  tool.threaded(verb);
   tool.model(verb, flags.model, "model folder, .gguf file, or llama2.c .bin file");
   verb->add_option("-o,--out", flags.out, "folder to write")->required();
   verb->add_option("--store", flags.store, "compact, dense or compressed-tensors (for a folder)")
@@ -19,6 +20,7 @@ void add_convert(Tool& tool) {
       ->capture_default_str();
   tool.action(verb, [&tool]() -> Status {
     LACUNA_TRY(const auto store, api::parse_store(flags.store));
+    model::set_threads(tool.compute().threads);
     LACUNA_TRY(const auto report, api::convert(flags.model, flags.out, store, tool.progress()));
     tool.print({{"verb", "convert"},
                 {"out", report.out},

@@ -22,4 +22,9 @@ const std::array<LinearOperation, 3>& linear_operations();
 /// The operation that multiplies rows of such a weight, or null: blocks are expanded.
 const LinearOperation* linear_operation(format::PatternKind weight);
 
+/// Whether LACUNA_FORCE says what it means: OPERATION:CANDIDATE[,...] of known names. An unknown
+/// one would otherwise be noticed only where that operation is planned, or never.
+/// @errors kUsage: the name, and those that are known
+Status check_forced();
+
 }  // namespace lacuna::kernels
