@@ -9,6 +9,7 @@
 
 #include "lacuna/format/quantize.h"
 #include "lacuna/io/checkpoint.h"
+#include "lacuna/io/json.h"
 
 namespace {
 
@@ -66,11 +67,13 @@ void exercise(const CompactMatrix& matrix) {
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const auto* end = static_cast<const uint8_t*>(std::memchr(data, 0, size));
   if (end == nullptr) return 0;
-  const json config = json::parse(data, end, nullptr, false);
+  const auto config = lacuna::io::parse_json(
+      {reinterpret_cast<const char*>(data), static_cast<size_t>(end - data)}, "fuzz");
+  if (!config.ok()) return 0;
   const auto file =
       SafetensorsFile::parse(Bytes::take(std::vector<uint8_t>(end + 1, data + size)), "fuzz");
   if (!file.ok()) return 0;
-  const auto checkpoint = Checkpoint::from_files(config, {*file}, "fuzz");
+  const auto checkpoint = Checkpoint::from_files(*config, {*file}, "fuzz");
   if (!checkpoint.ok()) return 0;
   size_t bytes = 0;
   for (const auto& [name, info] : checkpoint->weights()) {

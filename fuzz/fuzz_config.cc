@@ -7,6 +7,7 @@
 
 #include "lacuna/io/compact_store.h"
 #include "lacuna/io/decoder_spec.h"
+#include "lacuna/io/json.h"
 #include "lacuna/io/legacy_bitmask.h"
 
 namespace {
@@ -17,14 +18,19 @@ void require(bool holds) {
   if (!holds) std::abort();
 }
 
+/// As the tool parses it; null where it refuses.
+json parsed(std::string_view text) {
+  auto value = lacuna::io::parse_json(text, "fuzz");
+  return value.ok() ? std::move(*value) : json();
+}
+
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const std::string_view text(reinterpret_cast<const char*>(data), size);
   const size_t end = text.find('\0');
-  const json config = json::parse(text.substr(0, end), nullptr, false);
-  const json generation =
-      end == text.npos ? json() : json::parse(text.substr(end + 1), nullptr, false);
+  const json config = parsed(text.substr(0, end));
+  const json generation = end == text.npos ? json() : parsed(text.substr(end + 1));
   const auto spec = lacuna::io::decoder_spec(config, &generation, "fuzz");
   if (!spec.ok()) require(spec.error().message.starts_with("fuzz: "));
   if (!config.is_object()) return 0;

@@ -1,4 +1,4 @@
-"""Small inputs for the fuzzers of io: fuzz/corpus/{safetensors,config,checkpoint}.
+"""Small inputs for the fuzzers of io: fuzz/corpus/{safetensors,config,checkpoint,tokenizer}.
 
     python3 tools/make_fuzz_seeds.py
 
@@ -11,6 +11,7 @@ import struct
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CORPUS = ROOT / "fuzz" / "corpus"
+DEEP = 20_000  # levels: enough for a recursion to run out of stack
 SIZES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I64": 8, "I32": 4, "I8": 1, "U8": 1, "F8_E4M3": 1}
 
 
@@ -183,6 +184,7 @@ def configs():
     for folder in sorted((ROOT / "tests" / "golden" / "tiny_models").iterdir()):
         config = json.loads((folder / "config.json").read_text())
         yield folder.name, json.dumps(config, separators=(",", ":")).encode() + b"\0" + b'{"eos_token_id":[2,3]}'
+    yield "deep", b'{"architectures":' + b"[" * DEEP + b"]" * DEEP + b"}"
     yield "transformers4", json.dumps({
         "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 2,
         "num_attention_heads": 8, "vocab_size": 512, "torch_dtype": "float16", "rope_theta": 5e5,
@@ -201,13 +203,135 @@ def containers():
     yield "header_2_60", struct.pack("<Q", 1 << 60) + b"{}"
     yield "truncated", safetensors([("a", "F32", [4], bytes(16))])[:-3]
     overlapping = b'{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"b":{"dtype":"U8","shape":[4],"data_offsets":[2,6]}}'
+    deep = b'{"a":{"dtype":' + b"[" * DEEP + b"]" * DEEP + b"}}"
+    yield "deep", struct.pack("<Q", len(deep)) + deep
     yield "overlapping", struct.pack("<Q", len(overlapping)) + overlapping + bytes(6)
+
+
+CHAT_TEMPLATES = {
+    'c_chatml201': (
+        "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im"
+        "_end|>' + '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %"
+        '}'),
+    'c_chatml330': (
+        "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}{{ '<|im_start|>syst"
+        "em\\nYou\\'re the harbour master.<|im_end|>\\n' }}{% endif %}{{ '<|im_start|>' + message['role'] + '\\n'"
+        " + message['content'] + '<|im_end|>' + '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_sta"
+        "rt|>assistant\\n' }}{% endif %}"),
+    'c_llama2487': (
+        "{% if messages[0]['role'] == 'system' %}{% set turns = messages[1:] %}{% set opening = '<<SYS>>\\n' +"
+        " messages[0]['content'] + '\\n<</SYS>>\\n\\n' %}{% else %}{% set turns = messages %}{% set opening = ''"
+        " %}{% endif %}{% for message in turns %}{% if message['role'] == 'user' %}{% set text = (opening if "
+        "loop.first else '') + message['content'] %}{{ bos_token + '[INST] ' + text.strip() + ' [/INST]' }}{%"
+        " else %}{{ ' ' + message['content'].strip() + ' ' + eos_token }}{% endif %}{% endfor %}"),
+    'c_llama3296': (
+        "{% for message in messages %}{% set turn = '<|start_header_id|>' + message['role'] + '<|end_header_i"
+        "d|>\\n\\n' + message['content'] | trim + '<|eot_id|>' %}{% if loop.first %}{% set turn = bos_token + t"
+        "urn %}{% endif %}{{ turn }}{% endfor %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}"),
+    'c_llama3657': (
+        "{{- bos_token }}{#- it's the date #}{%- set date_string = '01 Mar 2025' %}{%- if messages[0]['role']"
+        " == 'system' %}{%- set system_message = messages[0]['content'] | trim %}{%- set messages = messages["
+        "1:] %}{%- else %}{%- set system_message = '' %}{%- endif %}{{- '<|start_header_id|>system<|end_heade"
+        "r_id|>\\n\\n' }}{{- 'Cutting Knowledge Date: May 2024\\n' }}{{- 'Today Date: ' + date_string + '\\n\\n' }"
+        "}{{- system_message }}{{- '<|eot_id|>' }}{%- for message in messages %}{{- '<|start_header_id|>' + m"
+        "essage['role'] + '<|end_header_id|>\\n\\n' + message['content'] | trim + '<|eot_id|>' }}{%- endfor %}{"
+        "{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}"),
+}
+
+# What the fuzzer found and a fix was made for.
+FOUND_TEMPLATE = (
+    b'j{"afded_tokens":[{"id":10,"content":"<s>","special":true},{"id":11,"content":" \xc3\xa9","lstrip":true,"'
+    b'rstrip":true,"normalized":true,"]ingle_word":true}],"normalizer":{"type":"Sequence","normalizers":[{"type'
+    b'":"NFC"},{"type":"Replace","pattern":{"Regex":"c+"},"content":"c"}]},"pre_togenizer":{"type":"Sequence","'
+    b'pretokenizers":[{"type":"Digits","individual_digits":true},{"type":"Split","pattern":{"Regex":"\\\\s+(?!'
+    b'\\\\S)|\\\\s+| ?\\\\p{L}+"},"behavior":"MergedWithNext","invert":true},{"type":"ByteLevel","add_pri_xfesp'
+    b'ace":true,"use_regex":true}]},"post_processor":{"type":"TemplateProcessing","single":[{"SpecialToken":{"i'
+    b'd":"<s>","type_id":0}},{"Sequence":{"id":"A","type_id":0}}],"special_tokens":{"<s>":{"id":"<s>","ids":[10'
+    b'],"tokens":["<s>)"]}}},"decoder":{"type":"ByteLevel"},"model":{"type":"BPE","ignore_merges":true,"vocab":'
+    b'{"a":0,"b":1,"c":2,"\xc4\xa0":3,"\xc3\x83":4,"\xc2\xa9":5,"1":6,".":7,"ab":8,"\xc3\x83\xc2\xa9":9},"merge'
+    b's":[["a","b"],"\xc3\x83 \xc2\xa9"]}}\x00ab \xc3\xa9 <s>cc ;.b\n\xc3\xa9')
+FOUND_PIECE = (
+    b'sx\x00\n\x0e\n\x05<un\x87\x01\x15\x00\x00\x00\x00\x18\x02\n\x0c\n\x03<s>\x15\x00\x00\x00\x00\x18\x03\n\r'
+    b'\n\x04</s>\x15\x00\x00\x00\x00\x18\x03\n\x0c\n\x03\xe2\x96\x81\x15\x00\x00@\xc0\x18\x01\n\n\n\x01?\x15'
+    b'\x00\x00\x00\xc0\x18\x01\n\r\n\x04\xe2\x96\x81a\x15\x00\x00\x80\xbf\x18\x01\n\x0c\n\x03<t>\x15\x00\x00'
+    b"\x00\x00\x18\x04\x12\x02\x18\x02\x1a\x0e\n\x08identity\x18\x01 \x00 a<t>m_message = '' %}{%- endif %}{{- "
+    b"'<|start_header_id|>sys\x87\x9am<|end_hea\xdcder_id|>\\n\\n' }\xaf{{- 'Cutting Knowledge Da\x04te: Ma_tok"
+    b'en }}{#- it\'s the date #}{%- set date_strignb `e\xcc\x81<e>v{"a":0,"b= \'01 Mar 2025\' %}{%- if messages'
+    b'[0][\'role\'] ==%- ystemtype":"Sequence","normal')
+
+
+def tokenizer_json(value, text):
+    return b"j" + json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode() + b"\0" + text.encode()
+
+
+def sentencepiece(pieces, text):
+    """pieces: [(piece, score or None, kind)]"""
+    def field(number, content):
+        return bytes([number << 3 | 2, len(content)]) + content
+    model = b"".join(field(1, field(1, piece.encode()) + b"\x15" + struct.pack("<f", score) + bytes([3 << 3, kind]))
+                     for piece, score, kind in pieces)
+    model += field(2, bytes([3 << 3, 2])) + field(3, field(1, b"identity") + bytes([3 << 3, 1, 4 << 3, 0]))
+    return b"s" + struct.pack("<H", len(model)) + model + text.encode()
+
+
+def tokenizers():
+    for name, template in CHAT_TEMPLATES.items():
+        yield name, b"c" + template.encode() + b"\0 <|im_end|> "
+    yield "j_byte_level", tokenizer_json({
+        "added_tokens": [{"id": 10, "content": "<s>", "special": True},
+                         {"id": 11, "content": " é", "lstrip": True, "rstrip": True, "normalized": True,
+                          "single_word": True}],
+        "normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "NFC"}, {"type": "Replace", "pattern": {"Regex": "c+"}, "content": "c"}]},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+            {"type": "Digits", "individual_digits": True},
+            {"type": "Split", "pattern": {"Regex": r"\s+(?!\S)|\s+| ?\p{L}+"}, "behavior": "MergedWithNext",
+             "invert": True},
+            {"type": "ByteLevel", "add_prefix_space": True, "use_regex": True}]},
+        "post_processor": {"type": "TemplateProcessing",
+                           "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}},
+                                      {"Sequence": {"id": "A", "type_id": 0}}],
+                           "special_tokens": {"<s>": {"id": "<s>", "ids": [10], "tokens": ["<s>"]}}},
+        "decoder": {"type": "ByteLevel"},
+        "model": {"type": "BPE", "ignore_merges": True,
+                  "vocab": {"a": 0, "b": 1, "c": 2, "Ġ": 3, "Ã": 4, "©": 5, "1": 6, ".": 7, "ab": 8, "Ã©": 9},
+                  "merges": [["a", "b"], "Ã ©"]}}, "ab é <s>cc 1.b\né")
+    yield "j_llama", tokenizer_json({
+        "added_tokens": [{"id": 1, "content": "<s>", "normalized": True, "special": True}],
+        "normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]},
+        "pre_tokenizer": None,
+        "decoder": {"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"},
+            {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+        "model": {"type": "BPE", "unk_token": "<unk>", "fuse_unk": True, "byte_fallback": True,
+                  "vocab": {"<unk>": 0, "<s>": 1, "<0xC3>": 2, "<0xA9>": 3, "▁": 4, "a": 5, "b": 6, "▁a": 7,
+                            "<0xF0>": 8},
+                  "merges": [["▁", "a"]]}}, "a é<s> a漢字b é")
+    yield "j_plain", tokenizer_json(
+        {"model": {"vocab": {"a": 0, "": 1, "ab": 2, "b": 3}, "merges": ["a b"]}}, "aab")
+    yield "j_deep", b'j{"normalizer":' + b"[" * DEEP + b"]" * DEEP + b"}\0a"
+    yield "j_template_unknown_id", FOUND_TEMPLATE
+    yield "s_model", sentencepiece(
+        [("<unk>", 0, 2), ("<s>", 0, 3), ("</s>", 0, 3), ("▁", -3, 1), ("a", -2, 1), ("▁a", -1, 1), ("<t>", 0, 4)],
+        " a<t>a b")
+    yield "s_piece_not_utf8", FOUND_PIECE
+    yield "t_ranks", b"tIQ== 0\nYQ== 1\nYWI= 2\n"
+    yield "v_gpt2", b'v{"a":0,"b":1,"ab":2,"<|endoftext|>":3}\0#version: 0.2\na b\n\0\0ab<|endoftext|>a'
+    yield "v_qwen2", (
+        'v{"a":0,"b":1,"ab":2,"Ã":3,"©":4}\0a b\r\n\0' + json.dumps({
+            "tokenizer_class": "Qwen2Tokenizer", "bos_token": None, "eos_token": {"content": "<e>"},
+            "add_eos_token": True, "add_prefix_space": True, "additional_special_tokens": ["b"],
+            "added_tokens_decoder": {"7": {"content": "<e>", "special": True}},
+            "chat_template": [{"name": "default", "template": "x"}]}, separators=(",", ":")) +
+        "\0ab e\u0301<e>").encode()
 
 
 def main():
     seeds = {
         "safetensors": dict(containers()),
         "config": dict(configs()),
+        "tokenizer": dict(tokenizers()),
         "checkpoint": {"unstructured": unstructured(), "keep_of": keep_of(), "block": block(),
                        "sparse_bitmask": sparse_bitmask(), "sparse_bitmask_old": sparse_bitmask("m.weight."),
                        "int4_unstructured": int4_unstructured(), "int8_keep_of": int8_keep_of(),

@@ -26,10 +26,6 @@ fs::path converted(const fs::path& model) {
   return folder;
 }
 
-at::Tensor last_logits(const model::Decoder& decoder, const std::vector<int32_t>& ids) {
-  return decoder.forward(testing::ids_tensor(ids), nullptr, /*last_only=*/true).view({-1});
-}
-
 // --- llama2.c ------------------------------------------------------------------------------------
 
 class Llama2c : public ::testing::TestWithParam<std::pair<const char*, const char*>> {};
@@ -44,7 +40,7 @@ TEST_P(Llama2c, ReproducesItsReference) {
 
   const auto expect_logits = [&](const std::vector<int32_t>& ids, const char* key) {
     const std::vector<double> expected = reference[key];
-    EXPECT_LE(testing::relative_difference(last_logits(decoder, ids),
+    EXPECT_LE(testing::relative_difference(testing::last_logits(decoder, ids),
                                            at::tensor(at::ArrayRef<double>(expected), at::kDouble)),
               1e-5)
         << key;
@@ -107,16 +103,8 @@ TEST_F(SmolLm2, AnswersEveryPromptAsTransformersDoes) {
     const std::vector<int32_t> ids = tokenizer->encode(text, false);
     ASSERT_EQ(ids, prompt["ids"].get<std::vector<int32_t>>()) << text;
 
-    const at::Tensor logits = last_logits(decoder, ids);
-    const std::vector<int64_t> top_ids = prompt["top10_ids"];
-    const std::vector<double> top_logits = prompt["top10_logits"];
-    const at::Tensor found = std::get<1>(logits.topk(10));
-    for (int64_t i = 0; i < 10; ++i) {
-      EXPECT_EQ(found[i].item<int64_t>(), top_ids[static_cast<size_t>(i)]) << text;
-      EXPECT_NEAR(logits[top_ids[static_cast<size_t>(i)]].item<double>(),
-                  top_logits[static_cast<size_t>(i)], 1e-4 * top_logits[0])
-          << text;
-    }
+    testing::expect_top_logits(testing::last_logits(decoder, ids), prompt["top10_ids"],
+                               prompt["top10_logits"], " of " + text);
     const auto generation = must(model::generate(decoder, *tokenizer, ids, {.max_new_tokens = 64}));
     EXPECT_EQ(generation.token_ids, prompt["greedy_64_ids"].get<std::vector<int32_t>>()) << text;
   }

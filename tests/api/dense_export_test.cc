@@ -46,15 +46,8 @@ TEST_P(DenseExport, AnswersAsTransformersDoes) {
     const std::vector<int32_t> ids = prompt["ids"];
     EXPECT_EQ(tokenizer->encode(text, true), ids) << text;
 
-    const std::vector<int64_t> top_ids = prompt["top10_ids"];
-    const std::vector<double> top_logits = prompt["top10_logits"];
-    const at::Tensor logits =
-        decoder.forward(testing::ids_tensor(ids), nullptr, /*last_only=*/true).view({-1});
-    const auto [found_logits, found_ids] = logits.topk(10);
-    EXPECT_TRUE(found_ids.equal(at::tensor(top_ids))) << text << "\n" << found_ids;
-    EXPECT_LE(testing::relative_difference(found_logits, at::tensor(top_logits, at::kDouble)), 1e-4)
-        << text;
-
+    testing::expect_top_logits(testing::last_logits(decoder, ids), prompt["top10_ids"],
+                               prompt["top10_logits"], " of " + text);
     const auto generation =
         must(model::generate(decoder, *tokenizer, ids, {.max_new_tokens = 32, .ignore_eos = true}));
     EXPECT_EQ(generation.token_ids, prompt["greedy_32_ids"].get<std::vector<int32_t>>()) << text;

@@ -49,6 +49,8 @@ TEST(SparsityManager, RefusesByNameWhatIsNotThereYet) {
       {[](SparsityConfig& c) { c.use_gradient = true; }, "use_gradient"},
       {[](SparsityConfig& c) { c.fuse_with_quant = true; }, "fuse_with_quant"},
       {[](SparsityConfig& c) { c.quant_dtype = "int4"; }, "quant_dtype"},
+      {[](SparsityConfig& c) { c.dynamic_threshold = 0.2; }, "dynamic_threshold: \"0.2\""},
+      {[](SparsityConfig& c) { c.use_hardware_accel = false; }, "use_hardware_accel"},
       {[](SparsityConfig& c) { c.pruning_method = "hessian"; }, "hessian"},
       {[](SparsityConfig& c) { c.pruning_method = "gradient"; }, "gradient"},
       {[](SparsityConfig& c) { c.format = "csr"; }, "csr"},
@@ -66,6 +68,16 @@ TEST(SparsityManager, RefusesByNameWhatIsNotThereYet) {
     EXPECT_EQ(pruned.error().code, Code::kUsage) << bad.named;
     EXPECT_THAT(pruned.error().message, HasSubstr(bad.named));
   }
+}
+
+TEST(SparsityManager, NamesTheOutputAfterTheModelWhateverItsSlashes) {
+  const auto folder = testing::scratch_folder("manager");
+  std::filesystem::copy(demo_model(), folder / "model");
+  SparsityManager manager({.pattern = "n:m", .target_layers = {"layers.0.mlp.up_proj"}});
+  const auto pruned = manager.prune((folder / "model/").string());
+  ASSERT_TRUE(pruned.ok()) << pruned.error().message;
+  EXPECT_EQ(*pruned, (folder / "model-2-4").string());
+  EXPECT_TRUE(std::filesystem::exists(folder / "model-2-4/model.safetensors"));
 }
 
 TEST(SparsityManager, UnknownDatasetNameSaysWhereItLooked) {

@@ -36,6 +36,13 @@ TEST(Usage, WrongFlagValuesAreUsageErrorsBeforeAnythingIsRead) {
       {prune + "--group column", "column"},
       {prune + "--store zip", "zip"},
       {prune + "--samples 0", "--samples"},
+      {prune + "--samples 9000000000000", "--samples"},
+      {prune + "--length 9000000000000", "--length"},
+      {"convert " + demo_model() + " --store dense -o .", "current folder"},
+      {"convert " + demo_model() + " --store dense -o ..", "current folder"},
+      {"prune " + demo_model() + " --method magnitude -o .", "current folder"},
+      {"verify /nowhere --threads 1", "--threads"},
+      {"inspect /nowhere --device cpu", "--device"},
       {prune + "--length 1", "--length"},
       {prune + "--damping nan", "--damping"},
       {prune + "--target '['", "--target"},
@@ -131,6 +138,14 @@ TEST(BadInput, EachFaultHasItsOwnMessageAndExitCodeThree) {
   const std::string rows = text_file("rows.jsonl", "{\"text\": \"one\"}\n{\"txt\": \"two\"}\n");
   const std::string odd_run = text_file("odd.json", R"({"verb": "verify", "ok": true})");
   const std::string ids = text_file("ids.json", "[[1, 2, 3], [4, 5, 99999]]");
+  const std::string nested = std::string(200'000, '[') + std::string(200'000, ']');
+  const std::string deep = text_file("deep.json", nested);
+  const std::string deep_rows = text_file("deep.jsonl", "{\"text\": " + nested + "}\n");
+  const fs::path deep_config = copy_of(demo_model()), deep_generation = copy_of(demo_model());
+  const fs::path deep_tokenizer = copy_of(demo_model());
+  for (const fs::path& file : {deep_config / "config.json", deep_tokenizer / "tokenizer.json",
+                               deep_generation / "generation_config.json"})
+    std::ofstream(file) << "{\"architectures\": " << nested << "}";
   fs::create_directories(folder / "theirs");
   text_file("theirs/thesis.tex", "x");
   text_file("file", "x");
@@ -160,9 +175,10 @@ TEST(BadInput, EachFaultHasItsOwnMessageAndExitCodeThree) {
     weights.data[at] = static_cast<char>(0xc0), weights.data[at + 1] = 0x7f;
   });
 
-  const std::string demo = demo_model(), prune = "prune {} -o " + (folder / "out").string() + " ";
+  const std::string demo = demo_model();
+  int outs = 0;  // runs that share one would be in each other's way
   const auto pruning = [&](const fs::path& model, const std::string& flags) {
-    return fmt::format(fmt::runtime(prune), model.string()) + flags;
+    return fmt::format("prune {} -o {}/out{} {}", model.string(), folder.string(), outs++, flags);
   };
   const struct {
     std::string line;
@@ -204,6 +220,13 @@ TEST(BadInput, EachFaultHasItsOwnMessageAndExitCodeThree) {
        {"tokenizer.json", "decoder", "Upside"}},
       {"tokenize " + folder.string() + " --text " + text, {folder.string(), "tokenizer"}},
       {"generate " + demo + " --prompt hi --chat", {"chat_template"}},
+      // JSON that nests without end, wherever JSON is read.
+      {"inspect " + deep_config.string(), {"config.json", "too deep"}},
+      {"inspect " + deep_generation.string(), {"generation_config.json", "too deep"}},
+      {"tokenize " + deep_tokenizer.string() + " --text " + text, {"tokenizer.json", "too deep"}},
+      {pruning(demo, "--calibration " + deep_rows), {"deep.jsonl: line 1", "too deep"}},
+      {pruning(demo, "--calibration-ids " + deep), {"deep.json", "too deep"}},
+      {"report " + deep + " -o " + (folder / "r.html").string(), {"deep.json", "too deep"}},
       // Texts.
       {pruning(demo, "--calibration " + empty), {"empty.txt", "holds no text"}},
       {pruning(demo, "--calibration " + blank), {"blank.txt", "holds no text"}},
@@ -222,11 +245,15 @@ TEST(BadInput, EachFaultHasItsOwnMessageAndExitCodeThree) {
       {fmt::format("convert {} --store dense -o {}/file", demo, folder.string()),
        {"file", "exists and is not a folder"}},
       // Runs for the report.
-      {"report " + few + " -o " + (folder / "r.html").string(), {"short.txt", "no key \"verb\""}},
+      {"report " + few + " -o " + (folder / "r.html").string(), {"short.txt", "not JSON"}},
       {"report " + odd_run + " -o " + (folder / "r.html").string(), {"odd.json", "violations"}},
   };
   std::vector<std::string> lines;
-  for (const auto& bad : cases) lines.push_back(bad.line + " --threads 1");
+  for (const auto& bad : cases)
+    lines.push_back(bad.line + (bad.line.starts_with("prune") || bad.line.starts_with("eval") ||
+                                        bad.line.starts_with("generate")
+                                    ? " --threads 1"
+                                    : ""));
   const auto runs = lacuna_tools(lines);
   for (size_t i = 0; i < runs.size(); ++i) {
     EXPECT_EQ(runs[i].code, 3) << lines[i] << "\n" << runs[i].err;
@@ -234,10 +261,34 @@ TEST(BadInput, EachFaultHasItsOwnMessageAndExitCodeThree) {
     for (const std::string& part : cases[i].named)
       EXPECT_THAT(runs[i].err, HasSubstr(part)) << lines[i];
   }
-  for (const char* never :
-       {"out", "out.partial", "theirs.partial", "theirs.journal", "file.partial", "r.html"})
-    EXPECT_FALSE(fs::exists(folder / never)) << never;
+  for (const auto& entry : fs::directory_iterator(folder)) {
+    const std::string name = entry.path().filename().string();
+    EXPECT_FALSE(name.starts_with("out") || name.ends_with(".partial") ||
+                 name.ends_with(".journal") || name.ends_with(".lock") || name == "r.html")
+        << name;
+  }
   EXPECT_EQ(bytes_of(folder / "theirs/thesis.tex"), "x");
+}
+
+TEST(BadInput, AReferenceThatIsNotFiniteFailsTheComparison) {
+  const fs::path nan = with_weights([](OpenFile& weights) {
+    const size_t at = weights.place(kUp).first + (3 * 256 + 5) * 2;
+    weights.data[at] = static_cast<char>(0xc0), weights.data[at + 1] = 0x7f;
+  });
+  const fs::path text = scratch_folder("bad") / "text.txt";
+  std::ofstream(text) << some_text(400);
+  const Output eval =
+      lacuna_tool(fmt::format("eval {} --compare {} --text {} --length 64 --windows 2 --threads 1",
+                              demo_model(), nan.string(), text.string()));
+  EXPECT_EQ(eval.code, 3) << eval.out;
+  EXPECT_EQ(eval.out, "");
+  EXPECT_THAT(eval.err,
+              AllOf(HasSubstr(nan.string()), HasSubstr(kUp), HasSubstr("row 3, column 5")));
+  const Output answer =
+      lacuna_tool("generate " + nan.string() + " --prompt 'The city' --threads 1");
+  EXPECT_EQ(answer.code, 1) << answer.out;
+  EXPECT_EQ(answer.out, "");
+  EXPECT_THAT(answer.err, AllOf(HasSubstr(kUp), HasSubstr("row 3, column 5: not a finite number")));
 }
 
 TEST(BadInput, CudaWithoutAGpuIsExitCodeFour) {

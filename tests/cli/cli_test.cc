@@ -40,9 +40,37 @@ TEST(Usage, EveryVerbHasHelpWithTwoExamplesOrMore) {
          (at = runs[i].out.find("lacuna " + verbs[i], at)) != std::string::npos; ++at)
       ++examples;
     EXPECT_GE(examples, 2u) << verbs[i] << "\n" << runs[i].out;
-    for (const char* flag : {"--json", "--dtype", "--device", "--threads", "--seed", "-q", "-v"})
+    for (const char* flag : {"--json", "-q", "-v"})
       EXPECT_THAT(runs[i].out, HasSubstr(flag)) << verbs[i];
+    // Only flags that the verb has a use for.
+    const std::map<std::string, std::set<std::string>> users = {
+        {"--dtype", {"prune", "eval", "generate", "bench", "tune"}},
+        {"--activations", {"prune", "eval", "generate", "bench", "tune"}},
+        {"--device", {"prune", "eval", "generate", "bench"}},
+        {"--threads", {"prune", "eval", "generate", "convert", "synth", "bench", "tune"}},
+        {"--seed", {"prune", "generate", "synth", "bench", "tune"}}};
+    for (const auto& [flag, uses] : users)
+      EXPECT_EQ(runs[i].out.find(flag + " ") != std::string::npos, uses.contains(verbs[i]))
+          << verbs[i] << " " << flag << "\n"
+          << runs[i].out;
   }
+}
+
+TEST(Usage, WhatLacunaForceNamesMustExist) {
+  for (const char* wrong : {"linear_dense:magic", "linear_magic:reference"}) {
+    setenv("LACUNA_FORCE", wrong, 1);
+    const Output run = lacuna_tool("generate " + demo_model() + " --prompt hi --threads 1");
+    unsetenv("LACUNA_FORCE");
+    EXPECT_EQ(run.code, 2) << run.err;
+    EXPECT_THAT(run.err, AllOf(HasSubstr("LACUNA_FORCE"), HasSubstr("magic")));
+  }
+}
+
+TEST(Json, TheErrorOfOneWindowIsUnknown) {
+  const std::string line = fmt::format("eval {} --text {} --length 64 --windows 1 --threads 1 -q",
+                                       demo_model(), text_file().string());
+  EXPECT_TRUE(done(line + " --json").report().at("stderr").is_null());
+  EXPECT_THAT(done(line).out, HasSubstr("± - ("));
 }
 
 TEST(Usage, OnlyTheResultGoesToStdoutAndQuietSaysNothingElse) {

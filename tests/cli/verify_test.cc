@@ -206,6 +206,42 @@ TEST(Verify, AgainstTheDenseModelFindsAChangedKeptValue) {
   EXPECT_EQ(lacuna_tool(fmt::format("verify {} --against /nowhere", compact.string())).code, 3);
 }
 
+TEST(Verify, AgainstTheDenseModelExcusesZerosOnlyWhereWeightsWereDropped) {
+  const std::string against = "--against " + demo_model();
+  const auto with_zero = [&](const fs::path& model, const std::string& tensor) {
+    const fs::path copy = copy_of(model);
+    OpenFile weights = open_weights(copy);
+    const auto [begin, size] = weights.place(tensor);
+    weights.data[begin] = weights.data[begin + 1] = 0;
+    if (fs::exists(copy / "checksums.json"))
+      weights.save_with_checksums();
+    else
+      weights.save();
+    return copy;
+  };
+  for (const char* tensor : {"model.norm.weight", "model.embed_tokens.weight"})
+    for (const fs::path& model : {converted("2:4", "dense"), fs::path(demo_model())})
+      EXPECT_THAT(violations(with_zero(model, tensor), against),
+                  AllOf(HasSubstr(tensor), HasSubstr("row 0, column 0"), HasSubstr("differs")));
+  // Of a weight that nobody pruned a lost value is a damage too.
+  EXPECT_THAT(violations(with_zero(demo_model(), kUp), against),
+              AllOf(HasSubstr(kUp), HasSubstr("row 0, column 0"), HasSubstr("differs")));
+  done("verify " + converted("2:4", "dense").string() + " " + against);
+}
+
+TEST(Verify, FindsATensorThatIsLost) {
+  const fs::path lost = copy_of(demo_model());
+  OpenFile weights = open_weights(lost);
+  const std::string kNorm = "model.layers.2.input_layernorm.weight";
+  // Its bytes become those of a tensor that nobody knows: a file leaves no gap.
+  weights.header["stray"] = weights.header[kNorm];
+  weights.header.erase(kNorm);
+  weights.save();
+  EXPECT_THAT(violations(lost), AllOf(HasSubstr(kNorm), HasSubstr("missing")));
+  EXPECT_THAT(violations(lost, "--against " + demo_model()),
+              AllOf(HasSubstr(kNorm), HasSubstr("missing"), HasSubstr("stray")));
+}
+
 TEST(VerifyFlag, OtherVerbsCompareChecksumsOnlyWhenAsked) {
   const fs::path sound = pruned("2:4").folder, broken = copy_of(sound);
   OpenFile weights = open_weights(broken);
@@ -216,18 +252,18 @@ TEST(VerifyFlag, OtherVerbsCompareChecksumsOnlyWhenAsked) {
   std::ofstream(folder / "text.txt") << some_text(200);
   const std::string verbs[] = {
       "inspect {}",
-      "generate {} --prompt hi --max-new-tokens 2",
-      fmt::format("eval {{}} --text {} --length 32 --windows 1", (folder / "text.txt").string()),
+      "generate {} --prompt hi --max-new-tokens 2 --threads 1",
+      fmt::format("eval {{}} --text {} --length 32 --windows 1 --threads 1",
+                  (folder / "text.txt").string()),
       fmt::format("convert {{}} -o {} --store dense", (folder / "converted").string()),
-      fmt::format("prune {{}} -o {} --method magnitude --sparsity 0.7",
+      fmt::format("prune {{}} -o {} --method magnitude --sparsity 0.7 --threads 1",
                   (folder / "pruned").string()),
   };
   std::vector<std::string> refused, fine;
   for (const std::string& verb : verbs) {
-    refused.push_back(fmt::format(fmt::runtime(verb), broken.string()) +
-                      " --verify -q --threads 1");
-    fine.push_back(fmt::format(fmt::runtime(verb), broken.string()) + " -q --threads 1");
-    fine.push_back(fmt::format(fmt::runtime(verb), sound.string()) + " --verify -q --threads 1");
+    refused.push_back(fmt::format(fmt::runtime(verb), broken.string()) + " --verify -q");
+    fine.push_back(fmt::format(fmt::runtime(verb), broken.string()) + " -q");
+    fine.push_back(fmt::format(fmt::runtime(verb), sound.string()) + " --verify -q");
   }
   for (const Output& run : lacuna_tools(refused)) {
     EXPECT_EQ(run.code, 3) << run.err;

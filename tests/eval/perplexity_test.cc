@@ -58,8 +58,8 @@ TEST(Perplexity, IsTheExponentOfTheMeanOverWindows) {
     squares += std::pow(window_nll(decoder, ids, 100 * w, 100) - sum / 3, 2);
   EXPECT_NEAR(report.mean_nll, sum / 3, 1e-5);
   EXPECT_NEAR(report.perplexity, std::exp(sum / 3), 1e-4 * report.perplexity);
-  EXPECT_NEAR(report.std_error, report.perplexity * std::sqrt(squares / 2 / 3),
-              1e-3 * report.std_error);
+  EXPECT_NEAR(report.std_error.value(), report.perplexity * std::sqrt(squares / 2 / 3),
+              1e-3 * *report.std_error);
 }
 
 TEST(Perplexity, LooksAtWindowsSpreadEvenly) {

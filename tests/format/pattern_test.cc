@@ -23,5 +23,12 @@ TEST(Pattern, refuses_what_is_no_pattern) {
   }
 }
 
+TEST(Pattern, GivesTheSparsityThatItImplies) {
+  EXPECT_EQ(Pattern::keep_of(2, 4).sparsity(), 0.5);
+  EXPECT_EQ(Pattern::keep_of(1, 4).sparsity(), 0.75);
+  EXPECT_EQ(Pattern::unstructured().sparsity(), 0);
+  EXPECT_EQ(Pattern::block(4, 4).sparsity(), 0);
+}
+
 }  // namespace
 }  // namespace lacuna::format

@@ -223,13 +223,13 @@ TEST(CheckpointWriter, TouchesNoFolderThatIsNotOurs) {
   fs::create_directories(folder / "empty");
   EXPECT_TRUE(CheckpointWriter::create(folder / "empty", {}).ok());
   EXPECT_THAT(message_of(CheckpointWriter::create("/proc/nowhere/out", {}), Code::kCheckFailed),
-              HasSubstr("/proc/nowhere/out.partial"));
+              HasSubstr("/proc/nowhere/out"));
 }
 
 TEST(CheckpointWriter, ReplacesOurOwnFolderAndWhatAKilledRunLeft) {
   const fs::path out = write_model(sample_weights(), Store::kCompact, sample_config(), 4000);
   fs::copy(out, out.string() + ".partial");
-  put_text(out.string() + ".partial/left-over", "x");
+  put_text(out.string() + ".partial/shard.partial", "x");
   auto writer = CheckpointWriter::create(out, {.store = Store::kDense}).value();
   ASSERT_TRUE(writer.add("a.weight", random_matrix(2, 2, DType::kF32, {})).ok());
   ASSERT_TRUE(Checkpoint::open(out).value().contains(kQuery))
@@ -238,6 +238,46 @@ TEST(CheckpointWriter, ReplacesOurOwnFolderAndWhatAKilledRunLeft) {
   EXPECT_THAT(names_in(out),
               UnorderedElementsAre("config.json", "checksums.json", "model.safetensors"));
   EXPECT_THAT(names_in(out.parent_path()), ElementsAre("out"));
+}
+
+TEST(CheckpointWriter, RemovesNothingThatItDidNotWrite) {
+  for (const bool listed : {true, false}) {
+    const fs::path out = write_model(sample_weights(), Store::kCompact, sample_config(), 4000);
+    if (!listed) fs::remove(out / "checksums.json");
+    ASSERT_TRUE(CheckpointWriter::create(out, {}).ok()) << "all of it is ours";
+    for (const char* name : {"thesis.tex", "sub/folder"}) {
+      const fs::path theirs = out / name;
+      fs::create_directories(theirs.parent_path());
+      put_text(theirs, "mine");
+      EXPECT_THAT(message_of(CheckpointWriter::create(out, {})),
+                  AllOf(HasSubstr("holds " + theirs.lexically_relative(out).begin()->string()),
+                        HasSubstr("Move it away")));
+      EXPECT_EQ(file_text(theirs), "mine");
+      fs::remove_all(out / *theirs.lexically_relative(out).begin());
+    }
+  }
+}
+
+TEST(CheckpointWriter, RemovesNothingThatCameWhileItWrote) {
+  const fs::path out = write_model(sample_weights(), Store::kCompact);
+  auto writer = CheckpointWriter::create(out, {}).value();
+  put_text(out / "notes.md", "mine");  // looks like a companion, and no run wrote it
+  EXPECT_THAT(message_of(writer.finish(sample_config())), HasSubstr("holds notes.md"));
+  EXPECT_EQ(file_text(out / "notes.md"), "mine");
+}
+
+TEST(CheckpointWriter, IsAloneInItsFolder) {
+  const fs::path out = lacuna::testing::scratch_folder("writer") / "out";
+  {
+    auto first = CheckpointWriter::create(out, {}).value();
+    EXPECT_THAT(message_of(CheckpointWriter::create(out.string() + "/", {})),
+                HasSubstr("another run writes here"));
+    ASSERT_TRUE(first.finish(sample_config()).ok());
+    EXPECT_TRUE(CheckpointWriter::create(out, {}).ok()) << "the first is done";
+  }
+  EXPECT_THAT(names_in(out.parent_path()), ElementsAre("out"));
+  EXPECT_THAT(message_of(CheckpointWriter::create(".", {}), Code::kUsage),
+              HasSubstr("current folder"));
 }
 
 TEST(CopyCompanionFiles, TakesTheSmallFilesAndNeverWeightsOrConfig) {

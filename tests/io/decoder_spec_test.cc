@@ -155,11 +155,19 @@ TEST(DecoderSpec, TokensComeFromTheGenerationConfigFirst) {
   json config = with(llama(), "eos_token_id", 2);
   config["bos_token_id"] = 1;
   EXPECT_THAT(read(config).value().eos_tokens, ElementsAre(2));
-  const json generation = {{"eos_token_id", {128001, 128009}}};
+  const json generation = {{"eos_token_id", {401, 409}}};
   const DecoderSpec spec = decoder_spec(config, &generation, "C").value();
-  EXPECT_THAT(spec.eos_tokens, ElementsAre(128001, 128009));
+  EXPECT_THAT(spec.eos_tokens, ElementsAre(401, 409));
   EXPECT_EQ(spec.bos_token, 1);
   EXPECT_FALSE(read(with(llama(), "bos_token_id", nullptr)).value().bos_token);
+  EXPECT_FALSE(read(with(llama(), "bos_token_id", -1)).value().bos_token) << "-1 says: none";
+  for (const int64_t id : {int64_t{-2}, int64_t{1} << 40}) {
+    EXPECT_THAT(message_of(read(with(llama(), "bos_token_id", id))),
+                AllOf(HasSubstr("bos_token_id"), HasSubstr("outside the vocabulary"),
+                      HasSubstr(std::to_string(id))));
+    EXPECT_THAT(message_of(read(with(llama(), "eos_token_id", json{2, id}))),
+                AllOf(HasSubstr("eos_token_id"), HasSubstr(std::to_string(id))));
+  }
 }
 
 TEST(DecoderSpec, WhatItDoesNotKnowIsNamed) {

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/mount.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "io/sample_model.h"
@@ -46,13 +47,13 @@ TEST(AtomicFile, HasItsNameOnlyAfterCommit) {
   const fs::path file = folder / "a";
   {
     auto atomic = AtomicFile::create(file).value();
-    ASSERT_TRUE(atomic.write("0123456789", 10).ok());
-    ASSERT_TRUE(atomic.write_at(3, "xyz", 3).ok());
+    ASSERT_TRUE(atomic.write("01234", 5).ok());
+    ASSERT_TRUE(atomic.write("56789", 5).ok());
     EXPECT_EQ(atomic.size(), 10u);
     EXPECT_FALSE(fs::exists(file));
     ASSERT_TRUE(atomic.commit().ok());
   }
-  EXPECT_EQ(file_text(file), "012xyz6789");
+  EXPECT_EQ(file_text(file), "0123456789");
   EXPECT_EQ(files_in(folder), 1u);
 }
 
@@ -83,6 +84,35 @@ TEST(AtomicFile, AppendsAnotherFileThatHasNoNameYet) {
   }
   EXPECT_EQ(file_text(folder / "whole"), "head" + large);
   EXPECT_EQ(files_in(folder), 1u);
+}
+
+TEST(AtomicFile, ReplacesNothingButAFile) {
+  const fs::path folder = lacuna::testing::scratch_folder("file");
+  ASSERT_EQ(::mkfifo((folder / "pipe").c_str(), 0644), 0);
+  fs::create_directory(folder / "folder");
+  fs::create_symlink("pipe", folder / "link");
+  for (const fs::path& path :
+       {folder / "pipe", folder / "folder", folder / "link", fs::path("/dev/null")})
+    EXPECT_THAT(message_of(write_text(path, "x")),
+                AllOf(HasSubstr("is not a regular file"), HasSubstr("Choose another name")))
+        << path;
+  EXPECT_TRUE(fs::is_fifo(folder / "pipe"));
+  EXPECT_TRUE(fs::is_character_file("/dev/null"));
+  EXPECT_EQ(files_in(folder), 3u) << "no temporary file";
+}
+
+TEST(AtomicFile, WritesWhereALinkLeadsAndLeavesTheLink) {
+  const fs::path folder = lacuna::testing::scratch_folder("file");
+  fs::create_directory(folder / "there");
+  put_text(folder / "there/old", "old");
+  fs::create_symlink("there/old", folder / "a");
+  fs::create_symlink(folder / "there/new", folder / "b");  // of nothing yet
+  fs::create_symlink("b", folder / "c");
+  ASSERT_TRUE(write_text(folder / "a", "1").ok());
+  ASSERT_TRUE(write_text(folder / "c", "2").ok());
+  EXPECT_EQ(file_text(folder / "there/old"), "1");
+  EXPECT_EQ(file_text(folder / "there/new"), "2");
+  for (const char* link : {"a", "b", "c"}) EXPECT_TRUE(fs::is_symlink(folder / link)) << link;
 }
 
 TEST(AtomicFile, AFolderThatIsNotThereIsNamed) {

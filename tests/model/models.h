@@ -4,6 +4,7 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -43,6 +44,23 @@ inline at::Tensor ids_tensor(const std::vector<int32_t>& ids) {
 inline double relative_difference(const at::Tensor& got, const at::Tensor& expected) {
   const at::Tensor difference = (got.to(at::kDouble) - expected.to(at::kDouble)).abs().max();
   return difference.item<double>() / expected.to(at::kDouble).abs().max().item<double>();
+}
+
+/// Logits [vocab] after the last of these tokens.
+inline at::Tensor last_logits(const model::Decoder& decoder, const std::vector<int32_t>& ids) {
+  return decoder.forward(ids_tensor(ids), nullptr, /*last_only=*/true).view({-1});
+}
+
+/// The largest logits are those of `ids`, in this order, and equal `expected` to 1e-4 of the first.
+inline void expect_top_logits(const at::Tensor& logits, const std::vector<int64_t>& ids,
+                              const std::vector<double>& expected, const std::string& what = "") {
+  ASSERT_EQ(ids.size(), expected.size());
+  const at::Tensor top = std::get<1>(logits.topk(static_cast<int64_t>(ids.size())));
+  for (size_t i = 0; i < ids.size(); ++i) {
+    EXPECT_EQ(top[static_cast<int64_t>(i)].item<int64_t>(), ids[i]) << "place " << i << what;
+    EXPECT_NEAR(logits[ids[i]].item<double>(), expected[i], 1e-4 * std::abs(expected[0]))
+        << "token " << ids[i] << what;
+  }
 }
 
 }  // namespace lacuna::testing

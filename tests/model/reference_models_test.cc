@@ -7,16 +7,6 @@ namespace lacuna::model {
 namespace {
 using testing::must;
 
-void expect_logits(const at::Tensor& logits, const std::vector<int64_t>& ids,
-                   const std::vector<double>& expected) {
-  const double largest = std::abs(expected.front());
-  const at::Tensor top = std::get<1>(logits.topk(static_cast<int64_t>(ids.size())));
-  for (size_t i = 0; i < ids.size(); ++i) {
-    EXPECT_EQ(top[static_cast<int64_t>(i)].item<int64_t>(), ids[i]) << "place " << i;
-    EXPECT_NEAR(logits[ids[i]].item<double>(), expected[i], 1e-4 * largest) << "token " << ids[i];
-  }
-}
-
 class LabModel : public ::testing::TestWithParam<const char*> {};
 
 TEST_P(LabModel, GivesTheLogitsAndGreedyTokensOfTransformers) {
@@ -33,8 +23,7 @@ TEST_P(LabModel, GivesTheLogitsAndGreedyTokensOfTransformers) {
     top_ids.push_back(pair[0]);
     top_logits.push_back(pair[1]);
   }
-  const at::Tensor logits = decoder.forward(testing::ids_tensor(ids), nullptr, true).view({-1});
-  expect_logits(logits, top_ids, top_logits);
+  testing::expect_top_logits(testing::last_logits(decoder, ids), top_ids, top_logits);
 
   const auto generation =
       must(generate(decoder, *tokenizer, ids, {.max_new_tokens = 64, .ignore_eos = true}));

@@ -98,6 +98,24 @@ TEST(CalibrationIds, SurviveWritingAndReading) {
   EXPECT_EQ(json->ids, before.ids);
 }
 
+TEST(Calibration, OfAFileWhoseNameIsNoUtf8IsRecordedByANameThatIs) {
+  const auto file = testing::scratch_folder("ids") / "\xff.json";
+  ASSERT_TRUE(io::write_text(file, "[[1, 2]]").ok());
+  const auto read = calibration_from_ids(file, 10);
+  ASSERT_TRUE(read.ok()) << read.error().message;
+  EXPECT_EQ(read->source, "ids:\xEF\xBF\xBD.json");
+}
+
+TEST(Calibration, SizesHaveTheirBounds) {
+  EXPECT_TRUE(check_sizes(kMostSamples, kLongestSample).ok());
+  for (const auto& [samples, length] :
+       {std::pair<int64_t, int64_t>{0, 2}, {1, 1}, {kMostSamples + 1, 2}, {1, int64_t{1} << 40}}) {
+    const Status status = check_sizes(samples, length);
+    ASSERT_FALSE(status.ok());
+    EXPECT_EQ(status.error().code, Code::kUsage);
+  }
+}
+
 TEST(CalibrationIds, NameRowAndColumnOfWhatIsWrong) {
   const auto message = [](const std::string& text) {
     const auto result = calibration_from_ids(file_with("bad.json", text), 10);

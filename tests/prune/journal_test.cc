@@ -10,6 +10,7 @@ namespace lacuna::prune {
 namespace {
 
 namespace fs = std::filesystem;
+using ::testing::AllOf;
 using ::testing::HasSubstr;
 
 Journal::Block block_with(float value) {
@@ -38,11 +39,58 @@ TEST(Journal, KeepsFinishedBlocksForTheSameRun) {
   EXPECT_EQ(Journal::open(out, run, true)->finished_blocks(), 0) << "starts afresh";
 }
 
-TEST(Journal, StartsAfreshWithoutResume) {
+TEST(Journal, FinishedBlocksAreNeverThrownAwayUnasked) {
+  const fs::path out = testing::scratch_folder("journal") / "out";
+  ASSERT_TRUE(Journal::open(out, {{"a", 2}}, false).ok());
+  auto journal = Journal::open(out, {{"a", 1}}, false);  // no block is lost by that
+  ASSERT_TRUE(journal.ok()) << journal.error().message;
+  ASSERT_TRUE(journal->write(0, block_with(1)).ok());
+  for (const Status& refused :
+       {Journal::check(out, false), Status(Journal::open(out, {{"a", 1}}, false).error())}) {
+    ASSERT_FALSE(refused.ok());
+    EXPECT_EQ(refused.error().code, Code::kBadInput);
+    EXPECT_THAT(refused.error().message,
+                AllOf(HasSubstr("out.journal"), HasSubstr("--resume"), HasSubstr("remove the")));
+  }
+  EXPECT_EQ(Journal::open(out, {{"a", 1}}, true)->finished_blocks(), 1);
+}
+
+TEST(Journal, TouchesNoFolderThatIsNotOurs) {
+  const fs::path folder = testing::scratch_folder("journal"), out = folder / "out";
+  const fs::path theirs = folder / "out.journal";
+  const auto refused = [&](const char* why) {
+    for (const bool resume : {false, true}) {
+      const auto opened = Journal::open(out, {{"a", 1}}, resume);
+      ASSERT_FALSE(opened.ok()) << why;
+      EXPECT_EQ(opened.error().code, Code::kBadInput);
+      EXPECT_THAT(opened.error().message, AllOf(HasSubstr("out.journal"), HasSubstr(why)));
+    }
+  };
+  ASSERT_TRUE(io::write_text(theirs, "a file").ok());
+  refused("not a folder");
+  fs::remove(theirs);
+  fs::create_directories(theirs);
+  ASSERT_TRUE(io::write_text(theirs / "diary.txt", "mine").ok());
+  refused("holds diary.txt");
+  EXPECT_EQ(*io::read_text(theirs / "diary.txt"), "mine");
+  fs::remove(theirs / "diary.txt");
+  for (const char* text : {"{\"entries\": []}", "[]", "no JSON"}) {
+    ASSERT_TRUE(io::write_text(theirs / "journal.json", text).ok());
+    refused("not written by this tool");
+    EXPECT_EQ(*io::read_text(theirs / "journal.json"), text);
+  }
+}
+
+TEST(Journal, RemovesItsOwnFilesOnly) {
   const fs::path out = testing::scratch_folder("journal") / "out";
   auto journal = Journal::open(out, {{"a", 1}}, false);
   ASSERT_TRUE(journal->write(0, block_with(1)).ok());
-  EXPECT_EQ(Journal::open(out, {{"a", 1}}, false)->finished_blocks(), 0);
+  ASSERT_TRUE(io::write_text(out.string() + ".journal/diary.txt", "mine").ok());
+  EXPECT_FALSE(journal->remove().ok());
+  EXPECT_TRUE(fs::exists(out.string() + ".journal/diary.txt"));
+  fs::remove(out.string() + ".journal/diary.txt");
+  ASSERT_TRUE(journal->remove().ok());
+  EXPECT_FALSE(fs::exists(out.string() + ".journal"));
 }
 
 TEST(Journal, OfAnotherRunIsRefusedAndTheDifferenceNamed) {

@@ -2,6 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
+#include <cmath>
+
 #include "prune/random_matrices.h"
 
 namespace lacuna::prune {
@@ -90,7 +93,7 @@ TEST(Select, EqualScoresOfKeepOfLeaveTheLowestIndices) {
   EXPECT_EQ(bits(mask), (std::vector<bool>{1, 1, 0, 0, 1, 1, 0, 0}));
 }
 
-TEST(Select, BlocksStayOrGoWholeByTheSumOfTheirScores) {
+TEST(Select, BlocksStayOrGoWholeByTheMeanOfTheirScores) {
   at::Tensor scores = at::zeros({4, 6});
   scores.narrow(0, 0, 2).narrow(1, 0, 3).fill_(1);    // sum 6
   scores.narrow(0, 0, 2).narrow(1, 3, 3).fill_(0.5);  // sum 3
@@ -109,17 +112,50 @@ TEST(Select, BlocksAtTheEdgeMayBeSmaller) {
     const at::Tensor mask =
         select(random_matrix(70, 300, 6).abs(), Pattern::block(32, 32), 0.5, group);
     ASSERT_EQ(mask.sizes(), (at::IntArrayRef{70, 300}));
-    int64_t gone = 0;
     for (int64_t r = 0; r < 70; r += 32) {
       for (int64_t c = 0; c < 300; c += 32) {
         const at::Tensor block = mask.narrow(0, r, std::min<int64_t>(32, 70 - r))
                                      .narrow(1, c, std::min<int64_t>(32, 300 - c));
         EXPECT_TRUE(block.all().item<bool>() || !block.any().item<bool>());
-        gone += !block.any().item<bool>();
       }
     }
-    EXPECT_EQ(gone, 3 * 10 / 2) << group_name(group);
+    EXPECT_NEAR(dropped(mask), 0.5 * 70 * 300, 0.5 * 32 * 32) << group_name(group);
   }
+}
+
+TEST(Select, BlocksReachTheSparsityToWithinHalfABlock) {
+  for (auto [rows, columns, r, c] : {std::array<int64_t, 4>{200, 150, 48, 48},
+                                     {64, 192, 48, 48},
+                                     {97, 131, 16, 16},
+                                     {33, 300, 1, 7},
+                                     {130, 10, 64, 4}}) {
+    for (Group group : {Group::kRow, Group::kLayer, Group::kBlock128}) {
+      for (double sparsity : {0.0, 0.1, 0.35, 0.5, 0.7, 0.93, 1.0}) {
+        const at::Tensor scores = random_matrix(rows, columns, 8).square();
+        const at::Tensor mask = select(
+            scores, Pattern::block(static_cast<int>(r), static_cast<int>(c)), sparsity, group);
+        EXPECT_LE(std::abs(static_cast<double>(dropped(mask)) -
+                           sparsity * static_cast<double>(rows * columns)),
+                  0.5 * static_cast<double>(r * c) + 1e-6)
+            << rows << "x" << columns << " by " << r << "x" << c << ", " << group_name(group)
+            << ", " << sparsity;
+      }
+    }
+  }
+}
+
+TEST(Select, ASmallBlockAtTheEdgeIsJudgedByItsMean) {
+  at::Tensor scores = at::full({4, 6}, 2.f);  // two blocks of 4x4 and 4x2
+  scores.narrow(1, 0, 4).fill_(1);            // sums: 16 and 16
+  const at::Tensor mask = select(scores, Pattern::block(4, 4), 0.5, Group::kLayer);
+  EXPECT_FALSE(mask[0][0].item<bool>());
+  EXPECT_TRUE(mask[0][5].item<bool>());
+}
+
+TEST(Select, OfEqualBlocksTheFirstAreKept) {
+  const at::Tensor mask = select(at::ones({4, 9}), Pattern::block(2, 2), 0.5, Group::kLayer);
+  EXPECT_TRUE(mask.narrow(0, 0, 2).all().item<bool>());
+  EXPECT_FALSE(mask.narrow(0, 2, 2).any().item<bool>());
 }
 
 TEST(StripeColumns, AreTheLargestMultipleOfThePatternWithin128) {

@@ -57,6 +57,7 @@ struct Reference {
                  .narrow(0, 1, columns - j - 1)
                  .narrow(1, 1, columns - j - 1);
     }
+    Share share{sparsity};
     for (int64_t j = 0; j < columns; ++j) {
       const auto scores = [&](int64_t n) {
         return (weight.narrow(1, j, n).square() / own.narrow(0, j, n)).to(at::kFloat);
@@ -67,7 +68,7 @@ struct Reference {
           mask.narrow(1, j, n).copy_(select(scores(n), pattern, 0, Group::kRow));
       } else if (j % stripe == 0) {
         const int64_t n = std::min(stripe, columns - j);
-        mask.narrow(1, j, n).copy_(select_stripe(scores(n), pattern, sparsity, j));
+        mask.narrow(1, j, n).copy_(select_stripe(scores(n), pattern, share));
       }
       const at::Tensor error =
           weight.select(1, j).masked_fill(mask.select(1, j), 0) / inverse_row[j][0];

@@ -55,6 +55,24 @@ TEST(Html, ShowsWhatTheRunsMeasuredAndNothingElse) {
   EXPECT_EQ(page.find("http"), std::string::npos) << "the page needs no network";
 }
 
+TEST(Html, TellsModelsOfOneNameApart) {
+  const auto folder = testing::scratch_folder("html");
+  const auto eval = [](const char* model) {
+    return json{{"verb", "eval"}, {"model", model}, {"perplexity", 21.5}};
+  };
+  const auto inspect = [](const char* model, double bytes) {
+    return json{{"verb", "inspect"}, {"model", model}, {"bytes", bytes}};
+  };
+  const std::vector<std::filesystem::path> runs = {
+      save(folder, "a.json", inspect("a/model", 100e6)),
+      save(folder, "b.json", inspect("b/model/", 300e6)), save(folder, "c.json", eval("a/model/")),
+      save(folder, "d.json", eval("b/model"))};
+  ASSERT_TRUE(write_html(runs, folder / "out.html").ok());
+  const std::string page = io::read_text(folder / "out.html").value();
+  EXPECT_NE(page.find("a/model: (100, 21.5)"), std::string::npos) << page;
+  EXPECT_NE(page.find("b/model: (300, 21.5)"), std::string::npos);
+}
+
 TEST(Html, RefusesWhatNoVerbPrinted) {
   const auto folder = testing::scratch_folder("html");
   ASSERT_TRUE(io::write_text(folder / "x.json", "{\"a\": 1}").ok());

@@ -1,5 +1,6 @@
 #include "lacuna/api/jobs.h"
 
+#include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
 
@@ -40,29 +41,57 @@ void say(const JobProgress& progress, const std::string& line) {
   if (progress.log) progress.log(line);
 }
 
-Result<prune::Calibration> calibrate(const PruneJob& job, const Opened& opened,
-                                     const JobProgress& progress) {
-  if (!job.calibration_ids.empty())
-    return prune::calibration_from_ids(job.calibration_ids, opened.spec.vocab);
+Result<prune::CalibrationSource> calibration_of(const PruneJob& job, const Opened& opened,
+                                                const JobProgress& progress) {
+  if (!job.calibration_ids.empty()) {
+    LACUNA_TRY(auto ids, prune::calibration_from_ids(job.calibration_ids, opened.spec.vocab));
+    const int64_t samples = ids.samples(), length = ids.length();
+    return prune::CalibrationSource{
+        samples, length, std::nullopt,
+        [ids = std::move(ids)]() -> Result<prune::Calibration> { return ids; }};
+  }
+  LACUNA_CHECK(prune::check_sizes(job.samples, job.length));
+  prune::CalibrationSource source{job.samples, job.length, std::nullopt, {}};
   if (job.calibration != "self") {
     LACUNA_TRY(const fs::path file, io::find_dataset(job.calibration));
     LACUNA_TRY(const auto tokenizer, io::Tokenizer::open(job.model));
-    return prune::calibration_from_text(file, *tokenizer, job.samples, job.length,
-                                        job.options.seed);
+    source.make = [&job, file, tokenizer] {
+      return prune::calibration_from_text(file, *tokenizer, job.samples, job.length,
+                                          job.options.seed);
+    };
+    return source;
   }
-  say(progress, fmt::format("sampling {} x {} calibration tokens from the model itself",
-                            job.samples, job.length));
   // In the model's own type where that is fast: what it writes is text, not a measurement.
-  LACUNA_TRY(
-      const auto compute,
-      resolve({.device = job.choice.device, .threads = job.choice.threads}, opened.spec.dtype));
-  LACUNA_TRY(const auto decoder, model::Decoder::load(opened.checkpoint, compute));
-  return prune::calibration_from_model(
-      decoder, job.samples, job.length, job.options.seed,
-      [&](int64_t done, int64_t total) {
-        if (progress.step) progress.step("calibration", done, total);
-      },
-      progress.interrupted);
+  LACUNA_TRY(source.self, resolve({.device = job.choice.device, .threads = job.choice.threads},
+                                  opened.spec.dtype));
+  source.make = [&job, &opened, &progress, compute = *source.self]() -> Result<prune::Calibration> {
+    say(progress, fmt::format("sampling {} x {} calibration tokens from the model itself",
+                              job.samples, job.length));
+    LACUNA_TRY(const auto decoder, model::Decoder::load(opened.checkpoint, compute));
+    return prune::calibration_from_model(
+        decoder, job.samples, job.length, job.options.seed,
+        [&](int64_t done, int64_t total) {
+          if (progress.step) progress.step("calibration", done, total);
+        },
+        progress.interrupted);
+  };
+  return source;
+}
+
+/// The first tensor of these models that holds a NaN or infinity, as an error's message.
+std::string not_finite(const Opened& opened, const std::optional<Opened>& reference) {
+  std::string why = api::not_finite(opened.checkpoint);
+  return why.empty() && reference ? api::not_finite(reference->checkpoint) : why;
+}
+
+bool is_finite(const eval::PerplexityReport& report) {
+  std::vector<double> figures = {report.perplexity, report.mean_nll};
+  if (report.kl) {
+    const eval::KlStatistics& kl = *report.kl;
+    figures.insert(figures.end(), {kl.kl_mean, kl.kl_median, kl.kl_max, kl.delta_p_mean,
+                                   kl.delta_p_rms, kl.perplexity_reference, kl.ppl_delta});
+  }
+  return std::all_of(figures.begin(), figures.end(), [](double f) { return std::isfinite(f); });
 }
 
 }  // namespace
@@ -94,15 +123,19 @@ Result<model::Decoder> load_decoder(const fs::path& folder, const ComputeChoice&
 Result<prune::PruneReport> prune(const PruneJob& job, const JobProgress& progress) {
   LACUNA_TRY(const prune::Method* method, prune::find_method(job.options.method));
   LACUNA_TRY(const Opened opened, open_model(job.model, job.choice));
-  prune::Calibration calibration;
+  prune::CalibrationSource source;
   if (method->needs_inputs() || !job.calibration_ids.empty()) {
-    LACUNA_TRY(calibration, calibrate(job, opened, progress));
+    LACUNA_TRY(source, calibration_of(job, opened, progress));
     if (!job.save_calibration_ids.empty())
-      LACUNA_CHECK(prune::save_calibration_ids(calibration, job.save_calibration_ids));
+      source.make = [&job, make = source.make]() -> Result<prune::Calibration> {
+        LACUNA_TRY(auto calibration, make());
+        LACUNA_CHECK(prune::save_calibration_ids(calibration, job.save_calibration_ids));
+        return calibration;
+      };
   }
   prune::PruneOptions options = job.options;
   options.compute = opened.compute;
-  return prune::prune_model(opened.checkpoint, calibration, job.out, options,
+  return prune::prune_model(opened.checkpoint, source, job.out, options,
                             {progress.log,
                              [&](int64_t done, int64_t total, const std::string& what) {
                                if (progress.step) progress.step(what, done, total);
@@ -116,21 +149,24 @@ Result<eval::PerplexityReport> evaluate(const EvalJob& job, const JobProgress& p
   LACUNA_TRY(const auto tokenizer, io::Tokenizer::open(job.model));
   LACUNA_TRY(const auto ids, eval::evaluation_ids(text.string(), job.options.protocol, *tokenizer));
   LACUNA_TRY(const auto decoder, model::Decoder::load(opened.checkpoint, opened.compute));
+  std::optional<Opened> dense;
   std::optional<model::Decoder> reference;
   if (job.compare) {
-    LACUNA_TRY(const Opened dense, open_model(*job.compare, job.choice));
-    LACUNA_TRY(reference, model::Decoder::load(dense.checkpoint, opened.compute));
+    LACUNA_TRY(dense, open_model(*job.compare, job.choice));
+    LACUNA_TRY(reference, model::Decoder::load(dense->checkpoint, opened.compute));
   }
   const auto step = [&](int64_t done, int64_t total, double so_far) {
     if (progress.step) progress.step(fmt::format("perplexity {:.3f}", so_far), done, total);
   };
   LACUNA_TRY(auto report,
              eval::perplexity(decoder, ids, job.options, reference ? &*reference : nullptr, step));
-  if (std::isfinite(report.perplexity)) return report;
-  if (const std::string why = not_finite(opened.checkpoint); !why.empty())
-    return bad_input("{}", why);
-  return check_failed("{}: the perplexity is not a finite number (got {}). Try --dtype float32.",
-                      job.model.string(), report.perplexity);
+  if (is_finite(report)) return report;
+  if (const std::string why = not_finite(opened, dense); !why.empty()) return bad_input("{}", why);
+  return check_failed(
+      "{}: not all figures are finite numbers (got perplexity {}, reference {}). Try --dtype "
+      "float32.",
+      job.model.string(), report.perplexity,
+      report.kl ? report.kl->perplexity_reference : report.perplexity);
 }
 
 Result<GenerateReport> generate(const GenerateJob& job, const JobProgress& progress) {
@@ -144,8 +180,12 @@ Result<GenerateReport> generate(const GenerateJob& job, const JobProgress& progr
     report.prompt_ids = tokenizer->encode(job.prompt, true);
   }
   LACUNA_TRY(const auto decoder, model::Decoder::load(opened.checkpoint, opened.compute));
-  LACUNA_TRY(report.generation, model::generate(decoder, *tokenizer, report.prompt_ids, job.options,
-                                                job.on_text, progress.interrupted));
+  auto generation = model::generate(decoder, *tokenizer, report.prompt_ids, job.options,
+                                    job.on_text, progress.interrupted);
+  if (!generation.ok() && generation.error().code == Code::kCheckFailed)
+    if (const std::string why = not_finite(opened, std::nullopt); !why.empty())
+      return check_failed("{}", why);
+  LACUNA_TRY(report.generation, std::move(generation));
   report.dtype = long_name(model::dtype_of(opened.compute.dtype));
   report.device = opened.compute.device.str();
   return report;

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "lacuna/format/compact.h"
+#include "lacuna/io/misfit.h"
 
 namespace lacuna::api {
 namespace {
@@ -37,32 +38,15 @@ std::optional<int64_t> find_not_finite(const Bytes& bytes, DType dtype) {
 
 std::set<std::string> block_weights(const io::DecoderSpec& spec) {
   std::set<std::string> names;
-  for (int64_t layer = 0; layer < spec.layers; ++layer)
-    for (const io::LinearSpec& linear : spec.block_linears())
-      names.insert(spec.block_prefix(layer) + linear.name + ".weight");
+  for (const auto& weight : spec.block_weights()) names.insert(weight.name);
   return names;
 }
 
 std::vector<std::string> misfits(const io::Checkpoint& checkpoint, const io::DecoderSpec& spec) {
   std::vector<std::string> lines;
-  for (int64_t layer = 0; layer < spec.layers; ++layer)
-    for (const io::LinearSpec& linear : spec.block_linears()) {
-      const std::string name = spec.block_prefix(layer) + linear.name + ".weight";
-      const Shape shape{linear.out, linear.in};
-      const auto found = checkpoint.weights().find(name);
-      if (found == checkpoint.weights().end()) {
-        lines.push_back(fmt::format("tensor \"{}\" is missing (need it with shape {})", name,
-                                    shape_text(shape)));
-      } else if (!is_float(found->second.dtype)) {
-        lines.push_back(
-            fmt::format("tensor \"{}\" has the wrong type (got {}; need floating-point "
-                        "numbers)",
-                        name, long_name(found->second.dtype)));
-      } else if (found->second.shape != shape) {
-        lines.push_back(fmt::format("tensor \"{}\" has the wrong shape (got {}; need {})", name,
-                                    shape_text(found->second.shape), shape_text(shape)));
-      }
-    }
+  for (const auto& [name, layer, linear] : spec.block_weights())
+    if (auto line = io::misfit(checkpoint, name, {linear.out, linear.in}))
+      lines.push_back(*std::move(line));
   return lines;
 }
 

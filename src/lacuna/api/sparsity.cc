@@ -5,6 +5,7 @@
 
 #include "lacuna/api/jobs.h"
 #include "lacuna/api/verify.h"
+#include "lacuna/io/out_folder.h"
 #include "lacuna/kernels/linear.h"
 
 namespace lacuna {
@@ -33,6 +34,11 @@ Status check_available(const SparsityConfig& config) {
   if (config.enable_dynamic) return not_yet("enable_dynamic", "true");
   if (config.fuse_with_quant) return not_yet("fuse_with_quant", "true");
   if (!config.quant_dtype.empty()) return not_yet("quant_dtype", config.quant_dtype);
+  const SparsityConfig defaults;
+  if (config.dynamic_threshold != defaults.dynamic_threshold)
+    return not_yet("dynamic_threshold", fmt::format("{}", config.dynamic_threshold));
+  if (config.use_hardware_accel != defaults.use_hardware_accel)
+    return not_yet("use_hardware_accel", "false");
   for (const char* method : {"gradient", "hessian"})
     if (config.pruning_method == method) return not_yet("pruning_method", method);
   for (const char* format : {"csr", "coo", "bsr"})
@@ -50,9 +56,8 @@ Result<api::PruneJob> job_of(const SparsityConfig& config) {
   if (config.sparsity_ratio < 0 || config.sparsity_ratio > 1)
     return usage_error("SparsityConfig.sparsity_ratio: outside [0, 1] (got {}).",
                        config.sparsity_ratio);
-  job.options.request.sparsity = config.pattern == "n:m"
-                                     ? 1.0 - static_cast<double>(config.n) / config.m
-                                     : config.sparsity_ratio;
+  job.options.request.sparsity =
+      config.pattern == "n:m" ? job.options.request.pattern.sparsity() : config.sparsity_ratio;
   job.options.method = config.pruning_method;
   job.options.target = config.target_layers;
   job.options.exclude = config.exclude_layers;
@@ -75,7 +80,7 @@ Result<std::string> SparsityManager::prune(const std::string& model, const std::
   job.model = model;
   std::string suffix = job.options.request.pattern.text();
   std::replace(suffix.begin(), suffix.end(), ':', '-');
-  job.out = out.empty() ? fs::path(model + "-" + suffix) : fs::path(out);
+  job.out = out.empty() ? fs::path(io::folder_path(model).string() + "-" + suffix) : fs::path(out);
   LACUNA_TRY(const auto done, api::prune(job));
   report_["avg_sparsity"] = done.sparsity;
   report_["memory_saving"] =
@@ -120,8 +125,7 @@ Result<std::string> SparsityManager::select_kernel() const {
                            .tokens = 1,
                            .pattern = pattern,
                            .sparsity = config_.sparsity_ratio};
-  if (pattern.kind == format::PatternKind::kKeepOf)
-    problem.sparsity = 1.0 - static_cast<double>(pattern.keep) / pattern.of;
+  if (pattern.kind == format::PatternKind::kKeepOf) problem.sparsity = pattern.sparsity();
   LACUNA_TRY(const auto plan, operation->plan(problem, kernels::Device::this_cpu()));
   return fmt::format("{}:{} for {}; more than {} tokens: {}", operation->name, plan.candidate->name,
                      problem.text(), format::kMaxTokens, kExpands);

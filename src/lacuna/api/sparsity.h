@@ -31,12 +31,12 @@ struct SparsityConfig {
   int block_size = 32;        ///< "block": block_size x block_size
   std::string format =
       "compact";  ///< "compact", "dense", "compressed-tensors"; "csr", "coo", "bsr": not yet
-  bool enable_dynamic = false;  ///< not available yet
-  double dynamic_threshold = 0.1;
-  bool fuse_with_quant = false;  ///< not available yet
-  std::string quant_dtype;       ///< not available yet
-  std::string backend = "auto";  ///< "auto", "cpu", "cuda"; "triton", "tensorrt" are refused
-  bool use_hardware_accel = true;
+  bool enable_dynamic = false;     ///< not available yet
+  double dynamic_threshold = 0.1;  ///< another one: not available yet
+  bool fuse_with_quant = false;    ///< not available yet
+  std::string quant_dtype;         ///< not available yet
+  std::string backend = "auto";    ///< "auto", "cpu", "cuda"; "triton", "tensorrt" are refused
+  bool use_hardware_accel = true;  ///< false: not available yet
   uint64_t seed = 0;
 };
 

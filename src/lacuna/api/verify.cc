@@ -5,7 +5,9 @@
 #include <set>
 
 #include "lacuna/api/layers.h"
+#include "lacuna/format/compact.h"
 #include "lacuna/format/quantize.h"
+#include "lacuna/io/misfit.h"
 #include "lacuna/model/decoder.h"
 
 namespace lacuna::api {
@@ -21,8 +23,9 @@ bool is_zero(const std::byte* element, size_t width) {
 }
 
 /// The first kept value that differs from the dense model's, as a violation.
+/// @param drops  zeros may stand for dropped values
 std::optional<std::string> difference(const std::string& name, const Tensor& stored,
-                                      const Tensor& dense) {
+                                      const Tensor& dense, bool drops) {
   if (stored.shape != dense.shape || stored.dtype != dense.dtype)
     return fmt::format("{}: {} {} differs from the dense model's {} {}", name,
                        long_name(stored.dtype), shape_text(stored.shape), long_name(dense.dtype),
@@ -31,7 +34,8 @@ std::optional<std::string> difference(const std::string& name, const Tensor& sto
   const int64_t columns = stored.shape.empty() ? 1 : stored.shape.back();
   for (int64_t i = 0; i < stored.elements(); ++i) {
     const std::byte* kept = stored.bytes.data() + i * width;
-    if (!is_zero(kept, width) && std::memcmp(kept, dense.bytes.data() + i * width, width) != 0)
+    if (drops && is_zero(kept, width)) continue;
+    if (std::memcmp(kept, dense.bytes.data() + i * width, width) != 0)
       return fmt::format("{}: row {}, column {}: kept value differs from the dense model's", name,
                          i / columns, i % columns);
   }
@@ -113,8 +117,10 @@ class Verifier {
       if (coded != nullptr) {
         for (const auto& violation : format::check_codes(*coded, reference, 1))
           fault(violation_text(info.name, violation));
-      } else if (auto different = difference(info.name, densify(weight), reference))
+      } else if (auto different =
+                     difference(info.name, densify(weight), reference, prunable && sparse)) {
         fault(*different);
+      }
     } else if (dense != nullptr) {
       fault(fmt::format("{}: the dense model has no such weight", info.name));
     }
@@ -168,9 +174,15 @@ Result<VerifyReport> verify(const std::filesystem::path& model, const VerifyOpti
   report.has_checksums = opened->has_checksums();
   const std::set<std::string> prunable = block_weights(*spec);
   report.violations = misfits(*opened, *spec);
+  std::set<std::string> described;
+  for (const auto& [name, shape] : spec->tensors()) {
+    described.insert(name);
+    if (prunable.contains(name)) continue;
+    if (const auto line = io::misfit(*opened, name, shape)) report.violations.push_back(*line);
+  }
   if (dense)
     for (const auto& [name, info] : dense->weights())
-      if (!opened->contains(name) && !prunable.contains(name))
+      if (!opened->contains(name) && !described.contains(name))
         report.violations.push_back(
             fmt::format("tensor \"{}\" is missing (the dense model has it)", name));
   Verifier verifier(*opened, options, report);

@@ -157,6 +157,8 @@ void add_bench(Tool& tool) {
       "bench", "Time kernels on one problem, each checked first, against the best dense product.",
       {"lacuna bench linear_bitmap:bf16:4096x4096x1:0.5 linear_nm:bf16:4096x4096x1:2:4 --compare",
        "lacuna bench --cases bench/cases/decode.txt --json"});
+  tool.computes(verb);
+  tool.seeded(verb);
   static Flags flags;
   verb->add_option("PROBLEM", flags.problems, "OPERATION:VALUES[/ACTIVATIONS]:NxKxT[:SPARSITY]")
       ->check(accepted_by(parse_problem));

@@ -68,6 +68,7 @@ void add_convert(Tool& tool) {
     }
   };
   static Flags flags;
+  tool.threaded(verb);
   tool.model(verb, flags.model, "model folder, .gguf file, or llama2.c .bin file");
   verb->add_option("-o,--out", flags.out, "folder to write")->required();
   verb->add_option("--store", flags.store, "compact, dense or compressed-tensors (for a folder)")
@@ -89,6 +90,7 @@ void add_convert(Tool& tool) {
     api::ConvertOptions options{.keep_head = flags.keep_head};
     LACUNA_TRY(options.store, api::parse_store(flags.store));
     LACUNA_TRY(options.quantization, flags.quantization());
+    model::set_threads(tool.compute().threads);
     LACUNA_TRY(const auto report, api::convert(flags.model, flags.out, options, tool.progress()));
     nlohmann::json json = {{"verb", "convert"},
                            {"out", report.out},

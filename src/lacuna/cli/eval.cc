@@ -10,6 +10,7 @@ void add_eval(Tool& tool) {
        "lacuna eval models/llama-24 --text wiki.test.raw --windows 8 --compare models/llama"});
   static api::EvalJob job;
   static std::string compare, protocol = "raw-file";
+  tool.computes(verb);
   tool.model(verb, job.model, "model folder");
   verb->add_option("--text", job.text, "text or .jsonl file, or a data set name")->required();
   verb->add_option("--compare", compare, "dense model to compare with, token by token");
@@ -35,9 +36,9 @@ void add_eval(Tool& tool) {
     json["model"] = job.model.string();
     json["text"] = job.text;
     std::string text = fmt::format(
-        "perplexity {:.4f} ± {:.4f} ({}, {} windows of {}, {} tokens in the text, {:.1f} s)\n",
-        report.perplexity, report.std_error, report.protocol, report.windows, report.length,
-        report.tokens, report.seconds);
+        "perplexity {:.4f} ± {} ({}, {} windows of {}, {} tokens in the text, {:.1f} s)\n",
+        report.perplexity, report.std_error ? fmt::format("{:.4f}", *report.std_error) : "-",
+        report.protocol, report.windows, report.length, report.tokens, report.seconds);
     if (report.kl) {
       const auto& kl = *report.kl;
       text += fmt::format(

@@ -14,6 +14,8 @@ void add_generate(Tool& tool) {
                  "echo 'What is sparsity?' | lacuna generate models/smollm2 --prompt - --chat"});
   static api::GenerateJob job;
   auto& options = job.options;
+  tool.computes(verb);
+  tool.seeded(verb);
   tool.model(verb, job.model, "model folder");
   verb->add_option("--prompt", job.prompt, "text to continue; - reads stdin")->required();
   verb->add_flag("--chat", job.chat, "put the prompt through the model's chat template");

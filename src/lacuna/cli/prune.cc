@@ -45,6 +45,8 @@ void add_prune(Tool& tool) {
   static std::vector<std::string> methods;
   for (const auto* method : prune::methods()) methods.emplace_back(method->name());
   auto& options = flags.job.options;
+  tool.computes(verb);
+  tool.seeded(verb);
   tool.model(verb, flags.job.model, "dense model folder");
   verb->add_option("-o,--out", flags.job.out, "folder to write")->required();
   verb->add_option("--method", options.method, "how weights are chosen and compensated")
@@ -70,10 +72,10 @@ void add_prune(Tool& tool) {
   verb->add_option("--save-calibration-ids", flags.job.save_calibration_ids,
                    "write the token ids used there, for --calibration-ids");
   verb->add_option("--samples", flags.job.samples, "calibration samples")
-      ->check(between(1))
+      ->check(between(1, prune::kMostSamples))
       ->capture_default_str();
   verb->add_option("--length", flags.job.length, "tokens a sample")
-      ->check(between(2))
+      ->check(between(2, prune::kLongestSample))
       ->capture_default_str();
   verb->add_option("--target", options.target,
                    "only weights whose name matches one of these regular expressions")

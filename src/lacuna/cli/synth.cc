@@ -31,6 +31,8 @@ void add_synth(Tool& tool) {
                 {"lacuna synth --like tinyllama-1.1b -o models/random",
                  "lacuna synth --like llama-3.2-1b --pattern 2:4 -o models/random-24"});
   static Flags flags;
+  tool.threaded(verb);
+  tool.seeded(verb);
   verb->add_option("--like", flags.options.like, "shape")
       ->required()
       ->check(CLI::IsMember(model::synth_names()));

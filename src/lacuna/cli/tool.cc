@@ -13,6 +13,7 @@
 #include "lacuna/cli/progress.h"
 #include "lacuna/core/memory.h"
 #include "lacuna/core/version.h"
+#include "lacuna/kernels/linear.h"
 
 namespace lacuna::cli {
 namespace {
@@ -60,7 +61,7 @@ Result<format::Pattern> sparse_pattern(const std::string& text) {
 
 Result<double> settle_sparsity(const format::Pattern& pattern, double sparsity, bool given) {
   if (pattern.kind != format::PatternKind::kKeepOf) return sparsity;
-  const double implied = 1.0 - static_cast<double>(pattern.keep) / pattern.of;
+  const double implied = pattern.sparsity();
   if (given && std::abs(sparsity - implied) > 1e-9)
     return usage_error(
         "--sparsity: {} disagrees with --pattern {} (which gives {:g}). Leave --sparsity out.",
@@ -81,9 +82,23 @@ CLI::App* Tool::verb(const std::string& name, const std::string& does,
                      const std::vector<std::string>& examples) {
   CLI::App* verb = app_.add_subcommand(name, does);
   verb->add_flag("--json", json_, "print one JSON object");
+  verb->add_flag("-q,--quiet", quiet_, "no progress, no remarks");
+  verb->add_flag("-v,--verbose", verbose_, "say how long it took and how much memory");
+  std::string footer = "Examples:";
+  for (const std::string& example : examples) footer += "\n  " + example;
+  verb->footer(footer);
+  return verb;
+}
+
+void Tool::computes(CLI::App* verb) {
   verb->add_option("--device", device_, "where to compute")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
       ->capture_default_str();
+  chooses_types(verb);
+  threaded(verb);
+}
+
+void Tool::chooses_types(CLI::App* verb) {
   verb->add_option("--dtype", dtype_, "type to compute in (default: the verb's own)")
       ->check(CLI::IsMember({"auto", "float32", "bfloat16", "float16"}));
   verb->add_option(
@@ -92,16 +107,16 @@ CLI::App* Tool::verb(const std::string& name, const std::string& does,
           "come, in --dtype (slower)")
       ->check(CLI::IsMember({"int8", "bf16"}))
       ->capture_default_str();
+}
+
+void Tool::threaded(CLI::App* verb) {
   verb->add_option("--threads", threads_, "threads (0 = all cores)")->check(between(0));
+}
+
+void Tool::seeded(CLI::App* verb) {
   verb->add_option("--seed", seed_, "seed of everything random")
       ->check(between(0))
       ->capture_default_str();
-  verb->add_flag("-q,--quiet", quiet_, "no progress, no remarks");
-  verb->add_flag("-v,--verbose", verbose_, "say how long it took and how much memory");
-  std::string footer = "Examples:";
-  for (const std::string& example : examples) footer += "\n  " + example;
-  verb->footer(footer);
-  return verb;
 }
 
 void Tool::model(CLI::App* verb, std::filesystem::path& folder, const std::string& what) {
@@ -166,7 +181,8 @@ int Tool::run(int argc, char** argv) {
   if (!tuned_.remark.empty() && !quiet_)
     std::fprintf(stderr, "lacuna: %s\n", tuned_.remark.c_str());
   const auto start = std::chrono::steady_clock::now();
-  const Status status = run_verb();
+  const Status forced = kernels::check_forced();
+  const Status status = forced.ok() ? run_verb() : forced;
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
   if (verbose_)
     std::fprintf(stderr, "[%.1f s, at most %.2f GiB of memory]\n", seconds.count(),
@@ -185,7 +201,7 @@ Status Tool::run_verb() {
         "out of memory. Use a smaller model, fewer --samples or a shorter --length.");
   } catch (const std::exception& error) {
     // torch reports its own failures by exceptions; they end here.
-    return check_failed("{}", error.what());
+    return check_failed("{}", model::what(error));
   }
 }
 

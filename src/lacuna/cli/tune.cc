@@ -9,6 +9,9 @@ void add_tune(Tool& tool) {
       "tune", "Measure which kernels are fastest here and have every later run use them.",
       {"lacuna tune models/llama-50",
        "lacuna tune linear_bitmap:bf16:4096x4096x1:0.5 linear_bitmap:bf16:4096x4096x8:0.5"});
+  tool.chooses_types(verb);
+  tool.threaded(verb);
+  tool.seeded(verb);
   static api::TuneJob job;
   static bool quick = false;
   verb->add_option("MODEL | PROBLEM", job.what, "a model folder (its layers), or problem strings")

@@ -112,8 +112,9 @@ double mean(const std::vector<double>& values) {
   return sum / static_cast<double>(values.size());
 }
 
-double standard_error(const std::vector<double>& values) {
-  if (values.size() < 2) return 0;
+/// Nothing for one value, which has no spread.
+std::optional<double> standard_error(const std::vector<double>& values) {
+  if (values.size() < 2) return std::nullopt;
   const double center = mean(values), n = static_cast<double>(values.size());
   double squares = 0;
   for (const double v : values) squares += (v - center) * (v - center);
@@ -182,7 +183,7 @@ Result<PerplexityReport> perplexity(const model::Decoder& decoder, const std::ve
   PerplexityReport report;
   report.mean_nll = mean(means.model);
   report.perplexity = std::exp(report.mean_nll);
-  report.std_error = report.perplexity * standard_error(means.model);
+  if (const auto error = standard_error(means.model)) report.std_error = report.perplexity * *error;
   report.tokens = static_cast<int64_t>(ids.size());
   report.windows = total;
   report.length = options.length;

@@ -38,9 +38,9 @@ struct KlStatistics {
 
 struct PerplexityReport {
   double perplexity = 0;
-  double std_error = 0;  ///< of the perplexity, from the spread over windows
-  double mean_nll = 0;   ///< nats
-  int64_t tokens = 0;    ///< of the whole text
+  std::optional<double> std_error;  ///< of the perplexity, from the spread over two or more windows
+  double mean_nll = 0;              ///< nats
+  int64_t tokens = 0;               ///< of the whole text
   int64_t windows = 0, length = 0;
   std::string protocol;
   double seconds = 0;

@@ -29,6 +29,10 @@ struct Pattern {
   static Result<Pattern> parse(std::string_view text);
   /// The text that parse() reads.
   std::string text() const;
+  /// Share of zeros that the pattern alone gives: 1 - keep / of, and 0 where it leaves it open.
+  double sparsity() const {
+    return kind == PatternKind::kKeepOf ? 1.0 - static_cast<double>(keep) / of : 0.0;
+  }
   bool operator==(const Pattern&) const = default;
 };
 

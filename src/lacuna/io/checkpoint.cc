@@ -10,6 +10,7 @@
 #include "lacuna/io/checksums.h"
 #include "lacuna/io/compact_store.h"
 #include "lacuna/io/file.h"
+#include "lacuna/io/json.h"
 #include "lacuna/io/legacy_bitmask.h"
 #include "lacuna/io/stored_tensors.h"
 
@@ -42,9 +43,7 @@ constexpr const char* kIndexFile = "model.safetensors.index.json";
 
 Result<json> read_json_object(const fs::path& file) {
   LACUNA_TRY(const std::string text, read_text(file));
-  json parsed = json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (!parsed.is_object()) return bad_input("{}: not a JSON object. Get it again.", file.string());
-  return parsed;
+  return parse_json_object(text, file.string());
 }
 
 /// The shards that the index names, each checked against it.

@@ -16,6 +16,7 @@
 #include "lacuna/core/executor.h"
 #include "lacuna/core/status.h"
 #include "lacuna/format/compact.h"
+#include "lacuna/io/out_folder.h"
 #include "lacuna/io/safetensors.h"
 
 namespace lacuna::io {
@@ -95,9 +96,11 @@ class CheckpointWriter {
     Store store = Store::kCompact;  ///< how sparse weights are written; dense tensors stay dense in
                                     ///< every store
     uint64_t shard_bytes = uint64_t{5} << 30;
+    std::shared_ptr<const OutLock> lock;  ///< on OUT, when the caller has it already
   };
   /// @errors kBadInput: OUT exists and was not written by this tool (no "lacuna" key in its
-  /// config.json, not empty)
+  /// config.json, not empty) or holds something else beside; another run writes there. kUsage: OUT
+  /// is the current folder or above it
   static Result<CheckpointWriter> create(const std::filesystem::path& out, Options options);
   CheckpointWriter(CheckpointWriter&&) noexcept;
   CheckpointWriter& operator=(CheckpointWriter&&) noexcept;

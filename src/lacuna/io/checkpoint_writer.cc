@@ -3,9 +3,12 @@
 #include <optional>
 
 #include "lacuna/io/checkpoint.h"
+#include "lacuna/io/checksums.h"
 #include "lacuna/io/compact_store.h"
 #include "lacuna/io/file.h"
+#include "lacuna/io/json.h"
 #include "lacuna/io/legacy_bitmask.h"
+#include "lacuna/io/out_folder.h"
 #include "lacuna/io/shard_writer.h"
 
 namespace lacuna::io {
@@ -16,26 +19,71 @@ using nlohmann::json;
 namespace {
 
 constexpr const char* kConfig = "config.json";
+constexpr const char* kChecksums = "checksums.json";
 
 bool is_legacy(Store store) {
   return store == Store::kSparseBitmask || store == Store::kSparse24Bitmask;
 }
 
-/// Refuses a folder that holds anything but a model that this tool wrote. Nothing there is fine.
-Status check_ours(const fs::path& folder) {
+/// Is it a companion of the weights: tokenizer, generation config, licence, ...?
+bool is_companion(const fs::path& file) {
+  static constexpr std::string_view kExtensions[] = {".json", ".txt", ".model",   ".jinja",
+                                                     ".bpe",  ".md",  ".tiktoken"};
+  const std::string name = file.filename().string(), extension = file.extension().string();
+  return std::find(std::begin(kExtensions), std::end(kExtensions), extension) !=
+             std::end(kExtensions) ||
+         name.starts_with("LICENSE") || name.starts_with("NOTICE");
+}
+
+/// The names in a folder, sorted.
+Result<std::vector<std::string>> names_in(const fs::path& folder) {
+  std::error_code failure;
+  std::vector<std::string> names;
+  for (fs::directory_iterator entry(folder, failure), end; !failure && entry != end;
+       entry.increment(failure))
+    names.push_back(entry->path().filename().string());
+  if (failure) return bad_input("{}: cannot be listed ({}).", folder.string(), failure.message());
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+/// By its name: of a folder without a list, and of what a killed run leaves in its staging folder.
+bool may_be_written(const std::string& name) {
+  return name.ends_with(".partial") || name.ends_with(".safetensors") || name == "before" ||
+         is_companion(name);
+}
+
+/// Refuses a folder that holds anything but a model that this tool wrote: it is about to be
+/// removed. Nothing there is fine.
+/// @param staged  the folder is not finished: what is there need not be listed
+Status check_ours(const fs::path& folder, bool staged = false) {
   std::error_code failure;
   if (!fs::exists(fs::symlink_status(folder, failure))) return {};
-  const auto refuse = [&](const char* why) {
+  const auto refuse = [&](const std::string& why) {
     return bad_input(
         "{}: {} (need a new folder, or one that this tool wrote). Choose another name.",
         folder.string(), why);
   };
   if (!fs::is_directory(folder, failure)) return refuse("exists and is not a folder");
-  if (fs::is_empty(folder, failure) && !failure) return {};
+  LACUNA_TRY(const auto names, names_in(folder));
+  // Empty, or a run was killed before it could mark its staging folder.
+  if (names.empty() || names == std::vector<std::string>{kConfig + std::string(".partial")})
+    return {};
   const auto text = read_text(folder / kConfig);
-  const json config = text.ok() ? json::parse(*text, nullptr, false) : json();
-  if (!config.is_object() || !config.contains("lacuna"))
+  const auto config = text.ok() ? parse_json_object(*text, kConfig) : Result<json>(text.error());
+  if (!config.ok() || !config->contains("lacuna"))
     return refuse("exists and was not written by this tool");
+  auto written = read_written_files(folder / kChecksums);
+  if (written) written->insert(written->end(), {kConfig, kChecksums});
+  for (const std::string& name : names) {
+    const bool listed = written && std::find(written->begin(), written->end(),
+                                             recorded_name(name)) != written->end();
+    if (!listed && !((staged || !written) && may_be_written(name)))
+      return bad_input(
+          "{}: holds {}, which this tool did not write and would remove with the old model. Move "
+          "it away, or choose another name.",
+          folder.string(), name);
+  }
   return {};
 }
 
@@ -49,8 +97,6 @@ Status remove_folder(const fs::path& folder) {
 }
 
 fs::path with_suffix(fs::path folder, const char* suffix) {
-  // "out/" names the folder "out".
-  if (!folder.has_filename() && folder.has_parent_path()) folder = folder.parent_path();
   folder += suffix;
   return folder;
 }
@@ -69,10 +115,10 @@ struct CheckpointWriter::State {
   bool finished = false;
 
   State(fs::path folder, Options given)
-      : out(with_suffix(std::move(folder), "")),
+      : out(std::move(folder)),
         staging(with_suffix(out, ".partial")),
-        options(given),
-        shards(staging, given.shard_bytes) {}
+        options(std::move(given)),
+        shards(staging, options.shard_bytes) {}
   ~State() {
     if (!finished) (void)remove_folder(staging);
   }
@@ -88,10 +134,14 @@ CheckpointWriter& CheckpointWriter::operator=(CheckpointWriter&&) noexcept = def
 CheckpointWriter::~CheckpointWriter() = default;
 
 Result<CheckpointWriter> CheckpointWriter::create(const fs::path& out, Options options) {
-  auto state = std::make_unique<State>(out, options);
+  LACUNA_TRY(fs::path folder, out_folder(out));
+  if (!options.lock) {
+    LACUNA_TRY(options.lock, OutLock::take(folder));
+  }
+  auto state = std::make_unique<State>(std::move(folder), std::move(options));
   state->finished = true;  // nothing of ours to clean up yet
   LACUNA_CHECK(check_ours(state->out));
-  LACUNA_CHECK(check_ours(state->staging));  // what a killed run left
+  LACUNA_CHECK(check_ours(state->staging, /*staged=*/true));  // what a killed run left
   LACUNA_CHECK(remove_folder(state->staging));
   std::error_code failure;
   fs::create_directories(state->staging, failure);
@@ -215,8 +265,10 @@ Status CheckpointWriter::finish(const json& config) {
   if (!config.is_object())
     return bad_input("{}: the config is not a JSON object (need one).", state.out.string());
   LACUNA_CHECK(state.shards.finish());
+  LACUNA_TRY(auto files, names_in(state.staging));
+  std::erase(files, kConfig);  // still the mark of the staging folder
   LACUNA_CHECK(
-      write_text(state.staging / "checksums.json", checksums_text(state.shards.checksums())));
+      write_text(state.staging / kChecksums, checksums_text(state.shards.checksums(), files)));
   std::string text;
   try {
     text = state.describe(config).dump(2) + "\n";
@@ -229,37 +281,26 @@ Status CheckpointWriter::finish(const json& config) {
   std::error_code failure;
   const bool exists = fs::exists(state.out, failure);
   if (exists) {
+    LACUNA_CHECK(check_ours(state.out));  // hours may have passed since create()
     LACUNA_CHECK(check_ours(replaced));
     LACUNA_CHECK(remove_folder(replaced));
     LACUNA_CHECK(rename_durably(state.out, replaced));
   }
   LACUNA_CHECK(rename_durably(state.staging, state.out));
   state.finished = true;
-  return exists ? remove_folder(replaced) : Status();
+  if (exists) LACUNA_CHECK(remove_folder(replaced));
+  state.options.lock = nullptr;
+  return {};
 }
 
 Status copy_companion_files(const fs::path& from, CheckpointWriter& writer) {
-  static constexpr std::string_view kExtensions[] = {".json", ".txt", ".model",   ".jinja",
-                                                     ".bpe",  ".md",  ".tiktoken"};
-  static constexpr std::string_view kOwn[] = {"config.json", "checksums.json",
-                                              "model.safetensors.index.json"};
-  std::error_code failure;
-  std::vector<fs::path> files;
-  for (fs::directory_iterator entry(from, failure), end; !failure && entry != end;
-       entry.increment(failure)) {
-    const std::string name = entry->path().filename().string();
-    const std::string extension = entry->path().extension().string();
-    const bool companion = std::find(std::begin(kExtensions), std::end(kExtensions), extension) !=
-                               std::end(kExtensions) ||
-                           name.starts_with("LICENSE") || name.starts_with("NOTICE");
-    const bool own = std::find(std::begin(kOwn), std::end(kOwn), name) != std::end(kOwn) ||
-                     name.ends_with(".index.json");
+  LACUNA_TRY(const auto names, names_in(from));
+  for (const std::string& name : names) {
+    const bool own = name == kConfig || name == kChecksums || name.ends_with(".index.json");
     std::error_code ignored;
-    if (companion && !own && entry->is_regular_file(ignored)) files.push_back(entry->path());
+    if (is_companion(name) && !own && fs::is_regular_file(from / name, ignored))
+      LACUNA_CHECK(writer.copy_file(from / name));
   }
-  if (failure) return bad_input("{}: cannot be listed ({}).", from.string(), failure.message());
-  std::sort(files.begin(), files.end());
-  for (const fs::path& file : files) LACUNA_CHECK(writer.copy_file(file));
   return {};
 }
 

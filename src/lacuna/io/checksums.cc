@@ -7,6 +7,7 @@
 
 #include "lacuna/io/checkpoint.h"
 #include "lacuna/io/file.h"
+#include "lacuna/io/json.h"
 
 namespace lacuna::io {
 namespace {
@@ -25,16 +26,37 @@ std::vector<std::string> chunk_checksums(const Bytes& bytes) {
   return checksums;
 }
 
-std::string checksums_text(const Checksums& checksums) {
-  const json file = {
-      {"algorithm", kAlgorithm}, {"chunk_bytes", kChecksumChunkBytes}, {"tensors", checksums}};
+std::string recorded_name(const std::string& name) {
+  return json::parse(json(name).dump(-1, ' ', false, json::error_handler_t::replace))
+      .get<std::string>();
+}
+
+std::string checksums_text(const Checksums& checksums, const std::vector<std::string>& files) {
+  json names = json::array();
+  for (const std::string& name : files) names.push_back(recorded_name(name));
+  const json file = {{"algorithm", kAlgorithm},
+                     {"chunk_bytes", kChecksumChunkBytes},
+                     {"files", std::move(names)},
+                     {"tensors", checksums}};
   return file.dump(1) + "\n";
+}
+
+std::optional<std::vector<std::string>> read_written_files(const std::filesystem::path& file) {
+  const auto text = read_text(file);
+  const auto parsed =
+      text.ok() ? parse_json_object(*text, file.string()) : Result<json>(text.error());
+  if (!parsed.ok() || !parsed->contains("files") || !(*parsed)["files"].is_array())
+    return std::nullopt;
+  std::vector<std::string> names;
+  for (const json& name : (*parsed)["files"])
+    if (name.is_string()) names.push_back(name.get<std::string>());
+  return names;
 }
 
 Result<Checksums> read_checksums(const std::filesystem::path& file) {
   LACUNA_TRY(const std::string text, read_text(file));
-  const json parsed = json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (!parsed.is_object() || !parsed.contains("tensors") || !parsed["tensors"].is_object())
+  LACUNA_TRY(const json parsed, parse_json_object(text, file.string()));
+  if (!parsed.contains("tensors") || !parsed["tensors"].is_object())
     return bad_input("{}: not a list of checksums (need an object with \"tensors\"). Get it again.",
                      file.string());
   if (parsed.value("algorithm", json()) != kAlgorithm ||

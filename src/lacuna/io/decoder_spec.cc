@@ -335,15 +335,30 @@ std::vector<int64_t> token_list(const json& config, const char* key) {
   return ids;
 }
 
-void read_tokens(const json& config, const json* generation, DecoderSpec& spec) {
+/// Ids must name tokens: they are fed to the model. No id is often written as -1.
+Result<std::vector<int64_t>> within_vocabulary(std::vector<int64_t> ids, const char* key,
+                                               const DecoderSpec& spec, const std::string& file) {
+  std::erase(ids, -1);
+  for (const int64_t id : ids)
+    if (id < 0 || id >= spec.vocab)
+      return bad_input(
+          "{}: \"{}\" is outside the vocabulary (got {}; need 0 to {}). Is it the file that came "
+          "with the weights?",
+          file, key, id, spec.vocab - 1);
+  return ids;
+}
+
+Status read_tokens(const json& config, const json* generation, const std::string& file,
+                   DecoderSpec& spec) {
   const auto pick = [&](const char* key) {
     if (generation != nullptr && generation->is_object())
       if (auto ids = token_list(*generation, key); !ids.empty()) return ids;
     return token_list(config, key);
   };
-  const auto bos = pick("bos_token_id");
+  LACUNA_TRY(const auto bos, within_vocabulary(pick("bos_token_id"), "bos_token_id", spec, file));
   if (!bos.empty()) spec.bos_token = bos[0];
-  spec.eos_tokens = pick("eos_token_id");
+  LACUNA_TRY(spec.eos_tokens, within_vocabulary(pick("eos_token_id"), "eos_token_id", spec, file));
+  return {};
 }
 
 void check_sizes(Keys& keys, const DecoderSpec& spec) {
@@ -395,7 +410,7 @@ Result<DecoderSpec> decoder_spec(const json& config, const json* generation_conf
   check_sizes(keys, spec);
   if (keys.error()) return *keys.error();
   fill_linears(spec);
-  read_tokens(config, generation_config, spec);
+  LACUNA_CHECK(read_tokens(config, generation_config, file, spec));
   return spec;
 }
 
@@ -440,6 +455,15 @@ std::vector<DecoderSpec::TensorSpec> DecoderSpec::tensors() const {
   add(project_out, {embedding_width, hidden});
   add(lm_head, {vocab, embedding_width});
   return all;
+}
+
+std::vector<DecoderSpec::BlockWeight> DecoderSpec::block_weights() const {
+  std::vector<BlockWeight> weights;
+  const auto linears = block_linears();
+  for (int64_t layer = 0; layer < layers; ++layer)
+    for (const LinearSpec& linear : linears)
+      weights.push_back({block_prefix(layer) + linear.name + ".weight", layer, linear});
+  return weights;
 }
 
 int64_t DecoderSpec::parameters() const {

@@ -66,6 +66,14 @@ struct DecoderSpec {
   std::string block_prefix(int64_t layer) const;  ///< "model.layers.3."
   /// The block's Linears in the order of the forward pass: q k v o [gate] up down.
   std::vector<LinearSpec> block_linears() const;
+  /// A weight of a block's Linear: what pruning aims at.
+  struct BlockWeight {
+    std::string name;  ///< "model.layers.3.self_attn.q_proj.weight"
+    int64_t layer = 0;
+    LinearSpec linear;
+  };
+  /// All of them, block by block.
+  std::vector<BlockWeight> block_weights() const;
   /// Parameters of the whole model (tied embedding counted once).
   int64_t parameters() const;
   /// Names and shapes of every tensor that a checkpoint of this model holds.

@@ -41,6 +41,25 @@ Error cannot_write(const fs::path& path) {
                       std::strerror(reason));
 }
 
+/// The file that is to be replaced: where symbolic links lead, that a link stays one.
+/// @errors kBadInput: something else than a file lies there
+Result<fs::path> replaceable(fs::path path) {
+  constexpr int kMostLinks = 40;  // as many as Linux follows
+  std::error_code failure;
+  for (int i = 0; i < kMostLinks && fs::is_symlink(path, failure); ++i) {
+    const fs::path target = fs::read_symlink(path, failure);
+    if (failure) break;
+    path = path.parent_path() / target;  // an absolute target replaces the whole
+  }
+  const auto kind = fs::status(path, failure).type();
+  if (kind == fs::file_type::regular || kind == fs::file_type::not_found) return path;
+  if (kind == fs::file_type::none) return path;  // can't be looked at: opening says why
+  return bad_input(
+      "{}: exists and is not a regular file (need a new name, or a file). Choose "
+      "another name.",
+      path.string());
+}
+
 /// Makes the renaming itself durable. Some file systems can't sync folders, so failing is no error.
 void sync_folder(const fs::path& folder) {
   const Descriptor descriptor(::open(folder.c_str(), O_RDONLY | O_DIRECTORY));
@@ -109,7 +128,8 @@ AtomicFile::AtomicFile(AtomicFile&&) noexcept = default;
 AtomicFile& AtomicFile::operator=(AtomicFile&&) noexcept = default;
 AtomicFile::~AtomicFile() = default;
 
-Result<AtomicFile> AtomicFile::create(const fs::path& path) {
+Result<AtomicFile> AtomicFile::create(const fs::path& name) {
+  LACUNA_TRY(const fs::path path, replaceable(name));
   fs::path temporary = path;
   temporary += ".partial";
   const int descriptor = ::open(temporary.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
@@ -123,10 +143,6 @@ Status AtomicFile::write(const void* data, size_t size) {
   LACUNA_CHECK(state_->put(data, size, state_->size));
   state_->size += size;
   return {};
-}
-
-Status AtomicFile::write_at(uint64_t position, const void* data, size_t size) {
-  return state_->put(data, size, position);
 }
 
 Status AtomicFile::append(const AtomicFile& from) {

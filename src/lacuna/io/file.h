@@ -31,14 +31,15 @@ Status rename_durably(const std::filesystem::path& from, const std::filesystem::
 /// temporary.
 class AtomicFile {
  public:
-  static Result<AtomicFile> create(const std::filesystem::path& path);
+  /// A symbolic link stays one: the file that it leads to is replaced.
+  /// @errors kBadInput: something else than a regular file lies there; kCheckFailed with the
+  /// system's reason
+  static Result<AtomicFile> create(const std::filesystem::path& name);
   AtomicFile(AtomicFile&&) noexcept;
   AtomicFile& operator=(AtomicFile&&) noexcept;
   ~AtomicFile();
   /// Appends. @errors kCheckFailed naming the path and the reason (disk full, ...)
   Status write(const void* data, size_t size);
-  /// Overwrites bytes already written (a header whose content is known last).
-  Status write_at(uint64_t position, const void* data, size_t size);
   /// Appends all that was written to another file so far. @errors as write()
   Status append(const AtomicFile& from);
   uint64_t size() const;

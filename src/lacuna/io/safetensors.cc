@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "lacuna/io/file.h"
+#include "lacuna/io/json.h"
 
 namespace lacuna::io {
 namespace {
@@ -83,10 +84,7 @@ Result<SafetensorsFile> SafetensorsFile::parse(Bytes bytes, std::string name) {
     return bad_input("{}: the header ends at byte {} of {} (file truncated?). Get it again.", name,
                      header_bytes + 8, bytes.size());
   const auto* text = reinterpret_cast<const char*>(bytes.data()) + 8;
-  const json header = json::parse(text, text + header_bytes, nullptr, /*allow_exceptions=*/false);
-  if (!header.is_object())
-    return bad_input("{}: the header is not a JSON object. The file is damaged: get it again.",
-                     name);
+  LACUNA_TRY(const json header, parse_json_object({text, header_bytes}, name + ": the header"));
 
   SafetensorsFile file;
   file.path_ = std::move(name);

@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "lacuna/io/file.h"
+#include "lacuna/io/json.h"
 #include "lacuna/io/lines.h"
 
 namespace lacuna::io {
@@ -18,7 +19,8 @@ Result<std::vector<std::string>> read_json_lines(const fs::path& path, std::stri
   std::vector<std::string> documents;
   LACUNA_CHECK(for_each_line(text, [&](size_t number, std::string_view line) -> Status {
     if (is_blank(line)) return {};
-    const json object = json::parse(line, nullptr, /*allow_exceptions=*/false);
+    LACUNA_TRY(const json object,
+               parse_json(line, fmt::format("{}: line {}", path.string(), number)));
     if (!object.is_object() || !object.contains("text") || !object["text"].is_string())
       return bad_input(
           "{}: line {} is not a JSON object with a string \"text\". Mend or remove the line.",

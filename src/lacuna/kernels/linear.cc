@@ -1,5 +1,9 @@
 #include "lacuna/kernels/linear.h"
 
+#include <algorithm>
+#include <cstdlib>
+#include <string>
+
 #include "lacuna/kernels/linear_bitmap/linear_bitmap.h"
 #include "lacuna/kernels/linear_coded/linear_coded.h"
 #include "lacuna/kernels/linear_dense/linear_dense.h"
@@ -39,6 +43,34 @@ Result<const LinearOperation*> find_linear_operation(std::string_view name) {
     known += fmt::format("{}{}", known.empty() ? "" : ", ", operation.name);
   }
   return usage_error("operation: unknown (got \"{}\"; need one of {}).", name, known);
+}
+
+Status check_forced() {
+  const char* variable = std::getenv("LACUNA_FORCE");
+  for (std::string_view rest = variable != nullptr ? variable : ""; !rest.empty();) {
+    const std::string_view entry = rest.substr(0, rest.find(','));
+    rest.remove_prefix(std::min(rest.size(), entry.size() + 1));
+    const std::string_view name = entry.substr(0, entry.find(':'));
+    const std::string_view candidate = entry.substr(std::min(entry.size(), name.size() + 1));
+    auto operation = find_linear_operation(name);
+    if (!operation.ok())
+      return usage_error("LACUNA_FORCE: {} An entry is OPERATION:CANDIDATE. Unset it or mend it.",
+                         operation.error().message);
+    bool found = false;
+    std::string known;
+    for (const Values values : {Values::kBF16, Values::kInt8})
+      for (const Explanation& line :
+           explain_linear(**operation, {.operation = std::string(name), .values = values},
+                          Device::this_cpu())) {
+        found = found || line.candidate == candidate;
+        known += fmt::format("{}{}", known.empty() ? "" : ", ", line.candidate);
+      }
+    if (!found)
+      return usage_error(
+          "LACUNA_FORCE: unknown candidate of {} (got \"{}\"; need {}). Unset it or mend it.", name,
+          candidate, known);
+  }
+  return {};
 }
 
 }  // namespace lacuna::kernels

@@ -29,4 +29,9 @@ std::vector<Explanation> explain_linear(const LinearOperation& operation, const 
 /// The operation of this name. @errors kUsage: there is none (the known ones are listed)
 Result<const LinearOperation*> find_linear_operation(std::string_view name);
 
+/// Whether LACUNA_FORCE says what it means: OPERATION:CANDIDATE[,...] of known names. An unknown
+/// one would otherwise be noticed only where that operation is planned, or never.
+/// @errors kUsage: the name, and those that are known
+Status check_forced();
+
 }  // namespace lacuna::kernels

@@ -71,7 +71,7 @@ bool parse_sparsity(std::string_view text, Problem& problem) {
   auto pattern = format::Pattern::parse(text);
   if (!pattern.ok() || pattern->kind != format::PatternKind::kKeepOf) return false;
   problem.pattern = *pattern;
-  problem.sparsity = 1.0 - static_cast<double>(pattern->keep) / pattern->of;
+  problem.sparsity = pattern->sparsity();
   return true;
 }
 

@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include "lacuna/io/file.h"
+#include "lacuna/io/json.h"
 
 namespace lacuna::model {
 
@@ -13,10 +14,7 @@ Result<io::DecoderSpec> spec_of(const io::Checkpoint& checkpoint) {
   const bool has_generation = std::filesystem::exists(generation_file);
   if (has_generation) {
     LACUNA_TRY(const std::string text, io::read_text(generation_file));
-    generation = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
-    if (!generation.is_object())
-      return bad_input("{}: is not a JSON object (need one). Download it again or delete it.",
-                       generation_file.string());
+    LACUNA_TRY(generation, io::parse_json_object(text, generation_file.string()));
   }
   return io::decoder_spec(checkpoint.config(), has_generation ? &generation : nullptr,
                           config_file.string());

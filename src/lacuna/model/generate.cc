@@ -99,6 +99,10 @@ Result<Generation> generate_ids(const Decoder& decoder, const std::vector<int32_
     }
     const at::Tensor ids = at::tensor(at::ArrayRef<int32_t>(fresh), at::kLong).unsqueeze(0);
     const at::Tensor logits = decoder.forward(ids, &cache, /*last_only=*/true);
+    if (!logits.isfinite().all().item<bool>())
+      return check_failed(
+          "generate: the logits after token {} are not all finite numbers. Try --dtype float32.",
+          all.size());
     const int32_t next = sample(logits.view({-1}).cpu(), all, options, all.size());
     if (generation.token_ids.empty()) first_token = Clock::now();
     generation.token_ids.push_back(next);

@@ -2,24 +2,15 @@
 
 #include <utility>
 
+#include "lacuna/io/misfit.h"
+
 namespace lacuna::model {
 namespace {
 
 Status check_shape(const io::Checkpoint& checkpoint, const std::string& name, const Shape& shape) {
-  const auto found = checkpoint.weights().find(name);
-  if (found == checkpoint.weights().end())
-    return bad_input(
-        "{}: tensor \"{}\" is missing (need it with shape {}). Is config.json that of "
-        "these weights?",
-        checkpoint.folder().string(), name, shape_text(shape));
-  if (found->second.shape != shape)
-    return bad_input(
-        "{}: tensor \"{}\" has the wrong shape (got {}; need {}). Is config.json that "
-        "of these weights?",
-        checkpoint.folder().string(), name, shape_text(found->second.shape), shape_text(shape));
-  if (!is_float(found->second.dtype))
-    return bad_input("{}: tensor \"{}\" must hold floating-point numbers (got {}).",
-                     checkpoint.folder().string(), name, safetensors_name(found->second.dtype));
+  if (const auto line = io::misfit(checkpoint, name, shape))
+    return bad_input("{}: {}. Is config.json that of these weights?", checkpoint.folder().string(),
+                     *line);
   return {};
 }
 

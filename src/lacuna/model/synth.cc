@@ -54,9 +54,7 @@ Result<SynthReport> synth(const SynthOptions& options, const std::filesystem::pa
   LACUNA_TRY(const auto spec, io::decoder_spec(config, nullptr, options.like));
   std::set<std::string> sparse;
   if (options.pattern.kind != PatternKind::kDense)
-    for (int64_t layer = 0; layer < spec.layers; ++layer)
-      for (const auto& linear : spec.block_linears())
-        sparse.insert(spec.block_prefix(layer) + linear.name + ".weight");
+    for (const auto& weight : spec.block_weights()) sparse.insert(weight.name);
 
   LACUNA_TRY(auto writer, io::CheckpointWriter::create(out, {.store = options.store}));
   LACUNA_CHECK(write_tensors(options, spec, sparse, writer));

@@ -68,6 +68,11 @@ Tensor unwrap(const at::Tensor& tensor) {
   return {dtype_of(held->scalar_type()), held->sizes().vec(), Bytes(held, data, bytes)};
 }
 
+std::string what(const std::exception& error) {
+  const auto* torch = dynamic_cast<const c10::Error*>(&error);
+  return torch != nullptr ? torch->what_without_backtrace() : error.what();
+}
+
 Executor torch_executor() {
   // torch's pool is libgomp's. We enter it through libgomp's own entry point in the copy that torch
   // has loaded: compiling with -fopenmp could link a second one, and two pools fight for the cores.

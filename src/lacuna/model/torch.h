@@ -3,6 +3,7 @@
 
 #include <ATen/ATen.h>
 
+#include <exception>
 #include <string>
 #include <string_view>
 
@@ -34,6 +35,10 @@ struct Compute {
 /// is loaded here and only here. @errors kNotPossible: "cuda" without GPU or libtorch_cuda (says
 /// which); kUsage: another word
 Result<at::Device> open_device(std::string_view name);
+
+/// What an exception says; of torch's own without the backtrace, which helps nobody who runs a
+/// tool.
+std::string what(const std::exception& error);
 
 /// Sets torch's thread count (0 = all cores this process may use) and float32 products without
 /// TF32.

@@ -10,8 +10,10 @@
 
 #include "lacuna/core/random.h"
 #include "lacuna/io/file.h"
+#include "lacuna/io/json.h"
 #include "lacuna/io/safetensors.h"
 #include "lacuna/io/text_source.h"
+#include "lacuna/io/tokenizer/utf8.h"
 #include "lacuna/prune/chunks.h"
 
 namespace lacuna::prune {
@@ -41,13 +43,6 @@ std::vector<int32_t> window_of(const std::vector<int32_t>& ids, int64_t length, 
   return {ids.begin() + first, ids.begin() + first + length};
 }
 
-Status check_sizes(int64_t samples, int64_t length) {
-  if (samples < 1 || length < 2)
-    return usage_error("--samples, --length: too small (got {} x {}; need 1 x 2 at least).",
-                       samples, length);
-  return {};
-}
-
 Status check_ids(const Calibration& calibration, int64_t vocab, const std::string& file) {
   for (size_t row = 0; row < calibration.ids.size(); ++row) {
     const auto& ids = calibration.ids[row];
@@ -64,7 +59,7 @@ Status check_ids(const Calibration& calibration, int64_t vocab, const std::strin
 
 Result<std::vector<std::vector<int32_t>>> ids_from_json(const std::string& text,
                                                         const std::string& file) {
-  const auto json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+  LACUNA_TRY(const auto json, io::parse_json(text, file));
   if (!json.is_array() || json.empty())
     return bad_input("{}: is not a list of lists of token ids (need [[1, 2, ...], ...]).", file);
   std::vector<std::vector<int32_t>> rows;
@@ -128,14 +123,38 @@ void sample_sequences(const model::Decoder& decoder, std::vector<std::vector<int
   }
 }
 
+int64_t cache_bytes(const io::DecoderSpec& spec, int64_t length, const model::Compute& compute) {
+  return 2 * spec.layers * spec.kv_heads * spec.head_dim * length *
+         static_cast<int64_t>(c10::elementSize(compute.dtype));
+}
+
+/// What one chunk draws together is fixed, so the ids don't depend on the number of threads. Its
+/// cache stays below half a gigabyte.
+int64_t sequences_at_once(const io::DecoderSpec& spec, int64_t length,
+                          const model::Compute& compute) {
+  return std::clamp<int64_t>((int64_t{512} << 20) / cache_bytes(spec, length, compute), 1, 16);
+}
+
+/// A file's name as JSON can hold it.
+std::string recorded_name(const std::filesystem::path& file) {
+  return io::tokenizer::to_valid_utf8(file.filename().string());
+}
+
 }  // namespace
+
+Status check_sizes(int64_t samples, int64_t length) {
+  if (samples < 1 || length < 2 || samples > kMostSamples || length > kLongestSample)
+    return usage_error("--samples, --length: out of range (got {} x {}; need 1 x 2 to {} x {}).",
+                       samples, length, kMostSamples, kLongestSample);
+  return {};
+}
 
 Result<Calibration> calibration_from_text(const std::filesystem::path& file,
                                           const io::Tokenizer& tokenizer, int64_t samples,
                                           int64_t length, uint64_t seed) {
   LACUNA_CHECK(check_sizes(samples, length));
   LACUNA_TRY(const auto documents, io::read_documents(file));
-  Calibration calibration{file.filename().string(), {}};
+  Calibration calibration{recorded_name(file), {}};
   std::vector<std::optional<std::vector<int32_t>>> encoded(documents.size());
   for (const size_t document : shuffled(documents.size(), seed)) {
     if (calibration.samples() == samples) return calibration;
@@ -177,11 +196,7 @@ Result<Calibration> calibration_from_model(const model::Decoder& decoder, int64_
         "--length: more tokens than the model has positions (got {}; need {} at "
         "most).",
         length, spec.max_positions);
-  // What one chunk draws together is fixed, so the ids don't depend on the number of threads. Its
-  // cache stays below half a gigabyte.
-  const int64_t cache_bytes = 2 * spec.layers * spec.kv_heads * spec.head_dim * length *
-                              static_cast<int64_t>(c10::elementSize(decoder.compute().dtype));
-  const int64_t batch = std::clamp<int64_t>((int64_t{512} << 20) / cache_bytes, 1, 16);
+  const int64_t batch = sequences_at_once(spec, length, decoder.compute());
   Calibration calibration{"self", std::vector<std::vector<int32_t>>(static_cast<size_t>(samples))};
   std::mutex mutex;
   int64_t drawn = 0;
@@ -204,8 +219,33 @@ Result<Calibration> calibration_from_model(const model::Decoder& decoder, int64_
   return calibration;
 }
 
+uint64_t planned_sampling_bytes(const io::DecoderSpec& spec, const io::Checkpoint& checkpoint,
+                                int64_t samples, int64_t length, const model::Compute& compute) {
+  const auto element = static_cast<uint64_t>(c10::elementSize(compute.dtype));
+  const int64_t batch = std::min(samples, sequences_at_once(spec, length, compute));
+  const int64_t threads = compute.device.is_cpu() ? model::torch_executor().threads : 1;
+  const auto at_once = static_cast<uint64_t>(std::min((samples + batch - 1) / batch, threads));
+  // Logits, and in float64 themselves, their softmax and its sums.
+  const uint64_t logits = static_cast<uint64_t>(spec.vocab) * (element + 3 * 8);
+  uint64_t largest = 0, as_stored = 0;
+  for (const io::LinearSpec& linear : spec.block_linears())
+    largest = std::max(largest, static_cast<uint64_t>(linear.out * linear.in) * element);
+  bool sparse = false;
+  for (const auto& [name, info] : checkpoint.weights()) {
+    sparse = sparse || info.store != io::Store::kDense;
+    // A dense weight of the same type is used where the file is mapped.
+    if (info.store != io::Store::kDense || model::scalar_type(info.dtype) != compute.dtype ||
+        !compute.device.is_cpu())
+      as_stored += info.bytes;
+  }
+  return static_cast<uint64_t>(spec.parameters()) * element + as_stored +
+         at_once * static_cast<uint64_t>(batch) *
+             (static_cast<uint64_t>(cache_bytes(spec, length, compute)) + logits) +
+         (sparse ? static_cast<uint64_t>(threads) * largest : 0);
+}
+
 Result<Calibration> calibration_from_ids(const std::filesystem::path& file, int64_t vocab) {
-  Calibration calibration{"ids:" + file.filename().string(), {}};
+  Calibration calibration{"ids:" + recorded_name(file), {}};
   if (file.extension() == ".json") {
     LACUNA_TRY(const std::string text, io::read_text(file));
     LACUNA_TRY(calibration.ids, ids_from_json(text, file.string()));

@@ -22,6 +22,11 @@ struct Calibration {
   int64_t length() const { return ids.empty() ? 0 : static_cast<int64_t>(ids[0].size()); }
 };
 
+/// Nobody calibrates with more; below them no product of sizes overflows.
+inline constexpr int64_t kMostSamples = 1 << 20, kLongestSample = 1 << 20;
+/// @errors kUsage: sizes that calibration_from_text() and calibration_from_model() refuse
+Status check_sizes(int64_t samples, int64_t length);
+
 /// One random window from each of `samples` randomly drawn documents longer than `length` tokens
 /// (Wanda's and SparseGPT's protocol); when too few are that long, documents are joined and windows
 /// are drawn from the whole.
@@ -35,6 +40,10 @@ Result<Calibration> calibration_from_model(
     const model::Decoder& decoder, int64_t samples, int64_t length, uint64_t seed,
     const std::function<void(int64_t, int64_t)>& progress = {},
     const std::atomic<bool>* interrupted = nullptr);
+/// Peak memory of calibration_from_model() with the decoder that it needs: the whole model, and a
+/// KV cache and the logits of every chunk that runs at once.
+uint64_t planned_sampling_bytes(const io::DecoderSpec& spec, const io::Checkpoint& checkpoint,
+                                int64_t samples, int64_t length, const model::Compute& compute);
 /// safetensors with an int32 tensor `ids` [samples, length], or a JSON list of lists.
 /// @errors kBadInput: other dtype or shape, ragged lists, ids outside the vocabulary (row and
 /// column named)

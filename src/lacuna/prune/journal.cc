@@ -5,11 +5,14 @@
 #include <set>
 
 #include "lacuna/io/file.h"
+#include "lacuna/io/json.h"
 
 namespace lacuna::prune {
 namespace fs = std::filesystem;
 namespace {
 
+constexpr const char* kAbout = "journal.json";
+constexpr const char* kRun = "run";      // key of what decides the result, in journal.json
 constexpr const char* kNotes = "notes";  // key of a block's notes in the safetensors metadata
 
 /// "model, pattern": the keys in which two runs differ.
@@ -21,34 +24,109 @@ std::string differences(const nlohmann::json& a, const nlohmann::json& b) {
   return fmt::format("{}", fmt::join(keys, ", "));
 }
 
+/// What a folder is, as far as a journal may be put in its place.
+struct Found {
+  std::vector<fs::path> files;  ///< ours, all of them
+  nlohmann::json run;           ///< null: no run began there
+  bool blocks = false;          ///< some are finished
+};
+
+bool is_block_file(std::string_view name) {
+  return name.starts_with("block-") && name.ends_with(".safetensors");
+}
+
+/// Looks at what lies there. @errors kBadInput: anything that is not a journal of ours
+Result<Found> look_at(const fs::path& folder) {
+  const auto refuse = [&](const std::string& why) {
+    return bad_input(
+        "{}: {} (need a journal of this tool, or nothing). Move it away, or choose another OUT.",
+        folder.string(), why);
+  };
+  Found found;
+  std::error_code failure;
+  const auto kind = fs::symlink_status(folder, failure).type();
+  if (kind == fs::file_type::not_found) return found;
+  if (kind != fs::file_type::directory) return refuse("exists and is not a folder");
+  for (fs::directory_iterator entry(folder, failure), end; !failure && entry != end;
+       entry.increment(failure)) {
+    std::string name = entry->path().filename().string();
+    // A kill leaves the beginning of a file under its temporary name.
+    if (const std::string partial = ".partial"; name.ends_with(partial))
+      name.resize(name.size() - partial.size());
+    else
+      found.blocks = found.blocks || is_block_file(name);
+    if (name != kAbout && !is_block_file(name))
+      return refuse(fmt::format("holds {}, which is no part of a journal",
+                                entry->path().filename().string()));
+    found.files.push_back(entry->path());
+  }
+  if (failure) return check_failed("{}: can't be read ({}).", folder.string(), failure.message());
+  if (!fs::exists(folder / kAbout, failure)) {
+    if (found.blocks) return refuse(fmt::format("has no {}", kAbout));
+    return found;
+  }
+  LACUNA_TRY(const std::string text, io::read_text(folder / kAbout));
+  const auto about = io::parse_json_object(text, kAbout);
+  if (!about.ok() || !about->contains(kRun) || !(*about)[kRun].is_object())
+    return refuse(fmt::format("its {} was not written by this tool", kAbout));
+  found.run = (*about)[kRun];
+  return found;
+}
+
+/// Removes a journal file by file: what is not ours stays, and the folder with it.
+Status remove_journal(const fs::path& folder) {
+  LACUNA_TRY(const Found found, look_at(folder));
+  std::error_code failure;
+  for (const fs::path& file : found.files)
+    if (!failure && file.filename() != kAbout) fs::remove(file, failure);
+  // Last, so that a kill on the way leaves what is still a journal.
+  if (!failure) fs::remove(folder / kAbout, failure);
+  if (!failure) fs::remove(folder, failure);
+  if (failure)
+    return check_failed("{}: can't be removed ({}).", folder.string(), failure.message());
+  return {};
+}
+
+fs::path journal_of(fs::path out) {
+  out += ".journal";
+  return out;
+}
+
 }  // namespace
 
+Status Journal::check(const fs::path& out, bool resume) {
+  const fs::path folder = journal_of(out);
+  LACUNA_TRY(const Found found, look_at(folder));
+  if (found.blocks && !resume)
+    return bad_input(
+        "{}: holds finished blocks of an earlier run. Go on with it by --resume, or remove the "
+        "folder to start afresh.",
+        folder.string());
+  return {};
+}
+
 Result<Journal> Journal::open(const fs::path& out, const nlohmann::json& run, bool resume) {
+  LACUNA_CHECK(check(out, resume));
   Journal journal;
-  journal.folder_ = out;
-  journal.folder_ += ".journal";
-  const fs::path about = journal.folder_ / "journal.json";
+  journal.folder_ = journal_of(out);
+  LACUNA_TRY(const Found found, look_at(journal.folder_));
   std::error_code failure;
-  if (resume && fs::exists(about, failure)) {
-    LACUNA_TRY(const std::string text, io::read_text(about));
-    const auto before = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
-    if (!before.is_object())
-      return bad_input("{}: is not a JSON object (need one). Start without --resume.",
-                       about.string());
-    if (before != run)
+  if (resume && !found.run.is_null()) {
+    if (found.run != run)
       return bad_input(
-          "{}: belongs to another run (different: {}). Start without --resume, or give the options "
-          "of that run.",
-          about.string(), differences(run, before));
+          "{}: belongs to another run (different: {}). Give the options of that run, or remove the "
+          "folder to start afresh.",
+          journal.folder_.string(), differences(run, found.run));
     journal.resumed_ = true;
     while (fs::exists(journal.file_of(journal.finished_), failure)) ++journal.finished_;
     return journal;
   }
-  fs::remove_all(journal.folder_, failure);
-  if (!failure) fs::create_directories(journal.folder_, failure);
+  LACUNA_CHECK(remove_journal(journal.folder_));
+  fs::create_directories(journal.folder_, failure);
   if (failure)
     return check_failed("{}: can't be written ({}).", journal.folder_.string(), failure.message());
-  LACUNA_CHECK(io::write_text(about, run.dump(2) + "\n"));
+  const nlohmann::json about = {{"tool", "lacuna prune"}, {kRun, run}};
+  LACUNA_CHECK(io::write_text(journal.folder_ / kAbout, about.dump(2) + "\n"));
   return journal;
 }
 
@@ -67,10 +145,9 @@ Result<Journal::Block> Journal::read(int64_t block) const {
   LACUNA_TRY(const auto file, io::SafetensorsFile::open(file_of(block)));
   Block content;
   const auto notes = file.metadata().find(kNotes);
-  if (notes != file.metadata().end())
-    content.notes = nlohmann::json::parse(notes->second, nullptr, /*allow_exceptions=*/false);
-  if (!content.notes.is_object())
-    return bad_input("{}: has no readable notes. Start without --resume.", file.path());
+  if (notes == file.metadata().end())
+    return bad_input("{}: has no notes. Remove the folder to start afresh.", file.path());
+  LACUNA_TRY(content.notes, io::parse_json_object(notes->second, file.path() + ": the notes"));
   for (const auto& entry : file.entries()) {
     LACUNA_TRY(Tensor tensor, file.tensor(entry.name));
     content.tensors.push_back({entry.name, std::move(tensor)});
@@ -78,12 +155,6 @@ Result<Journal::Block> Journal::read(int64_t block) const {
   return content;
 }
 
-Status Journal::remove() const {
-  std::error_code failure;
-  fs::remove_all(folder_, failure);
-  if (failure)
-    return check_failed("{}: can't be removed ({}).", folder_.string(), failure.message());
-  return {};
-}
+Status Journal::remove() const { return remove_journal(folder_); }
 
 }  // namespace lacuna::prune

@@ -21,9 +21,15 @@ class Journal {
     nlohmann::json notes;  ///< what the report says of the block
   };
 
-  /// Opens the journal of `out`. Without `resume`, and when there is none, it starts empty.
+  /// Whether open() would find a place: before hours of work, and before `run` is known.
+  /// @errors kBadInput: OUT.journal is something else than a journal, or holds finished blocks and
+  /// `resume` is not set
+  static Status check(const std::filesystem::path& out, bool resume);
+  /// Opens the journal of `out`. When there is none, or none of its blocks is finished and `resume`
+  /// is not set, it starts empty.
   /// @param run  everything that decides the result (model, options, calibration)
-  /// @errors kBadInput: resuming the journal of another run (what differs is named); kCheckFailed
+  /// @errors as check(); kBadInput: resuming the journal of another run (what differs is named);
+  /// kCheckFailed
   static Result<Journal> open(const std::filesystem::path& out, const nlohmann::json& run,
                               bool resume);
   /// This is the journal that an earlier process left.

@@ -9,7 +9,6 @@ class Magnitude final : public Method {
   std::string_view name() const override { return "magnitude"; }
   bool needs_gram() const override { return false; }
   bool needs_inputs() const override { return false; }
-  bool updates_weights() const override { return false; }
   Group default_group() const override { return Group::kLayer; }
 
   Result<Pruned> prune(const at::Tensor& weight, const InputStatistics& statistics,

@@ -53,9 +53,8 @@ class Method {
  public:
   virtual ~Method() = default;
   virtual std::string_view name() const = 0;
-  virtual bool needs_gram() const = 0;       ///< InputStatistics::gram must be there
-  virtual bool needs_inputs() const = 0;     ///< calibration is needed at all
-  virtual bool updates_weights() const = 0;  ///< kept weights change
+  virtual bool needs_gram() const = 0;    ///< InputStatistics::gram must be there
+  virtual bool needs_inputs() const = 0;  ///< calibration is needed at all
   virtual Group default_group() const = 0;
   /// Does what all Linears with one input share, into the statistics. prune() does it itself when
   /// this was not called. Calls for different inputs may run at the same time.

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <regex>
@@ -12,7 +13,10 @@
 
 #include "lacuna/core/version.h"
 #include "lacuna/format/compact.h"
+#include "lacuna/format/element.h"
 #include "lacuna/io/file.h"
+#include "lacuna/io/misfit.h"
+#include "lacuna/io/out_folder.h"
 #include "lacuna/model/decoder.h"
 #include "lacuna/prune/chunks.h"
 #include "lacuna/prune/journal.h"
@@ -47,20 +51,36 @@ Result<std::vector<std::regex>> compile(const std::vector<std::string>& texts, c
 /// Names of the Linears to prune, relative to their block, for every block.
 using Targets = std::vector<std::vector<std::string>>;
 
-Result<Targets> find_targets(const io::DecoderSpec& spec, const PruneOptions& options) {
+/// Of a weight that is to be stored sparse: told now, not when all blocks are pruned.
+Status check_target(const io::Checkpoint& checkpoint, const io::DecoderSpec::BlockWeight& weight) {
+  const auto& [name, layer, linear] = weight;
+  if (const auto line = io::misfit(checkpoint, name, {linear.out, linear.in}))
+    return bad_input("{}: {}. Is config.json that of these weights?", checkpoint.folder().string(),
+                     *line);
+  const DType dtype = checkpoint.weights().at(name).dtype;
+  if (!format::storable(dtype))
+    return bad_input(
+        "{}: tensor \"{}\" has a type that no sparse store holds (got {}; need float32, bfloat16 "
+        "or float16). Convert the model, or leave the tensor out by --exclude.",
+        checkpoint.folder().string(), name, long_name(dtype));
+  return {};
+}
+
+Result<Targets> find_targets(const io::Checkpoint& checkpoint, const io::DecoderSpec& spec,
+                             const PruneOptions& options) {
   LACUNA_TRY(const auto wanted, compile(options.target, "--target"));
   LACUNA_TRY(const auto unwanted, compile(options.exclude, "--exclude"));
   Targets targets(static_cast<size_t>(spec.layers));
   bool any = false;
-  for (int64_t layer = 0; layer < spec.layers; ++layer) {
-    for (const io::LinearSpec& linear : spec.block_linears()) {
-      const std::string name = spec.block_prefix(layer) + linear.name + ".weight";
-      const auto matches = [&](const std::regex& regex) { return std::regex_search(name, regex); };
-      if (!wanted.empty() && std::none_of(wanted.begin(), wanted.end(), matches)) continue;
-      if (std::any_of(unwanted.begin(), unwanted.end(), matches)) continue;
-      targets[static_cast<size_t>(layer)].push_back(linear.name);
-      any = true;
-    }
+  for (const auto& weight : spec.block_weights()) {
+    const auto matches = [&](const std::regex& regex) {
+      return std::regex_search(weight.name, regex);
+    };
+    if (!wanted.empty() && std::none_of(wanted.begin(), wanted.end(), matches)) continue;
+    if (std::any_of(unwanted.begin(), unwanted.end(), matches)) continue;
+    LACUNA_CHECK(check_target(checkpoint, weight));
+    targets[static_cast<size_t>(weight.layer)].push_back(weight.linear.name);
+    any = true;
   }
   if (!any)
     return usage_error(
@@ -70,11 +90,16 @@ Result<Targets> find_targets(const io::DecoderSpec& spec, const PruneOptions& op
   return targets;
 }
 
-Status check_calibration(const Calibration& calibration, const io::DecoderSpec& spec) {
-  if (calibration.length() > spec.max_positions)
+Status check_length(int64_t length, const io::DecoderSpec& spec) {
+  if (length > spec.max_positions)
     return usage_error(
         "--length: samples are longer than the model's positions (got {}; need {} at most).",
-        calibration.length(), spec.max_positions);
+        length, spec.max_positions);
+  return {};
+}
+
+Status check_calibration(const Calibration& calibration, const io::DecoderSpec& spec) {
+  LACUNA_CHECK(check_length(calibration.length(), spec));
   for (const auto& row : calibration.ids)
     for (const int32_t id : row)
       if (id < 0 || id >= spec.vocab)
@@ -153,7 +178,27 @@ void forget_pages(const io::Checkpoint& checkpoint, const std::string& name) {
   if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
 }
 
-constexpr uint64_t kWorkingBytes = uint64_t{1} << 30;  // of the plan: all that isn't named there
+/// How many samples run through a block together, and how many such batches at once.
+struct Batches {
+  int64_t batch = 1, at_once = 1;
+  uint64_t bytes = 0;  ///< that a block holds of all of them
+
+  Batches(int64_t samples, int64_t length, const io::DecoderSpec& spec,
+          const PruneOptions& options) {
+    const bool cpu = options.compute.device.is_cpu();
+    const int64_t tokens_at_once = cpu ? 512 : 2048;
+    batch = std::clamp<int64_t>(tokens_at_once / length, 1, samples);
+    // Inputs kept for the statistics in float32, and what attention and the products of the MLP
+    // make on the way.
+    const auto element = static_cast<uint64_t>(c10::elementSize(options.compute.dtype));
+    const uint64_t width = static_cast<uint64_t>(3 * spec.hidden + spec.intermediate) * 4 +
+                           static_cast<uint64_t>(6 * spec.hidden + 3 * spec.intermediate) * element;
+    const uint64_t one = std::max<uint64_t>(static_cast<uint64_t>(batch * length) * width, 1);
+    const auto fit = static_cast<int64_t>(options.working_bytes / 2 / one);
+    at_once = std::clamp<int64_t>(fit, 1, cpu ? model::torch_executor().threads : 1);
+    bytes = static_cast<uint64_t>(at_once) * one;
+  }
+};
 
 /// Hidden states of all calibration samples at one place between the blocks. Samples run through a
 /// block in batches of fixed size, each on one thread, several at a time: the bits depend neither
@@ -161,20 +206,11 @@ constexpr uint64_t kWorkingBytes = uint64_t{1} << 30;  // of the plan: all that 
 class Activations {
  public:
   Activations(const Calibration& calibration, const io::DecoderSpec& spec,
-              const model::Compute& compute)
-      : calibration_(calibration), compute_(compute) {
-    const bool cpu = compute.device.is_cpu();
-    executor_ = cpu ? model::torch_executor() : Executor::serial();
-    const int64_t tokens_at_once = cpu ? 512 : 2048;
-    batch_ = std::clamp<int64_t>(tokens_at_once / calibration.length(), 1, calibration.samples());
-    // What a block holds of one batch: inputs kept for the statistics in float32, and what
-    // attention and the products of the MLP make on the way.
-    const auto element = static_cast<uint64_t>(c10::elementSize(compute.dtype));
-    const uint64_t width = static_cast<uint64_t>(3 * spec.hidden + spec.intermediate) * 4 +
-                           static_cast<uint64_t>(6 * spec.hidden + 3 * spec.intermediate) * element;
-    const uint64_t bytes = static_cast<uint64_t>(batch_ * calibration.length()) * width;
-    const auto fit = static_cast<int64_t>(kWorkingBytes / 2 / std::max<uint64_t>(bytes, 1));
-    at_once_ = std::clamp<int64_t>(fit, 1, executor_.threads);
+              const PruneOptions& options)
+      : calibration_(calibration), compute_(options.compute) {
+    executor_ = compute_.device.is_cpu() ? model::torch_executor() : Executor::serial();
+    const Batches batches(calibration.samples(), calibration.length(), spec, options);
+    batch_ = batches.batch, at_once_ = batches.at_once;
   }
 
   void embed(const model::Ends& ends) {
@@ -291,6 +327,8 @@ class InputCollector {
 
 // ---- the run ------------------------------------------------------------------------------------
 
+constexpr double kNoticeable = 0.005;  // of a sparsity that was missed: worth a warning
+
 json to_json(const LayerReport& layer) {
   return {{"name", layer.name},
           {"sparsity", layer.sparsity},
@@ -306,11 +344,11 @@ LayerReport layer_from(const json& layer) {
 
 class Run {
  public:
-  Run(const io::Checkpoint& checkpoint, const Calibration& calibration, const fs::path& out,
+  Run(const io::Checkpoint& checkpoint, const CalibrationSource& source, const fs::path& out,
       const PruneOptions& options, const PruneProgress& progress)
       : checkpoint_(checkpoint),
-        calibration_(calibration),
-        out_(out.has_filename() ? out : out.parent_path()),  // "out/" names the folder "out"
+        source_(source),
+        given_out_(io::folder_path(out)),
         options_(options),
         progress_(progress) {
     options_.request.executor =
@@ -320,7 +358,9 @@ class Run {
   Result<PruneReport> run();
 
  private:
-  Status probe_out(const Journal& journal) const;
+  Status probe_out() const;
+  Status calibrate();
+  Status blocks_or_nothing(Journal& journal);
   Status blocks(Journal& journal);
   Status resume_block(const Journal& journal, int64_t layer, model::Block* block);
   Status prune_block(Journal& journal, int64_t layer, model::Block* block);
@@ -343,7 +383,7 @@ class Run {
       return Error{Code::kInterrupted,
                    fmt::format("{}: interrupted; finished blocks are kept. Go on with the same "
                                "command and --resume.",
-                               out_.string())};
+                               given_out_.string())};
     return {};
   }
   std::string weight_name(int64_t layer, const std::string& linear) const {
@@ -354,11 +394,14 @@ class Run {
   }
 
   const io::Checkpoint& checkpoint_;
-  const Calibration& calibration_;
-  const fs::path out_;
+  const CalibrationSource& source_;
+  const fs::path given_out_;
   PruneOptions options_;
   const PruneProgress& progress_;
 
+  fs::path out_;  // absolute
+  std::shared_ptr<const io::OutLock> lock_;
+  Calibration calibration_;
   io::DecoderSpec spec_;
   const Method* method_ = nullptr;
   Targets targets_;
@@ -372,25 +415,28 @@ Result<PruneReport> Run::run() {
   const auto start = Clock::now();
   LACUNA_TRY(method_, find_method(options_.method));
   LACUNA_TRY(spec_, model::spec_of(checkpoint_));
-  LACUNA_TRY(targets_, find_targets(spec_, options_));
-  LACUNA_CHECK(check_calibration(calibration_, spec_));
-  if (method_->needs_inputs() && calibration_.samples() == 0)
+  LACUNA_TRY(targets_, find_targets(checkpoint_, spec_, options_));
+  LACUNA_CHECK(check_length(source_.length, spec_));
+  if (method_->needs_inputs() && source_.samples == 0)
     return usage_error("--method {}: needs calibration (got none). Give --calibration.",
                        method_->name());
   if (options_.request.pattern.kind == format::PatternKind::kKeepOf)
-    options_.request.sparsity =
-        1.0 - static_cast<double>(options_.request.pattern.keep) / options_.request.pattern.of;
-  report_.out = out_;
-  report_.planned_peak_bytes = planned_peak_bytes(spec_, checkpoint_, calibration_, options_);
+    options_.request.sparsity = options_.request.pattern.sparsity();
+  report_.out = given_out_;
+  report_.planned_peak_bytes = planned_peak_bytes(spec_, checkpoint_, source_, options_);
   log(fmt::format("peak memory: at most {:.2f} GiB",
                   static_cast<double>(report_.planned_peak_bytes) / (1 << 30)));
+  LACUNA_TRY(out_, io::out_folder(given_out_));
+  LACUNA_TRY(lock_, io::OutLock::take(out_));
+  LACUNA_CHECK(Journal::check(out_, options_.resume));
+  LACUNA_CHECK(probe_out());
+  LACUNA_CHECK(calibrate());
   LACUNA_TRY(const json about, about_run(checkpoint_, calibration_, options_, *method_, targets_));
   LACUNA_TRY(Journal journal, Journal::open(out_, about, options_.resume));
-  LACUNA_CHECK(probe_out(journal));
   if (journal.finished_blocks() > 0)
     log(fmt::format("resuming: {} of {} blocks are finished", journal.finished_blocks(),
                     spec_.layers));
-  LACUNA_CHECK(blocks(journal));
+  LACUNA_CHECK(blocks_or_nothing(journal));
   LACUNA_CHECK(write(journal));
   LACUNA_CHECK(journal.remove());
   report_.seconds = seconds_since(start);
@@ -398,22 +444,35 @@ Result<PruneReport> Run::run() {
 }
 
 /// Refuses a folder that can't be written to before the work, not after it.
-Status Run::probe_out(const Journal& journal) const {
-  // A process killed while it began to write leaves a staging folder that doesn't yet say whose it
-  // is. The journal does.
-  std::error_code ignored;
-  if (journal.resumed()) fs::remove_all(out_.string() + ".partial", ignored);
-  const auto writer = io::CheckpointWriter::create(out_, {.store = options_.store});
-  if (writer.ok()) return {};  // given up again; write() opens its own
-  if (!journal.resumed()) LACUNA_CHECK(journal.remove());
-  return writer.error();
+Status Run::probe_out() const {
+  LACUNA_CHECK(io::CheckpointWriter::create(out_, {.store = options_.store, .lock = lock_}));
+  return {};  // given up again; write() opens its own
+}
+
+Status Run::calibrate() {
+  if (source_.samples == 0) return {};
+  LACUNA_TRY(calibration_, source_.make());
+  // The model's own samples came from all of its weights.
+  for (const auto& [name, info] : checkpoint_.weights()) forget_pages(checkpoint_, name);
+  return check_calibration(calibration_, spec_);
+}
+
+/// A run that fails before it has finished a block leaves nothing behind.
+Status Run::blocks_or_nothing(Journal& journal) {
+  Status done = blocks(journal);
+  if (done.ok() || journal.finished_blocks() > 0) return done;
+  (void)journal.remove();  // what stopped the run is the news
+  if (done.error().code != Code::kInterrupted) return done;
+  return Error{Code::kInterrupted,
+               fmt::format("{}: interrupted before a block was finished; nothing is kept.",
+                           given_out_.string())};
 }
 
 Status Run::blocks(Journal& journal) {
   total_ = spec_.layers;
   if (calibration_.samples() > 0) {
     total_ *= 2 * calibration_.samples();
-    activations_.emplace(calibration_, spec_, options_.compute);
+    activations_.emplace(calibration_, spec_, options_);
     LACUNA_TRY(const auto ends, model::Ends::load(checkpoint_, spec_, options_.compute));
     activations_->embed(ends);
     if (spec_.positions == io::Positions::kRotary) rotary_ = model::Rotary(spec_, options_.compute);
@@ -519,6 +578,10 @@ Result<at::Tensor> Run::prune_linear(const std::string& name, SharedInputs* inpu
                        : -1;
   layer.damping = pruned->damping;
   layer.seconds = seconds_since(start);
+  if (const double off = layer.sparsity - options_.request.sparsity;
+      options_.request.pattern.kind == format::PatternKind::kBlock && std::abs(off) > kNoticeable)
+    pruned->warnings.push_back(fmt::format("whole blocks reach sparsity {:.4f} (asked for {:.4f})",
+                                           layer.sparsity, options_.request.sparsity));
   for (const std::string& warning : pruned->warnings) {
     report_.warnings.push_back(fmt::format("{}: {}", name, warning));
     finished.notes["warnings"].push_back(report_.warnings.back());
@@ -531,7 +594,8 @@ Result<at::Tensor> Run::prune_linear(const std::string& name, SharedInputs* inpu
 }
 
 Status Run::write(const Journal& journal) {
-  LACUNA_TRY(auto writer, io::CheckpointWriter::create(out_, {.store = options_.store}));
+  LACUNA_TRY(auto writer,
+             io::CheckpointWriter::create(out_, {.store = options_.store, .lock = lock_}));
   std::map<std::string, int64_t> pruned;  // weight -> its block
   for (int64_t layer = 0; layer < spec_.layers; ++layer)
     for (const std::string& linear : targets_of(layer)) pruned[weight_name(layer, linear)] = layer;
@@ -570,6 +634,7 @@ Status Run::write(const Journal& journal) {
     if (about.is_object() && about.contains(key)) kept[key] = about[key];
   about = std::move(kept);
   about.update(about_method(options_, *method_, calibration_));
+  about["sparsity_reached"] = report_.sparsity;
   json& layers = about["layers"] = json::array();
   for (const LayerReport& layer : report_.layers) {
     layers.push_back(to_json(layer));
@@ -584,33 +649,65 @@ Status Run::write(const Journal& journal) {
 }  // namespace
 
 uint64_t planned_peak_bytes(const io::DecoderSpec& spec, const io::Checkpoint& checkpoint,
-                            const Calibration& calibration, const PruneOptions& options) {
+                            const CalibrationSource& source, const PruneOptions& options) {
   const auto element = static_cast<uint64_t>(c10::elementSize(options.compute.dtype));
-  uint64_t block = 0, widest = 0;
+  const auto squared = [](int64_t n) { return static_cast<uint64_t>(n * n); };
+  uint64_t block = 0, largest = 0, widest = 0;
   for (const io::LinearSpec& linear : spec.block_linears()) {
-    block += static_cast<uint64_t>(linear.out * linear.in) * element;
-    widest = std::max(widest, static_cast<uint64_t>(linear.in));
+    const auto weights = static_cast<uint64_t>(linear.out * linear.in);
+    block += weights;
+    largest = std::max(largest, weights);
+    widest = std::max(widest, squared(linear.in));
   }
-  uint64_t ends = 0;
-  for (const std::string* name : {&spec.embedding, &spec.position_embedding, &spec.lm_head,
-                                  &spec.project_in, &spec.project_out}) {
-    const auto found = checkpoint.weights().find(*name + ".weight");
-    if (found != checkpoint.weights().end())  // a tied head has none
-      ends += static_cast<uint64_t>(element_count(found->second.shape).value_or(0)) * element;
+  uint64_t mapped = 0;  // parts of compact weights, whose pages nobody gives back
+  for (const auto& [name, info] : checkpoint.weights())
+    if (info.store != io::Store::kDense) mapped += info.bytes;
+  const uint64_t scratches =
+      mapped == 0 ? 0 : static_cast<uint64_t>(model::torch_executor().threads) * largest * element;
+  // The block that is loaded, what is finished of it, and what a solver makes of its largest weight
+  // in float32: the weight, its new self, scores, and their products for the error.
+  uint64_t pruning = mapped + scratches + 2 * block * std::max<uint64_t>(element, 4) +
+                     6 * largest * 4 + options.working_bytes;
+  if (source.samples > 0) {
+    uint64_t ends = 0;
+    for (const std::string* name : {&spec.embedding, &spec.position_embedding, &spec.lm_head,
+                                    &spec.project_in, &spec.project_out}) {
+      const auto found = checkpoint.weights().find(*name + ".weight");
+      if (found != checkpoint.weights().end())  // a tied head has none
+        ends += static_cast<uint64_t>(element_count(found->second.shape).value_or(0)) * element;
+    }
+    const uint64_t grams = squared(spec.q.in) + squared(spec.o.in) + squared(spec.up.in) +
+                           squared(spec.down.in) + 2 * widest;  // and one that is factored
+    const uint64_t activations =
+        static_cast<uint64_t>(source.samples * source.length * spec.hidden) * element;
+    const Batches batches(source.samples, source.length, spec, options);
+    // Half of the working bytes is theirs already.
+    const uint64_t beyond = batches.bytes - std::min(batches.bytes, options.working_bytes / 2);
+    pruning += ends + grams * 4 + activations + beyond;
   }
-  const uint64_t activations =
-      static_cast<uint64_t>(calibration.samples() * calibration.length() * spec.hidden) * element;
-  return 2 * block + ends + activations + 3 * widest * widest * 4 + kWorkingBytes;
+  if (!source.self) return pruning;
+  return std::max(pruning, planned_sampling_bytes(spec, checkpoint, source.samples, source.length,
+                                                  *source.self) +
+                               options.working_bytes);
+}
+
+Result<PruneReport> prune_model(const io::Checkpoint& checkpoint, const CalibrationSource& source,
+                                const fs::path& out, const PruneOptions& options,
+                                const PruneProgress& progress) {
+  try {
+    return Run(checkpoint, source, out, options, progress).run();
+  } catch (const std::exception& error) {  // torch, the file system
+    return check_failed("prune: {}", model::what(error));
+  }
 }
 
 Result<PruneReport> prune_model(const io::Checkpoint& checkpoint, const Calibration& calibration,
                                 const fs::path& out, const PruneOptions& options,
                                 const PruneProgress& progress) {
-  try {
-    return Run(checkpoint, calibration, out, options, progress).run();
-  } catch (const std::exception& error) {  // torch, the file system
-    return check_failed("prune: {}", error.what());
-  }
+  const CalibrationSource ready{.samples = calibration.samples(),
+                                .length = calibration.length(),
+                                .make = [&]() -> Result<Calibration> { return calibration; }};
+  return prune_model(checkpoint, ready, out, options, progress);
 }
 
 }  // namespace lacuna::prune

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <filesystem>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -25,6 +26,16 @@ struct PruneOptions {
   model::Compute compute;  ///< of the calibration's forward passes
   uint64_t seed = 0;
   bool resume = false;
+  /// Of the plan: what isn't named there. Half of it bounds the batches that run at once.
+  uint64_t working_bytes = uint64_t{1} << 30;
+};
+
+/// Calibration that is still to be made: its sizes are known, so that the plan can be stated and
+/// OUT checked before anything is read or computed for it.
+struct CalibrationSource {
+  int64_t samples = 0, length = 0;     ///< no samples: no calibration
+  std::optional<model::Compute> self;  ///< sampled from the whole model, which is loaded so
+  std::function<Result<Calibration>()> make;
 };
 
 struct LayerReport {
@@ -37,7 +48,7 @@ struct LayerReport {
 
 struct PruneReport {
   std::filesystem::path out;
-  double seconds = 0, sparsity = 0;  ///< sparsity over the pruned weights
+  double seconds = 0, sparsity = 0;  ///< sparsity over the pruned weights, as reached
   uint64_t bytes_dense = 0, bytes_out = 0;
   uint64_t planned_peak_bytes = 0;  ///< stated before the start
   std::vector<LayerReport> layers;
@@ -50,18 +61,27 @@ struct PruneProgress {
   const std::atomic<bool>* interrupted = nullptr;
 };
 
-/// Peak memory of a run: two blocks + embeddings + calibration activations + three squares of the
-/// widest input in float32 + 1 GiB.
+/// Peak memory of a run, of whichever phase takes more:
+/// - sampling: planned_sampling_bytes() + working bytes;
+/// - pruning: two blocks + six float32 copies of the largest weight + working bytes; with
+///   calibration embeddings, activations between the blocks, a float32 square of each input and
+///   two more of the widest; of a sparse model also its parts and a dense scratch a thread.
 uint64_t planned_peak_bytes(const io::DecoderSpec& spec, const io::Checkpoint& checkpoint,
-                            const Calibration& calibration, const PruneOptions& options);
+                            const CalibrationSource& source, const PruneOptions& options);
 
 /// Loop (SparseGPT's and Wanda's): statistics of the unpruned block's inputs, prune all its
 /// Linears, recompute the block's outputs through the pruned weights, next block. Every finished
 /// block is durable in `OUT.journal/`; with `resume` finished blocks are taken from there and
 /// activations are recomputed through them, so a killed run ends in the same bytes. Values are
 /// written in the dtype of the input; biases, norms, embeddings and lm_head as they were.
-/// @errors kBadInput (NaN in a weight, journal of another run, ...), kUsage, kInterrupted,
-/// kCheckFailed
+/// The plan comes first, then OUT and its journal are checked, then calibration is made. A run that
+/// fails before its first block is finished leaves nothing behind.
+/// @errors kBadInput (NaN in a weight, journal of another run, another run that writes OUT, ...),
+/// kUsage, kInterrupted, kCheckFailed
+Result<PruneReport> prune_model(const io::Checkpoint& checkpoint, const CalibrationSource& source,
+                                const std::filesystem::path& out, const PruneOptions& options,
+                                const PruneProgress& progress = {});
+/// The same with a calibration that is there.
 Result<PruneReport> prune_model(const io::Checkpoint& checkpoint, const Calibration& calibration,
                                 const std::filesystem::path& out, const PruneOptions& options,
                                 const PruneProgress& progress = {});

@@ -19,18 +19,47 @@ at::Tensor padded(const at::Tensor& matrix, int64_t r, int64_t c, double value) 
   return below + right == 0 ? matrix : at::constant_pad_nd(matrix, {0, right, 0, below}, value);
 }
 
-/// One score a unit of the pattern: a block's sum, or the weights' own scores.
-at::Tensor unit_scores(const at::Tensor& scores, const Pattern& pattern) {
-  if (pattern.kind != PatternKind::kBlock) return scores;
-  const int64_t r = pattern.block_rows, c = pattern.block_columns;
-  const at::Tensor whole = padded(scores, r, c, 0).contiguous();
-  return whole.view({whole.size(0) / r, r, whole.size(1) / c, c}).sum({1, 3});
+/// Extents of the blocks along one side: the last one may be smaller.
+at::Tensor block_extents(int64_t whole, int64_t block) {
+  const at::Tensor extents = at::full({ceil_div(whole, block)}, block, at::kLong);
+  extents[-1] = whole - (extents.size(0) - 1) * block;
+  return extents;
 }
 
-/// The mask of units spread over their weights.
-at::Tensor unit_mask_of_weights(const at::Tensor& mask, const Pattern& pattern,
-                                const at::Tensor& like) {
-  if (pattern.kind != PatternKind::kBlock) return mask;
+/// Blocks that compete: what each of them is worth a weight, and how many weights it has.
+struct Blocks {
+  at::Tensor scores, sizes;  // [block rows, block columns]
+
+  /// A block at the edge has fewer weights, so a sum would have it dropped first.
+  Blocks(const at::Tensor& weights, const Pattern& pattern) {
+    const int64_t r = pattern.block_rows, c = pattern.block_columns;
+    const at::Tensor whole = padded(weights, r, c, 0).contiguous();
+    sizes = (block_extents(weights.size(0), r).unsqueeze(1) * block_extents(weights.size(1), c))
+                .to(weights.device());
+    scores = whole.view({whole.size(0) / r, r, whole.size(1) / c, c}).sum({1, 3}).div_(sizes);
+  }
+};
+
+/// Drops blocks in ascending order of their scores until the share's count of weights is met as
+/// nearly as whole blocks can. @shape scores, sizes [...] -> bool [...]
+at::Tensor keep_best_blocks(const at::Tensor& scores, const at::Tensor& sizes, Share& share) {
+  const at::Tensor flat = sizes.reshape({-1});
+  const double due = share.due(flat.sum().item<int64_t>());
+  // Stable, so that of equal scores the last goes first.
+  const at::Tensor order = std::get<1>(at::sort(scores.reshape({-1}), /*stable=*/true, /*dim=*/0,
+                                                /*descending=*/true))
+                               .flip(0);
+  const at::Tensor gone = flat.index_select(0, order).cumsum(0);
+  const at::Tensor counts = at::cat({at::zeros({1}, gone.options()), gone});
+  const int64_t drop = (counts.to(at::kDouble) - due).abs_().argmin().item<int64_t>();
+  at::Tensor mask = at::ones(flat.sizes(), flat.options().dtype(at::kBool));
+  mask.index_fill_(0, order.narrow(0, 0, drop), false);
+  share.dropped += counts[drop].item<int64_t>();
+  return mask.view(scores.sizes());
+}
+
+/// The mask of blocks spread over their weights.
+at::Tensor mask_of_weights(const at::Tensor& mask, const Pattern& pattern, const at::Tensor& like) {
   return mask.repeat_interleave(pattern.block_rows, 0)
       .narrow(0, 0, like.size(0))
       .repeat_interleave(pattern.block_columns, 1)
@@ -94,31 +123,39 @@ int64_t stripe_columns(const Pattern& pattern) {
   return std::max<int64_t>(1, 128 / width) * width;
 }
 
-at::Tensor select_stripe(const at::Tensor& scores, const Pattern& pattern, double sparsity,
-                         int64_t first) {
-  const at::Tensor units = unit_scores(scores, pattern);
-  const int64_t width = pattern.kind == PatternKind::kBlock ? pattern.block_columns : 1;
-  const int64_t before = units.size(0) * (first / width);
-  const int64_t drop = dropped_of(before + units.numel(), sparsity) - dropped_of(before, sparsity);
-  return unit_mask_of_weights(keep_all_but(units, drop), pattern, scores);
+double Share::due(int64_t count) {
+  seen += count;
+  return static_cast<double>(seen) * sparsity - static_cast<double>(dropped);
+}
+
+at::Tensor select_stripe(const at::Tensor& scores, const Pattern& pattern, Share& share) {
+  if (pattern.kind == PatternKind::kBlock) {
+    const Blocks blocks(scores, pattern);
+    return mask_of_weights(keep_best_blocks(blocks.scores, blocks.sizes, share), pattern, scores);
+  }
+  share.seen += scores.numel();
+  const int64_t drop = dropped_of(share.seen, share.sparsity) - share.dropped;
+  share.dropped += drop;
+  return keep_all_but(scores, drop);
 }
 
 at::Tensor select(const at::Tensor& scores, const Pattern& pattern, double sparsity, Group group) {
   if (pattern.kind == PatternKind::kKeepOf) return select_keep_of(scores, pattern);
+  Share share{sparsity};
   if (group == Group::kBlock128) {
     std::vector<at::Tensor> stripes;
-    for (const at::Tensor& stripe : scores.split(stripe_columns(pattern), 1)) {
-      const int64_t first = static_cast<int64_t>(stripes.size()) * stripe_columns(pattern);
-      stripes.push_back(select_stripe(stripe, pattern, sparsity, first));
-    }
+    for (const at::Tensor& stripe : scores.split(stripe_columns(pattern), 1))
+      stripes.push_back(select_stripe(stripe, pattern, share));
     return at::cat(stripes, 1);
   }
-  const at::Tensor units = unit_scores(scores, pattern);
-  const at::Tensor mask =
-      group == Group::kLayer
-          ? keep_all_but(units, dropped_of(units.numel(), sparsity))
-          : keep_largest(units, units.size(1) - dropped_of(units.size(1), sparsity));
-  return unit_mask_of_weights(mask, pattern, scores);
+  if (group == Group::kLayer) return select_stripe(scores, pattern, share);
+  if (pattern.kind != PatternKind::kBlock)
+    return keep_largest(scores, scores.size(1) - dropped_of(scores.size(1), sparsity));
+  const Blocks blocks(scores, pattern);
+  std::vector<at::Tensor> rows;
+  for (int64_t row = 0; row < blocks.scores.size(0); ++row)
+    rows.push_back(keep_best_blocks(blocks.scores[row], blocks.sizes[row], share));
+  return mask_of_weights(at::stack(rows), pattern, scores);
 }
 
 }  // namespace lacuna::prune

@@ -1,5 +1,5 @@
-// Which weights stay: exact counts for every pattern and group. Of equal scores the lower index is
-// kept.
+// Which weights stay: exact counts for every pattern and group, for blocks to within half a block.
+// Of equal scores the lower index is kept.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -24,12 +24,21 @@ void keep_largest(const float* scores, int n, int keep, bool* kept);
 /// (1, `of` or C) that is at most 128; at least one such width.
 int64_t stripe_columns(const format::Pattern& pattern);
 
-/// What stays of columns first .. first + w - 1 of a matrix when they compete among themselves; for
-/// unstructured and block patterns. The counts of all stripes add up to that of the matrix.
-/// @param scores float32 [out, w] of these columns; a block's score is the sum of its elements'
+/// What the parts of a matrix have dropped so far. A part takes over what those before it left
+/// undone, so that their counts add up to that of the matrix.
+struct Share {
+  double sparsity = 0;
+  int64_t seen = 0, dropped = 0;  ///< weights
+  /// Counts the next part in: how many weights it should drop.
+  double due(int64_t count);
+};
+
+/// What stays of a stripe of columns (or of a whole matrix) whose weights compete among themselves;
+/// for unstructured and block patterns. Blocks go whole, in ascending order of the mean of their
+/// weights' scores, until the count is met as nearly as they allow.
+/// @param scores float32 [out, w] of these columns, the stripe after those in `share`
 /// @return bool [out, w]
-at::Tensor select_stripe(const at::Tensor& scores, const format::Pattern& pattern, double sparsity,
-                         int64_t first);
+at::Tensor select_stripe(const at::Tensor& scores, const format::Pattern& pattern, Share& share);
 
 /// What stays of a whole matrix. keep:of has its own groups and looks at neither sparsity nor
 /// group; the last group of a row may be short (r columns) and keeps min(keep, r).

@@ -11,7 +11,7 @@ namespace {
 /// - unstructured, by default: each stripe of 128 columns drops its share over all rows, chosen
 ///   from the weights as updated by the stripes before it;
 /// - keep:of: each group is chosen when the loop reaches it;
-/// - block:RxC: as unstructured, a block's score being the sum of its weights' scores. The sum
+/// - block:RxC: as unstructured, a block's score being the mean of its weights' scores. The mean
 ///   leaves out how the block's weights depend on each other; the loop then treats them exactly.
 /// With group row or layer everything that competes is seen at once: the mask comes from the dense
 /// weights, before the loop.
@@ -21,7 +21,6 @@ class SparseGpt final : public Method {
   std::string_view name() const override { return "sparsegpt"; }
   bool needs_gram() const override { return true; }
   bool needs_inputs() const override { return true; }
-  bool updates_weights() const override { return true; }
   Group default_group() const override { return Group::kBlock128; }
 
   Status prepare(InputStatistics& statistics, const Request& request) const override {
@@ -60,14 +59,14 @@ class SparseGpt final : public Method {
     if (!keep_of && !stripe_by_stripe)
       pruned.mask = select((pruned.weight / diagonal).square(), pattern, request.sparsity, group);
 
+    Share share{request.sparsity};
     const int64_t columns = weight.size(1), step = stripe_columns(pattern);
     for (int64_t first = 0; first < columns; first += step) {
       const int64_t width = std::min(step, columns - first);
       if (stripe_by_stripe) {
         const at::Tensor scores =
             (pruned.weight.narrow(1, first, width) / diagonal.narrow(0, first, width)).square();
-        pruned.mask.narrow(1, first, width)
-            .copy_(select_stripe(scores, pattern, request.sparsity, first));
+        pruned.mask.narrow(1, first, width).copy_(select_stripe(scores, pattern, share));
       }
       column_loop({pruned.weight, pruned.mask, factor.upper, first, width,
                    keep_of ? pattern.keep : 0, keep_of ? pattern.of : 0},

@@ -11,7 +11,6 @@ class Wanda final : public Method {
   std::string_view name() const override { return "wanda"; }
   bool needs_gram() const override { return false; }
   bool needs_inputs() const override { return true; }
-  bool updates_weights() const override { return false; }
   Group default_group() const override { return Group::kRow; }
 
   Result<Pruned> prune(const at::Tensor& weight, const InputStatistics& statistics,

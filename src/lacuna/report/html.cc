@@ -3,9 +3,12 @@
 #include <functional>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "lacuna/core/version.h"
 #include "lacuna/io/file.h"
+#include "lacuna/io/json.h"
+#include "lacuna/io/out_folder.h"
 #include "lacuna/report/svg.h"
 #include "lacuna/report/table.h"
 
@@ -14,9 +17,10 @@ namespace lacuna::report {
 namespace {
 using nlohmann::json;
 
-/// The JSON of a verb and the name of the model it is about.
+/// The JSON of a verb and the model it is about.
 struct Run {
-  std::string name;
+  std::string folder;  ///< as the run named it; two models may share its last part
+  std::string name;    ///< for the reader
   nlohmann::json json;
 };
 
@@ -36,15 +40,12 @@ footer{margin-top:3rem;opacity:.7;font-size:.85rem}
 </style></head><body>
 )";
 
-/// The model that a run is about, by the last part of its folder.
-std::string model_name(const json& run) {
+/// The folder of the model that a run is about.
+std::filesystem::path model_folder(const json& run) {
   for (const char* key : {"model", "out"})
-    if (auto it = run.find(key); it != run.end() && it->is_string()) {
-      const std::filesystem::path folder(it->get<std::string>());
-      // "models/llama/" is called "llama" too.
-      return (folder.has_filename() ? folder : folder.parent_path()).filename().string();
-    }
-  return "";
+    if (auto it = run.find(key); it != run.end() && it->is_string())
+      return io::folder_path(it->get<std::string>());
+  return {};
 }
 
 using Runs = std::vector<Run>;
@@ -75,12 +76,20 @@ std::string number(const json& run, const char* key, const char* format) {
   return fmt::format(fmt::runtime(format), it->get<double>());
 }
 
-/// Bytes of a model by name: what inspect and prune counted.
+/// Names of models that others have too become whole paths.
+void tell_apart(std::vector<Run>& runs) {
+  std::map<std::string, std::set<std::string>> folders;  // by name
+  for (const Run& run : runs) folders[run.name].insert(run.folder);
+  for (Run& run : runs)
+    if (folders[run.name].size() > 1) run.name = run.folder;
+}
+
+/// Bytes of a model by folder: what inspect and prune counted.
 std::map<std::string, double> model_bytes(const Runs& runs) {
   std::map<std::string, double> bytes;
   for (const Run& run : runs) {
-    if (run.json.contains("bytes")) bytes[run.name] = run.json["bytes"];
-    if (run.json.contains("bytes_out")) bytes[run.name] = run.json["bytes_out"];
+    if (run.json.contains("bytes")) bytes[run.folder] = run.json["bytes"];
+    if (run.json.contains("bytes_out")) bytes[run.folder] = run.json["bytes_out"];
   }
   return bytes;
 }
@@ -118,7 +127,7 @@ std::string quality(const Runs& runs) {
                     number(j, "kl_mean", "{:.4f}"), number(j, "same_top", "{:.3f}"),
                     fmt::format("{} × {}, {}", j.value("windows", 0), j.value("length", 0),
                                 j.value("protocol", ""))});
-    if (const auto it = bytes.find(run.name); it != bytes.end())
+    if (const auto it = bytes.find(run.folder); it != bytes.end())
       points.points.push_back({it->second / 1e6, j.value("perplexity", 0.0), run.name});
   }
   const std::string table = html_table(
@@ -199,14 +208,16 @@ Status write_html(const std::vector<std::filesystem::path>& paths,
   Runs runs;
   for (const auto& path : paths) {
     LACUNA_TRY(const std::string text, io::read_text(path));
-    json run = json::parse(text, nullptr, false);
+    LACUNA_TRY(json run, io::parse_json(text, path.string()));
     if (!run.is_object() || !run.contains("verb"))
       return bad_input(
           "{}: not the JSON output of a verb (no key \"verb\"). Save what `lacuna VERB --json` "
           "prints.",
           path.string());
-    const std::string name = model_name(run);
-    runs.push_back({name.empty() ? path.stem().string() : name, std::move(run)});
+    const std::filesystem::path folder = model_folder(run);
+    runs.push_back({folder.empty() ? path.string() : folder.string(),
+                    folder.empty() ? path.stem().string() : folder.filename().string(),
+                    std::move(run)});
     try {
       (void)sections({runs.back()});  // a file with other keys than a verb's is told by its name
     } catch (const json::exception& error) {
@@ -215,6 +226,7 @@ Status write_html(const std::vector<std::filesystem::path>& paths,
           path.string(), error.what());
     }
   }
+  tell_apart(runs);
   std::string page = kHead;
   page += "<h1>Lacuna report</h1>\n";
   page += sections(runs);

@@ -26,15 +26,12 @@ nlohmann::json to_json(const prune::PruneReport& report) {
 }
 
 nlohmann::json to_json(const eval::PerplexityReport& report) {
-  nlohmann::json json = {{"verb", "eval"},
-                         {"perplexity", report.perplexity},
-                         {"stderr", report.std_error},
-                         {"mean_nll", report.mean_nll},
-                         {"tokens", report.tokens},
-                         {"windows", report.windows},
-                         {"length", report.length},
-                         {"protocol", report.protocol},
+  nlohmann::json json = {{"verb", "eval"},           {"perplexity", report.perplexity},
+                         {"stderr", nullptr},        {"mean_nll", report.mean_nll},
+                         {"tokens", report.tokens},  {"windows", report.windows},
+                         {"length", report.length},  {"protocol", report.protocol},
                          {"seconds", report.seconds}};
+  if (report.std_error) json["stderr"] = *report.std_error;
   if (report.kl) {
     const eval::KlStatistics& kl = *report.kl;
     json.update({{"kl_mean", kl.kl_mean},

@@ -40,6 +40,16 @@ TEST(BadTokenizerJson, TheSmallFileIsGood) {
             (std::vector<int32_t>{3, 4, 1}));
 }
 
+TEST(BadTokenizerJson, RefusesValuesThatNestTooDeep) {
+  std::string text = R"({"normalizer": )";
+  constexpr std::string_view kOpen = R"({"type": "Sequence", "normalizers": [)";
+  for (int i = 0; i < 100'000; ++i) text += kOpen;
+  for (int i = 0; i < 100'000; ++i) text += "]}";
+  const auto read = tokenizer::parse_huggingface(text + "}", {}, "dir/tokenizer.json");
+  ASSERT_FALSE(read.ok());
+  EXPECT_THAT(read.error().message, AllOf(HasSubstr("dir/tokenizer.json"), HasSubstr("too deep")));
+}
+
 TEST(BadTokenizerJson, NamesUnknownComponents) {
   const std::vector<std::pair<std::string, std::vector<std::string>>> sections = {
       {"model", {"Unigram", "WordPiece", "WordLevel", ""}},

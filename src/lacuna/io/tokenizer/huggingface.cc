@@ -281,7 +281,7 @@ Result<std::shared_ptr<const Bpe>> read_model(const Json& root, const std::strin
 Result<std::shared_ptr<const Tokenizer>> parse_huggingface(std::string_view json,
                                                            const TokenizerConfig& config,
                                                            const std::string& file) {
-  LACUNA_TRY(const Json root, parse_object(json, file));
+  LACUNA_TRY(const Json root, parse_json_object(json, file));
   PipelineParts parts;
   LACUNA_TRY(parts.model, read_model(root, file));
   LACUNA_TRY(parts.normalizer, read_normalizer(root, file));

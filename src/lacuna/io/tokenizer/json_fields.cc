@@ -2,17 +2,6 @@
 
 namespace lacuna::io::tokenizer {
 
-Result<Json> parse_object(std::string_view text, const std::string& file) {
-  try {
-    Json root = Json::parse(text);
-    if (!root.is_object())
-      return bad_input("{}: must hold a JSON object (got {}).", file, root.type_name());
-    return root;
-  } catch (const Json::exception& error) {
-    return bad_input("{}: must be JSON (got \"{}\").", file, error.what());
-  }
-}
-
 std::string shown(const Json& value) {
   if (value.is_structured()) return value.type_name();
   return value.dump(-1, ' ', false, Json::error_handler_t::replace);

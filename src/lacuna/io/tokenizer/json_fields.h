@@ -7,16 +7,14 @@
 #include <string_view>
 
 #include "lacuna/core/status.h"
+#include "lacuna/io/json.h"
 #include "lacuna/io/tokenizer/added_tokens.h"
 
 namespace lacuna::io::tokenizer {
 
 using Json = nlohmann::json;
 
-/// @errors kBadInput: not JSON, or not an object
-Result<Json> parse_object(std::string_view text, const std::string& file);
-
-/// A value for a message: itself, or its kind where it has parts (which may be nested without end).
+/// A value for a message: itself, or its kind where it has parts.
 std::string shown(const Json& value);
 
 /// The field `key`, or the fallback where it is missing or null.

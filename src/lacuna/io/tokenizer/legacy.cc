@@ -32,7 +32,7 @@ Result<std::shared_ptr<const Tokenizer>> parse_legacy(std::string_view vocab_jso
                                                       const std::string& vocab_file,
                                                       const std::string& merges_file) {
   const bool qwen2 = config.tokenizer_class.starts_with("Qwen2Tokenizer");
-  LACUNA_TRY(const Json root, parse_object(vocab_json, vocab_file));
+  LACUNA_TRY(const Json root, parse_json_object(vocab_json, vocab_file));
   LACUNA_TRY(Vocabulary vocabulary, read_vocabulary(root, vocab_file));
   LACUNA_TRY(const std::vector<MergeRule> merges, read_merges(merges_text, merges_file));
   PipelineParts parts;

@@ -41,7 +41,7 @@ Result<TokenizerConfig> TokenizerConfig::read(const std::filesystem::path& folde
 Result<TokenizerConfig> TokenizerConfig::parse(std::string_view json, const std::string& file) {
   TokenizerConfig config;
   if (json.empty()) return config;
-  LACUNA_TRY(const Json root, parse_object(json, file));
+  LACUNA_TRY(const Json root, parse_json_object(json, file));
   LACUNA_TRY(config.tokenizer_class, field_or<std::string>(root, "tokenizer_class", "", file));
   for (const char* key :
        {"bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token"}) {

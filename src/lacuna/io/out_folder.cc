@@ -1,0 +1,73 @@
+#include "lacuna/io/out_folder.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+namespace lacuna::io {
+namespace fs = std::filesystem;
+
+fs::path folder_path(const fs::path& folder) {
+  fs::path path = folder.lexically_normal();
+  const fs::path name = path.filename();
+  if (name == "." || name == "..") path = fs::absolute(path).lexically_normal();
+  return !path.has_filename() && path.has_relative_path() ? path.parent_path() : path;
+}
+
+Result<fs::path> out_folder(const fs::path& out) {
+  std::error_code failure;
+  fs::path folder = folder_path(fs::absolute(out, failure));
+  const fs::path here = fs::current_path(failure);
+  for (fs::path above = here; !failure; above = above.parent_path()) {
+    std::error_code missing;  // what isn't there yet is neither
+    if (fs::equivalent(folder, above, missing))
+      return usage_error(
+          "{}: is the current folder or one above it (need a folder of its own). Choose another "
+          "name.",
+          out.string());
+    if (above == above.parent_path()) break;
+  }
+  return folder;
+}
+
+OutLock::OutLock(fs::path file, int descriptor) : file_(std::move(file)), descriptor_(descriptor) {}
+
+Result<std::shared_ptr<const OutLock>> OutLock::take(const fs::path& out) {
+  const auto failed = [&](const std::string& why) {
+    return check_failed("{}: cannot be created ({}). Choose another place.", out.string(), why);
+  };
+  std::error_code failure;
+  fs::create_directories(out.parent_path(), failure);
+  if (failure) return failed(failure.message());
+  fs::path file = out;
+  file += ".lock";
+  while (true) {
+    const int descriptor = ::open(file.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0644);
+    if (descriptor < 0) return failed(std::strerror(errno));
+    // A file system without locks is written to as before there were any.
+    if (::flock(descriptor, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
+      ::close(descriptor);
+      return bad_input("{}: another run writes here. Wait for its end, or choose another name.",
+                       out.string());
+    }
+    // The holder before may have removed the file between our opening and locking it.
+    struct stat locked {
+    }, named{};
+    ::fstat(descriptor, &locked);
+    if (::stat(file.c_str(), &named) == 0 && locked.st_ino == named.st_ino)
+      return std::shared_ptr<const OutLock>(new OutLock(file, descriptor));
+    ::close(descriptor);
+  }
+}
+
+OutLock::~OutLock() {
+  ::unlink(file_.c_str());  // while it is locked: nobody can hold the same name then
+  ::close(descriptor_);
+}
+
+}  // namespace lacuna::io
