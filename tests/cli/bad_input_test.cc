@@ -263,6 +263,8 @@ TEST(BadInput, EachFaultHasItsOwnMessageAndExitCodeThree) {
   }
   for (const auto& entry : fs::directory_iterator(folder)) {
     const std::string name = entry.path().filename().string();
+    // The run that met a NaN in block 1 had finished block 0: a later one goes on from there.
+    if (name == "out2.journal") continue;
     EXPECT_FALSE(name.starts_with("out") || name.ends_with(".partial") ||
                  name.ends_with(".journal") || name.ends_with(".lock") || name == "r.html")
         << name;
