@@ -32,7 +32,7 @@ TEST(CheckForced, NamesAnUnknownOperationOrCandidate) {
     ASSERT_FALSE(status.ok()) << value;
     EXPECT_EQ(status.error().code, Code::kUsage);
     EXPECT_THAT(status.error().message,
-                AllOf(HasSubstr("operation: unknown"), HasSubstr("linear_dense, linear_bitmap")));
+                AllOf(HasSubstr("unknown operation"), HasSubstr("linear_dense, linear_bitmap")));
   }
   for (const char* value : {"linear_dense:magic", "linear_nm", "linear_nm:reference:1"}) {
     const Status status = forced(value);

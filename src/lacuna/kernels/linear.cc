@@ -42,7 +42,7 @@ Result<const LinearOperation*> find_linear_operation(std::string_view name) {
     if (operation.name == name) return &operation;
     known += fmt::format("{}{}", known.empty() ? "" : ", ", operation.name);
   }
-  return usage_error("operation: unknown (got \"{}\"; need one of {}).", name, known);
+  return usage_error("unknown operation (got \"{}\"; need one of {}).", name, known);
 }
 
 Status check_forced() {
