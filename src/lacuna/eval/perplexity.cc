@@ -14,8 +14,8 @@
 namespace lacuna::eval {
 namespace {
 
-constexpr int64_t kLogitsElements = int64_t{1} << 24;   // of one product: 64 MiB in float32
-constexpr int64_t kSoftmaxElements = int64_t{1} << 18;  // at once: 1 MiB, which stays in the cache
+constexpr int64_t kLogitsElements = int64_t{1} << 24;  // of one product: 64 MiB in float32
+constexpr int64_t kCachedElements = int64_t{1} << 18;  // 1 MiB: what a CPU keeps in its cache
 
 /// The rows of the usual WikiText data set: a line with its line end, or "" for a blank one.
 std::vector<std::string> rows_of(const std::string& text) {
@@ -92,6 +92,7 @@ void score(const at::Tensor& windows, const model::Decoder& decoder,
       reference != nullptr ? reference->hidden(windows) : at::Tensor();
   const at::Tensor targets = windows.narrow(1, 1, scored).to(hidden.device());
   const int64_t vocab = decoder.spec().vocab;
+  const int64_t softmax_elements = hidden.is_cpu() ? kCachedElements : kLogitsElements;
   const auto sum = [](const at::Tensor& nll) { return nll.to(at::kDouble).sum().item<double>(); };
   for (int64_t b = 0; b < batch; ++b) {
     double model_sum = 0, reference_sum = 0;
@@ -102,7 +103,7 @@ void score(const at::Tensor& windows, const model::Decoder& decoder,
       const at::Tensor mine = logits(decoder, hidden);
       const at::Tensor theirs =
           reference != nullptr ? logits(*reference, reference_hidden) : at::Tensor();
-      for_slices(rows, vocab, kSoftmaxElements, [&](int64_t first, int64_t count) {
+      for_slices(rows, vocab, softmax_elements, [&](int64_t first, int64_t count) {
         const at::Tensor next = targets[b].narrow(0, begin + first, count);
         const at::Tensor model_logits = mine.narrow(0, first, count);
         model_sum += sum(token_nll(model_logits, next));
