@@ -2,7 +2,8 @@
 # up by its place alone; files for one instruction set carry it in their name and get its flags.
 
 function(lacuna_options target)
-  target_compile_options(${target} PRIVATE -Wall -Wextra -Wshadow -Wno-missing-field-initializers)
+  # psabi: vectors wider than the target's registers stay inside their file.
+  target_compile_options(${target} PRIVATE -Wall -Wextra -Wshadow -Wno-missing-field-initializers -Wno-psabi)
   if(LACUNA_SANITIZE)
     target_compile_options(${target} PRIVATE -fsanitize=address,undefined -fno-sanitize-recover=undefined
                                              -fno-omit-frame-pointer)

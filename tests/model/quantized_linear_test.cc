@@ -2,6 +2,8 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "lacuna/format/quantize.h"
 #include "model/models.h"
 
@@ -104,6 +106,37 @@ TEST(QuantizedLinear, TakesRoundedActivationsForEveryNumberOfTokens) {
           EXPECT_LE((off > magnitude * share).to(at::kDouble).mean().item<double>(), 0.02) << label;
         }
       }
+}
+
+TEST(QuantizedLinear, GivesTheSameOnRawMemory) {
+  for (const Pattern& pattern : {Pattern{}, Pattern::unstructured(), Pattern::keep_of(2, 4),
+                                 Pattern::keep_of(3, 5), Pattern::block(16, 9)})
+    for (const char* code : {"", "int8", "int4", "int4g32z", "fp8"})
+      for (const bool rounds : {true, false})
+        for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+          const auto label = fmt::format("{} {} {}", pattern.text(), code, c10::toString(dtype));
+          const at::Tensor dense = half_empty(71, 99, pattern).to(dtype);
+          const std::optional<at::Tensor> bias = at::randn({71}).to(dtype);
+          Linear linear;
+          if (*code != 0)
+            linear =
+                must(Linear::compact(coded(dense, pattern, code), bias, {at::kCPU, dtype, rounds}));
+          else if (pattern.kind != format::PatternKind::kDense)
+            linear = must(Linear::compact(must(format::compress(unwrap(dense), pattern)), bias,
+                                          {at::kCPU, dtype}));
+          else
+            linear = Linear::dense(dense, bias);
+          for (const int64_t tokens : {1, 5, 16}) {
+            const at::Tensor x = at::randn({tokens, 99}).to(dtype);
+            at::Tensor y = at::full({tokens, 71}, NAN, dtype);
+            linear.forward_into(x.const_data_ptr(), tokens, y.mutable_data_ptr(), torch_executor());
+            EXPECT_TRUE(at::equal(y, linear.forward(x))) << label << " " << tokens;
+          }
+          const std::vector<int32_t> ids = {70, 0, 64};
+          at::Tensor rows = at::full({3, 99}, NAN, dtype);
+          linear.rows_into(ids.data(), 3, rows.mutable_data_ptr(), torch_executor());
+          EXPECT_TRUE(at::equal(rows, linear.rows(at::tensor({70, 0, 64}, at::kLong)))) << label;
+        }
 }
 
 }  // namespace

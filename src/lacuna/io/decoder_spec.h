@@ -8,13 +8,14 @@
 #include <string>
 #include <vector>
 
+#include "lacuna/core/activation.h"
 #include "lacuna/core/bytes.h"
 #include "lacuna/core/status.h"
 
 namespace lacuna::io {
 
 enum class NormKind : uint8_t { kRms, kLayer };
-enum class Activation : uint8_t { kSilu, kGelu, kGeluTanh, kRelu, kRelu2 };  // relu2: relu(x)^2
+using lacuna::Activation;
 enum class Positions : uint8_t { kRotary, kLearned };
 
 /// A Linear of a block, named relative to the block: y = x W^T + b, W [out, in].

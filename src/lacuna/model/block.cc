@@ -47,6 +47,14 @@ at::Tensor attend(const at::Tensor& q, at::Tensor k, at::Tensor v, std::optional
   return out.transpose(1, 2).reshape({batch, tokens, heads * width});
 }
 
+template <class Part>
+const Part& named(const std::vector<std::pair<std::string, Part>>& parts, std::string_view name) {
+  const auto found = std::find_if(parts.begin(), parts.end(),
+                                  [&](const auto& entry) { return entry.first == name; });
+  TORCH_CHECK(found != parts.end(), "Block: no part is called ", std::string(name));
+  return found->second;
+}
+
 }  // namespace
 
 struct Block::State {
@@ -54,17 +62,22 @@ struct Block::State {
   bool pre_norm = true, rotary = true;
   io::Activation activation = io::Activation::kSilu;
   std::optional<int64_t> window;
-  Norm attention_norm, mlp_norm;
-  std::optional<Norm> q_norm, k_norm;
+  std::vector<std::pair<std::string, Norm>> norms;      // attention, mlp [q k]
   std::vector<std::pair<std::string, Linear>> linears;  // q k v o [gate] up down
 
   enum Place { kQ, kK, kV, kO };
+  enum NormPlace { kAttention, kMlp, kQNorm, kKNorm };
+  bool qk_norm() const { return norms.size() == 4; }
   bool gated() const { return linears.size() == 7; }
 
   at::Tensor apply(size_t place, const at::Tensor& x, const LinearObserver* observer) const {
     const auto& [name, linear] = linears[place];
     if (observer != nullptr) (*observer)(name, x);
     return linear.forward(x);
+  }
+
+  at::Tensor normalize(NormPlace place, const at::Tensor& x) const {
+    return norms[place].second.forward(x);
   }
 
   /// [B, T, heads*D] -> [B, heads, T, D]
@@ -77,8 +90,10 @@ struct Block::State {
     at::Tensor q = split(apply(kQ, x, observer), heads);
     at::Tensor k = split(apply(kK, x, observer), kv_heads);
     at::Tensor v = split(apply(kV, x, observer), kv_heads);
-    if (q_norm) q = q_norm->forward(q);
-    if (k_norm) k = k_norm->forward(k);
+    if (qk_norm()) {
+      q = normalize(kQNorm, q);
+      k = normalize(kKNorm, k);
+    }
     if (rotary) {
       const auto angles = positions.at(cache != nullptr ? cache->length() : 0, x.size(1));
       q = rotate(q, angles);
@@ -108,14 +123,17 @@ Result<Block> Block::load(const io::Checkpoint& checkpoint, const io::DecoderSpe
   state->activation = spec.activation;
   state->window = spec.sliding_window;
   const std::string prefix = spec.block_prefix(layer);
-  const auto norm = [&](const std::string& name, io::NormKind kind, int64_t width) {
-    return Norm::read(checkpoint, prefix + name, kind, spec.norm_epsilon, width, compute);
+  const auto add_norm = [&](const std::string& name, io::NormKind kind, int64_t width) -> Status {
+    LACUNA_TRY(Norm norm,
+               Norm::read(checkpoint, prefix + name, kind, spec.norm_epsilon, width, compute));
+    state->norms.emplace_back(name, std::move(norm));
+    return {};
   };
-  LACUNA_TRY(state->attention_norm, norm(spec.attention_norm, spec.norm, spec.hidden));
-  LACUNA_TRY(state->mlp_norm, norm(spec.mlp_norm, spec.norm, spec.hidden));
+  LACUNA_CHECK(add_norm(spec.attention_norm, spec.norm, spec.hidden));
+  LACUNA_CHECK(add_norm(spec.mlp_norm, spec.norm, spec.hidden));
   if (spec.qk_norm) {
-    LACUNA_TRY(state->q_norm, norm(spec.q_norm, io::NormKind::kRms, spec.head_dim));
-    LACUNA_TRY(state->k_norm, norm(spec.k_norm, io::NormKind::kRms, spec.head_dim));
+    LACUNA_CHECK(add_norm(spec.q_norm, io::NormKind::kRms, spec.head_dim));
+    LACUNA_CHECK(add_norm(spec.k_norm, io::NormKind::kRms, spec.head_dim));
   }
   for (const io::LinearSpec& linear : spec.block_linears()) {
     LACUNA_TRY(Linear read, read_linear(checkpoint, prefix, linear, compute));
@@ -131,12 +149,12 @@ at::Tensor Block::forward(const at::Tensor& hidden, const Rotary& rotary, KvCach
   const State& s = *state_;
   if (s.pre_norm) {
     const at::Tensor middle =
-        hidden + s.attention(s.attention_norm.forward(hidden), rotary, cache, observer);
-    return middle + s.mlp(s.mlp_norm.forward(middle), observer);
+        hidden + s.attention(s.normalize(State::kAttention, hidden), rotary, cache, observer);
+    return middle + s.mlp(s.normalize(State::kMlp, middle), observer);
   }
   const at::Tensor middle =
-      s.attention_norm.forward(hidden + s.attention(hidden, rotary, cache, observer));
-  return s.mlp_norm.forward(middle + s.mlp(middle, observer));
+      s.normalize(State::kAttention, hidden + s.attention(hidden, rotary, cache, observer));
+  return s.normalize(State::kMlp, middle + s.mlp(middle, observer));
 }
 
 std::vector<std::string> Block::linear_names() const {
@@ -145,13 +163,9 @@ std::vector<std::string> Block::linear_names() const {
   return names;
 }
 
-const Linear& Block::linear(std::string_view name) const {
-  const auto& all = state_->linears;
-  const auto found =
-      std::find_if(all.begin(), all.end(), [&](const auto& entry) { return entry.first == name; });
-  TORCH_CHECK(found != all.end(), "Block: no Linear is called ", std::string(name));
-  return found->second;
-}
+const Linear& Block::linear(std::string_view name) const { return named(state_->linears, name); }
+
+const Norm& Block::norm(std::string_view name) const { return named(state_->norms, name); }
 
 Linear& Block::linear(std::string_view name) {
   return const_cast<Linear&>(std::as_const(*this).linear(name));
@@ -159,8 +173,8 @@ Linear& Block::linear(std::string_view name) {
 
 size_t Block::weight_bytes() const {
   const State& s = *state_;
-  size_t bytes = s.attention_norm.bytes() + s.mlp_norm.bytes();
-  if (s.q_norm) bytes += s.q_norm->bytes() + s.k_norm->bytes();
+  size_t bytes = 0;
+  for (const auto& [name, norm] : s.norms) bytes += norm.bytes();
   for (const auto& [name, linear] : s.linears) bytes += linear.weight_bytes();
   return bytes;
 }

@@ -30,15 +30,19 @@ Result<CodedWeight> CodedWeight::make(const format::CompactMatrix& matrix, const
   return weight;
 }
 
+void CodedWeight::run(const format::RowProduct& product, const Executor& executor) const {
+  run_few_tokens(
+      product, plans_,
+      [&](const linear_coded::CodedPlan& plan, const format::RowProduct& operands,
+          void* workspace) { linear_coded::run(plan, stream_, operands, workspace, executor); });
+}
+
 at::Tensor CodedWeight::multiply(const at::Tensor& x, const std::optional<at::Tensor>& bias) const {
   if (x.numel() > 0 && x.numel() <= linear_coded::kMaxTokens * stream_.columns() &&
       x.scalar_type() == compute_.dtype)
-    return multiply_few_tokens(x, bias, stream_.rows(), plans_,
-                               [&](const linear_coded::CodedPlan& plan,
-                                   const format::RowProduct& product, void* workspace) {
-                                 linear_coded::run(plan, stream_, product, workspace,
-                                                   torch_executor());
-                               });
+    return multiply_few_tokens(x, bias, stream_.rows(), [&](const format::RowProduct& product) {
+      run(product, torch_executor());
+    });
   // What linear_coded::quantize_token does, with the scale taken out of the product: the codes are
   // exact in every type.
   const at::Tensor values = x.to(at::kFloat);
@@ -68,7 +72,8 @@ at::Tensor CodedWeight::expanded() const {
 
 void CodedWeight::expand_row(int64_t row, void* out) const {
   const int64_t columns = stream_.columns();
-  std::vector<float> rows(static_cast<size_t>(linear_coded::kTileRows * columns));
+  static thread_local std::vector<float> rows;
+  rows.resize(static_cast<size_t>(linear_coded::kTileRows * columns));
   stream_.expand_tile(row / linear_coded::kTileRows, rows.data());
   format::write_floats(out, dtype_of(compute_.dtype), 0,
                        rows.data() + row % linear_coded::kTileRows * columns, columns);

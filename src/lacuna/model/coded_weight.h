@@ -17,6 +17,8 @@ class CodedWeight {
   static Result<CodedWeight> make(const format::CompactMatrix& matrix, const Compute& compute);
   /// @param x [..., in] -> [..., out]
   at::Tensor multiply(const at::Tensor& x, const std::optional<at::Tensor>& bias) const;
+  /// The same for 1..16 tokens of the dtype of the computation, on raw memory.
+  void run(const format::RowProduct& product, const Executor& executor) const;
   /// Dense, in the shared scratch: good until the next expansion on this thread.
   at::Tensor expanded() const;
   /// Writes one row of W: out [in] of the dtype of the computation.

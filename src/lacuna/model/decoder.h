@@ -28,6 +28,12 @@ class KvCache {
   /// Appends k, v [B, KVH, T, D] of one layer after `length()` and returns all keys and values so
   /// far.
   std::pair<at::Tensor, at::Tensor> append(int64_t layer, const at::Tensor& k, const at::Tensor& v);
+  /// Makes room for this many tokens in all, up to the model's positions.
+  void reserve(int64_t tokens);
+  int64_t reserved() const { return keys_.empty() ? 0 : keys_.front().size(2); }
+  /// [B, KVH, reserved(), D] of one layer; good until more room is made.
+  const at::Tensor& keys(int64_t layer) const { return keys_[static_cast<size_t>(layer)]; }
+  const at::Tensor& values(int64_t layer) const { return values_[static_cast<size_t>(layer)]; }
   size_t bytes() const;
 
  private:
@@ -54,6 +60,8 @@ class Rotary {
   std::shared_ptr<Memo> memo_;
 };
 
+class Norm;
+
 /// One transformer block.
 class Block {
  public:
@@ -69,6 +77,8 @@ class Block {
   std::vector<std::string> linear_names() const;
   Linear& linear(std::string_view name);
   const Linear& linear(std::string_view name) const;
+  /// A norm by the name that the spec gives it.
+  const Norm& norm(std::string_view name) const;
   size_t weight_bytes() const;
 
  private:
@@ -86,6 +96,13 @@ class Ends {
   at::Tensor embed(const at::Tensor& ids, int64_t first = 0) const;
   /// hidden [B, T, hidden] -> logits float32 [B, T, vocab]
   at::Tensor logits(const at::Tensor& hidden) const;
+  /// The parts, which live as long as this; those that a model may lack are null or undefined.
+  const Linear& embedding() const;
+  const at::Tensor& position_embedding() const;  ///< [max_positions + position_offset, hidden]
+  const Linear* project_in() const;
+  const Linear* project_out() const;
+  const Norm* final_norm() const;
+  const Linear& head() const;
   /// Projections and the output matrix; they live as long as this.
   std::vector<const Linear*> linears() const;
   size_t weight_bytes() const;
@@ -108,6 +125,7 @@ class Decoder {
   at::Tensor forward(const at::Tensor& ids, KvCache* cache = nullptr, bool last_only = false) const;
   const Ends& ends() const { return ends_; }
   const std::vector<Block>& blocks() const { return blocks_; }
+  const Rotary& rotary() const { return rotary_; }
   /// Every Linear of the model, blocks first; they live as long as this.
   std::vector<const Linear*> linears() const;
   size_t weight_bytes() const;

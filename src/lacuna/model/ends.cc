@@ -80,10 +80,21 @@ at::Tensor Ends::logits(const at::Tensor& hidden) const {
   return s.head.forward(x).to(at::kFloat);
 }
 
+const Linear& Ends::embedding() const { return state_->embedding; }
+const at::Tensor& Ends::position_embedding() const { return state_->position_embedding; }
+const Linear* Ends::project_in() const {
+  return state_->project_in ? &*state_->project_in : nullptr;
+}
+const Linear* Ends::project_out() const {
+  return state_->project_out ? &*state_->project_out : nullptr;
+}
+const Norm* Ends::final_norm() const { return state_->final_norm ? &*state_->final_norm : nullptr; }
+const Linear& Ends::head() const { return state_->head; }
+
 std::vector<const Linear*> Ends::linears() const {
   std::vector<const Linear*> all;
-  for (const auto* projection : {&state_->project_in, &state_->project_out})
-    if (*projection) all.push_back(&**projection);
+  for (const Linear* projection : {project_in(), project_out()})
+    if (projection != nullptr) all.push_back(projection);
   all.push_back(&state_->head);
   return all;
 }

@@ -9,29 +9,33 @@
 
 namespace lacuna::model {
 
-/// y of a kernel for x [..., in] -> [..., outputs].
-/// @param plans  for 1, 2, ... tokens; x has no more rows than there are plans
-/// @param run    (plan, product, workspace); the workspace has plan.workspace_bytes
+/// Calls run(plan, product, workspace) with the plan for the product's tokens; the workspace has
+/// plan.workspace_bytes.
+/// @param plans  for 1, 2, ... tokens; there are at least product.tokens of them
 template <class Plan, class Run>
+void run_few_tokens(const format::RowProduct& product, const std::vector<Plan>& plans, Run run) {
+  const Plan& plan = plans[static_cast<size_t>(product.tokens - 1)];
+  static thread_local std::vector<std::byte> workspace;  // grows to the largest plan and stays
+  if (workspace.size() < plan.workspace_bytes) workspace.resize(plan.workspace_bytes);
+  run(plan, product, workspace.data());
+}
+
+/// x [..., in] -> [..., outputs] through `run`, which fills a product's y.
+template <class Run>
 at::Tensor multiply_few_tokens(const at::Tensor& x, const std::optional<at::Tensor>& bias,
-                               int64_t outputs, const std::vector<Plan>& plans, Run run) {
+                               int64_t outputs, Run run) {
   const at::Tensor rows = x.contiguous();
-  const int64_t inputs = x.size(-1), tokens = rows.numel() / inputs;
-  const Plan& plan = plans[static_cast<size_t>(tokens - 1)];
+  const int64_t inputs = x.size(-1);
   Shape shape = x.sizes().vec();
   shape.back() = outputs;
   at::Tensor y = at::empty(shape, x.options());
-  static thread_local std::vector<std::byte> workspace;
-  if (workspace.size() < plan.workspace_bytes) workspace.resize(plan.workspace_bytes);
-  run(plan,
-      format::RowProduct{.dtype = dtype_of(x.scalar_type()),
-                         .tokens = tokens,
+  run(format::RowProduct{.dtype = dtype_of(x.scalar_type()),
+                         .tokens = rows.numel() / inputs,
                          .x = rows.const_data_ptr(),
                          .x_stride = inputs,
                          .y = y.mutable_data_ptr(),
                          .y_stride = outputs,
-                         .bias = bias ? bias->const_data_ptr() : nullptr},
-      workspace.data());
+                         .bias = bias ? bias->const_data_ptr() : nullptr});
   return y;
 }
 

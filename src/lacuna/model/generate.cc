@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <chrono>
 
+#include "lacuna/model/decode_step.h"
+
 namespace lacuna::model {
 namespace {
 
@@ -74,6 +76,42 @@ Status check_prompt(const io::DecoderSpec& spec, const std::vector<int32_t>& ids
   return {};
 }
 
+/// What follows the tokens so far: kernels for few new tokens, torch for a long prompt and where
+/// the kernels don't reach.
+class Predictor {
+ public:
+  explicit Predictor(const Decoder& decoder)
+      : decoder_(decoder), cache_(decoder.spec(), 1, decoder.compute()) {
+    if (!DecodeStep::refusal(decoder)) step_.emplace(decoder, cache_);
+  }
+
+  int64_t length() const { return cache_.length(); }
+
+  /// The token after `all`, of which the last `fresh` are not in the cache yet; nothing if a logit
+  /// is not a finite number.
+  std::optional<int32_t> next(const std::vector<int32_t>& all, int64_t fresh,
+                              const GenerateOptions& options) {
+    const std::vector<int32_t> ids(all.end() - fresh, all.end());
+    at::Tensor logits;
+    if (step_ && fresh <= DecodeStep::kMaxTokens) {
+      const StepResult result = step_->run(ids);
+      if (result.best < 0) return std::nullopt;
+      if (options.temperature == 0 && options.repetition_penalty == 1.0) return result.best;
+      logits = at::from_blob(const_cast<float*>(result.logits), {decoder_.spec().vocab});
+    } else {
+      const at::Tensor tensor = at::tensor(at::ArrayRef<int32_t>(ids), at::kLong).unsqueeze(0);
+      logits = decoder_.forward(tensor, &cache_, /*last_only=*/true).view({-1});
+      if (!logits.isfinite().all().item<bool>()) return std::nullopt;
+    }
+    return sample(logits.cpu(), all, options, all.size());
+  }
+
+ private:
+  const Decoder& decoder_;
+  KvCache cache_;
+  std::optional<DecodeStep> step_;
+};
+
 }  // namespace
 
 Result<Generation> generate_ids(const Decoder& decoder, const std::vector<int32_t>& prompt_ids,
@@ -86,28 +124,28 @@ Result<Generation> generate_ids(const Decoder& decoder, const std::vector<int32_
   LACUNA_CHECK(check_prompt(spec, prompt_ids));
 
   const c10::InferenceMode inference;
-  KvCache cache(spec, 1, decoder.compute());
+  Predictor predictor(decoder);
   Generation generation;
   generation.finish_reason = "length";
-  std::vector<int32_t> all = prompt_ids, fresh = prompt_ids;
+  std::vector<int32_t> all = prompt_ids;
+  auto fresh = static_cast<int64_t>(all.size());  // tokens at the end that were not fed yet
   auto first_token = start;
   while (static_cast<int64_t>(generation.token_ids.size()) < options.max_new_tokens &&
-         cache.length() + static_cast<int64_t>(fresh.size()) <= spec.max_positions) {
+         predictor.length() + fresh <= spec.max_positions) {
     if (interrupted != nullptr && interrupted->load()) {
       generation.finish_reason = "interrupted";
       break;
     }
-    const at::Tensor ids = at::tensor(at::ArrayRef<int32_t>(fresh), at::kLong).unsqueeze(0);
-    const at::Tensor logits = decoder.forward(ids, &cache, /*last_only=*/true);
-    if (!logits.isfinite().all().item<bool>())
+    const std::optional<int32_t> found = predictor.next(all, fresh, options);
+    if (!found)
       return check_failed(
           "generate: the logits after token {} are not all finite numbers. Try --dtype float32.",
           all.size());
-    const int32_t next = sample(logits.view({-1}).cpu(), all, options, all.size());
+    const int32_t next = *found;
     if (generation.token_ids.empty()) first_token = Clock::now();
     generation.token_ids.push_back(next);
     all.push_back(next);
-    fresh.assign(1, next);
+    fresh = 1;
     const bool enough = on_token && on_token(next);
     const bool at_eos = !options.ignore_eos && std::find(eos.begin(), eos.end(), next) != eos.end();
     if (enough || at_eos) {

@@ -27,18 +27,21 @@ KvCache::KvCache(const io::DecoderSpec& spec, int64_t batch, const Compute& comp
   }
 }
 
+void KvCache::reserve(int64_t tokens) {
+  TORCH_CHECK(tokens <= capacity_, "KvCache: ", tokens, " tokens do not fit the model's ",
+              capacity_, " positions");
+  if (tokens <= reserved()) return;
+  const int64_t capacity = std::min(std::max(tokens, 2 * reserved()), capacity_);
+  for (auto* buffers : {&keys_, &values_})
+    for (at::Tensor& buffer : *buffers) buffer = grown(buffer, length_, capacity);
+}
+
 std::pair<at::Tensor, at::Tensor> KvCache::append(int64_t layer, const at::Tensor& k,
                                                   const at::Tensor& v) {
   const int64_t tokens = k.size(2), end = length_ + tokens;
-  TORCH_CHECK(end <= capacity_, "KvCache: ", end, " tokens do not fit the model's ", capacity_,
-              " positions");
+  reserve(end);
   at::Tensor& keys = keys_[layer];
   at::Tensor& values = values_[layer];
-  if (end > keys.size(2)) {
-    const int64_t capacity = std::min(std::max(end, 2 * keys.size(2)), capacity_);
-    keys = grown(keys, length_, capacity);
-    values = grown(values, length_, capacity);
-  }
   keys.narrow(2, length_, tokens).copy_(k);
   values.narrow(2, length_, tokens).copy_(v);
   return {keys.narrow(2, 0, end), values.narrow(2, 0, end)};

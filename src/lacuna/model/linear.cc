@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstring>
 #include <vector>
 
 #include "lacuna/format/rows.h"
@@ -146,21 +147,23 @@ class Linear::RowKernels {
     return std::shared_ptr<const RowKernels>(std::move(kernels));
   }
 
-  /// @param x  [..., K] in the dtype that was planned for; at most kMaxTokens rows, no gradient
-  at::Tensor run(const at::Tensor& x, const std::optional<at::Tensor>& bias) const {
-    return multiply_few_tokens(
-        x, bias, rows_.rows, plans_,
-        [&](const kernels::LinearPlan& plan, const format::RowProduct& product, void* workspace) {
-          plan.candidate->run(rows_, product, workspace, torch_executor());
+  /// @param product  in the dtype that was planned for, at most kMaxTokens tokens
+  void run(const format::RowProduct& product, const Executor& executor) const {
+    run_few_tokens(
+        product, plans_,
+        [&](const kernels::LinearPlan& plan, const format::RowProduct& operands, void* workspace) {
+          plan.candidate->run(rows_, operands, workspace, executor);
         });
   }
 
   const kernels::Problem& decode_problem() const { return plans_.front().problem; }
 
-  bool takes(const at::Tensor& x) const {
-    return x.numel() > 0 && x.numel() <= format::kMaxTokens * rows_.columns &&
-           x.scalar_type() == scalar_type(plans_.front().problem.activations) && !x.requires_grad();
+  bool takes(DType dtype, int64_t tokens) const {
+    return tokens > 0 && tokens <= format::kMaxTokens &&
+           dtype == plans_.front().problem.activations;
   }
+
+  int64_t rows() const { return rows_.rows; }
 
  private:
   format::RowsView rows_;
@@ -242,40 +245,99 @@ Result<Linear> Linear::compact(CompactMatrix weight, std::optional<at::Tensor> b
 
 void set_linear_clock(LinearClock* clock) { linear_clock = clock; }
 
+namespace {
+
+/// f(), counted if a clock is set.
+template <class F>
+auto counted(F&& f) {
+  struct Count {
+    LinearClock* clock;
+    std::chrono::steady_clock::time_point start;
+    ~Count() {
+      if (clock == nullptr) return;
+      clock->nanoseconds +=
+          std::chrono::nanoseconds(std::chrono::steady_clock::now() - start).count();
+      ++clock->calls;
+    }
+  };
+  const Count count{linear_clock, linear_clock == nullptr ? std::chrono::steady_clock::time_point()
+                                                          : std::chrono::steady_clock::now()};
+  return f();
+}
+
+}  // namespace
+
 at::Tensor Linear::forward(const at::Tensor& x) const {
-  if (linear_clock == nullptr) return multiply(x);
-  const auto start = std::chrono::steady_clock::now();
-  at::Tensor y = multiply(x);
-  linear_clock->nanoseconds +=
-      std::chrono::nanoseconds(std::chrono::steady_clock::now() - start).count();
-  ++linear_clock->calls;
-  return y;
+  return counted([&] { return multiply(x); });
 }
 
 at::Tensor Linear::multiply(const at::Tensor& x) const {
   if (compact_ && compact_->coded) return compact_->coded->multiply(x, bias_);
-  if (few_tokens_ && few_tokens_->takes(x)) return few_tokens_->run(x, bias_);
+  if (few_tokens_ && !x.requires_grad() &&
+      few_tokens_->takes(dtype_of(x.scalar_type()), x.numel() / std::max<int64_t>(1, x.size(-1))))
+    return multiply_few_tokens(
+        x, bias_, few_tokens_->rows(),
+        [&](const format::RowProduct& product) { few_tokens_->run(product, torch_executor()); });
   return at::linear(x, compact_ ? compact_->expanded() : dense_, bias_);
+}
+
+void Linear::forward_into(const void* x, int64_t tokens, void* y, const Executor& executor) const {
+  counted([&] {
+    const at::ScalarType type = compact_ ? compact_->compute.dtype : dense_.scalar_type();
+    const format::RowProduct product{.dtype = dtype_of(type),
+                                     .tokens = tokens,
+                                     .x = x,
+                                     .x_stride = in_features(),
+                                     .y = y,
+                                     .y_stride = out_features(),
+                                     .bias = bias_ ? bias_->const_data_ptr() : nullptr};
+    if (compact_ && compact_->coded && tokens <= kernels::linear_coded::kMaxTokens)
+      return compact_->coded->run(product, executor);
+    if (few_tokens_ && few_tokens_->takes(product.dtype, tokens))
+      return few_tokens_->run(product, executor);
+    const auto options = at::TensorOptions().dtype(type);
+    const at::Tensor input = at::from_blob(const_cast<void*>(x), {tokens, in_features()}, options);
+    at::from_blob(y, {tokens, out_features()}, options).copy_(multiply(input));
+  });
 }
 
 at::Tensor Linear::rows(const at::Tensor& ids) const {
   if (!compact_) return at::embedding(dense_, ids);
   const CompactMatrix& matrix = compact_->matrix;
   if (matrix.quantization.none()) return at::embedding(compact_->expanded(), ids);
-  const at::Tensor flat = ids.contiguous().view({-1});
+  const at::Tensor flat = ids.to(at::kInt).contiguous().view({-1});
   Shape shape = ids.sizes().vec();
   shape.push_back(matrix.columns);
   at::Tensor out = at::empty(shape, compact_->compute.dtype);
-  const int64_t row_bytes = matrix.columns * static_cast<int64_t>(out.element_size());
-  auto* data = static_cast<std::byte*>(out.mutable_data_ptr());
-  const auto* id = flat.const_data_ptr<int64_t>();
-  for (int64_t i = 0; i < flat.numel(); ++i)
-    TORCH_CHECK(id[i] >= 0 && id[i] < matrix.rows, "rows: no row ", id[i], " of ", matrix.rows);
-  torch_executor().parallel_for(flat.numel(), [&](int64_t i) {
-    if (compact_->coded) return compact_->coded->expand_row(id[i], data + i * row_bytes);
-    format::expand_rows(matrix, id[i], id[i] + 1, data + i * row_bytes);
-  });
+  rows_into(flat.const_data_ptr<int32_t>(), flat.numel(), out.mutable_data_ptr(), torch_executor());
   return out;
+}
+
+void Linear::rows_into(const int32_t* ids, int64_t count, void* out,
+                       const Executor& executor) const {
+  const int64_t total = out_features();
+  for (int64_t i = 0; i < count; ++i)
+    TORCH_CHECK(ids[i] >= 0 && ids[i] < total, "rows: no row ", ids[i], " of ", total);
+  const at::ScalarType type = compact_ ? compact_->compute.dtype : dense_.scalar_type();
+  const int64_t row_bytes = in_features() * static_cast<int64_t>(c10::elementSize(type));
+  auto* to = static_cast<std::byte*>(out);
+  if (!compact_) {
+    const auto* from = static_cast<const std::byte*>(dense_.const_data_ptr());
+    for (int64_t i = 0; i < count; ++i)
+      std::memcpy(to + i * row_bytes, from + ids[i] * row_bytes, static_cast<size_t>(row_bytes));
+    return;
+  }
+  const CompactMatrix& matrix = compact_->matrix;
+  if (matrix.quantization.none()) {
+    const at::Tensor rows = at::embedding(
+        compact_->expanded(), at::tensor(at::ArrayRef<int32_t>(ids, static_cast<size_t>(count))));
+    std::memcpy(to, rows.const_data_ptr(), static_cast<size_t>(count * row_bytes));
+    return;
+  }
+  executor.parallel_for(count, [&](int64_t i) {
+    if (compact_->coded) return compact_->coded->expand_row(ids[i], to + i * row_bytes);
+    format::expand_rows(matrix, ids[i], ids[i] + 1, to + i * row_bytes);
+  });
 }
 
 at::Tensor Linear::weight() const { return compact_ ? compact_->expanded().clone() : dense_; }

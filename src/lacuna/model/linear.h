@@ -36,9 +36,15 @@ class Linear {
 
   /// @param x [..., in] -> [..., out]
   at::Tensor forward(const at::Tensor& x) const;
+  /// The same on raw CPU memory of the dtype of the computation: x [tokens, in] -> y [tokens, out].
+  /// Where a kernel takes it, nothing allocates, locks or asks torch after the first call of a
+  /// thread.
+  void forward_into(const void* x, int64_t tokens, void* y, const Executor& executor) const;
   /// The rows of W that ids (int64 [...]) name: [..., in], as an embedding does. Of a quantised
   /// weight only these rows are expanded.
   at::Tensor rows(const at::Tensor& ids) const;
+  /// The same on raw CPU memory: ids [count] -> out [count, in].
+  void rows_into(const int32_t* ids, int64_t count, void* out, const Executor& executor) const;
   /// W dense in the dtype of the computation (a fresh tensor when the weight is compact).
   at::Tensor weight() const;
   /// Replaces the weight by a dense one (pruning does this).

@@ -33,6 +33,9 @@ class Norm {
                            const Compute& compute);
   at::Tensor forward(const at::Tensor& x) const;
   size_t bytes() const;
+  double epsilon() const { return epsilon_; }
+  const at::Tensor& weight() const { return weight_; }
+  const std::optional<at::Tensor>& bias() const { return bias_; }
 
  private:
   double epsilon_ = 0;

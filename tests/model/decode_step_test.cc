@@ -1,0 +1,98 @@
+// A decode step in kernels is the torch forward in other words.
+#include "lacuna/model/decode_step.h"
+
+#include "lacuna/model/synth.h"
+#include "model/models.h"
+#include "support/data.h"
+
+namespace lacuna::model {
+namespace {
+using testing::must;
+
+std::vector<int32_t> some_ids(int64_t count, int64_t vocab) {
+  std::vector<int32_t> ids;
+  for (int64_t i = 0; i < count; ++i) ids.push_back(static_cast<int32_t>((i * 37 + 11) % vocab));
+  return ids;
+}
+
+/// Logits after each step, of which `pieces` says the tokens, one row a step; `by_kernels` of them
+/// by DecodeStep, the others by the torch forward through the same cache.
+at::Tensor by_steps(const Decoder& decoder, const std::vector<int64_t>& pieces, bool by_kernels,
+                    const kernels::decode::Operations* operations = nullptr) {
+  const c10::InferenceMode inference;
+  KvCache cache(decoder.spec(), 1, decoder.compute());
+  int64_t total = 0;
+  for (const int64_t piece : pieces) total += piece;
+  const std::vector<int32_t> ids = some_ids(total, decoder.spec().vocab);
+  std::vector<at::Tensor> rows;
+  DecodeStep step(decoder, cache, operations);
+  for (const int64_t piece : pieces) {
+    const std::vector<int32_t> next(ids.begin() + cache.length(),
+                                    ids.begin() + cache.length() + piece);
+    if (!by_kernels) {
+      rows.push_back(decoder.forward(testing::ids_tensor(next), &cache, true).view({-1}));
+      continue;
+    }
+    const StepResult result = step.run(next);
+    rows.push_back(
+        at::from_blob(const_cast<float*>(result.logits), {decoder.spec().vocab}).clone());
+    EXPECT_EQ(result.best, rows.back().argmax().item<int64_t>());
+  }
+  EXPECT_EQ(cache.length(), total);
+  return at::stack(rows);
+}
+
+// Across the first capacity of the cache (64), and past a window of attention.
+const std::vector<int64_t> kPieces = {5, 1, 1, 16, 3, 1, 16, 2, 15, 1, 4, 1, 1, 9};
+
+class DecodeStepOf : public ::testing::TestWithParam<const char*> {
+ protected:
+  Decoder open(at::ScalarType dtype) const {
+    return testing::open_decoder(testing::source_folder() / "tests/golden/tiny_models" / GetParam(),
+                                 dtype);
+  }
+};
+
+TEST_P(DecodeStepOf, GivesTheLogitsOfTheTorchForward) {
+  const Decoder decoder = open(at::kFloat);
+  const at::Tensor expected = by_steps(decoder, kPieces, false);
+  for (const auto* operations : kernels::decode::cpu_operations())
+    EXPECT_LE(testing::relative_difference(by_steps(decoder, kPieces, true, operations), expected),
+              2e-6)
+        << operations->name;
+}
+
+TEST_P(DecodeStepOf, StaysCloseInHalfTypes) {
+  for (const auto& [dtype, bound] : {std::pair{at::kBFloat16, 0.06}, {at::kHalf, 0.008}}) {
+    const Decoder decoder = open(dtype);
+    const at::Tensor expected = by_steps(decoder, kPieces, false);
+    EXPECT_LE(testing::relative_difference(by_steps(decoder, kPieces, true), expected), bound)
+        << dtype;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Architectures, DecodeStepOf,
+                         ::testing::Values("llama2", "llama3", "llama_linear_rope", "llama_biased",
+                                           "mistral", "qwen2", "qwen3", "arcee", "opt",
+                                           "opt_post_norm"),
+                         [](const auto& test) { return std::string(test.param); });
+
+TEST(DecodeStep, GivesTheSameBitsForTheSameThreads) {
+  const Decoder decoder = testing::open_decoder(testing::demo_model_folder(), at::kBFloat16);
+  const at::Tensor first = by_steps(decoder, kPieces, true);
+  for (int repeat = 0; repeat < 5; ++repeat)
+    EXPECT_TRUE(at::equal(by_steps(decoder, kPieces, true), first));
+}
+
+TEST(DecodeStep, SaysWhenALogitIsNotFinite) {
+  Decoder decoder = testing::open_decoder(testing::demo_model_folder());
+  Block block = decoder.blocks().front();  // shares its weights
+  const at::Tensor weight = block.linear("mlp.up_proj").weight().clone();
+  weight[0][0] = std::numeric_limits<float>::quiet_NaN();
+  block.linear("mlp.up_proj").set_weight(weight);
+  KvCache cache(decoder.spec(), 1, decoder.compute());
+  EXPECT_EQ(DecodeStep(decoder, cache).run({5, 6}).best, -1);
+}
+
+}  // namespace
+}  // namespace lacuna::model
