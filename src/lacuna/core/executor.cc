@@ -91,7 +91,12 @@ struct ThreadPool::State {
     busy.store(threads - 1, std::memory_order_relaxed);
     announce();
     drain();
-    while (busy.load(std::memory_order_acquire) != 0) relax();
+    // On a busy machine a worker may be waiting for the core that spinning would keep.
+    for (int spins = 0; busy.load(std::memory_order_acquire) != 0;)
+      if (++spins < kSpins)
+        relax();
+      else
+        std::this_thread::yield();
   }
 };
 
