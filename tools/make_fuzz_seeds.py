@@ -90,10 +90,11 @@ def keep_of():
 
 
 def block():
+    whole, edge, corner = [1, 2, 3, 4, 5, 6, 7, 8], [9, 10, 11, 0, 12, 13, 14, 0], [15, 16, 17, 0, 0, 0, 0, 0]
     return checkpoint(declare([("w", "block:2x4", [3, 7])]), [
         ("w.block_columns", "I32", [3], struct.pack("<3i", 0, 1, 1)),
         ("w.block_offsets", "I64", [3], i64([0, 2, 3])),
-        ("w.values", "BF16", [3, 2, 4], bf16([float(i) for i in range(24)]))])
+        ("w.values", "BF16", [3, 2, 4], bf16(whole + edge + corner))])
 
 
 def sparse_bitmask(prefix="m."):

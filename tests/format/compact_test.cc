@@ -274,6 +274,34 @@ TEST(Validate, finds_wrong_blocks) {
   EXPECT_THAT(first_fault(broken), HasSubstr("values holds"));
 }
 
+TEST(Validate, finds_what_lies_in_blocks_outside_the_matrix) {
+  const Pattern pattern = Pattern::block(4, 8);
+  for (const DType dtype : kTypes) {
+    const CompactMatrix sound = compact(random_matrix(dtype, 10, 30, pattern, 0, 4), pattern);
+    ASSERT_EQ(first_fault(sound), "");
+    const auto width = static_cast<int64_t>(size_bytes(dtype));
+    int64_t outside = 0;
+    for (int64_t block = 0; block < 3 * 4; ++block)
+      for (int64_t i = 0; i < 4 * 8; ++i) {
+        const int64_t row = block / 4 * 4 + i / 8, column = block % 4 * 8 + i % 8;
+        CompactMatrix changed = sound;  // a minus zero is no padding either
+        changed.values = flip(sound.values, (block * 4 * 8 + i + 1) * width - 1, 7);
+        const auto faults = validate(changed);
+        if (row < 10 && column < 30) {
+          EXPECT_TRUE(faults.empty()) << row << ", " << column;
+          continue;
+        }
+        ++outside;
+        ASSERT_EQ(faults.size(), 1u) << row << ", " << column;
+        EXPECT_EQ(faults[0].row, std::min<int64_t>(row, 10));
+        EXPECT_EQ(faults[0].column, row < 10 ? 30 : 0);
+        EXPECT_EQ(faults[0].what, row < 10 ? "a block's columns past the last one are not 0"
+                                           : "a block's rows past the last one are not 0");
+      }
+    EXPECT_EQ(outside, 12 * 32 - 10 * 30);
+  }
+}
+
 TEST(Validate, refuses_impossible_headers) {
   const CompactMatrix sound = compact(
       random_matrix(DType::kBF16, 4, 8, Pattern::keep_of(2, 4), 0.5, 4), Pattern::keep_of(2, 4));

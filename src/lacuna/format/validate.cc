@@ -115,6 +115,35 @@ void validate_keep_of(const CompactMatrix& m, Faults& faults) {
   }
 }
 
+/// Rows and columns of edge blocks that lie outside the matrix. (Columns of codes are padded like
+/// any other run of them.)
+void check_block_padding(const CompactMatrix& m, Faults& faults) {
+  const int64_t height = m.pattern.block_rows, width = m.pattern.block_columns;
+  const int64_t row_bytes = m.values_row_bytes();
+  const auto offset = [&](int64_t band) {
+    return read_unaligned<int64_t>(m.block_offsets.as<int64_t>() + band);
+  };
+  const auto block_row = [&](int64_t block, int64_t row) {
+    return m.values.data() + (block * height + row) * row_bytes;
+  };
+  if (m.quantization.none() && m.columns % width != 0) {
+    const int64_t used = m.columns % width * static_cast<int64_t>(size_bytes(m.values_dtype));
+    for (int64_t top = 0; top < m.rows && !faults.full(); top += height) {
+      const int64_t last = offset(top / height + 1) - 1;  // block columns ascend
+      if (last < offset(top / height) ||
+          read_unaligned<int32_t>(m.block_columns.as<int32_t>() + last) != m.columns / width)
+        continue;
+      for (int64_t row = 0; row < std::min(height, m.rows - top); ++row)
+        if (!all_zero(block_row(last, row) + used, block_row(last, row + 1)))
+          faults.add(top + row, m.columns, "a block's columns past the last one are not 0");
+    }
+  }
+  if (m.rows % height == 0) return;
+  for (int64_t block = offset(m.rows / height); block < offset(m.rows / height + 1); ++block)
+    if (!all_zero(block_row(block, m.rows % height), block_row(block + 1, 0)))
+      faults.add(m.rows, 0, "a block's rows past the last one are not 0");
+}
+
 void validate_block(const CompactMatrix& m, Faults& faults) {
   const int64_t bands = (m.rows + m.pattern.block_rows - 1) / m.pattern.block_rows;
   const int64_t across = (m.columns + m.pattern.block_columns - 1) / m.pattern.block_columns;
@@ -146,6 +175,7 @@ void validate_block(const CompactMatrix& m, Faults& faults) {
       previous = column;
     }
   }
+  if (faults.none()) check_block_padding(m, faults);
 }
 
 /// What a code breaks, or null.
@@ -202,17 +232,6 @@ void validate_codes(const CompactMatrix& m, Faults& faults) {
       if (!padding_is_zero(quantization.code, run, m.values.data()))
         faults.add(walk.row(), m.columns, "bits behind the codes are not 0");
     }
-  }
-  // Rows of edge blocks below the last row.
-  if (m.pattern.kind != PatternKind::kBlock || m.rows % m.pattern.block_rows == 0) return;
-  const int64_t used = m.rows % m.pattern.block_rows;
-  const int64_t* last_band = m.block_offsets.as<int64_t>() + m.rows / m.pattern.block_rows;
-  const int64_t row_bytes = m.values_row_bytes();
-  for (int64_t block = read_unaligned<int64_t>(last_band);
-       block < read_unaligned<int64_t>(last_band + 1) && !faults.full(); ++block) {
-    const std::byte* begin = m.values.data() + block * m.pattern.block_rows * row_bytes;
-    if (!all_zero(begin + used * row_bytes, begin + m.pattern.block_rows * row_bytes))
-      faults.add(m.rows, 0, "a block's rows past the last one are not 0");
   }
 }
 
