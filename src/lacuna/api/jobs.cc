@@ -205,7 +205,7 @@ Result<ConvertReport> convert(const fs::path& model, const fs::path& out,
           "--quantize: needs a model folder (got the file {}). Convert the file first, then the "
           "folder.",
           model.string());
-    if (is_exchange(options.store))
+    if (io::exchange_kind(options.store) != format::ExchangeKind::kNone)
       return usage_error(
           "--format: csr, coo and bsr need a model folder (got the file {}). Convert the file "
           "first, "

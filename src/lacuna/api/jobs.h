@@ -107,7 +107,5 @@ Result<ConvertReport> convert(const std::filesystem::path& model, const std::fil
 /// "compact", "dense", "compressed-tensors", "csr", "coo" or "bsr". @errors kUsage, naming the
 /// option
 Result<io::Store> parse_store(const std::string& name, std::string_view option = "--store");
-/// One of the last three, which other programs read.
-bool is_exchange(io::Store store);
 
 }  // namespace lacuna::api

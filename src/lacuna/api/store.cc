@@ -100,22 +100,12 @@ class Quantizer {
 
 Result<io::Store> parse_store(const std::string& name, std::string_view option) {
   using io::Store;
-  static constexpr std::pair<std::string_view, Store> kStores[] = {
-      {"compact", Store::kCompact},
-      {"dense", Store::kDense},
-      {"compressed-tensors", Store::kSparseBitmask},
-      {"csr", Store::kCsr},
-      {"coo", Store::kCoo},
-      {"bsr", Store::kBsr}};
-  for (const auto& [known, store] : kStores)
-    if (name == known) return store;
+  if (name == "compressed-tensors") return Store::kSparseBitmask;
+  for (const Store store : {Store::kCompact, Store::kDense, Store::kCsr, Store::kCoo, Store::kBsr})
+    if (name == io::store_name(store)) return store;
   return usage_error(
       "{}: unknown store (got {}; need compact, dense, compressed-tensors, csr, coo or bsr).",
       option, name);
-}
-
-bool is_exchange(io::Store store) {
-  return store == io::Store::kCsr || store == io::Store::kCoo || store == io::Store::kBsr;
 }
 
 Result<ConvertReport> convert_store(const fs::path& model, const fs::path& out,

@@ -110,19 +110,25 @@ std::string_view store_name(Store store) {
   return "";
 }
 
+format::ExchangeKind exchange_kind(Store store) {
+  switch (store) {
+    case Store::kCsr:
+      return format::ExchangeKind::kCsr;
+    case Store::kCoo:
+      return format::ExchangeKind::kCoo;
+    case Store::kBsr:
+      return format::ExchangeKind::kBsr;
+    default:
+      return format::ExchangeKind::kNone;
+  }
+}
+
 namespace {
 
+/// The store of a weight that is not dense or legacy.
 Store store_of(const format::ExchangeForm& form) {
-  switch (form.kind) {
-    case format::ExchangeKind::kNone:
-      break;
-    case format::ExchangeKind::kCsr:
-      return Store::kCsr;
-    case format::ExchangeKind::kCoo:
-      return Store::kCoo;
-    case format::ExchangeKind::kBsr:
-      return Store::kBsr;
-  }
+  for (const Store store : {Store::kCsr, Store::kCoo, Store::kBsr})
+    if (exchange_kind(store) == form.kind) return store;
   return Store::kCompact;
 }
 
@@ -288,18 +294,8 @@ Result<Weight> Checkpoint::weight(std::string_view name) const {
   if (found == state_->weights.end())
     return bad_input("{}: no file holds a weight \"{}\".", state_->folder.string(), name);
   const WeightInfo& info = found->second;
-  switch (info.store) {
-    case Store::kDense:
-      return Weight(state_->tensors.at(info.parts[0]).tensor);
-    case Store::kSparseBitmask:
-    case Store::kSparse24Bitmask:
-      return read_legacy(info, state_->tensors);
-    case Store::kCompact:
-    case Store::kCsr:
-    case Store::kCoo:
-    case Store::kBsr:
-      break;
-  }
+  if (info.store == Store::kDense) return Weight(state_->tensors.at(info.parts[0]).tensor);
+  if (is_legacy(info.store)) return read_legacy(info, state_->tensors);
   LACUNA_TRY(auto matrix, read_compact(info.name,
                                        {info.pattern, info.shape[0], info.shape[1], info.dtype,
                                         info.quantization, info.form},

@@ -36,6 +36,8 @@ enum class Store : uint8_t {
   kBsr,              ///< for exchange: the compact store of blocks, whatever the pattern
 };
 std::string_view store_name(Store store);
+/// What lies in the stores for exchange; kNone for the others.
+format::ExchangeKind exchange_kind(Store store);
 
 /// A weight as the model sees it, whatever tensors carry it.
 struct WeightInfo {

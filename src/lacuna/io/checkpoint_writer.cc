@@ -22,20 +22,13 @@ constexpr const char* kConfig = "config.json";
 constexpr const char* kChecksums = "checksums.json";
 const format::Pattern kDefaultBlocks = format::Pattern::block(32, 32);
 
-bool is_legacy(Store store) {
-  return store == Store::kSparseBitmask || store == Store::kSparse24Bitmask;
-}
-
 /// The form of a matrix in the stores for exchange.
 format::ExchangeForm form_of(const CheckpointWriter::Options& options,
                              const CompactMatrix& matrix) {
-  using format::ExchangeKind;
-  using format::PatternKind;
-  if (options.store == Store::kCsr) return {ExchangeKind::kCsr};
-  if (options.store == Store::kCoo) return {ExchangeKind::kCoo};
-  if (options.store != Store::kBsr) return {};
+  const format::ExchangeKind kind = exchange_kind(options.store);
+  if (kind != format::ExchangeKind::kBsr) return {kind};
   for (const format::Pattern& blocks : {options.blocks, matrix.pattern})
-    if (blocks.kind == PatternKind::kBlock) return format::ExchangeForm::bsr(blocks);
+    if (blocks.kind == format::PatternKind::kBlock) return format::ExchangeForm::bsr(blocks);
   return format::ExchangeForm::bsr(kDefaultBlocks);
 }
 

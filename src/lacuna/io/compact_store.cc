@@ -278,16 +278,21 @@ Result<std::vector<NamedTensor>> compact_parts(const std::string& name, const Co
                                                const format::ExchangeForm& form) {
   SparseDeclaration declaration = declaration_of(matrix);
   if (form.none()) return tensors_of(name, parts_of(declaration), matrix);
-  if (!matrix.quantization.none())
-    return bad_input(
-        "weight \"{}\": {} has no place for codes (got {}; need unquantised values). Convert the "
-        "model with --store dense first.",
-        name, form.text(), matrix.quantization.text());
+  LACUNA_CHECK(check_no_codes(name, matrix, form.text()));
   LACUNA_TRY(const CompactMatrix stored, format::with_pattern(matrix, form.pattern()));
   declaration.form = form;
   if (form.indexed())
     return tensors_of(name, indexed_parts(declaration), format::to_indexed(stored, form.kind));
   return tensors_of(name, parts_of(stored_as(declaration)), stored);
+}
+
+Status check_no_codes(const std::string& name, const CompactMatrix& matrix,
+                      std::string_view store) {
+  if (matrix.quantization.none()) return {};
+  return bad_input(
+      "weight \"{}\": {} has no place for codes (got {}; need unquantised values). Convert the "
+      "model with --store dense first.",
+      name, store, matrix.quantization.text());
 }
 
 Status check_parts(const std::string& name, const SparseDeclaration& declaration,

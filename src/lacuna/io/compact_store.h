@@ -54,6 +54,9 @@ Result<format::CompactMatrix> read_compact(const std::string& name,
                                            const SparseDeclaration& declaration,
                                            const StoredTensors& tensors);
 
+/// Refuses a quantised matrix for a store that has no place for codes. @errors kBadInput
+Status check_no_codes(const std::string& name, const format::CompactMatrix& matrix,
+                      std::string_view store);
 /// Fails with the first violation of a matrix. `where` names file and weight.
 template <class Matrix>
 Status check_sound(const Matrix& matrix, const std::string& where) {
