@@ -32,10 +32,9 @@ at::Tensor by_steps(const Decoder& decoder, const std::vector<int64_t>& pieces, 
     if (!by_kernels) {
       rows.push_back(decoder.forward(testing::ids_tensor(next), &cache, true).view({-1}));
     } else {
-      const StepResult result = step.run(next);
-      rows.push_back(
-          at::from_blob(const_cast<float*>(result.logits), {decoder.spec().vocab}).clone());
-      EXPECT_EQ(result.best, rows.back().argmax().item<int64_t>());
+      const int32_t best = step.run(next);
+      rows.push_back(step.logits().clone());
+      EXPECT_EQ(best, rows.back().argmax().item<int64_t>());
     }
     EXPECT_EQ(cache.length(), before + piece);
   }
@@ -92,7 +91,7 @@ TEST(DecodeStep, SaysWhenALogitIsNotFinite) {
   weight[0][0] = std::numeric_limits<float>::quiet_NaN();
   block.linear("mlp.up_proj").set_weight(weight);
   KvCache cache(decoder.spec(), 1, decoder.compute());
-  EXPECT_EQ(DecodeStep(decoder, cache).run({5, 6}).best, -1);
+  EXPECT_EQ(DecodeStep(decoder, cache).run({5, 6}), -1);
 }
 
 }  // namespace
