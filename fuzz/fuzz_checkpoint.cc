@@ -1,6 +1,6 @@
 // A model folder from anywhere, as config.json, byte 0, safetensors: refused with a message, or
 // every weight that can be read is sound, expands and follows its pattern. Covers the compact store
-// with values and with codes, and both of compressed-tensors.
+// with values and with codes, the exchange formats, and both stores of compressed-tensors.
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>

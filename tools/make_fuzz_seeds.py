@@ -1,4 +1,4 @@
-"""Small inputs for the fuzzers of io: fuzz/corpus/{safetensors,config,checkpoint,tokenizer}.
+"""Small inputs for the fuzzers of format and io: fuzz/corpus/{safetensors,config,checkpoint,exchange,tokenizer}.
 
     python3 tools/make_fuzz_seeds.py
 
@@ -39,6 +39,10 @@ def i64(values):
     return struct.pack(f"<{len(values)}q", *values)
 
 
+def i32(values):
+    return struct.pack(f"<{len(values)}i", *values)
+
+
 def matrix(rows, columns, keep):
     """A dense matrix as lists, 1, 2, 3, ... where keep(row, column)."""
     return [[float(r * columns + c + 1) if keep(r, c) else 0.0 for c in range(columns)] for r in range(rows)]
@@ -58,14 +62,16 @@ def kept(dense):
     return [value for row in dense for value in row if value]
 
 
-def declare(weights):
-    """weights: [(name, pattern, shape)] or [(name, pattern, shape, quantization)]"""
+def declare(weights, formats=None):
+    """weights: [(name, pattern, shape)] or [(name, pattern, shape, quantization)]; formats: {name: exchange format}"""
     entries = {}
     for name, pattern, shape, *quantization in weights:
         entries[name] = {"pattern": pattern, "shape": shape, "values": "BF16"}
         if quantization:
             entries[name]["quantization"] = quantization[0]
-    version = 2 if any("quantization" in entry for entry in entries.values()) else 1
+    for name, text in (formats or {}).items():
+        entries[name]["format"] = text
+    version = 3 if formats else 2 if any("quantization" in entry for entry in entries.values()) else 1
     return {"model_type": "llama", "lacuna": {"format_version": version, "weights": entries}}
 
 
@@ -89,12 +95,61 @@ def keep_of():
         ("w.bitmap", "U8", [3, 2], bitmap(dense)), ("w.values", "BF16", [3, 6], bf16(kept(dense)))])
 
 
-def block():
+def block(config=None):
     whole, edge, corner = [1, 2, 3, 4, 5, 6, 7, 8], [9, 10, 11, 0, 12, 13, 14, 0], [15, 16, 17, 0, 0, 0, 0, 0]
-    return checkpoint(declare([("w", "block:2x4", [3, 7])]), [
-        ("w.block_columns", "I32", [3], struct.pack("<3i", 0, 1, 1)),
+    return checkpoint(config or declare([("w", "block:2x4", [3, 7])]), [
+        ("w.block_columns", "I32", [3], i32([0, 1, 1])),
         ("w.block_offsets", "I64", [3], i64([0, 2, 3])),
         ("w.values", "BF16", [3, 2, 4], bf16(whole + edge + corner))])
+
+
+def places(dense):
+    """Row offsets, rows and columns of the non-zeros."""
+    rows = [r for r, row in enumerate(dense) for value in row if value]
+    columns = [c for row in dense for c, value in enumerate(row) if value]
+    return [sum(row < r for row in rows) for r in range(len(dense) + 1)], rows, columns
+
+
+def csr():
+    dense = matrix(66, 11, lambda r, c: (r + c) % 3 == 0)
+    offsets, _, columns = places(dense)
+    return checkpoint(declare([("w", "unstructured", [66, 11])], {"w": "csr"}), [
+        ("w.row_offsets", "I64", [67], i64(offsets)), ("w.columns", "I32", [len(columns)], i32(columns)),
+        ("w.values", "BF16", [len(columns)], bf16(kept(dense)))])
+
+
+def coo_keep_of():
+    dense = matrix(3, 10, lambda r, c: c % 4 < 2 and r != 1)
+    _, rows, columns = places(dense)
+    return checkpoint(declare([("w", "2:4", [3, 10])], {"w": "coo"}), [
+        ("w.rows", "I32", [len(rows)], i32(rows)), ("w.columns", "I32", [len(columns)], i32(columns)),
+        ("w.values", "BF16", [len(columns)], bf16(kept(dense)))])
+
+
+def bsr_unstructured():
+    return block(declare([("w", "unstructured", [3, 7])], {"w": "bsr:2x4"}))
+
+
+def indexed(kind, dtype, rows, columns, places_, values):
+    """Input of fuzz_exchange. places_: bytes of the row offsets or rows, and the columns."""
+    return struct.pack("<BBhhH", kind, dtype, rows, columns, len(places_[1])) + places_[0] + i32(places_[1]) + values
+
+
+def exchange():
+    dense = matrix(66, 11, lambda r, c: (r + c) % 3 == 0)
+    offsets, rows, columns = places(dense)
+    values = [float(i) for i in range(len(rows))]  # the first is a zero that is kept
+    yield "csr_bf16", indexed(0, 1, 66, 11, (i64(offsets), columns), bf16(values))
+    yield "coo_bf16", indexed(1, 1, 66, 11, (i32(rows), columns), bf16(values))
+    yield "csr_f32", indexed(0, 0, 2, 3, (i64([0, 2, 3]), [0, 2, 1]), struct.pack("<3f", 1, -0.0, float("nan")))
+    yield "coo_f16", indexed(1, 2, 2, 3, (i32([0, 0, 1]), [0, 2, 1]), struct.pack("<3e", 1, 2, 3))
+    yield "csr_empty", indexed(0, 1, 3, 4, (i64([0, 0, 0, 0]), []), b"")
+    yield "csr_no_rows", indexed(0, 1, 0, 4, (i64([0]), []), b"")
+    yield "coo_no_columns", indexed(1, 1, 4, 0, (b"", []), b"")
+    yield "csr_falling", indexed(0, 1, 3, 4, (i64([0, 2, 1, 2]), [0, 1]), bf16([1, 2]))
+    yield "csr_past_the_end", indexed(0, 1, 1, 4, (i64([0, 1 << 62]), [0, 1]), bf16([1, 2]))
+    yield "coo_twice", indexed(1, 1, 3, 4, (i32([1, 1]), [2, 2]), bf16([1, 2]))
+    yield "coo_outside", indexed(1, 1, 3, 4, (i32([0, -1]), [4, 0]), bf16([1, 2]))
 
 
 def sparse_bitmask(prefix="m."):
@@ -170,7 +225,7 @@ def int4_keep_of():
 def fp8_block():
     whole, edge, corner = [56, 184, 1, 126, 0, 2, 130, 7], [56, 184, 1, 0, 0, 2, 130, 0], [56, 184, 1, 0, 0, 0, 0, 0]
     return checkpoint(declare([("w", "block:2x4", [3, 7], "fp8g32")]), [
-        ("w.block_columns", "I32", [3], struct.pack("<3i", 0, 1, 1)),
+        ("w.block_columns", "I32", [3], i32([0, 1, 1])),
         ("w.block_offsets", "I64", [3], i64([0, 2, 3])),
         ("w.values", "F8_E4M3", [3, 2, 4], bytes(whole + edge + corner)),
         ("w.scales", "BF16", [3, 1], bf16([1, 2, 3]))])
@@ -194,6 +249,9 @@ def configs():
     yield "compact", json.dumps(declare([("a", "unstructured", [64, 64]), ("b", "2:4", [8, 8]),
                                          ("c", "block:32x32", [64, 64]), ("d", "dense", [8, 8], "int8"),
                                          ("e", "2:4", [8, 8], "int4g32z")]), separators=(",", ":")).encode()
+    yield "exchange", json.dumps(declare([("a", "unstructured", [64, 64]), ("b", "2:4", [8, 8]),
+                                          ("c", "block:32x32", [64, 64])],
+                                         {"a": "csr", "b": "coo", "c": "bsr:16x8"}), separators=(",", ":")).encode()
 
 
 def containers():
@@ -332,11 +390,13 @@ def main():
     seeds = {
         "safetensors": dict(containers()),
         "config": dict(configs()),
+        "exchange": dict(exchange()),
         "tokenizer": dict(tokenizers()),
         "checkpoint": {"unstructured": unstructured(), "keep_of": keep_of(), "block": block(),
                        "sparse_bitmask": sparse_bitmask(), "sparse_bitmask_old": sparse_bitmask("m.weight."),
                        "int4_unstructured": int4_unstructured(), "int8_keep_of": int8_keep_of(),
                        "int4_keep_of": int4_keep_of(), "fp8_block": fp8_block(), "int4_dense": int4_dense(),
+                       "csr": csr(), "coo_keep_of": coo_keep_of(), "bsr_unstructured": bsr_unstructured(),
                        "sparse_24": sparse_24(), "dense_declared": dense_declared(), "vector": vector()},
     }
     for fuzzer, inputs in seeds.items():

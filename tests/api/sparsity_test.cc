@@ -53,7 +53,9 @@ TEST(SparsityManager, RefusesByNameWhatIsNotThereYet) {
       {[](SparsityConfig& c) { c.use_hardware_accel = false; }, "use_hardware_accel"},
       {[](SparsityConfig& c) { c.pruning_method = "hessian"; }, "hessian"},
       {[](SparsityConfig& c) { c.pruning_method = "gradient"; }, "gradient"},
-      {[](SparsityConfig& c) { c.format = "csr"; }, "csr"},
+      {[](SparsityConfig& c) { c.format = "csc"; },
+       "SparsityConfig.format: unknown store (got csc"},
+      {[](SparsityConfig& c) { c.format = "bsr", c.block_size = 0; }, "block:0x0"},
       {[](SparsityConfig& c) { c.backend = "triton"; }, "triton"},
       {[](SparsityConfig& c) { c.pruning_method = "magic"; }, "magic"},
       {[](SparsityConfig& c) { c.n = 5; }, "5:4"},
@@ -67,6 +69,29 @@ TEST(SparsityManager, RefusesByNameWhatIsNotThereYet) {
     ASSERT_FALSE(pruned.ok()) << bad.named;
     EXPECT_EQ(pruned.error().code, Code::kUsage) << bad.named;
     EXPECT_THAT(pruned.error().message, HasSubstr(bad.named));
+  }
+}
+
+TEST(SparsityManager, WritesTheFormatsThatOtherProgramsRead) {
+  for (const char* format : {"csr", "coo", "bsr"}) {
+    SparsityManager manager({.pattern = "n:m",
+                             .target_layers = {"layers.0.mlp.up_proj"},
+                             .block_size = 8,
+                             .format = format});
+    const auto pruned =
+        manager.prune(demo_model(), (testing::scratch_folder("manager") / "sparse").string());
+    ASSERT_TRUE(pruned.ok()) << pruned.error().message;
+    const auto checkpoint = io::Checkpoint::open(*pruned);
+    ASSERT_TRUE(checkpoint.ok()) << checkpoint.error().message;
+    const io::WeightInfo& info = checkpoint->weights().at("model.layers.0.mlp.up_proj.weight");
+    EXPECT_EQ(info.form.text(), std::string(format) == "bsr" ? "bsr:8x8" : format);
+    EXPECT_EQ(info.pattern, format::Pattern::keep_of(2, 4));
+    const auto zeros = manager.verify_sparsity(*pruned);
+    ASSERT_TRUE(zeros.ok()) << zeros.error().message;
+    EXPECT_EQ(zeros->at(info.name), 0.5);
+    const auto decoder = manager.load_sparse_model(*pruned);
+    ASSERT_TRUE(decoder.ok()) << decoder.error().message;
+    EXPECT_TRUE((*decoder)->blocks()[0].linear("mlp.up_proj").is_compact());
   }
 }
 

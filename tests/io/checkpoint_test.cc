@@ -111,8 +111,8 @@ TEST(Checkpoint, DeclarationsItDoesNotKnowAreRefusedByName) {
     edit_config(model, [&](json& config) { change(config["lacuna"]); });
     return open_fault(model);
   };
-  EXPECT_THAT(fault([](json& l) { l["format_version"] = 3; }),
-              AllOf(HasSubstr("config.json"), HasSubstr("format version (got 3; need 1 or 2)")));
+  EXPECT_THAT(fault([](json& l) { l["format_version"] = 4; }),
+              AllOf(HasSubstr("config.json"), HasSubstr("format version (got 4; need 1, 2 or 3)")));
   EXPECT_THAT(fault([](json& l) { l.erase("format_version"); }), HasSubstr("got none"));
   EXPECT_THAT(fault([](json& l) { l = 3; }), HasSubstr("not an object"));
   EXPECT_THAT(fault([](json& l) { l["weights"] = json::array(); }), HasSubstr("not an object"));

@@ -36,8 +36,11 @@ void expect_same_weights(const fs::path& a, const fs::path& b) {
   }
 }
 
+constexpr Store kStores[] = {Store::kCompact, Store::kDense, Store::kSparseBitmask,
+                             Store::kCsr,     Store::kCoo,   Store::kBsr};
+
 TEST(CheckpointWriter, EqualCallsGiveEqualFolders) {
-  for (const Store store : {Store::kCompact, Store::kDense, Store::kSparseBitmask}) {
+  for (const Store store : kStores) {
     const fs::path a = write_model(sample_weights(), store);
     const fs::path b = write_model(sample_weights(), store);
     EXPECT_EQ(names_in(a), names_in(b));
@@ -48,7 +51,7 @@ TEST(CheckpointWriter, EqualCallsGiveEqualFolders) {
 
 TEST(CheckpointWriter, EveryStoreKeepsEveryWeightAndItsPattern) {
   const fs::path compact = write_model(sample_weights(), Store::kCompact);
-  for (const Store store : {Store::kCompact, Store::kDense, Store::kSparseBitmask})
+  for (const Store store : kStores)
     expect_same_weights(compact, write_model(sample_weights(), store));
 }
 
@@ -56,7 +59,7 @@ TEST(CheckpointWriter, FromCompactThroughAnyStoreAndBackGivesTheSameBytes) {
   // As convert writes it: in the order of the names.
   const fs::path compact =
       rewrite_model(write_model(sample_weights(), Store::kCompact), Store::kCompact);
-  for (const Store store : {Store::kDense, Store::kSparseBitmask}) {
+  for (const Store store : kStores) {
     const fs::path back = rewrite_model(rewrite_model(compact, store), Store::kCompact);
     for (const char* name : {"model.safetensors", "checksums.json", "config.json"})
       EXPECT_EQ(file_text(back / name), file_text(compact / name)) << store_name(store) << name;

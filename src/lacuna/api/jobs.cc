@@ -205,6 +205,12 @@ Result<ConvertReport> convert(const fs::path& model, const fs::path& out,
           "--quantize: needs a model folder (got the file {}). Convert the file first, then the "
           "folder.",
           model.string());
+    if (io::exchange_kind(options.store) != format::ExchangeKind::kNone)
+      return usage_error(
+          "--format: csr, coo and bsr need a model folder (got the file {}). Convert the file "
+          "first, "
+          "then the folder.",
+          model.string());
     if (model.extension() == ".bin") {
       LACUNA_TRY(const auto done, io::llama2c_to_folder(model, out));
       report.bytes_in = done.bytes_in, report.bytes_out = done.bytes_out;

@@ -79,6 +79,7 @@ Result<GenerateReport> generate(const GenerateJob& job, const JobProgress& progr
 
 struct ConvertOptions {
   io::Store store = io::Store::kCompact;
+  format::Pattern blocks;  ///< of bsr, as io::CheckpointWriter::Options has them
   /// What the Linears of the blocks become; nothing by default. Embedding and output matrix become
   /// int8 with one scale a row then, unless `keep_head`.
   format::Quantization quantization;
@@ -97,12 +98,14 @@ struct ConvertReport {
 /// A GGUF file, a llama2.c .bin (with tokenizer.model beside it) or a model folder into a folder of
 /// another store; a model folder into a quantised one, if asked.
 /// @errors kBadInput: a model that is quantised already, where codes are asked for; a weight that
-/// can't be quantised (named); kUsage: codes of a file, or in a store that has none; kCheckFailed:
-/// a mask that was written is not the one that was read
+/// can't be quantised (named); codes for an exchange format; kUsage: codes or an exchange format of
+/// a file, codes in a store that has none; kCheckFailed: a mask that was written is not the one
+/// that was read
 Result<ConvertReport> convert(const std::filesystem::path& model, const std::filesystem::path& out,
                               const ConvertOptions& options = {}, const JobProgress& progress = {});
 
-/// "compact", "dense" or "compressed-tensors". @errors kUsage
-Result<io::Store> parse_store(const std::string& name);
+/// "compact", "dense", "compressed-tensors", "csr", "coo" or "bsr". @errors kUsage, naming the
+/// option
+Result<io::Store> parse_store(const std::string& name, std::string_view option = "--store");
 
 }  // namespace lacuna::api

@@ -16,12 +16,15 @@ Error not_yet(std::string_view option, std::string_view value) {
   return usage_error("SparsityConfig.{}: \"{}\" is not available yet.", option, value);
 }
 
+Result<format::Pattern> square_blocks(const SparsityConfig& config) {
+  return format::Pattern::parse(fmt::format("block:{0}x{0}", config.block_size));
+}
+
 Result<format::Pattern> pattern_of(const SparsityConfig& config) {
   if (config.pattern == "unstructured") return format::Pattern::unstructured();
   if (config.pattern == "n:m")
     return format::Pattern::parse(fmt::format("{}:{}", config.n, config.m));
-  if (config.pattern == "block")
-    return format::Pattern::parse(fmt::format("block:{0}x{0}", config.block_size));
+  if (config.pattern == "block") return square_blocks(config);
   if (config.pattern == "dynamic") return not_yet("pattern", "dynamic");
   return usage_error(
       "SparsityConfig.pattern: unknown pattern (got {}; need unstructured, n:m or block).",
@@ -41,8 +44,6 @@ Status check_available(const SparsityConfig& config) {
     return not_yet("use_hardware_accel", "false");
   for (const char* method : {"gradient", "hessian"})
     if (config.pruning_method == method) return not_yet("pruning_method", method);
-  for (const char* format : {"csr", "coo", "bsr"})
-    if (config.format == format) return not_yet("format", format);
   if (config.backend == "triton" || config.backend == "tensorrt")
     return usage_error("SparsityConfig.backend: there is no {} backend (need auto, cpu or cuda).",
                        config.backend);
@@ -62,7 +63,10 @@ Result<api::PruneJob> job_of(const SparsityConfig& config) {
   job.options.target = config.target_layers;
   job.options.exclude = config.exclude_layers;
   job.options.seed = config.seed;
-  LACUNA_TRY(job.options.store, api::parse_store(config.format));
+  LACUNA_TRY(job.options.store, api::parse_store(config.format, "SparsityConfig.format"));
+  if (job.options.store == io::Store::kBsr) {
+    LACUNA_TRY(job.options.blocks, square_blocks(config));
+  }
   job.calibration = config.calibration_dataset.empty() ? "self" : config.calibration_dataset;
   job.samples = config.calibration_samples;
   job.length = config.calibration_length;

@@ -28,10 +28,10 @@ struct SparsityConfig {
                                     ///< own samples
   int64_t calibration_samples = 128, calibration_length = 2048;
   bool use_gradient = false;  ///< not available yet
-  int block_size = 32;        ///< "block": block_size x block_size
+  int block_size = 32;        ///< "block" and "bsr": block_size x block_size
   std::string format =
-      "compact";  ///< "compact", "dense", "compressed-tensors"; "csr", "coo", "bsr": not yet
-  bool enable_dynamic = false;     ///< not available yet
+      "compact";                ///< "compact", "dense", "compressed-tensors", "csr", "coo", "bsr"
+  bool enable_dynamic = false;  ///< not available yet
   double dynamic_threshold = 0.1;  ///< another one: not available yet
   bool fuse_with_quant = false;    ///< not available yet
   std::string quant_dtype;         ///< not available yet

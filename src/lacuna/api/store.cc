@@ -98,12 +98,14 @@ class Quantizer {
 
 }  // namespace
 
-Result<io::Store> parse_store(const std::string& name) {
-  if (name == "compact") return io::Store::kCompact;
-  if (name == "dense") return io::Store::kDense;
-  if (name == "compressed-tensors") return io::Store::kSparseBitmask;
-  return usage_error("--store: unknown store (got {}; need compact, dense or compressed-tensors).",
-                     name);
+Result<io::Store> parse_store(const std::string& name, std::string_view option) {
+  using io::Store;
+  if (name == "compressed-tensors") return Store::kSparseBitmask;
+  for (const Store store : {Store::kCompact, Store::kDense, Store::kCsr, Store::kCoo, Store::kBsr})
+    if (name == io::store_name(store)) return store;
+  return usage_error(
+      "{}: unknown store (got {}; need compact, dense, compressed-tensors, csr, coo or bsr).",
+      option, name);
 }
 
 Result<ConvertReport> convert_store(const fs::path& model, const fs::path& out,
@@ -114,7 +116,8 @@ Result<ConvertReport> convert_store(const fs::path& model, const fs::path& out,
   const auto prunable = block_weights(spec);
   Quantizer quantizer(spec, options);
   LACUNA_CHECK(quantizer.check(checkpoint, options.store));
-  LACUNA_TRY(auto writer, io::CheckpointWriter::create(out, {.store = options.store}));
+  LACUNA_TRY(auto writer,
+             io::CheckpointWriter::create(out, {.store = options.store, .blocks = options.blocks}));
   int64_t done = 0;
   const auto total = static_cast<int64_t>(checkpoint.weights().size());
   for (const auto& [name, info] : checkpoint.weights()) {

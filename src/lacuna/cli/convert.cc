@@ -6,6 +6,14 @@
 namespace lacuna::cli {
 namespace {
 
+/// "16x32" as the pattern of such blocks.
+Result<format::Pattern> parse_blocks(const std::string& text) {
+  auto blocks = format::Pattern::parse("block:" + text);
+  if (blocks.ok()) return blocks;
+  return usage_error("--block-size: not the size of a block (got {}; need RxC, each 1..4096).",
+                     text);
+}
+
 nlohmann::json to_json(const std::vector<api::QuantizedWeight>& weights) {
   nlohmann::json all = nlohmann::json::array();
   for (const auto& weight : weights)
@@ -55,12 +63,20 @@ void add_convert(Tool& tool) {
       "convert", "Bring a GGUF file or a model folder into another store, or quantise it.",
       {"lacuna convert SmolLM2-135M-Instruct.Q4_1.gguf -o models/smollm2",
        "lacuna convert models/llama-24 -o models/llama-24-dense --store dense",
+       "lacuna convert models/llama-50 -o models/llama-50-csr --format csr",
+       "lacuna convert models/llama-50 -o models/llama-50-bsr --format bsr --block-size 16x16",
        "lacuna convert models/llama-24 -o models/llama-24-int4 --quantize int4"});
   struct Flags {
     std::filesystem::path model;
-    std::string out, store = "compact", quantize;
+    std::string out, store = "compact", block_size, quantize;
     int64_t group = 0;
     bool zero_points = false, keep_head = false;
+    Result<format::Pattern> blocks() const {
+      if (block_size.empty()) return format::Pattern();
+      if (store != "bsr")
+        return usage_error("--block-size: only bsr has blocks (got {}). Say --format bsr.", store);
+      return parse_blocks(block_size);
+    }
     Result<format::Quantization> quantization() const {
       if (quantize.empty()) return format::Quantization{};
       return format::Quantization::parse(fmt::format(
@@ -71,9 +87,14 @@ void add_convert(Tool& tool) {
   tool.threaded(verb);
   tool.model(verb, flags.model, "model folder, .gguf file, or llama2.c .bin file");
   verb->add_option("-o,--out", flags.out, "folder to write")->required();
-  verb->add_option("--store", flags.store, "compact, dense or compressed-tensors (for a folder)")
+  verb->add_option("--store,--format", flags.store,
+                   "of a folder: compact, dense or compressed-tensors; csr, coo or bsr for other "
+                   "programs")
       ->check(accepted_by([](const std::string& text) { return api::parse_store(text); }))
       ->capture_default_str();
+  verb->add_option("--block-size", flags.block_size,
+                   "bsr: RxC (default: the blocks of the model's pattern, else 32x32)")
+      ->check(accepted_by(parse_blocks));
   auto* quantize = verb->add_option("--quantize", flags.quantize,
                                     "codes for the weights of the blocks; embedding and output "
                                     "matrix become int8. Masks stay as they are")
@@ -89,6 +110,7 @@ void add_convert(Tool& tool) {
   tool.action(verb, [&tool]() -> Status {
     api::ConvertOptions options{.keep_head = flags.keep_head};
     LACUNA_TRY(options.store, api::parse_store(flags.store));
+    LACUNA_TRY(options.blocks, flags.blocks());
     LACUNA_TRY(options.quantization, flags.quantization());
     model::set_threads(tool.compute().threads);
     LACUNA_TRY(const auto report, api::convert(flags.model, flags.out, options, tool.progress()));

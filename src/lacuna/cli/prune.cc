@@ -86,7 +86,7 @@ void add_prune(Tool& tool) {
                    "added to the Hessian, relative to its mean diagonal")
       ->check(above(0))
       ->capture_default_str();
-  verb->add_option("--store", flags.store, "compact, dense or compressed-tensors")
+  verb->add_option("--store", flags.store, "compact, dense, compressed-tensors, csr, coo or bsr")
       ->check(accepted_by([](const std::string& text) { return api::parse_store(text); }))
       ->capture_default_str();
   verb->add_flag("--resume", options.resume, "go on where an interrupted run stopped");

@@ -4,30 +4,10 @@
 #include "lacuna/core/half.h"
 #include "lacuna/format/codes.h"
 #include "lacuna/format/compact.h"
+#include "lacuna/format/faults.h"
 
 namespace lacuna::format {
 namespace {
-
-/// Collects violations up to a limit.
-class Faults {
- public:
-  explicit Faults(size_t limit) : limit_(limit) {}
-  bool full() const { return found_.size() >= limit_; }
-  bool none() const { return found_.empty(); }
-  void add(int64_t row, int64_t column, std::string what) {
-    if (!full()) found_.push_back({row, column, std::move(what)});
-  }
-  bool size(const char* part, size_t got, int64_t need) {
-    if (need >= 0 && got == static_cast<size_t>(need)) return true;
-    add(-1, -1, fmt::format("{} holds {} bytes (need {})", part, got, need));
-    return false;
-  }
-  std::vector<Violation> take() { return std::move(found_); }
-
- private:
-  size_t limit_;
-  std::vector<Violation> found_;
-};
 
 void check_padding_bits(const CompactMatrix& m, Faults& faults) {
   if (m.columns % 8 == 0) return;
@@ -149,18 +129,8 @@ void validate_block(const CompactMatrix& m, Faults& faults) {
   const int64_t across = (m.columns + m.pattern.block_columns - 1) / m.pattern.block_columns;
   if (!faults.size("block_offsets", m.block_offsets.size(), (bands + 1) * 8)) return;
   const auto blocks = static_cast<int64_t>(m.block_columns.size() / 4);
-  int64_t before = 0;
-  for (int64_t band = 0; band <= bands; ++band) {
-    const int64_t offset = read_unaligned<int64_t>(m.block_offsets.as<int64_t>() + band);
-    if (offset < before || offset > blocks || (band == 0 && offset != 0) ||
-        (band == bands && offset != blocks)) {
-      faults.add(std::min(band * m.pattern.block_rows, m.rows), 0,
-                 fmt::format("block offset {} is {} (need {}..{}, ending at {})", band, offset,
-                             before, blocks, blocks));
-      return;
-    }
-    before = offset;
-  }
+  if (!faults.offsets("block offset", m.block_offsets, m.rows, m.pattern.block_rows, blocks))
+    return;
   faults.size("block_columns", m.block_columns.size(), blocks * 4);
   faults.size("values", m.values.size(), blocks * m.pattern.block_rows * m.values_row_bytes());
   for (int64_t band = 0; band < bands && !faults.full(); ++band) {
@@ -239,19 +209,7 @@ void validate_codes(const CompactMatrix& m, Faults& faults) {
 
 std::vector<Violation> validate(const CompactMatrix& matrix, size_t limit) {
   Faults faults(limit);
-  if (matrix.rows < 0 || matrix.columns < 0 || matrix.rows > kLargestExtent ||
-      matrix.columns > kLargestExtent) {
-    faults.add(-1, -1,
-               fmt::format("shape {} (need extents of 0..2^31-1)",
-                           shape_text({matrix.rows, matrix.columns})));
-    return faults.take();
-  }
-  if (!storable(matrix.values_dtype)) {
-    faults.add(-1, -1,
-               fmt::format("values of {} (need float32, bfloat16 or float16)",
-                           long_name(matrix.values_dtype)));
-    return faults.take();
-  }
+  if (!faults.header(matrix.rows, matrix.columns, matrix.values_dtype)) return faults.take();
   if (!Pattern::parse(matrix.pattern.text()).ok()) {
     faults.add(-1, -1, fmt::format("impossible pattern {}", matrix.pattern.text()));
     return faults.take();

@@ -100,9 +100,39 @@ std::string_view store_name(Store store) {
       return "sparse-bitmask";
     case Store::kSparse24Bitmask:
       return "sparse-24-bitmask";
+    case Store::kCsr:
+      return "csr";
+    case Store::kCoo:
+      return "coo";
+    case Store::kBsr:
+      return "bsr";
   }
   return "";
 }
+
+format::ExchangeKind exchange_kind(Store store) {
+  switch (store) {
+    case Store::kCsr:
+      return format::ExchangeKind::kCsr;
+    case Store::kCoo:
+      return format::ExchangeKind::kCoo;
+    case Store::kBsr:
+      return format::ExchangeKind::kBsr;
+    default:
+      return format::ExchangeKind::kNone;
+  }
+}
+
+namespace {
+
+/// The store of a weight that is not dense or legacy.
+Store store_of(const format::ExchangeForm& form) {
+  for (const Store store : {Store::kCsr, Store::kCoo, Store::kBsr})
+    if (exchange_kind(store) == form.kind) return store;
+  return Store::kCompact;
+}
+
+}  // namespace
 
 Status Checkpoint::State::add_declared() {
   for (const auto& [name, declaration] : declared) {
@@ -111,13 +141,14 @@ Status Checkpoint::State::add_declared() {
       return tensors.contains(part);
     });
     if (!present) continue;  // dense or legacy under a declared pattern
-    LACUNA_CHECK(read_compact(name, declaration, tensors));
+    LACUNA_CHECK(check_parts(name, declaration, tensors));
     WeightInfo info{.name = name,
                     .shape = {declaration.rows, declaration.columns},
                     .dtype = declaration.values,
-                    .store = Store::kCompact,
+                    .store = store_of(declaration.form),
                     .pattern = declaration.pattern,
                     .quantization = declaration.quantization,
+                    .form = declaration.form,
                     .parts = parts};
     for (const std::string& part : parts) info.bytes += tensors.at(part).tensor.bytes.size();
     weights[name] = std::move(info);
@@ -140,7 +171,7 @@ Status Checkpoint::State::add_legacy(std::set<std::string>& taken) {
 Status Checkpoint::State::add_dense(const std::set<std::string>& taken) {
   for (const auto& [name, stored] : tensors) {
     if (taken.contains(name)) continue;
-    for (const char* ours : {".bitmap", ".block_columns", ".weight.scales"})
+    for (const char* ours : {".bitmap", ".block_columns", ".weight.columns", ".weight.scales"})
       if (name.ends_with(ours))
         return bad_input(
             "{}: tensor \"{}\" is part of a compact weight that config.json doesn't declare. Use "
@@ -202,11 +233,13 @@ Result<std::shared_ptr<Checkpoint::State>> Checkpoint::State::assemble(
           config_file, name, safetensors_name(declaration.values),
           shape_text({declaration.rows, declaration.columns}), safetensors_name(info.dtype),
           shape_text(info.shape));
-    if (info.quantization != declaration.quantization)
+    if (info.quantization != declaration.quantization || info.form != declaration.form)
       return bad_input(
-          "{}: weight \"{}\" is declared as {}, but lies there unquantised. Use the config.json "
-          "that was written with it.",
-          config_file, name, declaration.quantization.text());
+          "{}: weight \"{}\" is declared as {}, but lies there {}. Use the config.json that was "
+          "written with it.",
+          config_file, name,
+          declaration.form.none() ? declaration.quantization.text() : declaration.form.text(),
+          declaration.form.none() ? "unquantised" : store_name(info.store));
     info.pattern = declaration.pattern;
   }
   if (config.value("model_type", json()) == "opt") state->rename_old_opt();
@@ -261,14 +294,12 @@ Result<Weight> Checkpoint::weight(std::string_view name) const {
   if (found == state_->weights.end())
     return bad_input("{}: no file holds a weight \"{}\".", state_->folder.string(), name);
   const WeightInfo& info = found->second;
-  const StoredTensor& first = state_->tensors.at(info.parts[0]);
-  if (info.store == Store::kDense) return Weight(first.tensor);
-  if (info.store != Store::kCompact) return read_legacy(info, state_->tensors);
+  if (info.store == Store::kDense) return Weight(state_->tensors.at(info.parts[0]).tensor);
+  if (is_legacy(info.store)) return read_legacy(info, state_->tensors);
   LACUNA_TRY(auto matrix, read_compact(info.name,
                                        {info.pattern, info.shape[0], info.shape[1], info.dtype,
-                                        info.quantization},
+                                        info.quantization, info.form},
                                        state_->tensors));
-  LACUNA_CHECK(check_sound(matrix, fmt::format("{}: weight \"{}\"", first.file, info.name)));
   return Weight(std::move(matrix));
 }
 

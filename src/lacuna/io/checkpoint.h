@@ -16,6 +16,7 @@
 #include "lacuna/core/executor.h"
 #include "lacuna/core/status.h"
 #include "lacuna/format/compact.h"
+#include "lacuna/format/exchange.h"
 #include "lacuna/io/out_folder.h"
 #include "lacuna/io/safetensors.h"
 
@@ -30,8 +31,13 @@ enum class Store : uint8_t {
   kCompact,          ///< ours: NAME.bitmap, NAME.values, ...
   kSparseBitmask,    ///< compressed-tensors' legacy sparse-bitmask
   kSparse24Bitmask,  ///< compressed-tensors' legacy sparse-24-bitmask
+  kCsr,              ///< for exchange: NAME.row_offsets, NAME.columns, NAME.values
+  kCoo,              ///< for exchange: NAME.rows, NAME.columns, NAME.values
+  kBsr,              ///< for exchange: the compact store of blocks, whatever the pattern
 };
 std::string_view store_name(Store store);
+/// What lies in the stores for exchange; kNone for the others.
+format::ExchangeKind exchange_kind(Store store);
 
 /// A weight as the model sees it, whatever tensors carry it.
 struct WeightInfo {
@@ -41,6 +47,7 @@ struct WeightInfo {
   Store store = Store::kDense;
   format::Pattern pattern;  ///< as the file declares it; dense when it declares nothing
   format::Quantization quantization;
+  format::ExchangeForm form;       ///< of the stores for exchange, else none
   size_t bytes = 0;                ///< of all its tensors
   std::vector<std::string> parts;  ///< the safetensors names that carry it
 };
@@ -66,9 +73,10 @@ class Checkpoint {
   /// Every weight by name, in a fixed order (sorted by name).
   const std::map<std::string, WeightInfo, std::less<>>& weights() const;
   bool contains(std::string_view name) const;
-  /// Reads one weight as it is stored; legacy bitmask stores arrive as CompactMatrix, sound by
-  /// validate().
-  /// @errors kBadInput: unknown name; a compact matrix that breaks its rules (row and column named)
+  /// Reads one weight: its dense tensor, or what any other store holds as a CompactMatrix of the
+  /// declared pattern, sound by validate().
+  /// @errors kBadInput: unknown name; a matrix that breaks its rules (row and column named);
+  /// kNotPossible: a store for exchange whose matrix doesn't fit into memory
   Result<Weight> weight(std::string_view name) const;
   /// The same, dense. @errors as weight()
   Result<Tensor> dense(std::string_view name) const;
@@ -95,6 +103,8 @@ class CheckpointWriter {
   struct Options {
     Store store = Store::kCompact;  ///< how sparse weights are written; dense tensors stay dense in
                                     ///< every store
+    /// kBsr: block:RxC. Dense: the blocks of the matrix's own pattern, 32x32 where it has none.
+    format::Pattern blocks;
     uint64_t shard_bytes = uint64_t{5} << 30;
     std::shared_ptr<const OutLock> lock;  ///< on OUT, when the caller has it already
   };
@@ -109,7 +119,7 @@ class CheckpointWriter {
   Status add(const std::string& name, const Tensor& tensor);
   /// Adds a sparse or quantised weight in the store of the options (kDense: expanded with zeros,
   /// codes become the values that they stand for).
-  /// @errors kBadInput: codes for a legacy store, which has no place for them
+  /// @errors kBadInput: codes for a legacy store or one for exchange, which have no place for them
   Status add(const std::string& name, const format::CompactMatrix& matrix);
   /// Copies a companion file (tokenizer.json, generation_config.json, ...) byte by byte.
   Status copy_file(const std::filesystem::path& from);

@@ -20,9 +20,16 @@ namespace {
 
 constexpr const char* kConfig = "config.json";
 constexpr const char* kChecksums = "checksums.json";
+const format::Pattern kDefaultBlocks = format::Pattern::block(32, 32);
 
-bool is_legacy(Store store) {
-  return store == Store::kSparseBitmask || store == Store::kSparse24Bitmask;
+/// The form of a matrix in the stores for exchange.
+format::ExchangeForm form_of(const CheckpointWriter::Options& options,
+                             const CompactMatrix& matrix) {
+  const format::ExchangeKind kind = exchange_kind(options.store);
+  if (kind != format::ExchangeKind::kBsr) return {kind};
+  for (const format::Pattern& blocks : {options.blocks, matrix.pattern})
+    if (blocks.kind == format::PatternKind::kBlock) return format::ExchangeForm::bsr(blocks);
+  return format::ExchangeForm::bsr(kDefaultBlocks);
 }
 
 /// Is it a companion of the weights: tokenizer, generation config, licence, ...?
@@ -170,6 +177,7 @@ Status CheckpointWriter::add(const std::string& name, const CompactMatrix& matri
   LACUNA_TRY(const auto parts, state.parts(name, matrix));
   LACUNA_CHECK(state.shards.add(parts));
   SparseDeclaration declaration = declaration_of(matrix);
+  declaration.form = form_of(state.options, matrix);
   if (state.options.store != Store::kCompact) declaration.quantization = {};
   // Without its codes a dense matrix is a dense tensor like others.
   if (declaration.pattern.kind == format::PatternKind::kDense && declaration.quantization.none()) {
@@ -188,7 +196,7 @@ Result<std::vector<NamedTensor>> CheckpointWriter::State::parts(const std::strin
                                                                 const CompactMatrix& matrix) {
   if (options.store == Store::kDense)
     return std::vector<NamedTensor>{{name, format::expand(matrix)}};
-  if (!is_legacy(options.store)) return compact_parts(name, matrix);
+  if (!is_legacy(options.store)) return compact_parts(name, matrix, form_of(options, matrix));
   const bool two_of_four = fits_sparse24(matrix);
   if (legacy == Store::kSparse24Bitmask && !two_of_four) LACUNA_CHECK(recode_as_bitmask());
   if (!legacy) legacy = two_of_four ? Store::kSparse24Bitmask : Store::kSparseBitmask;
@@ -240,7 +248,7 @@ json CheckpointWriter::State::describe(json config) const {
   if (const auto before = read_declarations(config, kConfig); before.ok()) {
     for (auto [name, declaration] : *before) {
       const auto found = dense.find(name);
-      declaration.quantization = {};
+      declaration.quantization = {}, declaration.form = {};
       if (found != dense.end() && found->second == Shape{declaration.rows, declaration.columns} &&
           declaration.pattern.kind != format::PatternKind::kDense)
         all[name] = declaration;

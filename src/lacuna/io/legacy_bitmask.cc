@@ -168,11 +168,7 @@ bool fits_sparse24(const CompactMatrix& matrix) {
 
 Result<std::vector<NamedTensor>> legacy_parts(const std::string& name, const CompactMatrix& matrix,
                                               Store store) {
-  if (!matrix.quantization.none())
-    return bad_input(
-        "weight \"{}\": {} has no place for codes (got {}; need unquantised values). Convert the "
-        "model with --store dense first.",
-        name, store_name(store), matrix.quantization.text());
+  LACUNA_CHECK(check_no_codes(name, matrix, store_name(store)));
   if (!std::string_view(name).ends_with(kWeight))
     return bad_input("weight \"{}\": {} holds weights of modules only (need a name in {}).", name,
                      store_name(store), kWeight);

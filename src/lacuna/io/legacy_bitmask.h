@@ -19,6 +19,10 @@
 
 namespace lacuna::io {
 
+inline bool is_legacy(Store store) {
+  return store == Store::kSparseBitmask || store == Store::kSparse24Bitmask;
+}
+
 /// The weights of the files that lie in one of these stores, under their dense names.
 /// @errors kBadInput: a part that is missing or has the wrong type or shape
 Result<std::vector<WeightInfo>> find_legacy(const StoredTensors& tensors);

@@ -358,6 +358,7 @@ class Run {
   Result<PruneReport> run();
 
  private:
+  io::CheckpointWriter::Options writer_options() const;
   Status probe_out() const;
   Status calibrate();
   Status blocks_or_nothing(Journal& journal);
@@ -443,9 +444,13 @@ Result<PruneReport> Run::run() {
   return std::move(report_);
 }
 
+io::CheckpointWriter::Options Run::writer_options() const {
+  return {.store = options_.store, .blocks = options_.blocks, .lock = lock_};
+}
+
 /// Refuses a folder that can't be written to before the work, not after it.
 Status Run::probe_out() const {
-  LACUNA_CHECK(io::CheckpointWriter::create(out_, {.store = options_.store, .lock = lock_}));
+  LACUNA_CHECK(io::CheckpointWriter::create(out_, writer_options()));
   return {};  // given up again; write() opens its own
 }
 
@@ -594,8 +599,7 @@ Result<at::Tensor> Run::prune_linear(const std::string& name, SharedInputs* inpu
 }
 
 Status Run::write(const Journal& journal) {
-  LACUNA_TRY(auto writer,
-             io::CheckpointWriter::create(out_, {.store = options_.store, .lock = lock_}));
+  LACUNA_TRY(auto writer, io::CheckpointWriter::create(out_, writer_options()));
   std::map<std::string, int64_t> pruned;  // weight -> its block
   for (int64_t layer = 0; layer < spec_.layers; ++layer)
     for (const std::string& linear : targets_of(layer)) pruned[weight_name(layer, linear)] = layer;

@@ -23,6 +23,7 @@ struct PruneOptions {
       target;  ///< unanchored regular expressions over weight names; empty = all block Linears
   std::vector<std::string> exclude;
   io::Store store = io::Store::kCompact;
+  format::Pattern blocks;  ///< of Store::kBsr, as io::CheckpointWriter::Options has them
   model::Compute compute;  ///< of the calibration's forward passes
   uint64_t seed = 0;
   bool resume = false;
