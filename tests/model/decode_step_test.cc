@@ -71,6 +71,21 @@ TEST_P(DecodeStepOf, StaysCloseInHalfTypes) {
   }
 }
 
+// Single tokens among the pieces are recorded and replayed there.
+TEST_P(DecodeStepOf, GivesTheLogitsOfTheTorchForwardOnAGpu) {
+  const auto device = open_device("cuda");
+  if (!device.ok()) GTEST_SKIP() << "needs a GPU: " << device.error().message;
+  for (const auto& [dtype, bound] : {std::pair{at::kFloat, 1e-5}, {at::kBFloat16, 0.06}}) {
+    const auto folder = testing::source_folder() / "tests/golden/tiny_models" / GetParam();
+    const Decoder decoder =
+        must(Decoder::load(must(io::Checkpoint::open(folder)), {*device, dtype}));
+    ASSERT_EQ(DecodeStep::refusal(decoder), std::nullopt);
+    const at::Tensor expected = by_steps(decoder, kPieces, false);
+    EXPECT_LE(testing::relative_difference(by_steps(decoder, kPieces, true), expected), bound)
+        << dtype;
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Architectures, DecodeStepOf,
                          ::testing::Values("llama2", "llama3", "llama_linear_rope", "llama_biased",
                                            "mistral", "qwen2", "qwen3", "arcee", "opt",
