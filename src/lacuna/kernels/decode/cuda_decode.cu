@@ -7,7 +7,9 @@
 //            -> largest score, sum, weighted values of the split, in float32
 //   combine  block (head, token)              splits in their order: the same bits at every run
 //
-// Positions and ids come from device memory, so that a recorded step serves every token.
+// Positions and ids come from device memory, so that a recorded step serves every token. Every
+// kernel lets the next one be launched early: a linear operation fetches its first weights while
+// the small kernel before it runs.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -56,6 +58,17 @@ void with_dtype(DType dtype, F&& f) {
   }
 }
 
+/// First of every kernel. The next one of the stream may be launched now, to fetch its weights
+/// while this one still runs (programmatic dependent launch); what the one before has written is
+/// there from here on. All of them wait here, so whoever is complete has everything before it
+/// complete.
+__device__ void follow() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 template <class F>
 __device__ float over_warp(float v, F&& f) {
   for (int step = kWarp / 2; step > 0; step /= 2) v = f(v, __shfl_xor_sync(~0u, v, step));
@@ -78,6 +91,7 @@ __device__ float block_sum(float v, float* shared) {
 
 template <class T>
 __global__ void gather_kernel(Gather g) {
+  follow();
   const int64_t t = blockIdx.x;
   const int64_t row = g.ids != nullptr ? g.ids[t] : *g.position + g.offset + t;
   const T* from = static_cast<const T*>(g.table) + row * g.width;
@@ -88,6 +102,7 @@ __global__ void gather_kernel(Gather g) {
 
 template <class T>
 __global__ void normalize_kernel(Normalize n) {
+  follow();
   __shared__ float shared[kWarp];
   const int64_t first = int64_t{blockIdx.x} * n.width;
   const T* x = static_cast<const T*>(n.x) + first;
@@ -135,6 +150,7 @@ __global__ void normalize_kernel(Normalize n) {
 
 template <class T>
 __global__ void rotate_kernel(Rotate r) {
+  follow();
   const int64_t d = r.head_dim, half = d / 2, all = r.heads + r.kv_heads;
   const int64_t t = blockIdx.x / all, h = blockIdx.x % all;
   const bool is_key = h >= r.heads;
@@ -174,6 +190,7 @@ __host__ __device__ int64_t partial_floats(int64_t head_dim) { return head_dim +
 
 template <class T, int kPer>
 __global__ void attend_kernel(Attend a) {
+  follow();
   const int64_t split = blockIdx.x, t = blockIdx.z;
   const int64_t group = a.heads / a.kv_heads, chunks = (group + kMostShared - 1) / kMostShared;
   const int64_t kv_head = blockIdx.y / chunks, first_of_group = blockIdx.y % chunks * kMostShared;
@@ -270,6 +287,7 @@ __global__ void attend_kernel(Attend a) {
 
 template <class T>
 __global__ void combine_kernel(Attend a) {
+  follow();
   const int64_t head = blockIdx.x, t = blockIdx.y, floats = partial_floats(a.head_dim);
   const float* splits =
       static_cast<const float*>(a.workspace) + (t * a.heads + head) * kSplits * floats;
@@ -304,6 +322,7 @@ __device__ float activated(Activation activation, float x) {
 
 template <class T>
 __global__ void activate_kernel(Activate a) {
+  follow();
   const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (i >= a.count) return;
   const float up = widened(static_cast<const T*>(a.up)[i]);
@@ -315,6 +334,7 @@ __global__ void activate_kernel(Activate a) {
 
 template <class T>
 __global__ void widen_kernel(Widen w) {
+  follow();
   __shared__ float values[kWarp];
   __shared__ int places[kWarp];
   __shared__ int odd;
@@ -349,30 +369,51 @@ __global__ void widen_kernel(Widen w) {
   *w.best = odd ? -1 : place;
 }
 
-cudaStream_t stream_of(void* queue) { return static_cast<cudaStream_t>(queue); }
+/// Whether this device launches a kernel before the one ahead of it is complete.
+bool overlaps() {
+  int device = 0, major = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  return major >= 9;
+}
+
+template <class Operands>
+void launch(void (*kernel)(Operands), dim3 blocks, int64_t threads, size_t shared, void* queue,
+            const Operands& operands) {
+  static const bool early = overlaps();
+  cudaLaunchAttribute attribute;
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = blocks;
+  config.blockDim = dim3(static_cast<unsigned>((threads + kWarp - 1) / kWarp * kWarp));
+  config.dynamicSmemBytes = shared;
+  config.stream = static_cast<cudaStream_t>(queue);
+  config.attrs = &attribute;
+  config.numAttrs = early ? 1 : 0;
+  cudaLaunchKernelEx(&config, kernel, operands);
+}
+
+unsigned count(int64_t blocks) { return static_cast<unsigned>(blocks); }
 
 void gather(const Gather& g, void* queue) {
   with_dtype(g.dtype, [&](auto element) {
-    gather_kernel<decltype(element)>
-        <<<static_cast<unsigned>(g.tokens), 256, 0, stream_of(queue)>>>(g);
+    launch(gather_kernel<decltype(element)>, count(g.tokens), 256, 0, queue, g);
   });
 }
 
 void normalize(const Normalize& n, void* queue) {
-  // 16 elements a thread at most; narrow rows (one head) take one warp.
+  // A thread holds 16 elements at most; narrow rows (one head) take one warp.
   const int64_t threads = std::clamp<int64_t>((n.width + 7) / 8, kWarp, 1024);
-  const auto rounded_up = static_cast<unsigned>((threads + kWarp - 1) / kWarp * kWarp);
   with_dtype(n.dtype, [&](auto element) {
-    normalize_kernel<decltype(element)>
-        <<<static_cast<unsigned>(n.rows), rounded_up, 0, stream_of(queue)>>>(n);
+    launch(normalize_kernel<decltype(element)>, count(n.rows), threads, 0, queue, n);
   });
 }
 
 void rotate(const Rotate& r, void* queue) {
-  const auto blocks = static_cast<unsigned>(r.tokens * (r.heads + r.kv_heads));
-  const auto threads = static_cast<unsigned>((r.head_dim / 2 + kWarp - 1) / kWarp * kWarp);
   with_dtype(r.dtype, [&](auto element) {
-    rotate_kernel<decltype(element)><<<blocks, threads, 0, stream_of(queue)>>>(r);
+    launch(rotate_kernel<decltype(element)>, count(r.tokens * (r.heads + r.kv_heads)),
+           r.head_dim / 2, 0, queue, r);
   });
 }
 
@@ -383,40 +424,30 @@ size_t attend_workspace_bytes(const Attend& a) {
 
 void attend(const Attend& a, void* queue) {
   const int64_t group = a.heads / a.kv_heads, chunks = (group + kMostShared - 1) / kMostShared;
-  const dim3 blocks(static_cast<unsigned>(kSplits), static_cast<unsigned>(a.kv_heads * chunks),
-                    static_cast<unsigned>(a.tokens));
+  const dim3 blocks(count(kSplits), count(a.kv_heads * chunks), count(a.tokens));
   const auto shared = static_cast<size_t>(kAttendWarps * kMostShared * partial_floats(a.head_dim)) *
                       sizeof(float);  // 33 KiB for heads of 256
   with_dtype(a.dtype, [&](auto element) {
     using T = decltype(element);
-    const auto launch = [&](auto kernel) {
-      kernel<<<blocks, kAttendWarps * kWarp, shared, stream_of(queue)>>>(a);
-    };
-    if (a.head_dim <= 64)
-      launch(attend_kernel<T, 2>);
-    else if (a.head_dim <= 128)
-      launch(attend_kernel<T, 4>);
-    else
-      launch(attend_kernel<T, 8>);
-    combine_kernel<T>
-        <<<dim3(static_cast<unsigned>(a.heads), static_cast<unsigned>(a.tokens)),
-           static_cast<unsigned>((a.head_dim + kWarp - 1) / kWarp * kWarp), 0, stream_of(queue)>>>(
-            a);
+    const auto kernel = a.head_dim <= 64    ? attend_kernel<T, 2>
+                        : a.head_dim <= 128 ? attend_kernel<T, 4>
+                                            : attend_kernel<T, 8>;
+    launch(kernel, blocks, kAttendWarps * kWarp, shared, queue, a);
+    launch(combine_kernel<T>, dim3(count(a.heads), count(a.tokens)), a.head_dim, 0, queue, a);
   });
 }
 
 void activate(const Activate& a, void* queue) {
-  constexpr int kThreads = 256;
+  constexpr int64_t kThreads = 256;
   with_dtype(a.dtype, [&](auto element) {
-    activate_kernel<decltype(element)><<<static_cast<unsigned>((a.count + kThreads - 1) / kThreads),
-                                         kThreads, 0, stream_of(queue)>>>(a);
+    launch(activate_kernel<decltype(element)>, count((a.count + kThreads - 1) / kThreads), kThreads,
+           0, queue, a);
   });
 }
 
 void widen(const Widen& w, void* queue) {
-  with_dtype(w.dtype, [&](auto element) {
-    widen_kernel<decltype(element)><<<1, 1024, 0, stream_of(queue)>>>(w);
-  });
+  with_dtype(w.dtype,
+             [&](auto element) { launch(widen_kernel<decltype(element)>, 1, 1024, 0, queue, w); });
 }
 
 }  // namespace
