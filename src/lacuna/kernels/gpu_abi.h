@@ -8,11 +8,17 @@
 
 namespace lacuna::kernels {
 
+namespace decode {
+struct Operations;  // decode/decode.h
+}
+
 extern "C" {
 
 /// A cudaStream_t. All pointers to matrices below are device memory; nothing waits for the stream
 /// unless it says so. Functions that return int return a cudaError_t: 0 is success.
 typedef void* GpuStream;
+/// A cudaGraphExec_t.
+typedef void* GpuRecording;
 
 /// What packing found, in device memory.
 struct GpuPackReport {
@@ -80,6 +86,17 @@ struct GpuTable {
   int (*expand)(const GpuBitmapMatrix* matrix, void* dense, GpuStream stream);
   const GpuLinearKernel* const* linear;
   int32_t linear_count;
+  const decode::Operations* decode;  ///< their queue is a GpuStream
+
+  /// Between device memory and pinned host memory, either way.
+  int (*copy)(void* to, const void* from, size_t bytes, GpuStream stream);
+  /// Until all that was put onto the stream is done.
+  int (*wait)(GpuStream stream);
+  /// What this thread puts onto the stream between the two is not run but recorded (a CUDA graph).
+  int (*record_begin)(GpuStream stream);
+  int (*record_end)(GpuStream stream, GpuRecording* recording);
+  int (*replay)(GpuRecording recording, GpuStream stream);
+  void (*forget)(GpuRecording recording);
 };
 
 /// The one function that the library exports, as kGpuTableSymbol.
@@ -88,7 +105,7 @@ typedef const GpuTable* (*GpuTableFunction)();
 }  // extern "C"
 
 /// Changes with any struct above.
-inline constexpr int32_t kGpuAbiVersion = 1;
+inline constexpr int32_t kGpuAbiVersion = 2;
 inline constexpr const char* kGpuTableSymbol = "lacuna_gpu_table";
 
 }  // namespace lacuna::kernels

@@ -84,9 +84,7 @@ class GpuDevice : public DecodeDevice {
     } else if (++calls_ < 2) {
       call(sequence);
     } else {
-      check(table_.record_begin(queue()), "record");
-      call(sequence);
-      check(table_.record_end(queue(), &recording_), "record");
+      record(sequence);
       // An expanded weight passes through the buffer that is the scratch now.
       held_ = scratch_buffer();
       check(table_.replay(recording_, queue()), "replay");
@@ -113,6 +111,18 @@ class GpuDevice : public DecodeDevice {
 
   void copy(int32_t* to, const int32_t* from, size_t count) {
     check(table_.copy(to, from, count * sizeof(int32_t), queue()), "copy");
+  }
+
+  void record(const std::function<void()>& sequence) {
+    check(table_.record_begin(queue()), "record");
+    try {
+      call(sequence);
+    } catch (...) {  // the stream must not stay in this state
+      void* half = nullptr;
+      if (table_.record_end(queue(), &half) == 0) table_.forget(half);
+      throw;
+    }
+    check(table_.record_end(queue(), &recording_), "record");
   }
 
   /// With torch's products on our stream.

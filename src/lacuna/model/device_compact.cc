@@ -94,6 +94,11 @@ at::Tensor DeviceCompact::expand_bitmap(const at::Tensor& values, const Compute&
   return out.zero_().masked_scatter_(kept, values);
 }
 
+bool DeviceCompact::expands_by_kernel(const Compute& compute) const {
+  return pattern_.kind != PatternKind::kBlock && !bits_.defined() &&
+         values_.scalar_type() == compute.dtype;
+}
+
 size_t DeviceCompact::bytes() const {
   size_t sum = 0;
   for (const at::Tensor* part : {&values_, &bitmap_, &row_values_, &block_rows_, &block_columns_})

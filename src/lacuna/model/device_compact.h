@@ -14,6 +14,8 @@ class DeviceCompact {
   DeviceCompact(const format::CompactMatrix& matrix, const Compute& compute);
   /// Dense in compute.dtype, in the shared scratch: good until the next expansion on this thread.
   at::Tensor expand(const Compute& compute) const;
+  /// Whether expand() is one kernel: nothing is allocated once the scratch is large enough.
+  bool expands_by_kernel(const Compute& compute) const;
   size_t bytes() const;
 
  private:

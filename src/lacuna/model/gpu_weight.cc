@@ -7,7 +7,6 @@ namespace lacuna::model {
 namespace {
 
 using kernels::GpuLinearKernel;
-using kernels::GpuPlan;
 
 /// Throws what the library answers.
 void check(int error, const GpuLinearKernel& kernel, const char* step) {
@@ -58,7 +57,7 @@ Status GpuWeight::pack(const at::Tensor& dense, const format::Pattern& pattern) 
 }
 
 bool GpuWeight::takes(const at::Tensor& x) const {
-  return x.numel() > 0 && x.numel() <= static_cast<int64_t>(plans_.size()) * columns_ &&
+  return x.numel() > 0 && x.numel() <= max_tokens() * columns_ &&
          x.scalar_type() == compute_.dtype && x.device() == packed_.device() && !x.requires_grad();
 }
 
@@ -69,17 +68,17 @@ at::Tensor GpuWeight::multiply(const at::Tensor& x, const std::optional<at::Tens
   Shape shape = x.sizes().vec();
   shape.back() = rows_;
   at::Tensor y = at::empty(shape, x.options());
-  const GpuPlan& plan = plans_[static_cast<size_t>(x.numel() / columns_ - 1)];
-  at::Tensor workspace;
-  void* scratch = nullptr;
-  if (const size_t bytes = kernel_->workspace_bytes(&layout_, &plan); bytes > 0) {
-    workspace = device_bytes(bytes, x.device());
-    scratch = workspace.mutable_data_ptr();
-  }
-  check(kernel_->run(&layout_, &plan, packed_.const_data_ptr(), rows.const_data_ptr(),
-                     y.mutable_data_ptr(), scratch, /*overlap_previous=*/0, gpu_stream(x.device())),
-        *kernel_, "run");
+  const int64_t tokens = x.numel() / columns_;
+  const at::Tensor workspace = device_bytes(workspace_bytes(tokens), x.device());
+  run(rows.const_data_ptr(), tokens, y.mutable_data_ptr(), workspace.mutable_data_ptr(),
+      /*overlap=*/false);
   return bias ? y.add_(*bias) : y;
+}
+
+void GpuWeight::run(const void* x, int64_t tokens, void* y, void* workspace, bool overlap) const {
+  check(kernel_->run(&layout_, &plan(tokens), packed_.const_data_ptr(), x, y, workspace, overlap,
+                     gpu_stream(compute_.device)),
+        *kernel_, "run");
 }
 
 at::Tensor GpuWeight::expanded() const {

@@ -23,6 +23,15 @@ class GpuWeight {
                                                const std::function<at::Tensor()>& dense);
   /// @param x [..., in] -> [..., out]
   at::Tensor multiply(const at::Tensor& x, const std::optional<at::Tensor>& bias) const;
+  /// The same for 1 .. max_tokens() of them, contiguous and aligned to 16 bytes.
+  /// @param workspace  workspace_bytes(tokens)
+  /// @param overlap  whether the launch may precede the end of the kernel before it: only where
+  /// that one writes no packed weights
+  void run(const void* x, int64_t tokens, void* y, void* workspace, bool overlap) const;
+  int64_t max_tokens() const { return static_cast<int64_t>(plans_.size()); }
+  size_t workspace_bytes(int64_t tokens) const {
+    return kernel_->workspace_bytes(&layout_, &plan(tokens));
+  }
   /// Dense, in the shared scratch: good until the next expansion on this thread.
   at::Tensor expanded() const;
   size_t bytes() const { return packed_.nbytes(); }
@@ -34,6 +43,9 @@ class GpuWeight {
       : kernel_(&kernel), rows_(problem.outputs), columns_(problem.inputs), compute_(compute) {}
   Status pack(const at::Tensor& dense, const format::Pattern& pattern);
   bool takes(const at::Tensor& x) const;
+  const kernels::GpuPlan& plan(int64_t tokens) const {
+    return plans_[static_cast<size_t>(tokens - 1)];
+  }
 
   const kernels::GpuLinearKernel* kernel_;
   int64_t rows_, columns_;

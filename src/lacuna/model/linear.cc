@@ -222,6 +222,12 @@ auto counted(F&& f) {
   return f();
 }
 
+/// A tensor over raw memory of the device.
+at::Tensor view(void* data, at::IntArrayRef shape, const Compute& compute) {
+  const auto options = at::TensorOptions().device(compute.device).dtype(compute.dtype);
+  return at::for_blob(data, shape).options(options).target_device(compute.device).make_tensor();
+}
+
 }  // namespace
 
 at::Tensor Linear::forward(const at::Tensor& x) const {
@@ -241,8 +247,10 @@ at::Tensor Linear::multiply(const at::Tensor& x) const {
 
 void Linear::forward_into(const void* x, int64_t tokens, void* y, const Executor& executor) const {
   counted([&] {
-    const at::ScalarType type = compact_ ? compact_->compute.dtype : dense_.scalar_type();
-    const format::RowProduct product{.dtype = dtype_of(type),
+    const Compute compute =
+        compact_ ? compact_->compute : Compute{dense_.device(), dense_.scalar_type()};
+    if (compute.device.is_cuda()) return forward_on_gpu(x, tokens, y, compute);
+    const format::RowProduct product{.dtype = dtype_of(compute.dtype),
                                      .tokens = tokens,
                                      .x = x,
                                      .x_stride = in_features(),
@@ -253,10 +261,31 @@ void Linear::forward_into(const void* x, int64_t tokens, void* y, const Executor
       return compact_->coded->run(product, executor);
     if (few_tokens_ && few_tokens_->takes(product.dtype, tokens))
       return few_tokens_->run(product, executor);
-    const auto options = at::TensorOptions().dtype(type);
-    const at::Tensor input = at::from_blob(const_cast<void*>(x), {tokens, in_features()}, options);
-    at::from_blob(y, {tokens, out_features()}, options).copy_(multiply(input));
+    view(y, {tokens, out_features()}, compute)
+        .copy_(multiply(view(const_cast<void*>(x), {tokens, in_features()}, compute)));
   });
+}
+
+void Linear::forward_on_gpu(const void* x, int64_t tokens, void* y, const Compute& compute) const {
+  at::Tensor out = view(y, {tokens, out_features()}, compute);
+  if (compact_ && compact_->packed && tokens <= compact_->packed->max_tokens() &&
+      compact_->packed->workspace_bytes(tokens) == 0) {
+    compact_->packed->run(x, tokens, y, nullptr, /*overlap=*/true);
+    if (bias_) out.add_(*bias_);
+    return;
+  }
+  const at::Tensor input = view(const_cast<void*>(x), {tokens, in_features()}, compute);
+  const at::Tensor weight = compact_ ? compact_->expanded() : dense_;
+  if (bias_)
+    at::addmm_out(out, *bias_, input, weight.t());
+  else
+    at::mm_out(out, input, weight.t());
+}
+
+bool Linear::recordable() const {
+  if (!compact_) return true;
+  return compact_->packed.has_value() ||
+         (compact_->device && compact_->device->expands_by_kernel(compact_->compute));
 }
 
 at::Tensor Linear::rows(const at::Tensor& ids) const {

@@ -38,10 +38,14 @@ class Linear {
 
   /// @param x [..., in] -> [..., out]
   at::Tensor forward(const at::Tensor& x) const;
-  /// The same on raw CPU memory of the dtype of the computation: x [tokens, in] -> y [tokens, out].
-  /// Where a kernel takes it, nothing allocates, locks or asks torch after the first call of a
-  /// thread.
+  /// The same on raw memory of the device, in the dtype of the computation and aligned to 16 bytes:
+  /// x [tokens, in] -> y [tokens, out]. On a CPU, where a kernel takes it, nothing allocates, locks
+  /// or asks torch after the first call of a thread. On a GPU it goes onto torch's current stream.
+  /// @param executor  of a CPU
   void forward_into(const void* x, int64_t tokens, void* y, const Executor& executor) const;
+  /// Whether forward_into() on a GPU allocates nothing once it has been called, so that what it
+  /// puts onto the stream can be recorded.
+  bool recordable() const;
   /// The rows of W that ids (int64 [...]) name: [..., in], as an embedding does. Of a quantised
   /// weight only these rows are expanded.
   at::Tensor rows(const at::Tensor& ids) const;
@@ -64,6 +68,7 @@ class Linear {
   struct Compact;
   class RowKernels;
   at::Tensor multiply(const at::Tensor& x) const;
+  void forward_on_gpu(const void* x, int64_t tokens, void* y, const Compute& compute) const;
   at::Tensor dense_;
   std::shared_ptr<const Compact> compact_;
   std::shared_ptr<const RowKernels> few_tokens_;  ///< of whichever weight is set, or null

@@ -105,8 +105,8 @@ struct Widen {
 };
 
 /// The functions of one device. `queue` is what orders them: an Executor* on a CPU, where they
-/// return when they are done; a cudaStream_t on a GPU (cuda_decode.h), where positions and ids lie
-/// in device memory too, so that a recorded step serves every token.
+/// return when they are done; a cudaStream_t on a GPU (cuda_sm80_decode.h), where positions and ids
+/// lie in device memory too, so that a recorded step serves every token.
 /// @dtype f32, bf16, f16
 /// @determinism the same bits on any number of threads of one CPU model
 struct Operations {

@@ -16,7 +16,7 @@
 #include <algorithm>
 #include <cfloat>
 
-#include "lacuna/kernels/decode/cuda_decode.h"
+#include "lacuna/kernels/decode/cuda_sm80_decode.h"
 
 namespace lacuna::kernels::decode {
 namespace {
