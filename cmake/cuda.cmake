@@ -1,5 +1,5 @@
-# liblacuna_cuda.so: every .cu of the kernels. Nothing links it; the tool loads it where a GPU is. It compiles without a
-# GPU, and runs only on one.
+# liblacuna_cuda.so: every .cu of the kernels, beside the tool. Nothing links it; the tool loads it where a GPU is
+# (src/lacuna/kernels/gpu_linear.cc). It compiles without a GPU, and runs only on one.
 
 set(CMAKE_CUDA_ARCHITECTURES 80-virtual 90a-real CACHE STRING "CUDA architectures")
 enable_language(CUDA)
@@ -23,8 +23,13 @@ foreach(source IN LISTS cuda_sources)
   set(object cuda_${folder}_${name})
   add_library(${object} OBJECT ${source})
   target_include_directories(${object} PRIVATE ${CMAKE_SOURCE_DIR}/src)
-  set_target_properties(${object} PROPERTIES CUDA_ARCHITECTURES "${architectures}" POSITION_INDEPENDENT_CODE ON)
+  set_target_properties(${object} PROPERTIES CUDA_ARCHITECTURES "${architectures}" POSITION_INDEPENDENT_CODE ON
+                                          CUDA_VISIBILITY_PRESET hidden)
   target_compile_options(${object} PRIVATE -Xcompiler=-Wall)
   target_sources(lacuna_cuda PRIVATE $<TARGET_OBJECTS:${object}>)
 endforeach()
 set_target_properties(lacuna_cuda PROPERTIES LINKER_LANGUAGE CUDA CUDA_RUNTIME_LIBRARY Static)
+target_link_options(lacuna_cuda PRIVATE "LINKER:--exclude-libs,ALL")
+if(TARGET lacuna)  # one interface (gpu_abi.h): never one without the other
+  add_dependencies(lacuna lacuna_cuda)
+endif()

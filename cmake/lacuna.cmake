@@ -5,9 +5,9 @@ function(lacuna_options target)
   # psabi: vectors wider than the target's registers stay inside their file.
   target_compile_options(${target} PRIVATE -Wall -Wextra -Wshadow -Wno-missing-field-initializers -Wno-psabi)
   if(LACUNA_SANITIZE)
-    target_compile_options(${target} PRIVATE -fsanitize=address,undefined -fno-sanitize-recover=undefined
+    target_compile_options(${target} PRIVATE -fsanitize=${LACUNA_SANITIZE} -fno-sanitize-recover=all
                                              -fno-omit-frame-pointer)
-    target_link_options(${target} PRIVATE -fsanitize=address,undefined)
+    target_link_options(${target} PRIVATE -fsanitize=${LACUNA_SANITIZE})
   endif()
   if(LACUNA_FUZZ)
     target_compile_options(${target} PRIVATE -fsanitize=fuzzer-no-link)

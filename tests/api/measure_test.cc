@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 
 #include <cstdlib>
+#include <map>
 #include <set>
 
 #include "lacuna/kernels/measured.h"
@@ -48,16 +49,31 @@ TEST(ExplainOperation, saysWhatDecidedAndWhyNobodyCan) {
   EXPECT_TRUE(few.status.ok());
   size_t chosen = 0;
   for (const auto& line : few.candidates) {
+    if (line.candidate.starts_with("cuda_")) continue;  // a machine may have a GPU besides
     chosen += line.chosen;
     if (line.chosen) {
       EXPECT_EQ(line.note, "chosen by: order of the list");
     }
   }
   EXPECT_EQ(chosen, 1u);
+  if (!gpus().empty()) GTEST_SKIP() << "this machine has a GPU, which takes any number of tokens";
   const auto many = must(explain_operation("linear_dense:f32:32x32x50"));
   ASSERT_FALSE(many.status.ok());
   EXPECT_EQ(many.status.error().code, Code::kNotPossible);
+}
+
+TEST(ExplainOperation, SaysWhyAGpuDoesNotRunIt) {
   EXPECT_FALSE(explain_operation("linear_magic:f32:1x1x1").ok());
+  const auto report = must(explain_operation("linear_nm:bf16:4096x4096x8:2:4"));
+  std::map<std::string, const kernels::Explanation*> lines;
+  for (const auto& line : report.candidates) lines[line.candidate] = &line;
+  ASSERT_TRUE(lines.contains("cuda_sm90_mma_sp") && lines.contains("cuda_expand_cublas"));
+  EXPECT_EQ(report.candidates.back().candidate, "cuda_expand_cublas") << "the last of its list";
+  if (!gpus().empty()) GTEST_SKIP() << "this machine has a GPU";
+  for (const char* name : {"cuda_sm90_mma_sp", "cuda_expand_cublas"}) {
+    EXPECT_FALSE(lines[name]->chosen);
+    EXPECT_EQ(lines[name]->support.refusal(), "needs a GPU, but no NVIDIA GPU or driver answers");
+  }
 }
 
 }  // namespace

@@ -23,6 +23,7 @@ TEST(CheckForced, AcceptsWhatCanBeForcedAndNothing) {
   EXPECT_TRUE(forced("").ok());
   EXPECT_TRUE(forced("linear_dense:reference").ok());
   EXPECT_TRUE(forced("linear_dense:reference,linear_nm:reference,linear_bitmap:reference").ok());
+  EXPECT_TRUE(forced("linear_nm:cuda_sm90_mma_sp,linear_bitmap:cuda_expand_cublas").ok());
 }
 
 TEST(CheckForced, NamesAnUnknownOperationOrCandidate) {

@@ -32,10 +32,9 @@ at::Tensor by_steps(const Decoder& decoder, const std::vector<int64_t>& pieces, 
     if (!by_kernels) {
       rows.push_back(decoder.forward(testing::ids_tensor(next), &cache, true).view({-1}));
     } else {
-      const StepResult result = step.run(next);
-      rows.push_back(
-          at::from_blob(const_cast<float*>(result.logits), {decoder.spec().vocab}).clone());
-      EXPECT_EQ(result.best, rows.back().argmax().item<int64_t>());
+      const int32_t best = step.run(next);
+      rows.push_back(step.logits().clone());
+      EXPECT_EQ(best, rows.back().argmax().item<int64_t>());
     }
     EXPECT_EQ(cache.length(), before + piece);
   }
@@ -72,6 +71,21 @@ TEST_P(DecodeStepOf, StaysCloseInHalfTypes) {
   }
 }
 
+// Single tokens among the pieces are recorded and replayed there.
+TEST_P(DecodeStepOf, GivesTheLogitsOfTheTorchForwardOnAGpu) {
+  const auto device = open_device("cuda");
+  if (!device.ok()) GTEST_SKIP() << "needs a GPU: " << device.error().message;
+  for (const auto& [dtype, bound] : {std::pair{at::kFloat, 1e-5}, {at::kBFloat16, 0.06}}) {
+    const auto folder = testing::source_folder() / "tests/golden/tiny_models" / GetParam();
+    const Decoder decoder =
+        must(Decoder::load(must(io::Checkpoint::open(folder)), {*device, dtype}));
+    ASSERT_EQ(DecodeStep::refusal(decoder), std::nullopt);
+    const at::Tensor expected = by_steps(decoder, kPieces, false);
+    EXPECT_LE(testing::relative_difference(by_steps(decoder, kPieces, true), expected), bound)
+        << dtype;
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Architectures, DecodeStepOf,
                          ::testing::Values("llama2", "llama3", "llama_linear_rope", "llama_biased",
                                            "mistral", "qwen2", "qwen3", "arcee", "opt",
@@ -92,7 +106,7 @@ TEST(DecodeStep, SaysWhenALogitIsNotFinite) {
   weight[0][0] = std::numeric_limits<float>::quiet_NaN();
   block.linear("mlp.up_proj").set_weight(weight);
   KvCache cache(decoder.spec(), 1, decoder.compute());
-  EXPECT_EQ(DecodeStep(decoder, cache).run({5, 6}).best, -1);
+  EXPECT_EQ(DecodeStep(decoder, cache).run({5, 6}), -1);
 }
 
 }  // namespace

@@ -9,6 +9,7 @@
 #include "lacuna/core/executor.h"
 #include "lacuna/core/gpu.h"
 #include "lacuna/core/version.h"
+#include "lacuna/kernels/gpu_linear.h"
 #include "lacuna/model/torch.h"
 
 namespace lacuna::api {
@@ -22,6 +23,10 @@ DoctorReport doctor() {
   report.libraries = {
       fmt::format("lacuna {}", kVersion), fmt::format("libtorch {}", TORCH_VERSION),
       fmt::format("fmt {}.{}.{}", FMT_VERSION / 10000, FMT_VERSION / 100 % 100, FMT_VERSION % 100)};
+  if (kernels::gpu_library().ok())
+    report.libraries.push_back(fmt::format("liblacuna_cuda.so ({} kernels, interface {})",
+                                           (*kernels::gpu_library())->linear_count,
+                                           (*kernels::gpu_library())->version));
   if (!cpu.avx2)
     report.missing.push_back(
         "AVX2: the portable kernels run, several times slower. A newer CPU has it.");
@@ -36,6 +41,10 @@ DoctorReport doctor() {
       report.gpus.push_back(fmt::format(
           "{}, {:.0f} GB, {} multiprocessors, compute capability {}.{}", gpu.name,
           static_cast<double>(gpu.memory_bytes) / 1e9, gpu.multiprocessors, gpu.major, gpu.minor));
+    if (!kernels::gpu_library().ok())
+      report.missing.push_back(
+          fmt::format("GPU kernels: sparse weights are expanded before each product. {}",
+                      kernels::gpu_library().error().message));
   } else {
     report.missing.push_back(device.error().message);
   }

@@ -160,12 +160,16 @@ Result<OperationReport> explain_operation(const std::string& text) {
   LACUNA_TRY(const Problem problem, Problem::parse(text));
   LACUNA_TRY(const auto* operation, kernels::find_linear_operation(problem.operation));
   OperationReport report{.problem = problem.text()};
-  const auto& device = kernels::Device::this_cpu();
-  report.candidates = kernels::explain_linear(*operation, problem, device);
+  const auto& cpu = kernels::Device::this_cpu();
+  report.candidates = kernels::explain_linear(*operation, problem, cpu);
+  const auto on_gpu = kernels::explain_linear(*operation, problem, kernels::Device::this_gpu());
+  report.candidates.insert(report.candidates.end(), on_gpu.begin(), on_gpu.end());
+  if (std::any_of(on_gpu.begin(), on_gpu.end(), [](const auto& line) { return line.chosen; }))
+    return report;
   if (kernels::dtype_of(problem.values)) {
-    if (auto plan = operation->plan(problem, device); !plan.ok())
+    if (auto plan = operation->plan(problem, cpu); !plan.ok())
       report.status = std::move(plan).error();
-  } else if (auto plan = kernels::linear_coded::plan(problem, device); !plan.ok()) {
+  } else if (auto plan = kernels::linear_coded::plan(problem, cpu); !plan.ok()) {
     report.status = std::move(plan).error();
   }
   return report;

@@ -57,11 +57,11 @@ struct TuneReport {
 Result<TuneReport> tune(const TuneJob& job, const JobProgress& progress = {});
 nlohmann::json to_json(const TuneReport& report);
 
-/// What choose() says of a problem on this CPU.
+/// What choose() says of a problem on this CPU and on this GPU.
 struct OperationReport {
   std::string problem;
-  std::vector<kernels::Explanation> candidates;
-  Status status;  ///< why none can be chosen
+  std::vector<kernels::Explanation> candidates;  ///< of the CPU, then of the GPU
+  Status status;                                 ///< why none can be chosen on either
 };
 /// @errors kUsage: no problem string, an unknown operation
 Result<OperationReport> explain_operation(const std::string& problem);

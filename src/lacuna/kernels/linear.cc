@@ -15,11 +15,11 @@ const std::array<LinearOperation, 3>& linear_operations() {
   using format::PatternKind;
   static const std::array<LinearOperation, 3> all = {{
       {linear_dense::kOperation, PatternKind::kDense, linear_dense::plan, linear_dense::explain,
-       linear_dense::candidates},
+       linear_dense::candidates, linear_dense::gpu_candidates},
       {linear_bitmap::kOperation, PatternKind::kUnstructured, linear_bitmap::plan,
-       linear_bitmap::explain, linear_bitmap::candidates},
+       linear_bitmap::explain, linear_bitmap::candidates, linear_bitmap::gpu_candidates},
       {linear_nm::kOperation, PatternKind::kKeepOf, linear_nm::plan, linear_nm::explain,
-       linear_nm::candidates},
+       linear_nm::candidates, linear_nm::gpu_candidates},
   }};
   return all;
 }
@@ -32,8 +32,15 @@ const LinearOperation* linear_operation(format::PatternKind weight) {
 
 std::vector<Explanation> explain_linear(const LinearOperation& operation, const Problem& problem,
                                         const Device& device) {
+  if (device.gpu) return operation.gpu_candidates().explain(problem, device);
   return dtype_of(problem.values) ? operation.explain(problem, device)
                                   : linear_coded::explain(problem, device);
+}
+
+Result<const GpuLinearKernel*> choose_gpu_kernel(const LinearOperation& operation,
+                                                 const Problem& problem, const Device& device) {
+  LACUNA_TRY(const Candidate* candidate, operation.gpu_candidates().choose(problem, device));
+  return gpu_kernel(operation.name, candidate->name);
 }
 
 Result<const LinearOperation*> find_linear_operation(std::string_view name) {
@@ -58,13 +65,13 @@ Status check_forced() {
                          operation.error().message);
     bool found = false;
     std::string known;
-    for (const Values values : {Values::kBF16, Values::kInt8})
-      for (const Explanation& line :
-           explain_linear(**operation, {.operation = std::string(name), .values = values},
-                          Device::this_cpu())) {
-        found = found || line.candidate == candidate;
-        known += fmt::format("{}{}", known.empty() ? "" : ", ", line.candidate);
-      }
+    const auto know = [&](std::string_view one) {
+      found = found || one == candidate;
+      known += fmt::format("{}{}", known.empty() ? "" : ", ", one);
+    };
+    for (const Candidate& one : (*operation)->candidates()) know(one.name);
+    for (const Candidate& one : linear_coded::candidates()) know(one.name);
+    for (const Candidate& one : (*operation)->gpu_candidates()) know(one.name);
     if (!found)
       return usage_error(
           "LACUNA_FORCE: unknown candidate of {} (got \"{}\"; need {}). Unset it or mend it.", name,

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "lacuna/format/pattern.h"
-#include "lacuna/kernels/select.h"
+#include "lacuna/kernels/gpu_linear.h"
 
 namespace lacuna::kernels {
 
@@ -17,15 +17,20 @@ struct LinearOperation {
   Result<LinearPlan> (*plan)(const Problem& problem, const Device& device) = nullptr;
   std::vector<Explanation> (*explain)(const Problem& problem, const Device& device) = nullptr;
   LinearCandidates& (*candidates)() = nullptr;
+  GpuCandidates& (*gpu_candidates)() = nullptr;
 };
 
 const std::array<LinearOperation, 3>& linear_operations();
 /// The operation that multiplies rows of such a weight, or null: blocks are expanded.
 const LinearOperation* linear_operation(format::PatternKind weight);
-/// Every candidate for a problem of an operation, with its answer: those that walk rows, or those
-/// of linear_coded where the values are int8 or int4.
+/// Every candidate for a problem of an operation, with its answer: those of the GPU for a GPU, else
+/// those that walk rows, or those of linear_coded where the values are int8 or int4.
 std::vector<Explanation> explain_linear(const LinearOperation& operation, const Problem& problem,
                                         const Device& device);
+/// The library's kernel for a problem on a GPU, or null where the dense product takes it.
+/// @errors kUsage: LACUNA_FORCE names an unknown candidate; kNotPossible: nothing there can do it
+Result<const GpuLinearKernel*> choose_gpu_kernel(const LinearOperation& operation,
+                                                 const Problem& problem, const Device& device);
 /// The operation of this name. @errors kUsage: there is none (the known ones are listed)
 Result<const LinearOperation*> find_linear_operation(std::string_view name);
 

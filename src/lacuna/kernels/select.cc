@@ -151,6 +151,12 @@ const Device& Device::this_cpu() {
   return device;
 }
 
+const Device& Device::this_gpu() {
+  static const Device device{.cpu = cpu_features(),
+                             .gpu = gpus().empty() ? GpuFacts{} : gpus().front()};
+  return device;
+}
+
 Support Support::all(std::initializer_list<Support> conditions) {
   for (const Support& condition : conditions)
     if (!condition) return condition;
@@ -161,12 +167,13 @@ Support needs(bool condition, std::string_view what) {
   return condition ? Support::yes() : Support::no("needs {}", what);
 }
 
-std::optional<std::string> forced_candidate(std::string_view operation) {
+std::optional<std::string> forced_candidate(std::string_view operation, const Device& device) {
   const char* variable = std::getenv("LACUNA_FORCE");
   if (variable == nullptr) return std::nullopt;
   for (std::string_view rest = variable; !rest.empty();) {
     std::string_view entry = take_field(rest, ',');
-    if (take_field(entry, ':') == operation) return std::string(entry);
+    if (take_field(entry, ':') == operation && entry.starts_with("cuda_") == device.gpu.has_value())
+      return std::string(entry);
   }
   return std::nullopt;
 }
@@ -194,7 +201,7 @@ std::optional<std::string> measured(const Problem& problem, const Device& device
 
 Result<Choice> choose(const std::vector<const Candidate*>& candidates, const Problem& problem,
                       const Device& device) {
-  const auto forced = forced_candidate(problem.operation);
+  const auto forced = forced_candidate(problem.operation, device);
   if (const auto winner = measured(problem, device); winner && !forced)
     for (size_t i = 0; i < candidates.size(); ++i)
       if (candidates[i]->name == *winner && candidates[i]->supports(problem, device))

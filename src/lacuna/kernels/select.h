@@ -60,6 +60,9 @@ struct Device {
   CpuFeatures cpu;
   std::optional<GpuFacts> gpu;
   static const Device& this_cpu();
+  /// The first GPU of this machine. Its facts are all zero where none answers, which every
+  /// candidate then says.
+  static const Device& this_gpu();
 };
 
 /// A candidate's answer: yes, or why not.
@@ -109,8 +112,9 @@ struct Explanation {
   std::string note;
 };
 
-/// The candidate that LACUNA_FORCE=OPERATION:CANDIDATE[,...] pins for an operation, or nothing.
-std::optional<std::string> forced_candidate(std::string_view operation);
+/// The candidate that LACUNA_FORCE=OPERATION:CANDIDATE[,...] pins for an operation on this device,
+/// or nothing: names that begin with cuda_ pin weights on a GPU, all others weights in host memory.
+std::optional<std::string> forced_candidate(std::string_view operation, const Device& device);
 
 namespace detail {
 /// The candidate to run, and what decided.

@@ -1,9 +1,8 @@
 #include "lacuna/model/decode_step.h"
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 
+#include "lacuna/model/decode_device.h"
 #include "lacuna/model/parts.h"
 
 namespace lacuna::model {
@@ -22,56 +21,77 @@ struct DecodeStep::State {
   const Decoder& decoder;
   KvCache& cache;
   const io::DecoderSpec& spec;
-  const decode::Operations& run;
   const DType dtype;
-  ThreadPool pool;
-  Executor executor;
+  std::unique_ptr<DecodeDevice> device;
+  const decode::Operations& run;
   at::Tensor arena;
   // Of kMaxTokens tokens each; `delta` is what the residual stream gains.
   std::byte *embedded, *hidden, *normed, *q, *k, *v, *attended, *delta, *gate, *up;
-  std::byte* logits;  // of one token
-  at::Tensor wide;    // float32 [vocab]
+  std::byte* logits;            // of one token
+  std::byte* attend_workspace;  // of attention over kMaxTokens tokens
+  at::Tensor wide;              // float32 [vocab]
   at::Tensor cos, sin;
-  int32_t position = 0, best = 0;
+  const void* recorded_cache = nullptr;  // where the cache lay when the step was recorded
 
-  State(const Decoder& of, KvCache& into, const decode::Operations& operations)
+  State(const Decoder& of, KvCache& into, const decode::Operations* operations)
       : decoder(of),
         cache(into),
         spec(of.spec()),
-        run(operations),
         dtype(dtype_of(of.compute().dtype)),
-        pool(at::get_num_threads()),
-        executor(pool.executor()) {
+        device(DecodeDevice::open(of.compute().device, kMaxTokens, operations)),
+        run(device->operations()) {
     const int64_t q_width = spec.heads * spec.head_dim, kv_width = spec.kv_heads * spec.head_dim;
+    const auto width = static_cast<int64_t>(size_bytes(dtype));
     struct Part {
       std::byte** at;
-      int64_t elements;
+      int64_t bytes;
     };
-    const std::vector<Part> parts = {{&embedded, kMaxTokens * spec.embedding_width},
-                                     {&hidden, kMaxTokens * spec.hidden},
-                                     {&normed, kMaxTokens * std::max(spec.hidden, q_width)},
-                                     {&q, kMaxTokens * q_width},
-                                     {&k, kMaxTokens * kv_width},
-                                     {&v, kMaxTokens * kv_width},
-                                     {&attended, kMaxTokens * q_width},
-                                     {&delta, kMaxTokens * spec.hidden},
-                                     {&gate, kMaxTokens * spec.intermediate},
-                                     {&up, kMaxTokens * spec.intermediate},
-                                     {&logits, spec.vocab}};
-    constexpr int64_t kLine = 64;
-    const auto padded = [&](const Part& part) {
-      const int64_t bytes = part.elements * static_cast<int64_t>(size_bytes(dtype));
-      return (bytes + kLine - 1) / kLine * kLine;
+    const auto rows = [&](int64_t elements) { return kMaxTokens * elements * width; };
+    const std::vector<Part> parts = {
+        {&embedded, rows(spec.embedding_width)},
+        {&hidden, rows(spec.hidden)},
+        {&normed, rows(spec.hidden)},
+        {&q, rows(q_width)},
+        {&k, rows(kv_width)},
+        {&v, rows(kv_width)},
+        {&attended, rows(q_width)},
+        {&delta, rows(spec.hidden)},
+        {&gate, rows(spec.intermediate)},
+        {&up, rows(spec.intermediate)},
+        {&logits, spec.vocab * width},
+        {&attend_workspace,
+         static_cast<int64_t>(run.attend_workspace_bytes(attend(0, kMaxTokens)))}};
+    constexpr int64_t kAlignment = 256;
+    const auto padded = [&](int64_t bytes) {
+      return (bytes + kAlignment - 1) / kAlignment * kAlignment;
     };
-    int64_t total = 0;
-    for (const Part& part : parts) total += padded(part);
-    arena = at::empty({total}, at::kByte);
+    int64_t total = kAlignment;
+    for (const Part& part : parts) total += padded(part.bytes);
+    const auto options = at::TensorOptions().device(of.compute().device);
+    arena = at::empty({total}, options.dtype(at::kByte));
     auto* next = static_cast<std::byte*>(arena.mutable_data_ptr());
+    next += -reinterpret_cast<uintptr_t>(next) & (kAlignment - 1);
     for (const Part& part : parts) {
       *part.at = next;
-      next += padded(part);
+      next += padded(part.bytes);
     }
-    wide = at::empty({spec.vocab}, at::kFloat);
+    wide = at::empty({spec.vocab}, options.dtype(at::kFloat));
+  }
+
+  decode::Attend attend(int64_t layer, int64_t tokens) const {
+    return {.dtype = dtype,
+            .tokens = tokens,
+            .heads = spec.heads,
+            .kv_heads = spec.kv_heads,
+            .head_dim = spec.head_dim,
+            .capacity = cache.reserved(),
+            .window = spec.sliding_window.value_or(0),
+            .q = q,
+            .keys = cache.keys(layer).const_data_ptr(),
+            .values = cache.values(layer).const_data_ptr(),
+            .position = device->position(),
+            .out = attended,
+            .workspace = attend_workspace};
   }
 
   /// sum = x + delta, out = norm(sum); see decode::Normalize.
@@ -87,31 +107,45 @@ struct DecodeStep::State {
                    .bias = norm.bias() ? norm.bias()->const_data_ptr() : nullptr,
                    .epsilon = static_cast<float>(norm.epsilon()),
                    .out = out},
-                  &executor);
+                  device->queue());
   }
 
+  void apply(const Linear& linear, int64_t tokens, const void* x, void* y) {
+    linear.forward_into(x, tokens, y, device->executor());
+  }
   void apply(const Block& block, const io::LinearSpec& linear, int64_t tokens, const void* x,
              void* y) {
-    block.linear(linear.name).forward_into(x, tokens, y, executor);
+    apply(block.linear(linear.name), tokens, x, y);
   }
 
   void embed(const std::vector<int32_t>& ids) {
     const auto tokens = static_cast<int64_t>(ids.size());
     const Linear* project = decoder.ends().project_in();
     std::byte* rows = project != nullptr ? embedded : hidden;
-    decoder.ends().embedding().rows_into(ids.data(), tokens, rows, executor);
-    if (project != nullptr) project->forward_into(embedded, tokens, hidden, executor);
+    const Linear& embedding = decoder.ends().embedding();
+    if (device->ids() != nullptr) {
+      run.gather({.dtype = dtype,
+                  .tokens = tokens,
+                  .width = spec.embedding_width,
+                  .table = embedding.weight().const_data_ptr(),
+                  .ids = device->ids(),
+                  .out = rows},
+                 device->queue());
+    } else {
+      embedding.rows_into(ids.data(), tokens, rows, device->executor());
+    }
+    if (project != nullptr) apply(*project, tokens, embedded, hidden);
     const at::Tensor& positions = decoder.ends().position_embedding();
     if (!positions.defined()) return;
     run.gather({.dtype = dtype,
                 .tokens = tokens,
                 .width = spec.hidden,
                 .table = positions.const_data_ptr(),
-                .position = &position,
+                .position = device->position(),
                 .offset = spec.position_offset,
                 .add = true,
                 .out = hidden},
-               &executor);
+               device->queue());
   }
 
   /// delta = o(attention(x)).
@@ -123,8 +157,6 @@ struct DecodeStep::State {
       normalize(block.norm(spec.q_norm), tokens * spec.heads, q, nullptr, nullptr, q);
       normalize(block.norm(spec.k_norm), tokens * spec.kv_heads, k, nullptr, nullptr, k);
     }
-    void* keys = cache.keys(layer).mutable_data_ptr();
-    void* values = cache.values(layer).mutable_data_ptr();
     run.rotate({.dtype = dtype,
                 .tokens = tokens,
                 .heads = spec.heads,
@@ -136,23 +168,11 @@ struct DecodeStep::State {
                 .v = v,
                 .cos = data(cos),
                 .sin = data(sin),
-                .keys = keys,
-                .values = values,
-                .position = &position},
-               &executor);
-    run.attend({.dtype = dtype,
-                .tokens = tokens,
-                .heads = spec.heads,
-                .kv_heads = spec.kv_heads,
-                .head_dim = spec.head_dim,
-                .capacity = cache.reserved(),
-                .window = spec.sliding_window.value_or(0),
-                .q = q,
-                .keys = keys,
-                .values = values,
-                .position = &position,
-                .out = attended},
-               &executor);
+                .keys = cache.keys(layer).mutable_data_ptr(),
+                .values = cache.values(layer).mutable_data_ptr(),
+                .position = device->position()},
+               device->queue());
+    run.attend(attend(layer, tokens), device->queue());
     apply(block, spec.o, tokens, attended, delta);
   }
 
@@ -166,15 +186,13 @@ struct DecodeStep::State {
                   .gate = spec.gated ? gate : nullptr,
                   .up = up,
                   .out = up},
-                 &executor);
+                 device->queue());
     apply(block, spec.down, tokens, up, delta);
   }
 
-  StepResult step(const std::vector<int32_t>& ids) {
+  /// The whole sequence, from ids to logits.
+  void sequence(const std::vector<int32_t>& ids) {
     const auto tokens = static_cast<int64_t>(ids.size());
-    TORCH_CHECK(tokens > 0 && tokens <= kMaxTokens, "DecodeStep: ", tokens, " tokens");
-    make_room(cache.length() + tokens);
-    position = static_cast<int32_t>(cache.length());
     embed(ids);
     const void* gained = nullptr;  // what the block before has left in `delta`
     for (int64_t layer = 0; layer < spec.layers; ++layer) {
@@ -194,69 +212,80 @@ struct DecodeStep::State {
         normalize(second, tokens, hidden, delta, nullptr, hidden);
       }
     }
-    cache.advance(tokens);
-    return finish(tokens, gained);
+    finish(tokens, gained);
   }
 
   /// Logits of the last token alone.
-  StepResult finish(int64_t tokens, const void* gained) {
-    const auto last = [&](const void* rows) {
+  void finish(int64_t tokens, const void* gained) {
+    const auto last = [&](const void* rows) -> const void* {
+      if (rows == nullptr) return nullptr;
       return static_cast<const std::byte*>(rows) +
              (tokens - 1) * spec.hidden * static_cast<int64_t>(size_bytes(dtype));
     };
     const void* x = last(hidden);
-    const Norm* norm = decoder.ends().final_norm();
-    if (norm != nullptr || gained != nullptr) {
-      decode::Normalize n{.dtype = dtype,
-                          .rows = 1,
-                          .width = spec.hidden,
-                          .x = x,
-                          .delta = gained != nullptr ? last(gained) : nullptr};
-      if (norm == nullptr) {
-        n.sum = normed;
-        run.normalize(n, &executor);
-      } else {
-        normalize(*norm, 1, x, n.delta, nullptr, normed);
-      }
+    if (const Norm* norm = decoder.ends().final_norm()) {
+      normalize(*norm, 1, x, last(gained), nullptr, normed);
+      x = normed;
+    } else if (gained != nullptr) {
+      run.normalize({.dtype = dtype,
+                     .rows = 1,
+                     .width = spec.hidden,
+                     .x = x,
+                     .delta = last(gained),
+                     .sum = normed},
+                    device->queue());
       x = normed;
     }
     if (const Linear* project = decoder.ends().project_out()) {
-      project->forward_into(x, 1, embedded, executor);
+      apply(*project, 1, x, embedded);
       x = embedded;
     }
-    decoder.ends().head().forward_into(x, 1, logits, executor);
-    auto* floats = wide.mutable_data_ptr<float>();
-    run.widen(
-        {.dtype = dtype, .count = spec.vocab, .logits = logits, .wide = floats, .best = &best},
-        &executor);
-    return {floats, best};
+    apply(decoder.ends().head(), 1, x, logits);
+    run.widen({.dtype = dtype,
+               .count = spec.vocab,
+               .logits = logits,
+               .wide = wide.mutable_data_ptr<float>(),
+               .best = device->best()},
+              device->queue());
   }
 
   /// Room in the cache, and the angles of every position that it has room for.
   void make_room(int64_t tokens) {
     cache.reserve(tokens);
-    if (spec.positions != io::Positions::kRotary) return;
-    if (!cos.defined() || cos.size(0) < cache.reserved())
+    if (spec.positions == io::Positions::kRotary &&
+        (!cos.defined() || cos.size(0) < cache.reserved()))
       std::tie(cos, sin) = decoder.rotary().at(0, cache.reserved());
+    const void* place = cache.keys(0).const_data_ptr();
+    if (place != recorded_cache) device->forget();
+    recorded_cache = place;
+  }
+
+  int32_t step(const std::vector<int32_t>& ids) {
+    const auto tokens = static_cast<int64_t>(ids.size());
+    TORCH_CHECK(tokens > 0 && tokens <= kMaxTokens, "DecodeStep: ", tokens, " tokens");
+    make_room(cache.length() + tokens);
+    const int32_t best = device->run(ids, cache.length(), [&] { sequence(ids); });
+    cache.advance(tokens);
+    return best;
   }
 };
 
 std::optional<std::string> DecodeStep::refusal(const Decoder& decoder) {
-  if (!decoder.compute().device.is_cpu()) return "a GPU";
   if (decoder.spec().head_dim > decode::kMaxHeadDim)
     return fmt::format("heads of {}", decoder.spec().head_dim);
-  return std::nullopt;
+  return DecodeDevice::refusal(decoder);
 }
 
-DecodeStep::DecodeStep(const Decoder& decoder, KvCache& cache, const decode::Operations* operations)
-    : state_(std::make_unique<State>(
-          decoder, cache,
-          operations != nullptr ? *operations : *decode::cpu_operations().front())) {
-  TORCH_CHECK(!refusal(decoder), "DecodeStep: ", *refusal(decoder));
+DecodeStep::DecodeStep(const Decoder& decoder, KvCache& cache,
+                       const decode::Operations* operations) {
+  const auto why_not = refusal(decoder);
+  TORCH_CHECK(!why_not, "DecodeStep: ", *why_not);
+  state_ = std::make_unique<State>(decoder, cache, operations);
 }
 
 DecodeStep::~DecodeStep() = default;
 
-StepResult DecodeStep::run(const std::vector<int32_t>& ids) { return state_->step(ids); }
+int32_t DecodeStep::run(const std::vector<int32_t>& ids) { return state_->step(ids); }
+const at::Tensor& DecodeStep::logits() const { return state_->wide; }
 
 }  // namespace lacuna::model

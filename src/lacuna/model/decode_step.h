@@ -10,27 +10,22 @@
 
 namespace lacuna::model {
 
-/// What a step leaves of the last token.
-struct StepResult {
-  const float* logits = nullptr;  ///< [vocab], good until the next step
-  int32_t best = 0;  ///< lowest index of the largest logit, -1 if one is not a finite number
-};
-
-/// Runs a model on the CPU a few tokens at a time, each step after those in the cache. The same
-/// function as Decoder::forward, from the same description and the same weights, as a fixed
-/// sequence of kernels over buffers that were laid out once, on threads that spin between them. A
-/// step allocates nothing but room in the cache, which doubles.
+/// Runs a model a few tokens at a time, each step after those in the cache. The same function as
+/// Decoder::forward, from the same description and the same weights, as a fixed sequence of kernels
+/// over buffers that were laid out once. A step allocates nothing but room in the cache, which
+/// doubles. On a CPU its threads spin between the kernels; on a GPU the sequence for one token is
+/// recorded once and replayed (a CUDA graph).
 ///
 /// One thread at a time may use it; the decoder and the cache must outlive it.
 class DecodeStep {
  public:
   static constexpr int64_t kMaxTokens = format::kMaxTokens;
 
-  /// Why this decoder can't be run so ("a GPU", "heads of 512"), or nothing.
+  /// Why this decoder can't be run so ("heads of 512"), or nothing.
   static std::optional<std::string> refusal(const Decoder& decoder);
 
   /// @param cache  of one sequence (batch 1)
-  /// @param operations  null = the fastest of this CPU
+  /// @param operations  null = the fastest of the decoder's device
   DecodeStep(const Decoder& decoder, KvCache& cache,
              const kernels::decode::Operations* operations = nullptr);
   ~DecodeStep();
@@ -38,7 +33,12 @@ class DecodeStep {
   DecodeStep& operator=(const DecodeStep&) = delete;
 
   /// Feeds 1..kMaxTokens ids and advances the cache.
-  StepResult run(const std::vector<int32_t>& ids);
+  /// @return the lowest index of the largest logit after the last of them, -1 if one of the logits
+  /// is not a finite number
+  int32_t run(const std::vector<int32_t>& ids);
+  /// Logits after the last token, float32 [vocab] on the decoder's device; good until the next
+  /// step.
+  const at::Tensor& logits() const;
 
  private:
   struct State;

@@ -1,5 +1,6 @@
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
+#include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <dlfcn.h>
 
 #include <filesystem>
@@ -37,6 +38,11 @@ Result<at::Device> open_device(std::string_view name) {
       "--device cuda: no GPU can be used here ({}). Use --device cpu, or install "
       "the CUDA libraries of torch and a driver.",
       cuda_refusal());
+}
+
+void* gpu_stream(at::Device device) {
+  const auto* torch = c10::impl::getDeviceGuardImpl(device.type());
+  return torch->getStreamNativeHandle(torch->getStream(device));
 }
 
 void set_threads(int threads) {

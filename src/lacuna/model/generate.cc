@@ -94,10 +94,10 @@ class Predictor {
     const std::vector<int32_t> ids(all.end() - fresh, all.end());
     at::Tensor logits;
     if (step_ && fresh <= DecodeStep::kMaxTokens) {
-      const StepResult result = step_->run(ids);
-      if (result.best < 0) return std::nullopt;
-      if (options.temperature == 0 && options.repetition_penalty == 1.0) return result.best;
-      logits = at::from_blob(const_cast<float*>(result.logits), {decoder_.spec().vocab});
+      const int32_t best = step_->run(ids);
+      if (best < 0) return std::nullopt;
+      if (options.temperature == 0 && options.repetition_penalty == 1.0) return best;
+      logits = step_->logits();
     } else {
       const at::Tensor tensor = at::tensor(at::ArrayRef<int32_t>(ids), at::kLong).unsqueeze(0);
       logits = decoder_.forward(tensor, &cache_, /*last_only=*/true).view({-1});

@@ -8,7 +8,9 @@
 #include "lacuna/format/rows.h"
 #include "lacuna/kernels/linear.h"
 #include "lacuna/model/coded_weight.h"
+#include "lacuna/model/device_compact.h"
 #include "lacuna/model/few_tokens.h"
+#include "lacuna/model/gpu_weight.h"
 #include "lacuna/model/scratch.h"
 
 namespace lacuna::model {
@@ -54,71 +56,26 @@ CompactMatrix rounded_to(at::ScalarType dtype, CompactMatrix matrix) {
   return matrix;
 }
 
-at::Tensor to_device(const Bytes& bytes, DType dtype, int64_t elements, at::Device device) {
-  return wrap({dtype, {elements}, bytes}).to(device);
+/// One token through a weight, as candidates are asked about it.
+kernels::Problem decode_problem_of(const format::Pattern& pattern, DType values, int64_t rows,
+                                   int64_t columns, double sparsity, const Compute& compute) {
+  const auto* operation = kernels::linear_operation(pattern.kind);
+  return {.operation = operation != nullptr ? std::string(operation->name) : std::string(),
+          .values = kernels::values_of(values),
+          .activations = dtype_of(compute.dtype),
+          .outputs = rows,
+          .inputs = columns,
+          .tokens = 1,
+          .pattern = pattern,
+          .sparsity = sparsity};
 }
 
-/// The parts of a compact matrix as tensors on a GPU, expanded by torch's own operations. The
-/// temporaries of an expansion take about ten bytes a weight of that one matrix.
-class DeviceCompact {
- public:
-  DeviceCompact(const CompactMatrix& matrix, const Compute& compute)
-      : pattern_(matrix.pattern), rows_(matrix.rows), columns_(matrix.columns) {
-    const at::Device device = compute.device;
-    const auto count = static_cast<int64_t>(matrix.values.size() / size_bytes(matrix.values_dtype));
-    values_ = to_device(matrix.values, matrix.values_dtype, count, device);
-    if (pattern_.kind == PatternKind::kBlock) {
-      const auto blocks = static_cast<int64_t>(matrix.block_columns.size() / sizeof(int32_t));
-      const int64_t block_rows = (rows_ + pattern_.block_rows - 1) / pattern_.block_rows;
-      const at::Tensor offsets = wrap({DType::kI64, {block_rows + 1}, matrix.block_offsets});
-      block_columns_ = to_device(matrix.block_columns, DType::kI32, blocks, device).to(at::kLong);
-      block_rows_ = at::repeat_interleave(at::arange(block_rows), at::diff(offsets)).to(device);
-      values_ = values_.view({blocks, pattern_.block_rows, pattern_.block_columns});
-      return;
-    }
-    const int64_t stride = matrix.bitmap_stride_bytes();
-    bitmap_ = to_device(matrix.bitmap, DType::kU8, rows_ * stride, device).view({rows_, stride});
-    bits_ = at::tensor({1, 2, 4, 8, 16, 32, 64, 128}, at::kByte).to(device);
-    if (pattern_.kind == PatternKind::kKeepOf && columns_ % pattern_.of != 0) {
-      // Slots that the short last group of a row leaves unused would shift what follows.
-      const int64_t used = columns_ / pattern_.of * pattern_.keep +
-                           std::min<int64_t>(pattern_.keep, columns_ % pattern_.of);
-      values_ = values_.view({rows_, matrix.values_per_row()}).narrow(1, 0, used).contiguous();
-    }
-  }
-
-  /// @param out  called with the padded shape; gives the tensor to fill
-  at::Tensor expand(const Compute& compute) const {
-    const at::Tensor values = values_.to(compute.dtype);
-    if (pattern_.kind == PatternKind::kBlock) {
-      const int64_t r = pattern_.block_rows, c = pattern_.block_columns;
-      const int64_t down = (rows_ + r - 1) / r, across = (columns_ + c - 1) / c;
-      at::Tensor out = scratch(down * r, across * c, compute).zero_();
-      out.view({down, r, across, c})
-          .permute({0, 2, 1, 3})
-          .index_put_({block_rows_, block_columns_}, values);
-      return out.narrow(0, 0, rows_).narrow(1, 0, columns_);
-    }
-    const at::Tensor kept = bitmap_.unsqueeze(-1)
-                                .bitwise_and(bits_)
-                                .to(at::kBool)
-                                .view({rows_, -1})
-                                .narrow(1, 0, columns_);
-    return scratch(rows_, columns_, compute).zero_().masked_scatter_(kept, values);
-  }
-
-  size_t bytes() const {
-    size_t sum = 0;
-    for (const at::Tensor* part : {&values_, &bitmap_, &block_rows_, &block_columns_})
-      if (part->defined()) sum += part->nbytes();
-    return sum;
-  }
-
- private:
-  format::Pattern pattern_;
-  int64_t rows_, columns_;
-  at::Tensor values_, bitmap_, bits_, block_rows_, block_columns_;
-};
+/// Share of weights without a value.
+double sparsity_of(const CompactMatrix& matrix) {
+  const auto elements = static_cast<double>(matrix.rows * matrix.columns);
+  const auto kept = static_cast<double>(matrix.values.size() / size_bytes(matrix.values_dtype));
+  return elements > 0 ? std::max(0.0, 1.0 - kept / elements) : 0.0;
+}
 
 }  // namespace
 
@@ -132,16 +89,10 @@ class Linear::RowKernels {
     TORCH_CHECK(operation != nullptr, "RowKernels: no kernel for ", rows.pattern.text());
     auto kernels = std::make_shared<RowKernels>();
     kernels->rows_ = rows;
-    for (int64_t tokens = 1; tokens <= format::kMaxTokens; ++tokens) {
-      LACUNA_TRY(auto plan, operation->plan({.operation = std::string(operation->name),
-                                             .values = kernels::values_of(rows.dtype),
-                                             .activations = dtype_of(compute.dtype),
-                                             .outputs = rows.rows,
-                                             .inputs = rows.columns,
-                                             .tokens = tokens,
-                                             .pattern = rows.pattern,
-                                             .sparsity = sparsity},
-                                            kernels::Device::this_cpu()));
+    auto problem =
+        decode_problem_of(rows.pattern, rows.dtype, rows.rows, rows.columns, sparsity, compute);
+    for (; problem.tokens <= format::kMaxTokens; ++problem.tokens) {
+      LACUNA_TRY(auto plan, operation->plan(problem, kernels::Device::this_cpu()));
       kernels->plans_.push_back(std::move(plan));
     }
     return std::shared_ptr<const RowKernels>(std::move(kernels));
@@ -172,16 +123,18 @@ class Linear::RowKernels {
 
 /// What a compact weight is held as: by rows where kernels multiply it as it is (CPU, a pattern
 /// with a bitmap), as a stream of codes (CPU, int8 and int4), as a matrix (CPU, blocks and other
-/// codes), or on the GPU.
+/// codes); on a GPU packed for a kernel, or as it is stored where there is none.
 struct Linear::Compact {
-  CompactMatrix matrix;  // its sizes alone where `device` or `coded` is set; views of `rows` there
+  CompactMatrix matrix;  // its sizes alone where it is held on a GPU or as codes
   std::optional<CodedWeight> coded;
   std::optional<format::CompactRows> rows;
+  std::optional<GpuWeight> packed;
   std::optional<DeviceCompact> device;
   Compute compute;
 
   /// Dense, in the shared scratch: good until the next expansion on this thread.
   at::Tensor expanded() const {
+    if (packed) return packed->expanded();
     if (device) return device->expand(compute);
     if (coded) return coded->expanded();
     at::Tensor out = scratch(matrix.rows, matrix.columns, compute);
@@ -190,6 +143,7 @@ struct Linear::Compact {
   }
 
   size_t bytes() const {
+    if (packed) return packed->bytes();
     if (device) return device->bytes();
     if (coded) return coded->bytes();
     return rows ? rows->size_bytes() : matrix.size_bytes();
@@ -221,7 +175,12 @@ Result<Linear> Linear::compact(CompactMatrix weight, std::optional<at::Tensor> b
                        .quantization = matrix.quantization};
   };
   if (compute.device.is_cuda()) {
-    compact->device.emplace(matrix, compute);
+    DeviceCompact stored(matrix, compute);
+    const auto problem = decode_problem_of(matrix.pattern, matrix.values_dtype, matrix.rows,
+                                           matrix.columns, sparsity_of(matrix), compute);
+    LACUNA_TRY(compact->packed,
+               GpuWeight::make(problem, compute, [&] { return stored.expand(compute); }));
+    if (!compact->packed) compact->device = std::move(stored);
     keep_sizes_alone();
   } else if (coded && compute.int8_activations) {
     auto packed = CodedWeight::make(matrix, compute);
@@ -233,10 +192,8 @@ Result<Linear> Linear::compact(CompactMatrix weight, std::optional<at::Tensor> b
     }
   } else if (matrix.pattern.kind != PatternKind::kBlock && !coded) {
     LACUNA_TRY(compact->rows, format::CompactRows::make(matrix));
-    const auto elements = static_cast<double>(matrix.rows * matrix.columns);
-    const auto kept = static_cast<double>(matrix.values.size() / size_bytes(matrix.values_dtype));
-    const double sparsity = elements > 0 ? std::max(0.0, 1.0 - kept / elements) : 0.0;
-    LACUNA_TRY(linear.few_tokens_, RowKernels::plan(compact->rows->view(), sparsity, compute));
+    LACUNA_TRY(linear.few_tokens_,
+               RowKernels::plan(compact->rows->view(), sparsity_of(matrix), compute));
   }
   linear.compact_ = std::move(compact);
   linear.bias_ = std::move(bias);
@@ -265,6 +222,12 @@ auto counted(F&& f) {
   return f();
 }
 
+/// A tensor over raw memory of the device.
+at::Tensor view(void* data, at::IntArrayRef shape, const Compute& compute) {
+  const auto options = at::TensorOptions().device(compute.device).dtype(compute.dtype);
+  return at::for_blob(data, shape).options(options).target_device(compute.device).make_tensor();
+}
+
 }  // namespace
 
 at::Tensor Linear::forward(const at::Tensor& x) const {
@@ -272,6 +235,7 @@ at::Tensor Linear::forward(const at::Tensor& x) const {
 }
 
 at::Tensor Linear::multiply(const at::Tensor& x) const {
+  if (compact_ && compact_->packed) return compact_->packed->multiply(x, bias_);
   if (compact_ && compact_->coded) return compact_->coded->multiply(x, bias_);
   if (few_tokens_ && !x.requires_grad() &&
       few_tokens_->takes(dtype_of(x.scalar_type()), x.numel() / std::max<int64_t>(1, x.size(-1))))
@@ -283,8 +247,10 @@ at::Tensor Linear::multiply(const at::Tensor& x) const {
 
 void Linear::forward_into(const void* x, int64_t tokens, void* y, const Executor& executor) const {
   counted([&] {
-    const at::ScalarType type = compact_ ? compact_->compute.dtype : dense_.scalar_type();
-    const format::RowProduct product{.dtype = dtype_of(type),
+    const Compute compute =
+        compact_ ? compact_->compute : Compute{dense_.device(), dense_.scalar_type()};
+    if (compute.device.is_cuda()) return forward_on_gpu(x, tokens, y, compute);
+    const format::RowProduct product{.dtype = dtype_of(compute.dtype),
                                      .tokens = tokens,
                                      .x = x,
                                      .x_stride = in_features(),
@@ -295,10 +261,31 @@ void Linear::forward_into(const void* x, int64_t tokens, void* y, const Executor
       return compact_->coded->run(product, executor);
     if (few_tokens_ && few_tokens_->takes(product.dtype, tokens))
       return few_tokens_->run(product, executor);
-    const auto options = at::TensorOptions().dtype(type);
-    const at::Tensor input = at::from_blob(const_cast<void*>(x), {tokens, in_features()}, options);
-    at::from_blob(y, {tokens, out_features()}, options).copy_(multiply(input));
+    view(y, {tokens, out_features()}, compute)
+        .copy_(multiply(view(const_cast<void*>(x), {tokens, in_features()}, compute)));
   });
+}
+
+void Linear::forward_on_gpu(const void* x, int64_t tokens, void* y, const Compute& compute) const {
+  at::Tensor out = view(y, {tokens, out_features()}, compute);
+  if (compact_ && compact_->packed && tokens <= compact_->packed->max_tokens() &&
+      compact_->packed->workspace_bytes(tokens) == 0) {
+    compact_->packed->run(x, tokens, y, nullptr, /*overlap=*/true);
+    if (bias_) out.add_(*bias_);
+    return;
+  }
+  const at::Tensor input = view(const_cast<void*>(x), {tokens, in_features()}, compute);
+  const at::Tensor weight = compact_ ? compact_->expanded() : dense_;
+  if (bias_)
+    at::addmm_out(out, *bias_, input, weight.t());
+  else
+    at::mm_out(out, input, weight.t());
+}
+
+bool Linear::recordable() const {
+  if (!compact_) return true;
+  return compact_->packed.has_value() ||
+         (compact_->device && compact_->device->expands_by_kernel(compact_->compute));
 }
 
 at::Tensor Linear::rows(const at::Tensor& ids) const {

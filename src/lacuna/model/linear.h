@@ -23,9 +23,11 @@ struct LinearClock {
 void set_linear_clock(LinearClock* clock);
 
 /// y = x W^T + b. On the CPU up to 16 tokens run on the linear operations of kernels/, dense
-/// weights too. A compact weight stays compact in memory: more tokens, blocks, codes and GPUs
-/// expand it into a scratch shared by all layers and take the dense product. On a GPU a quantised
-/// weight is expanded once, when it is loaded, and is a dense one from then on.
+/// weights too; on a GPU up to 64 where liblacuna_cuda.so has a kernel for the weight (2:4 in bf16
+/// on compute capability 9.0). A compact weight stays compact in memory: more tokens, blocks, codes
+/// and what no kernel takes expand it into a scratch shared by all layers and take the dense
+/// product. On a GPU a quantised weight is expanded once, when it is loaded, and is a dense one
+/// from then on.
 class Linear {
  public:
   Linear() = default;
@@ -36,10 +38,14 @@ class Linear {
 
   /// @param x [..., in] -> [..., out]
   at::Tensor forward(const at::Tensor& x) const;
-  /// The same on raw CPU memory of the dtype of the computation: x [tokens, in] -> y [tokens, out].
-  /// Where a kernel takes it, nothing allocates, locks or asks torch after the first call of a
-  /// thread.
+  /// The same on raw memory of the device, in the dtype of the computation and aligned to 16 bytes:
+  /// x [tokens, in] -> y [tokens, out]. On a CPU, where a kernel takes it, nothing allocates, locks
+  /// or asks torch after the first call of a thread. On a GPU it goes onto torch's current stream.
+  /// @param executor  of a CPU
   void forward_into(const void* x, int64_t tokens, void* y, const Executor& executor) const;
+  /// Whether forward_into() on a GPU allocates nothing once it has been called, so that what it
+  /// puts onto the stream can be recorded.
+  bool recordable() const;
   /// The rows of W that ids (int64 [...]) name: [..., in], as an embedding does. Of a quantised
   /// weight only these rows are expanded.
   at::Tensor rows(const at::Tensor& ids) const;
@@ -62,6 +68,7 @@ class Linear {
   struct Compact;
   class RowKernels;
   at::Tensor multiply(const at::Tensor& x) const;
+  void forward_on_gpu(const void* x, int64_t tokens, void* y, const Compute& compute) const;
   at::Tensor dense_;
   std::shared_ptr<const Compact> compact_;
   std::shared_ptr<const RowKernels> few_tokens_;  ///< of whichever weight is set, or null

@@ -3,9 +3,19 @@
 #include <c10/core/InferenceMode.h>
 
 namespace lacuna::model {
+namespace {
+
+at::Tensor& shared_buffer() {
+  static thread_local at::Tensor buffer;
+  return buffer;
+}
+
+}  // namespace
+
+at::Tensor scratch_buffer() { return shared_buffer(); }
 
 at::Tensor scratch(int64_t rows, int64_t columns, const Compute& compute) {
-  static thread_local at::Tensor buffer;
+  at::Tensor& buffer = shared_buffer();
   const int64_t bytes = rows * columns * static_cast<int64_t>(c10::elementSize(compute.dtype));
   if (!buffer.defined() || buffer.device() != compute.device || buffer.size(0) < bytes) {
     const c10::InferenceMode off(false);  // written in any mode

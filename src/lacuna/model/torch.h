@@ -36,6 +36,9 @@ struct Compute {
 /// which); kUsage: another word
 Result<at::Device> open_device(std::string_view name);
 
+/// torch's current stream on a GPU, a cudaStream_t.
+void* gpu_stream(at::Device device);
+
 /// What an exception says; of torch's own without the backtrace, which helps nobody who runs a
 /// tool.
 std::string what(const std::exception& error);

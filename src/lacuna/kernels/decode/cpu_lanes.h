@@ -373,6 +373,8 @@ void attend_head(const Attend& a, int64_t token, int64_t head) {
   for (int64_t j = 0; j < vectors; ++j) out.store(place + j * kLanes, result[j] * share, lanes(j));
 }
 
+size_t attend_workspace_bytes(const Attend&) { return 0; }
+
 void attend(const Attend& a, void* queue) {
   with_dtype(a.dtype, [&]<DType kType>() {
     const int64_t reads = (*a.position + a.tokens) * a.head_dim;  // of one head and token
@@ -451,8 +453,8 @@ void widen(const Widen& w, void*) {
   });
 }
 
-constexpr Operations operations(std::string_view name) {
-  return {name, gather, normalize, rotate, attend, activate, widen};
+constexpr Operations operations(const char* name) {
+  return {name, gather, normalize, rotate, attend_workspace_bytes, attend, activate, widen};
 }
 
 }  // namespace

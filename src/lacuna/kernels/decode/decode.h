@@ -7,7 +7,6 @@
 #pragma once
 
 #include <cstdint>
-#include <string_view>
 #include <vector>
 
 #include "lacuna/core/activation.h"
@@ -80,6 +79,7 @@ struct Attend {
   const void* values = nullptr;
   const int32_t* position = nullptr;
   void* out = nullptr;
+  void* workspace = nullptr;  ///< Operations::attend_workspace_bytes
 };
 
 /// out = act(gate) * up, the activation rounded before the product; without a gate out = act(up).
@@ -105,14 +105,16 @@ struct Widen {
 };
 
 /// The functions of one device. `queue` is what orders them: an Executor* on a CPU, where they
-/// return when they are done.
+/// return when they are done; a cudaStream_t on a GPU (cuda_sm80_decode.h), where positions and ids
+/// lie in device memory too, so that a recorded step serves every token.
 /// @dtype f32, bf16, f16
 /// @determinism the same bits on any number of threads of one CPU model
 struct Operations {
-  std::string_view name;
+  const char* name = nullptr;
   void (*gather)(const Gather&, void* queue) = nullptr;
   void (*normalize)(const Normalize&, void* queue) = nullptr;
   void (*rotate)(const Rotate&, void* queue) = nullptr;
+  size_t (*attend_workspace_bytes)(const Attend&) = nullptr;
   void (*attend)(const Attend&, void* queue) = nullptr;
   void (*activate)(const Activate&, void* queue) = nullptr;
   void (*widen)(const Widen&, void* queue) = nullptr;

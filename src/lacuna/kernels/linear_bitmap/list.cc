@@ -42,4 +42,10 @@ LinearCandidates& candidates() {
   return list;
 }
 
+GpuCandidates& gpu_candidates() {
+  static GpuCandidates list{
+      {kExpandCublas, supports_dense_product<format::PatternKind::kUnstructured>}};
+  return list;
+}
+
 }  // namespace lacuna::kernels::linear_bitmap

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "lacuna/format/rows.h"
-#include "lacuna/kernels/select.h"
+#include "lacuna/kernels/gpu_linear.h"
 
 namespace lacuna::kernels::linear_dense {
 
@@ -30,5 +30,7 @@ std::vector<Explanation> explain(const Problem& problem, const Device& device = 
 
 /// The list itself; the model tier adds candidates that stand on torch at start-up.
 LinearCandidates& candidates();
+/// What runs it on a GPU.
+GpuCandidates& gpu_candidates();
 
 }  // namespace lacuna::kernels::linear_dense

@@ -40,4 +40,9 @@ LinearCandidates& candidates() {
   return list;
 }
 
+GpuCandidates& gpu_candidates() {
+  static GpuCandidates list{{kCublas, supports_dense_product<format::PatternKind::kDense>}};
+  return list;
+}
+
 }  // namespace lacuna::kernels::linear_dense

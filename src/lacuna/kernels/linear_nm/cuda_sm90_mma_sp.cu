@@ -52,18 +52,19 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <atomic>
+#include <cstring>
 
 namespace lacuna::kernels::linear_nm {
 namespace {
 
 constexpr int kTileRows = 16;
-constexpr int kUnitColumns = 128;
+constexpr int kUnitColumns = kMmaSpUnitColumns;
 constexpr int kMetadataBytes = 256;
 constexpr int kStepBytes = 512;  // values of 16 rows x 32 columns
 constexpr int kSteps = kUnitColumns / 32;
 constexpr int kUnitBytes = kMetadataBytes + kSteps * kStepBytes;  // 2,304
 constexpr int kMaxSharedBytes = 227 * 1024;
-constexpr int kMaxTokens = 64;
 constexpr int kMaxCluster = 8;
 
 // A warp's sums of 16 rows and 8 tokens, as the tensor cores leave them: [lane][4].
@@ -606,6 +607,45 @@ __global__ void linear_nm_pack_kernel(const unsigned short* dense, int n, int k,
   *reinterpret_cast<uint2*>(unit + lane * 8) = make_uint2(metadata[0], metadata[1]);
 }
 
+// The way back: one warp unpacks one unit, each lane the groups whose values it reads. The places
+// of a group lie in the metadata of the lane that mma.sp takes them from.
+__global__ void linear_nm_unpack_kernel(const unsigned char* packed, int n, int k, int row_tiles,
+                                        int units, unsigned short* dense) {
+  const int lane = threadIdx.x & 31;
+  const std::int64_t unit_index =
+      static_cast<std::int64_t>(blockIdx.x) * (blockDim.x >> 5) + (threadIdx.x >> 5);
+  if (unit_index >= static_cast<std::int64_t>(row_tiles) * units) return;
+  const int tile = static_cast<int>(unit_index / units);
+  const int column0 = static_cast<int>(unit_index % units) * kUnitColumns;
+  const unsigned char* unit = packed + unit_index * kUnitBytes;
+  const int g = lane >> 2, t = lane & 3;
+  const uint2 metadata = *reinterpret_cast<const uint2*>(unit + lane * 8);
+#pragma unroll
+  for (int s = 0; s < kSteps; ++s) {
+    const uint4 word =
+        *reinterpret_cast<const uint4*>(unit + kMetadataBytes + s * kStepBytes + lane * 16);
+    const unsigned values[4] = {word.x, word.y, word.z, word.w};
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {  // columns 0..15 and 16..31 of the step
+      const unsigned places =
+          __shfl_sync(~0u, s < 2 ? metadata.x : metadata.y, 4 * g + 2 * (s % 2) + half);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {  // rows g and g + 8
+        const unsigned place = places >> (16 * i + 4 * t);
+        const unsigned kept = values[2 * half + i];
+        const unsigned long long group =
+            static_cast<unsigned long long>(kept & 0xffff) << (16 * (place & 3)) |
+            static_cast<unsigned long long>(kept >> 16) << (16 * (place >> 2 & 3));
+        const int row = tile * kTileRows + g + 8 * i;
+        if (row < n) {
+          *reinterpret_cast<unsigned long long*>(dense + static_cast<std::size_t>(row) * k +
+                                                 column0 + 32 * s + 16 * half + 4 * t) = group;
+        }
+      }
+    }
+  }
+}
+
 int ceil_div(std::int64_t a, std::int64_t b) { return static_cast<int>((a + b - 1) / b); }
 
 using Kernel = void (*)(const Params);
@@ -669,10 +709,17 @@ bool plan_ok(const MmaSpPlan& p) {
          p.cluster <= kMaxCluster && (p.cluster & (p.cluster - 1)) == 0;
 }
 
-// Clusters of blocks with all the shared memory that this device can hold at one time.
+// Clusters of blocks with all the shared memory that this device can hold at one time. The driver
+// is asked once: plans are made by the thousand.
 cudaError_t clusters_at_once(int token_tiles, int cluster, int* count) {
+  static std::atomic<int> known[16][9][9];  // [device][token tiles][cluster], 0: not asked yet
+  int device = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error != cudaSuccess) return error;
+  std::atomic<int>* answer = device < 16 ? &known[device][token_tiles][cluster] : nullptr;
+  if (answer != nullptr && (*count = answer->load()) > 0) return cudaSuccess;
   const Kernel kernel = find_kernel(token_tiles, 2);
-  cudaError_t error =
+  error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMaxSharedBytes);
   if (error != cudaSuccess) return error;
   cudaLaunchAttribute attribute;
@@ -688,16 +735,8 @@ cudaError_t clusters_at_once(int token_tiles, int cluster, int* count) {
   config.numAttrs = 1;
   error = cudaOccupancyMaxActiveClusters(count, kernel, &config);
   if (error == cudaSuccess && *count < 1) error = cudaErrorNotSupported;
+  if (error == cudaSuccess && answer != nullptr) answer->store(*count);
   return error;
-}
-
-const char* problem_refusal(std::int64_t n, std::int64_t k, int t) {
-  if (t < 1 || t > kMaxTokens) return "T must be 1..64";
-  if (n < 1 || n >= (1 << 25)) return "N must be 1..2^25-1";
-  if (k < kUnitColumns || k % kUnitColumns != 0 || k >= (1 << 20)) {
-    return "K must be a multiple of 128 below 2^20";
-  }
-  return nullptr;
 }
 
 }  // namespace
@@ -710,7 +749,7 @@ std::size_t mma_sp_packed_bytes(std::int64_t n, std::int64_t k) {
 std::size_t mma_sp_workspace_bytes(std::int64_t, std::int64_t, int) { return 0; }
 
 const char* mma_sp_refusal(std::int64_t n, std::int64_t k, int t, int device) {
-  if (const char* reason = problem_refusal(n, k, t)) return reason;
+  if (const char* reason = mma_sp_shape_refusal(n, k, t)) return reason;
   int major = 0, minor = 0;
   if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess ||
       cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) != cudaSuccess) {
@@ -726,7 +765,7 @@ std::size_t mma_sp_shared_bytes(const MmaSpPlan& plan) {
 
 cudaError_t mma_sp_pack(const void* dense, std::int64_t n, std::int64_t k, void* packed,
                         PackReport* report, cudaStream_t stream) {
-  if (problem_refusal(n, k, 1) != nullptr || dense == nullptr || packed == nullptr ||
+  if (mma_sp_shape_refusal(n, k, 1) != nullptr || dense == nullptr || packed == nullptr ||
       reinterpret_cast<std::uintptr_t>(dense) % 8 != 0 ||
       reinterpret_cast<std::uintptr_t>(packed) % 16 != 0) {
     return cudaErrorInvalidValue;
@@ -746,8 +785,23 @@ cudaError_t mma_sp_pack(const void* dense, std::int64_t n, std::int64_t k, void*
   return cudaGetLastError();
 }
 
+cudaError_t mma_sp_unpack(const void* packed, std::int64_t n, std::int64_t k, void* dense,
+                          cudaStream_t stream) {
+  if (mma_sp_shape_refusal(n, k, 1) != nullptr || dense == nullptr || packed == nullptr ||
+      reinterpret_cast<std::uintptr_t>(dense) % 8 != 0 ||
+      reinterpret_cast<std::uintptr_t>(packed) % 16 != 0) {
+    return cudaErrorInvalidValue;
+  }
+  const int row_tiles = ceil_div(n, kTileRows), units = static_cast<int>(k / kUnitColumns);
+  const std::int64_t warps = static_cast<std::int64_t>(row_tiles) * units;
+  linear_nm_unpack_kernel<<<ceil_div(warps, 8), 256, 0, stream>>>(
+      static_cast<const unsigned char*>(packed), static_cast<int>(n), static_cast<int>(k),
+      row_tiles, units, static_cast<unsigned short*>(dense));
+  return cudaGetLastError();
+}
+
 cudaError_t mma_sp_plan(std::int64_t n, std::int64_t k, int t, MmaSpPlan* plan) {
-  if (problem_refusal(n, k, t) != nullptr || plan == nullptr) return cudaErrorInvalidValue;
+  if (mma_sp_shape_refusal(n, k, t) != nullptr || plan == nullptr) return cudaErrorInvalidValue;
   const int tiles = ceil_div(n, kTileRows), units = static_cast<int>(k / kUnitColumns);
   MmaSpPlan p;
   p.token_tiles = t <= 8 ? 1 : t <= 16 ? 2 : t <= 32 ? 4 : 8;
@@ -806,7 +860,7 @@ cudaError_t mma_sp_plan(std::int64_t n, std::int64_t k, int t, MmaSpPlan* plan) 
 
 cudaError_t mma_sp_run(const void* packed, const void* x, void* y, std::int64_t n, std::int64_t k,
                        int t, const MmaSpPlan& plan, bool overlap_previous, cudaStream_t stream) {
-  if (problem_refusal(n, k, t) != nullptr || !plan_ok(plan) || t > plan.token_tiles * 8 ||
+  if (mma_sp_shape_refusal(n, k, t) != nullptr || !plan_ok(plan) || t > plan.token_tiles * 8 ||
       packed == nullptr || x == nullptr || y == nullptr ||
       reinterpret_cast<std::uintptr_t>(packed) % 16 != 0 ||
       reinterpret_cast<std::uintptr_t>(x) % 16 != 0 ||
@@ -864,5 +918,64 @@ cudaError_t mma_sp_run(const void* packed, const void* x, void* y, std::int64_t 
   }
   return cudaLaunchKernelEx(&config, kernel, p);
 }
+
+namespace {
+
+// What the library's layout and plan hold.
+struct Shape {
+  std::int64_t n, k;
+};
+struct Call {
+  int t;
+  MmaSpPlan plan;
+};
+static_assert(sizeof(Shape) <= sizeof(GpuLayout::storage) && sizeof(Call) <= sizeof(GpuPlan));
+
+template <class T, class Holder>
+T held(const Holder* holder) {
+  T value;
+  std::memcpy(&value, holder->storage, sizeof(value));
+  return value;
+}
+
+}  // namespace
+
+const GpuLinearKernel kMmaSp = {
+    .operation = "linear_nm",
+    .name = "cuda_sm90_mma_sp",
+    .scratch_bytes = [](int64_t, int64_t) -> size_t { return 0; },
+    .measure = [](const void*, int64_t n, int64_t k, void*, GpuLayout* layout, GpuStream) -> int {
+      const Shape shape{n, k};
+      layout->packed_bytes = mma_sp_packed_bytes(n, k);
+      std::memcpy(layout->storage, &shape, sizeof(shape));
+      return cudaSuccess;
+    },
+    .pack = [](const GpuLayout* layout, const void* dense, const void*, void* packed,
+               GpuPackReport* report, GpuStream stream) -> int {
+      const auto [n, k] = held<Shape>(layout);
+      return mma_sp_pack(dense, n, k, packed, report, static_cast<cudaStream_t>(stream));
+    },
+    .unpack = [](const GpuLayout* layout, const void* packed, void* dense,
+                 GpuStream stream) -> int {
+      const auto [n, k] = held<Shape>(layout);
+      return mma_sp_unpack(packed, n, k, dense, static_cast<cudaStream_t>(stream));
+    },
+    .max_tokens = [](const GpuLayout*) -> int64_t { return kMmaSpMaxTokens; },
+    .plan = [](const GpuLayout* layout, int64_t tokens, GpuPlan* plan) -> int {
+      const auto [n, k] = held<Shape>(layout);
+      Call call{static_cast<int>(std::min(tokens, kMmaSpMaxTokens + 1)), {}};
+      const cudaError_t error = mma_sp_plan(n, k, call.t, &call.plan);
+      if (error == cudaSuccess) std::memcpy(plan->storage, &call, sizeof(call));
+      return error;
+    },
+    .workspace_bytes = [](const GpuLayout*, const GpuPlan*) -> size_t { return 0; },
+    .run = [](const GpuLayout* layout, const GpuPlan* plan, const void* packed, const void* x,
+              void* y, void*, int overlap_previous, GpuStream stream) -> int {
+      const auto [n, k] = held<Shape>(layout);
+      const auto call = held<Call>(plan);
+      return mma_sp_run(packed, x, y, n, k, call.t, call.plan, overlap_previous != 0,
+                        static_cast<cudaStream_t>(stream));
+    },
+};
 
 }  // namespace lacuna::kernels::linear_nm

@@ -6,16 +6,17 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "lacuna/kernels/gpu_abi.h"
+#include "lacuna/kernels/linear_nm/cuda_sm90_mma_sp_limits.h"
+
 namespace lacuna::kernels::linear_nm {
 
-// What packing found. Lives in device memory and is only ever written by the device: set it to
-// `PackReport{}` (or leave that to `mma_sp_pack`), read it after the stream is done.
-struct PackReport {
-  // Groups of four with more than two non-zeros. Their two lowest columns were kept.
-  unsigned long long violations = 0;
-  // The lowest such group, as row * (K / 4) + group; ~0 when there is none.
-  unsigned long long first_group = ~0ull;
-};
+// This kernel as the library shows it.
+extern const GpuLinearKernel kMmaSp;
+
+// What packing found: groups of four with more than two non-zeros, whose two lowest columns were
+// kept. Set by `mma_sp_pack`; read it after the stream is done.
+using PackReport = GpuPackReport;
 
 // How one launch is cut. `mma_sp_plan` fills it; every field may be set by hand to measure others.
 struct MmaSpPlan {
@@ -54,6 +55,12 @@ std::size_t mma_sp_shared_bytes(const MmaSpPlan& plan);
 // @errors more than two non-zeros in a group: counted in *report (device memory, may be null)
 cudaError_t mma_sp_pack(const void* dense, std::int64_t n, std::int64_t k, void* packed,
                         PackReport* report, cudaStream_t stream);
+
+// W again, from its packed form: every weight that was not a zero, bit by bit, and +0.
+// @shape packed mma_sp_packed_bytes(N, K), dense [N,K] bf16, aligned to 8 bytes
+// @cost 1.125 N K bytes read, 2 N K written
+cudaError_t mma_sp_unpack(const void* packed, std::int64_t n, std::int64_t k, void* dense,
+                          cudaStream_t stream);
 
 // y = x · W^T, float32 sums, one rounding to bf16 at the end.
 // @shape x [T,K] and y [T,N] row-major and contiguous

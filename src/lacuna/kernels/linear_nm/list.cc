@@ -1,5 +1,6 @@
 // The candidates of linear_nm, special to general, the reference last.
 #include "lacuna/kernels/linear_nm/cpu.h"
+#include "lacuna/kernels/linear_nm/cuda_sm90_mma_sp_limits.h"
 #include "lacuna/kernels/linear_nm/linear_nm.h"
 
 namespace lacuna::kernels::linear_nm {
@@ -37,6 +38,15 @@ Support fixed(const Problem& problem, const Device& device) {
                kColumns == 16 ? "an OF that divides 16" : "an OF that divides 8");
 }
 
+Support mma_sp(const Problem& problem, const Device& device) {
+  const char* shape = mma_sp_shape_refusal(problem.outputs, problem.inputs, problem.tokens);
+  return Support::all({needs(problem.pattern == format::Pattern::keep_of(2, 4), "2:4"),
+                       needs(problem.values == Values::kBF16 && problem.activations == DType::kBF16,
+                             "bf16 values and bf16 activations"),
+                       shape != nullptr ? Support::no("{}", shape) : Support::yes(),
+                       supports_gpu_kernel(device, 9, 0)});
+}
+
 }  // namespace
 
 LinearCandidates& candidates() {
@@ -51,6 +61,12 @@ LinearCandidates& candidates() {
 #endif
         row_candidate<kPortable>("cpu_portable", any_cpu), reference_candidate(any_cpu)
   };
+  return list;
+}
+
+GpuCandidates& gpu_candidates() {
+  static GpuCandidates list{{"cuda_sm90_mma_sp", mma_sp},
+                            {kExpandCublas, supports_dense_product<format::PatternKind::kKeepOf>}};
   return list;
 }
 

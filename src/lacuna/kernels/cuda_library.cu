@@ -1,0 +1,61 @@
+// liblacuna_cuda.so's only export: the table of its kernels. A new kernel is one more line here,
+// and a candidate of the same name in its folder's list.cc.
+#include <cuda_runtime_api.h>
+
+#include "lacuna/kernels/decode/cuda_sm80_decode.h"
+#include "lacuna/kernels/expand/cuda_sm80_expand.h"
+#include "lacuna/kernels/gpu_abi.h"
+#include "lacuna/kernels/linear_nm/cuda_sm90_mma_sp.h"
+
+namespace lacuna::kernels {
+namespace {
+
+constexpr const GpuLinearKernel* kLinear[] = {
+    &linear_nm::kMmaSp,
+};
+
+cudaStream_t stream_of(GpuStream stream) { return static_cast<cudaStream_t>(stream); }
+
+int record_end(GpuStream stream, GpuRecording* recording) {
+  cudaGraph_t graph = nullptr;
+  if (const cudaError_t error = cudaStreamEndCapture(stream_of(stream), &graph)) return error;
+  cudaGraphExec_t made = nullptr;
+  const cudaError_t error = cudaGraphInstantiate(&made, graph, 0);
+  cudaGraphDestroy(graph);
+  *recording = made;
+  return error;
+}
+
+const GpuTable kTable = {
+    .version = kGpuAbiVersion,
+    .error_text = [](int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); },
+    .expand = [](const GpuBitmapMatrix* matrix, void* dense, GpuStream stream) -> int {
+      return expand::expand(*matrix, dense, stream_of(stream));
+    },
+    .linear = kLinear,
+    .linear_count = sizeof(kLinear) / sizeof(kLinear[0]),
+    .decode = &decode::kCuda,
+    .copy = [](void* to, const void* from, size_t bytes, GpuStream stream) -> int {
+      return cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_of(stream));
+    },
+    .wait = [](GpuStream stream) -> int { return cudaStreamSynchronize(stream_of(stream)); },
+    .record_begin = [](GpuStream stream) -> int {
+      return cudaStreamBeginCapture(stream_of(stream), cudaStreamCaptureModeThreadLocal);
+    },
+    .record_end = record_end,
+    .replay = [](GpuRecording recording, GpuStream stream) -> int {
+      return cudaGraphLaunch(static_cast<cudaGraphExec_t>(recording), stream_of(stream));
+    },
+    .forget =
+        [](GpuRecording recording) {
+          cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(recording));
+        },
+};
+
+}  // namespace
+}  // namespace lacuna::kernels
+
+extern "C" __attribute__((visibility("default"))) const lacuna::kernels::GpuTable*
+lacuna_gpu_table() {
+  return &lacuna::kernels::kTable;
+}

@@ -1,0 +1,111 @@
+// What liblacuna_cuda.so shows to the program that loads it: one table of plain C structs. Only
+// pointers, sizes and numbers cross, so that neither side needs the headers or the compiler of the
+// other.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+namespace lacuna::kernels {
+
+namespace decode {
+struct Operations;  // decode/decode.h
+}
+
+extern "C" {
+
+/// A cudaStream_t. All pointers to matrices below are device memory; nothing waits for the stream
+/// unless it says so. Functions that return int return a cudaError_t: 0 is success.
+typedef void* GpuStream;
+/// A cudaGraphExec_t.
+typedef void* GpuRecording;
+
+/// What packing found, in device memory.
+struct GpuPackReport {
+  unsigned long long violations;   ///< groups that break the pattern
+  unsigned long long first_group;  ///< the lowest of them, row * groups_per_row + group; ~0: none
+};
+
+/// How one weight is packed: the kernel's own, made by its measure(). The packed bytes mean nothing
+/// without it.
+struct GpuLayout {
+  size_t packed_bytes;
+  alignas(16) unsigned char storage[112];
+};
+
+/// How one launch is cut: the kernel's own, made by its plan().
+struct GpuPlan {
+  alignas(16) unsigned char storage[64];
+};
+
+/// A kernel for y[T,N] = x[T,K] · W[N,K]^T with a weight that it packs for itself.
+struct GpuLinearKernel {
+  const char* operation;  ///< "linear_nm"
+  const char* name;       ///< of the candidate: "cuda_sm90_mma_sp"
+
+  /// Packing has two steps, for the layout and its size may depend on the weight. First measure()
+  /// looks at W (bf16 [N,K]) and decides; it may wait for the stream, and leave what pack() needs
+  /// in the scratch (scratch_bytes() of device memory). Where the shape decides, it looks at
+  /// nothing.
+  size_t (*scratch_bytes)(int64_t n, int64_t k);
+  int (*measure)(const void* dense, int64_t n, int64_t k, void* scratch, GpuLayout* layout,
+                 GpuStream stream);
+  /// Writes layout->packed_bytes; `packed` is aligned to 128 bytes.
+  int (*pack)(const GpuLayout* layout, const void* dense, const void* scratch, void* packed,
+              GpuPackReport* report, GpuStream stream);
+  /// The weight again, bf16 [N,K], dense; a dropped weight is +0.
+  int (*unpack)(const GpuLayout* layout, const void* packed, void* dense, GpuStream stream);
+
+  /// Most tokens of one run().
+  int64_t (*max_tokens)(const GpuLayout* layout);
+  /// For the current device. Everything that can be checked is checked here.
+  int (*plan)(const GpuLayout* layout, int64_t tokens, GpuPlan* plan);
+  size_t (*workspace_bytes)(const GpuLayout* layout, const GpuPlan* plan);
+  /// x and y are row-major and contiguous, x aligned to 16 bytes. With `overlap_previous` the
+  /// launch is programmatic: it may read W while the kernel ahead of it in the stream still runs,
+  /// but touches neither x nor y nor the workspace before that kernel is complete.
+  int (*run)(const GpuLayout* layout, const GpuPlan* plan, const void* packed, const void* x,
+             void* y, void* workspace, int overlap_previous, GpuStream stream);
+};
+
+/// A compact matrix with a bitmap (format/compact.h), its parts in device memory.
+struct GpuBitmapMatrix {
+  int64_t rows, columns;
+  int32_t element_bytes;  ///< of a value: 2 or 4
+  const unsigned char* bitmap;
+  const void* values;
+  const int64_t* row_values;  ///< values before each row [rows]; null: values_per_row each
+  int64_t values_per_row;
+};
+
+/// All of the library.
+struct GpuTable {
+  int32_t version;  ///< kGpuAbiVersion of the headers it was built with
+  const char* (*error_text)(int error);
+  /// The matrix, dense, in elements of the same type.
+  int (*expand)(const GpuBitmapMatrix* matrix, void* dense, GpuStream stream);
+  const GpuLinearKernel* const* linear;
+  int32_t linear_count;
+  const decode::Operations* decode;  ///< their queue is a GpuStream
+
+  /// Between device memory and pinned host memory, either way.
+  int (*copy)(void* to, const void* from, size_t bytes, GpuStream stream);
+  /// Until all that was put onto the stream is done.
+  int (*wait)(GpuStream stream);
+  /// What this thread puts onto the stream between the two is not run but recorded (a CUDA graph).
+  int (*record_begin)(GpuStream stream);
+  int (*record_end)(GpuStream stream, GpuRecording* recording);
+  int (*replay)(GpuRecording recording, GpuStream stream);
+  void (*forget)(GpuRecording recording);
+};
+
+/// The one function that the library exports, as kGpuTableSymbol.
+typedef const GpuTable* (*GpuTableFunction)();
+
+}  // extern "C"
+
+/// Changes with any struct above.
+inline constexpr int32_t kGpuAbiVersion = 2;
+inline constexpr const char* kGpuTableSymbol = "lacuna_gpu_table";
+
+}  // namespace lacuna::kernels

@@ -1,0 +1,168 @@
+#include "lacuna/model/decode_device.h"
+
+#include <ATen/Parallel.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+
+#include <cstring>
+
+#include "lacuna/kernels/gpu_linear.h"
+#include "lacuna/model/scratch.h"
+
+namespace lacuna::model {
+
+namespace decode = kernels::decode;
+
+namespace {
+
+/// Threads that spin between the operations; a sequence is called every time.
+class CpuDevice : public DecodeDevice {
+ public:
+  explicit CpuDevice(const decode::Operations* operations)
+      : operations_(operations != nullptr ? *operations : *decode::cpu_operations().front()),
+        pool_(at::get_num_threads()),
+        executor_(pool_.executor()) {}
+
+  const decode::Operations& operations() const override { return operations_; }
+  void* queue() override { return &executor_; }
+  const Executor& executor() const override { return executor_; }
+  const int32_t* position() const override { return &position_; }
+  const int32_t* ids() const override { return nullptr; }
+  int32_t* best() override { return &best_; }
+  int32_t run(const std::vector<int32_t>&, int64_t position,
+              const std::function<void()>& sequence) override {
+    position_ = static_cast<int32_t>(position);
+    sequence();
+    return best_;
+  }
+  void forget() override {}
+
+ private:
+  const decode::Operations& operations_;
+  ThreadPool pool_;
+  Executor executor_;
+  int32_t position_ = 0, best_ = 0;
+};
+
+/// A stream of its own, for the default one can't be recorded. Torch's products run on it too while
+/// a sequence is called. A sequence of one token is called twice, the second time to be recorded:
+/// by then torch has all the memory that its products want.
+class GpuDevice : public DecodeDevice {
+ public:
+  GpuDevice(at::Device device, int64_t max_tokens)
+      : device_(device),
+        guard_(device.type()),
+        stream_(guard_.getStreamFromGlobalPool(device)),
+        table_(**kernels::gpu_library()) {
+    const auto ints = at::TensorOptions().dtype(at::kInt);
+    state_ = at::zeros({2 + max_tokens}, ints.device(device));
+    staging_ = at::zeros({2 + max_tokens}, ints.pinned_memory(true));
+    // What was queued so far (weights, the cache) must be there.
+    check(table_.wait(nullptr), "wait");
+  }
+  ~GpuDevice() override {
+    table_.wait(queue());
+    forget();
+  }
+
+  const decode::Operations& operations() const override { return *table_.decode; }
+  void* queue() override { return stream_.native_handle(); }
+  const Executor& executor() const override { return none_; }
+  const int32_t* position() const override { return state() + 1; }
+  const int32_t* ids() const override { return state() + 2; }
+  int32_t* best() override { return state_.mutable_data_ptr<int32_t>(); }
+
+  int32_t run(const std::vector<int32_t>& ids, int64_t position,
+              const std::function<void()>& sequence) override {
+    auto* staged = staging_.mutable_data_ptr<int32_t>();
+    staged[1] = static_cast<int32_t>(position);
+    std::memcpy(staged + 2, ids.data(), ids.size() * sizeof(int32_t));
+    copy(best() + 1, staged + 1, 1 + ids.size());
+    if (ids.size() != 1) {
+      call(sequence);
+    } else if (recording_ != nullptr) {
+      check(table_.replay(recording_, queue()), "replay");
+    } else if (++calls_ < 2) {
+      call(sequence);
+    } else {
+      record(sequence);
+      // An expanded weight passes through the buffer that is the scratch now.
+      held_ = scratch_buffer();
+      check(table_.replay(recording_, queue()), "replay");
+    }
+    copy(staged, best(), 1);
+    check(table_.wait(queue()), "run a step");
+    return staged[0];
+  }
+
+  void forget() override {
+    if (recording_ != nullptr) table_.forget(recording_);
+    recording_ = nullptr;
+    calls_ = 0;
+    // Buffers of the cache that were just filled on torch's own stream.
+    table_.wait(nullptr);
+  }
+
+ private:
+  const int32_t* state() const { return state_.const_data_ptr<int32_t>(); }
+
+  void check(int error, const char* what) const {
+    TORCH_CHECK(error == 0, "the GPU can't ", what, ": ", table_.error_text(error));
+  }
+
+  void copy(int32_t* to, const int32_t* from, size_t count) {
+    check(table_.copy(to, from, count * sizeof(int32_t), queue()), "copy");
+  }
+
+  void record(const std::function<void()>& sequence) {
+    check(table_.record_begin(queue()), "record");
+    try {
+      call(sequence);
+    } catch (...) {  // the stream must not stay in this state
+      void* half = nullptr;
+      if (table_.record_end(queue(), &half) == 0) table_.forget(half);
+      throw;
+    }
+    check(table_.record_end(queue(), &recording_), "record");
+  }
+
+  /// With torch's products on our stream.
+  void call(const std::function<void()>& sequence) {
+    const c10::Stream before = guard_.exchangeStream(stream_);
+    struct Back {
+      const c10::impl::VirtualGuardImpl& guard;
+      c10::Stream stream;
+      ~Back() { guard.exchangeStream(stream); }
+    } back{guard_, before};
+    sequence();
+  }
+
+  at::Device device_;
+  c10::impl::VirtualGuardImpl guard_;
+  c10::Stream stream_;
+  const kernels::GpuTable& table_;
+  Executor none_;
+  at::Tensor state_;    // best, position, ids
+  at::Tensor staging_;  // the same in pinned memory
+  at::Tensor held_;
+  void* recording_ = nullptr;
+  int calls_ = 0;
+};
+
+}  // namespace
+
+std::optional<std::string> DecodeDevice::refusal(const Decoder& decoder) {
+  if (decoder.compute().device.is_cpu()) return std::nullopt;
+  if (!kernels::gpu_library().ok()) return kernels::gpu_library().error().message;
+  if (decoder.ends().embedding().is_compact()) return "a compact embedding";
+  for (const Linear* linear : decoder.linears())
+    if (!linear->recordable()) return "a weight that torch expands";
+  return std::nullopt;
+}
+
+std::unique_ptr<DecodeDevice> DecodeDevice::open(at::Device device, int64_t max_tokens,
+                                                 const decode::Operations* operations) {
+  if (device.is_cpu()) return std::make_unique<CpuDevice>(operations);
+  return std::make_unique<GpuDevice>(device, max_tokens);
+}
+
+}  // namespace lacuna::model

@@ -1,0 +1,32 @@
+// A compact weight on a GPU, held as it is stored.
+#pragma once
+
+#include "lacuna/format/compact.h"
+#include "lacuna/model/torch.h"
+
+namespace lacuna::model {
+
+/// The parts of an unquantised compact matrix on a GPU. A bitmap is expanded by liblacuna_cuda.so;
+/// blocks, and everything where that library is missing, by torch's own operations, whose
+/// temporaries take about ten bytes a weight of the one matrix.
+class DeviceCompact {
+ public:
+  DeviceCompact(const format::CompactMatrix& matrix, const Compute& compute);
+  /// Dense in compute.dtype, in the shared scratch: good until the next expansion on this thread.
+  at::Tensor expand(const Compute& compute) const;
+  /// Whether expand() is one kernel: nothing is allocated once the scratch is large enough.
+  bool expands_by_kernel(const Compute& compute) const;
+  size_t bytes() const;
+
+ private:
+  at::Tensor expand_blocks(const at::Tensor& values, const Compute& compute) const;
+  at::Tensor expand_bitmap(const at::Tensor& values, const Compute& compute) const;
+
+  format::Pattern pattern_;
+  int64_t rows_, columns_;
+  at::Tensor values_, bitmap_, block_rows_, block_columns_;
+  at::Tensor row_values_;  // for the library, unstructured: values before each row
+  at::Tensor bits_;        // without it: the bits of a byte
+};
+
+}  // namespace lacuna::model

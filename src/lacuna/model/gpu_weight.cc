@@ -1,0 +1,92 @@
+#include "lacuna/model/gpu_weight.h"
+
+#include "lacuna/kernels/linear.h"
+#include "lacuna/model/scratch.h"
+
+namespace lacuna::model {
+namespace {
+
+using kernels::GpuLinearKernel;
+
+/// Throws what the library answers.
+void check(int error, const GpuLinearKernel& kernel, const char* step) {
+  TORCH_CHECK(error == 0, kernel.operation, ":", kernel.name, " can't ", step, ": ",
+              (*kernels::gpu_library())->error_text(error));
+}
+
+at::Tensor device_bytes(size_t count, at::Device device) {
+  return at::empty({static_cast<int64_t>(count)},
+                   at::TensorOptions().device(device).dtype(at::kByte));
+}
+
+}  // namespace
+
+Result<std::optional<GpuWeight>> GpuWeight::make(const kernels::Problem& problem,
+                                                 const Compute& compute,
+                                                 const std::function<at::Tensor()>& dense) {
+  const auto* operation = kernels::linear_operation(problem.pattern.kind);
+  if (operation == nullptr) return std::optional<GpuWeight>();
+  LACUNA_TRY(const GpuLinearKernel* kernel,
+             kernels::choose_gpu_kernel(*operation, problem, kernels::Device::this_gpu()));
+  if (kernel == nullptr) return std::optional<GpuWeight>();
+  GpuWeight weight(*kernel, problem, compute);
+  LACUNA_CHECK(weight.pack(dense(), problem.pattern));
+  return std::optional<GpuWeight>(std::move(weight));
+}
+
+Status GpuWeight::pack(const at::Tensor& dense, const format::Pattern& pattern) {
+  void* const stream = gpu_stream(compute_.device);
+  const void* const w = dense.const_data_ptr();
+  const at::Tensor scratch = device_bytes(kernel_->scratch_bytes(rows_, columns_), compute_.device);
+  check(kernel_->measure(w, rows_, columns_, scratch.mutable_data_ptr(), &layout_, stream),
+        *kernel_, "measure");
+  packed_ = device_bytes(layout_.packed_bytes, compute_.device);
+  const at::Tensor report = device_bytes(sizeof(kernels::GpuPackReport), compute_.device).zero_();
+  check(kernel_->pack(&layout_, w, scratch.const_data_ptr(), packed_.mutable_data_ptr(),
+                      static_cast<kernels::GpuPackReport*>(report.mutable_data_ptr()), stream),
+        *kernel_, "pack");
+  plans_.resize(static_cast<size_t>(kernel_->max_tokens(&layout_)));
+  for (size_t i = 0; i < plans_.size(); ++i)
+    check(kernel_->plan(&layout_, static_cast<int64_t>(i + 1), &plans_[i]), *kernel_, "plan");
+  const at::Tensor copied = report.cpu();
+  const auto& found = *static_cast<const kernels::GpuPackReport*>(copied.const_data_ptr());
+  if (found.violations > 0)
+    return check_failed("{}:{}: a weight is not {} (got {} groups with more; need none).",
+                        kernel_->operation, kernel_->name, pattern.text(), found.violations);
+  return {};
+}
+
+bool GpuWeight::takes(const at::Tensor& x) const {
+  return x.numel() > 0 && x.numel() <= max_tokens() * columns_ &&
+         x.scalar_type() == compute_.dtype && x.device() == packed_.device() && !x.requires_grad();
+}
+
+at::Tensor GpuWeight::multiply(const at::Tensor& x, const std::optional<at::Tensor>& bias) const {
+  if (!takes(x)) return at::linear(x, expanded(), bias);
+  at::Tensor rows = x.contiguous();
+  if (reinterpret_cast<uintptr_t>(rows.const_data_ptr()) % 16 != 0) rows = rows.clone();
+  Shape shape = x.sizes().vec();
+  shape.back() = rows_;
+  at::Tensor y = at::empty(shape, x.options());
+  const int64_t tokens = x.numel() / columns_;
+  const at::Tensor workspace = device_bytes(workspace_bytes(tokens), x.device());
+  run(rows.const_data_ptr(), tokens, y.mutable_data_ptr(), workspace.mutable_data_ptr(),
+      /*overlap=*/false);
+  return bias ? y.add_(*bias) : y;
+}
+
+void GpuWeight::run(const void* x, int64_t tokens, void* y, void* workspace, bool overlap) const {
+  check(kernel_->run(&layout_, &plan(tokens), packed_.const_data_ptr(), x, y, workspace, overlap,
+                     gpu_stream(compute_.device)),
+        *kernel_, "run");
+}
+
+at::Tensor GpuWeight::expanded() const {
+  at::Tensor out = scratch(rows_, columns_, compute_);
+  check(kernel_->unpack(&layout_, packed_.const_data_ptr(), out.mutable_data_ptr(),
+                        gpu_stream(compute_.device)),
+        *kernel_, "unpack");
+  return out;
+}
+
+}  // namespace lacuna::model

@@ -1,0 +1,108 @@
+// What is said of the kernels on a GPU, which needs none.
+#include "lacuna/kernels/gpu_linear.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+
+#include "lacuna/kernels/linear.h"
+#include "support/data.h"
+
+namespace lacuna::kernels {
+namespace {
+using ::testing::AnyOf;
+using ::testing::HasSubstr;
+
+Device with_gpu(int major, int minor) {
+  return {.gpu = GpuFacts{.name = "a test", .major = major, .minor = minor}};
+}
+
+std::string refusal(const char* problem_text, const char* candidate, const Device& device) {
+  const Problem problem = *Problem::parse(problem_text);
+  const auto& list = (*find_linear_operation(problem.operation))->gpu_candidates();
+  return list.find(candidate)->supports(problem, device).refusal();
+}
+
+TEST(GpuLibrary, that_is_missing_or_another_says_so) {
+  const auto folder = testing::scratch_folder("gpu_library");
+  const auto missing = open_gpu_library(folder / "none.so");
+  ASSERT_FALSE(missing.ok());
+  EXPECT_EQ(missing.error().code, Code::kNotPossible);
+  EXPECT_THAT(missing.error().message, HasSubstr("./dev cuda"));
+  std::ofstream(folder / "text.so") << "no library";
+  EXPECT_THAT(open_gpu_library(folder / "text.so").error().message, HasSubstr("can't be loaded"));
+}
+
+TEST(GpuLibrary, shows_a_kernel_for_every_candidate_and_a_candidate_for_every_kernel) {
+  const auto file = std::filesystem::path(LACUNA_BINARY_DIR) / "liblacuna_cuda.so";
+  if (!std::filesystem::exists(file)) GTEST_SKIP() << "liblacuna_cuda.so is not built (./dev cuda)";
+  const auto library = open_gpu_library(file);
+  ASSERT_TRUE(library.ok()) << library.error().message;
+  const GpuTable& table = **library;
+  EXPECT_NE(table.expand, nullptr);
+  EXPECT_NE(table.error_text, nullptr);
+  for (int32_t i = 0; i < table.linear_count; ++i) {
+    const GpuLinearKernel& kernel = *table.linear[i];
+    const auto operation = find_linear_operation(kernel.operation);
+    ASSERT_TRUE(operation.ok()) << kernel.operation;
+    EXPECT_NE((*operation)->gpu_candidates().find(kernel.name), nullptr) << kernel.name;
+    EXPECT_TRUE(kernel.scratch_bytes && kernel.measure && kernel.pack && kernel.max_tokens &&
+                kernel.unpack && kernel.plan && kernel.workspace_bytes && kernel.run)
+        << kernel.name;
+  }
+  for (const LinearOperation& operation : linear_operations())
+    for (const Candidate& candidate : operation.gpu_candidates()) {
+      const bool in_library = candidate.name != kExpandCublas && candidate.name != kCublas;
+      bool found = false;
+      for (int32_t i = 0; i < table.linear_count; ++i)
+        found = found || (table.linear[i]->operation == operation.name &&
+                          table.linear[i]->name == candidate.name);
+      EXPECT_EQ(found, in_library) << candidate.name;
+    }
+}
+
+TEST(GpuCandidates, say_what_they_need) {
+  const char* mma_sp = "cuda_sm90_mma_sp";
+  const Device hopper = with_gpu(9, 0);
+  EXPECT_THAT(refusal("linear_nm:bf16:4096x4096x64:2:4", mma_sp, hopper),
+              AnyOf("", HasSubstr("needs the GPU kernels")));
+  EXPECT_THAT(refusal("linear_nm:bf16:1x128x1:2:4", mma_sp, hopper),
+              AnyOf("", HasSubstr("needs the GPU kernels")));
+  EXPECT_EQ(refusal("linear_nm:bf16:4096x4096x65:2:4", mma_sp, hopper), "needs 1 to 64 tokens");
+  EXPECT_THAT(refusal("linear_nm:bf16:4096x4032x1:2:4", mma_sp, hopper), HasSubstr("128 inputs"));
+  EXPECT_EQ(refusal("linear_nm:bf16:4096x4096x1:1:4", mma_sp, hopper), "needs 2:4");
+  for (const char* types : {"f16", "bf16/f32", "f32", "int8"})
+    EXPECT_EQ(refusal(fmt::format("linear_nm:{}:4096x4096x1:2:4", types).c_str(), mma_sp, hopper),
+              "needs bf16 values and bf16 activations");
+  EXPECT_EQ(refusal("linear_nm:bf16:4096x4096x1:2:4", mma_sp, with_gpu(8, 0)),
+            "needs compute capability 9.0 (this GPU has 8.0)");
+  EXPECT_EQ(refusal("linear_nm:bf16:4096x4096x1:2:4", mma_sp, {.gpu = GpuFacts{}}),
+            "needs a GPU, but no NVIDIA GPU or driver answers");
+  EXPECT_EQ(refusal("linear_nm:bf16:4096x4096x1:2:4", mma_sp, Device{}), "needs weights on a GPU");
+  for (const char* problem : {"linear_nm:f32:7x9x500:3:5", "linear_bitmap:int8:7x9x500:0.5"}) {
+    EXPECT_EQ(refusal(problem, kExpandCublas, hopper), "");
+    EXPECT_EQ(refusal(problem, kExpandCublas, Device{}), "needs weights on a GPU");
+  }
+  EXPECT_EQ(refusal("linear_dense:f16:7x9x500", kCublas, hopper), "");
+}
+
+TEST(GpuCandidates, are_forced_on_a_gpu_alone_and_the_others_in_host_memory_alone) {
+  const Device hopper = with_gpu(9, 0);
+  const Problem problem = *Problem::parse("linear_nm:bf16:64x100x1:2:4");
+  const LinearOperation& operation = **find_linear_operation("linear_nm");
+  setenv("LACUNA_FORCE", "linear_nm:cpu_portable,linear_nm:cuda_sm90_mma_sp", 1);
+  EXPECT_EQ(operation.plan(problem, Device{})->candidate->name, "cpu_portable");
+  const auto refused = choose_gpu_kernel(operation, problem, hopper);
+  unsetenv("LACUNA_FORCE");
+  ASSERT_FALSE(refused.ok()) << "100 inputs";
+  EXPECT_THAT(refused.error().message, HasSubstr("LACUNA_FORCE asks for cuda_sm90_mma_sp"));
+  const auto expanded = choose_gpu_kernel(operation, problem, hopper);
+  ASSERT_TRUE(expanded.ok()) << expanded.error().message;
+  EXPECT_EQ(*expanded, nullptr) << "the dense product takes it";
+}
+
+}  // namespace
+}  // namespace lacuna::kernels

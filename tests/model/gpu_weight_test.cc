@@ -1,0 +1,260 @@
+// Weights on a GPU against the float64 definition. Every test here needs one: `needs_gpu()` skips
+// it by name elsewhere.
+#include "lacuna/model/gpu_weight.h"
+
+#include <c10/core/InferenceMode.h>
+#include <c10/core/impl/DeviceGuardImplInterface.h>
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+
+#include "lacuna/kernels/error_bound.h"
+#include "lacuna/kernels/gpu_linear.h"
+#include "model/models.h"
+#include "support/data.h"
+
+namespace lacuna::model {
+namespace {
+using format::Pattern;
+using testing::must;
+
+const Compute kGpu{at::Device(at::kCUDA, 0), at::kBFloat16};
+
+class Gpu : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    const auto device = open_device("cuda");
+    if (!device.ok()) GTEST_SKIP() << "needs a GPU: " << device.error().message;
+    at::manual_seed(1);
+  }
+};
+
+/// Tests of kernels that are for compute capability 9.0.
+class GpuWeight24 : public Gpu {
+ protected:
+  void SetUp() override {
+    Gpu::SetUp();
+    if (IsSkipped()) return;
+    if (!kernels::gpu_library().ok())
+      GTEST_SKIP() << "needs the GPU kernels: " << kernels::gpu_library().error().message;
+    if (gpus().front().major != 9) GTEST_SKIP() << "needs compute capability 9.0";
+  }
+};
+
+/// Any two of every four, or fewer; some groups and rows without any.
+at::Tensor mask24(int64_t rows, int64_t columns) {
+  const int64_t groups = (columns + 3) / 4;
+  const at::Tensor order = at::rand({rows, groups, 4}).argsort(-1).argsort(-1);
+  const at::Tensor count =
+      at::randint(0, 3, {rows, groups, 1}).clamp_min(at::randint(0, 3, {rows, 1, 1}));
+  return (order < count).view({rows, groups * 4}).narrow(1, 0, columns).contiguous();
+}
+
+Linear compact_on_gpu(const at::Tensor& weight, const Pattern& pattern = Pattern::keep_of(2, 4),
+                      std::optional<at::Tensor> bias = {}, const Compute& compute = kGpu) {
+  if (bias) bias = bias->to(compute.device);
+  return must(
+      Linear::compact(must(format::compress(unwrap(weight), pattern)), std::move(bias), compute));
+}
+
+/// At most this far from exact: kernels::ErrorBound for every element, and one more rounding where
+/// a bias is added to the rounded sum.
+at::Tensor bound(const at::Tensor& exact, const at::Tensor& sums, int64_t inputs, bool bias) {
+  const double n = kernels::float_roundings("cuda", inputs) * 0x1p-24;
+  const at::Tensor floats = sums * (n / (1 - n)) + static_cast<double>(inputs + 16) * 0x1p-149;
+  const at::Tensor once = floats + 0x1p-8 * (exact.abs() + floats) + 0x1p-133;
+  return bias ? once + 0x1p-8 * (sums + once) : once;
+}
+
+void check_bounded(int64_t outputs, int64_t inputs, const std::vector<int64_t>& token_counts) {
+  const at::Tensor weight =
+      (at::randn({outputs, inputs}) * mask24(outputs, inputs)).to(at::kBFloat16);
+  const at::Tensor bias = at::randn({outputs}).to(at::kBFloat16);
+  const Linear plain = compact_on_gpu(weight);
+  const Linear biased = compact_on_gpu(weight, Pattern::keep_of(2, 4), bias);
+  const at::Tensor w = weight.to(kGpu.device).to(at::kDouble);
+  const at::Tensor b = bias.to(kGpu.device).to(at::kDouble);
+  for (const int64_t tokens : token_counts)
+    for (const bool with_bias : {false, true}) {
+      const at::Tensor x = at::randn({1, tokens, inputs}).to(at::kBFloat16).to(kGpu.device);
+      const at::Tensor y = (with_bias ? biased : plain).forward(x);
+      ASSERT_EQ(y.sizes(), at::IntArrayRef({1, tokens, outputs}));
+      ASSERT_EQ(y.scalar_type(), at::kBFloat16);
+      std::optional<at::Tensor> add, magnitude;
+      if (with_bias) add = b, magnitude = b.abs();
+      const at::Tensor exact = at::linear(x.to(at::kDouble), w, add);
+      const at::Tensor sums = at::linear(x.to(at::kDouble).abs(), w.abs(), magnitude);
+      const at::Tensor excess =
+          (y.to(at::kDouble) - exact).abs() - bound(exact, sums, inputs, with_bias);
+      ASSERT_LE(excess.max().item<double>(), 0)
+          << fmt::format("{}x{}x{}{}", outputs, inputs, tokens, with_bias ? " with bias" : "");
+    }
+}
+
+TEST_F(GpuWeight24, StaysWithinItsBoundForEveryNumberOfTokens) {
+  std::vector<int64_t> all;
+  for (int64_t tokens = 1; tokens <= 70; ++tokens) all.push_back(tokens);
+  check_bounded(264, 640, all);
+  check_bounded(2048, 2048, all);
+}
+
+TEST_F(GpuWeight24, StaysWithinItsBoundOnBothSidesOfEveryTile) {
+  for (const int64_t outputs : {1, 2, 15, 16, 17, 31, 33, 127, 129, 1000})
+    for (const int64_t inputs : {128, 256, 384, 1152, 5632})
+      check_bounded(outputs, inputs, {1, 2, 3, 8, 9, 16, 17, 32, 33, 64, 65});
+}
+
+TEST_F(GpuWeight24, TakesOtherShapesThroughTheDenseProduct) {
+  for (const int64_t inputs : {1, 4, 99, 100, 127, 129, 192})
+    for (const int64_t outputs : {1, 17, 71}) check_bounded(outputs, inputs, {1, 8, 16, 70});
+}
+
+TEST_F(GpuWeight24, IsExactOnSmallIntegers) {
+  for (const auto& [outputs, inputs] :
+       {std::pair<int64_t, int64_t>{37, 128}, {64, 512}, {130, 1024}, {1, 2048}}) {
+    const at::Tensor mask = mask24(outputs, inputs);
+    const at::Tensor weight = (at::randint(-8, 9, {outputs, inputs}) * mask).to(at::kBFloat16);
+    const Linear linear = compact_on_gpu(weight);
+    const at::Tensor w = weight.to(kGpu.device).to(at::kDouble);
+    for (int64_t tokens = 1; tokens <= 70; ++tokens) {
+      const at::Tensor x = at::randint(-8, 9, {tokens, inputs}).to(at::kBFloat16).to(kGpu.device);
+      const at::Tensor exact = at::linear(x.to(at::kDouble), w).to(at::kFloat).to(at::kBFloat16);
+      ASSERT_TRUE(at::equal(linear.forward(x), exact)) << outputs << "x" << inputs << "x" << tokens;
+    }
+  }
+}
+
+TEST_F(GpuWeight24, GivesItsWeightBack) {
+  for (const int64_t outputs : {1, 16, 23, 512})
+    for (const int64_t inputs : {128, 384, 2048}) {
+      at::Tensor weight =
+          (at::randn({outputs, inputs}) * mask24(outputs, inputs)).to(at::kBFloat16);
+      weight[0][1] = std::numeric_limits<float>::infinity();
+      weight[0][0] = 0, weight[0][2] = 0, weight[0][3] = 0x1p-133f;  // denormal
+      const Linear linear = compact_on_gpu(weight);
+      EXPECT_EQ(linear.weight_bytes(), (outputs + 15) / 16 * 16 * inputs * 9 / 8);
+      EXPECT_TRUE(linear.is_compact());
+      EXPECT_TRUE(at::equal(linear.weight().cpu(), weight)) << outputs << "x" << inputs;
+      const at::Tensor ids = at::tensor({outputs - 1, int64_t{0}}, at::kLong).to(kGpu.device);
+      EXPECT_TRUE(at::equal(linear.rows(ids).cpu(), at::embedding(weight, ids.cpu())));
+    }
+}
+
+TEST_F(GpuWeight24, GivesTheSameBitsEveryTime) {
+  const Linear linear =
+      compact_on_gpu((at::randn({1536, 5632}) * mask24(1536, 5632)).to(at::kBFloat16));
+  for (const int64_t tokens : {1, 8, 33, 64}) {
+    const at::Tensor x = at::randn({tokens, 5632}).to(at::kBFloat16).to(kGpu.device);
+    const at::Tensor first = linear.forward(x);
+    for (int i = 0; i < 100; ++i) ASSERT_TRUE(at::equal(linear.forward(x), first)) << tokens;
+  }
+}
+
+TEST_F(GpuWeight24, RunsOnTheCurrentStreamAndOnViews) {
+  const at::Tensor weight = (at::randn({256, 256}) * mask24(256, 256)).to(at::kBFloat16);
+  const Linear linear = compact_on_gpu(weight);
+  const at::Tensor all = at::randn({3, 5, 257}).to(at::kBFloat16).to(kGpu.device);
+  const at::Tensor view = all.narrow(2, 1, 256);  // neither contiguous nor aligned
+  const at::Tensor expected = linear.forward(view.clone());
+  const auto* torch = c10::impl::getDeviceGuardImpl(at::kCUDA);
+  const auto before = torch->exchangeStream(torch->getStreamFromGlobalPool(kGpu.device, false));
+  torch->synchronizeDevice(0);
+  const at::Tensor y = linear.forward(view);
+  torch->synchronizeDevice(0);
+  torch->exchangeStream(before);
+  EXPECT_TRUE(at::equal(y, expected));
+  const at::Tensor one = all.view({-1}).narrow(0, 3, 256);  // contiguous, but at an odd address
+  EXPECT_TRUE(at::equal(linear.forward(one), linear.forward(one.clone())));
+}
+
+TEST_F(GpuWeight24, IsExpandedWhereThatIsForced) {
+  const at::Tensor weight = (at::randn({64, 256}) * mask24(64, 256)).to(at::kBFloat16);
+  setenv("LACUNA_FORCE", "linear_nm:cuda_expand_cublas", 1);
+  const Linear linear = compact_on_gpu(weight);
+  unsetenv("LACUNA_FORCE");
+  const at::Tensor x = at::randn({3, 256}).to(at::kBFloat16).to(kGpu.device);
+  EXPECT_TRUE(at::equal(linear.forward(x), at::linear(x, weight.to(kGpu.device))));
+  setenv("LACUNA_FORCE", "linear_nm:cuda_sm90_mma_sp", 1);
+  const auto refused = Linear::compact(
+      must(format::compress(unwrap(weight.narrow(1, 0, 100)), Pattern::keep_of(2, 4))), {}, kGpu);
+  unsetenv("LACUNA_FORCE");
+  ASSERT_FALSE(refused.ok());
+  EXPECT_EQ(refused.error().code, ::lacuna::Code::kNotPossible);
+}
+
+/// Whatever the pattern and the types, with the library or without it.
+TEST_F(Gpu, ExpandsEveryPatternToTheSameWeight) {
+  for (const Pattern& pattern :
+       {Pattern::unstructured(), Pattern::keep_of(2, 4), Pattern::keep_of(1, 4),
+        Pattern::keep_of(4, 8), Pattern::keep_of(3, 5), Pattern::block(16, 5)})
+    for (const auto& [rows, columns] :
+         {std::pair<int64_t, int64_t>{71, 99}, {64, 256}, {3, 1024}, {5, 1025}, {9, 5000}, {1, 1}})
+      for (const auto& [stored, computed] : {std::pair{at::kBFloat16, at::kBFloat16},
+                                             {at::kHalf, at::kHalf},
+                                             {at::kFloat, at::kFloat},
+                                             {at::kBFloat16, at::kFloat}}) {
+        const at::Tensor row = at::arange(rows).unsqueeze(1), column = at::arange(columns);
+        at::Tensor kept = at::rand({rows, columns}) < 0.5;
+        if (pattern.kind == format::PatternKind::kKeepOf)
+          kept = (column + row).remainder(pattern.of) < pattern.keep;
+        if (pattern.kind == format::PatternKind::kBlock)
+          kept = (row.floor_divide(pattern.block_rows) + column.floor_divide(pattern.block_columns))
+                     .remainder(2)
+                     .eq(0);
+        if (pattern.kind == format::PatternKind::kUnstructured) kept[0].fill_(rows % 2 == 0);
+        const at::Tensor weight = (at::randn({rows, columns}) * kept).to(stored);
+        const Linear linear = compact_on_gpu(weight, pattern, {}, {kGpu.device, computed});
+        ASSERT_TRUE(at::equal(linear.weight().cpu(), weight.to(computed)))
+            << pattern.text() << " " << rows << "x" << columns << " " << c10::toString(stored);
+      }
+}
+
+/// The demo model with the two largest of every four weights of its blocks.
+io::Checkpoint demo_model_24() {
+  const auto source = must(io::Checkpoint::open(testing::demo_model_folder()));
+  const auto folder = testing::scratch_folder("gpu_demo_24") / "model";
+  auto writer = must(io::CheckpointWriter::create(folder, {}));
+  for (const auto& [name, info] : source.weights()) {
+    const Tensor tensor = must(source.dense(name));
+    if (info.shape.size() != 2 || name.find("layers") == std::string::npos) {
+      must(writer.add(name, tensor));
+      continue;
+    }
+    const at::Tensor weight = wrap(tensor);
+    const at::Tensor order = weight.abs().view({weight.size(0), -1, 4}).argsort(-1).argsort(-1);
+    const at::Tensor kept = (order >= 2).view(weight.sizes());
+    must(writer.add(name, must(format::compress(unwrap(weight * kept), Pattern::keep_of(2, 4)))));
+  }
+  nlohmann::json config = source.config();
+  config["lacuna"] = {{"method", "test"}};
+  must(writer.finish(config));
+  return must(io::Checkpoint::open(folder));
+}
+
+TEST_F(GpuWeight24, RunsAModelAsTheCpuDoes) {
+  const c10::InferenceMode inference;
+  const auto checkpoint = demo_model_24();
+  const Decoder exact = must(Decoder::load(checkpoint, {at::kCPU, at::kFloat}));
+  const Decoder cpu = must(Decoder::load(checkpoint, {at::kCPU, at::kBFloat16}));
+  const Decoder gpu = must(Decoder::load(checkpoint, kGpu));
+  for (const Block& block : gpu.blocks())
+    for (const std::string& name : block.linear_names()) {
+      const Linear& linear = block.linear(name);
+      EXPECT_EQ(linear.weight_bytes(), linear.out_features() * linear.in_features() * 9 / 8)
+          << name;
+    }
+  const at::Tensor ids = at::randint(0, exact.spec().vocab, {2, 90}, at::kLong);
+  const at::Tensor expected = exact.forward(ids);
+  // Both round every intermediate to eight bits, at other places: as far off as each other.
+  const double off = testing::relative_difference(cpu.forward(ids), expected);
+  EXPECT_LE(testing::relative_difference(gpu.forward(ids).cpu(), expected), 2 * off) << "90 tokens";
+  KvCache cache(gpu.spec(), 2, kGpu);
+  std::vector<at::Tensor> parts;
+  for (const int64_t tokens : {70, 7, 1, 1, 1, 10})  // 140, 14, 2, 20 rows of x
+    parts.push_back(gpu.forward(ids.narrow(1, cache.length(), tokens), &cache).cpu());
+  EXPECT_LE(testing::relative_difference(at::cat(parts, 1), expected), 2 * off) << "in pieces";
+}
+
+}  // namespace
+}  // namespace lacuna::model
