@@ -45,7 +45,7 @@ class GpuWeight24 : public Gpu {
 /// Any two of every four, or fewer; some groups and rows without any.
 at::Tensor mask24(int64_t rows, int64_t columns) {
   const int64_t groups = (columns + 3) / 4;
-  const at::Tensor order = at::rand({rows, groups, 4}).argsort(-1).argsort(-1);
+  const at::Tensor order = at::rand({rows, groups, 4}).argsort(int64_t{-1}).argsort(int64_t{-1});
   const at::Tensor count =
       at::randint(0, 3, {rows, groups, 1}).clamp_min(at::randint(0, 3, {rows, 1, 1}));
   return (order < count).view({rows, groups * 4}).narrow(1, 0, columns).contiguous();
@@ -235,7 +235,8 @@ io::Checkpoint demo_model_24() {
       continue;
     }
     const at::Tensor weight = wrap(tensor);
-    const at::Tensor order = weight.abs().view({weight.size(0), -1, 4}).argsort(-1).argsort(-1);
+    const at::Tensor order =
+        weight.abs().view({weight.size(0), -1, 4}).argsort(int64_t{-1}).argsort(int64_t{-1});
     const at::Tensor kept = (order >= 2).view(weight.sizes());
     must(writer.add(name, must(format::compress(unwrap(weight * kept), Pattern::keep_of(2, 4)))));
   }
