@@ -23,7 +23,8 @@ at::Tensor by_steps(const Decoder& decoder, const std::vector<int64_t>& pieces, 
   KvCache cache(decoder.spec(), 1, decoder.compute());
   const std::vector<int32_t> ids = some_ids(decoder.spec().max_positions, decoder.spec().vocab);
   std::vector<at::Tensor> rows;
-  DecodeStep step(decoder, cache, operations);
+  std::optional<DecodeStep> step;
+  if (by_kernels) step.emplace(decoder, cache, operations);
   for (const int64_t piece : pieces) {
     if (cache.length() + piece > decoder.spec().max_positions) break;
     const int64_t before = cache.length();
@@ -32,8 +33,8 @@ at::Tensor by_steps(const Decoder& decoder, const std::vector<int64_t>& pieces, 
     if (!by_kernels) {
       rows.push_back(decoder.forward(testing::ids_tensor(next), &cache, true).view({-1}));
     } else {
-      const int32_t best = step.run(next);
-      rows.push_back(step.logits().clone());
+      const int32_t best = step->run(next);
+      rows.push_back(step->logits().clone());
       EXPECT_EQ(best, rows.back().argmax().item<int64_t>());
     }
     EXPECT_EQ(cache.length(), before + piece);
@@ -62,11 +63,14 @@ TEST_P(DecodeStepOf, GivesTheLogitsOfTheTorchForward) {
         << operations->name;
 }
 
-TEST_P(DecodeStepOf, StaysCloseInHalfTypes) {
-  for (const auto& [dtype, bound] : {std::pair{at::kBFloat16, 0.06}, {at::kHalf, 0.008}}) {
+// Both forms round every intermediate, at the same places but not always to the same side: each is
+// as far off the float32 model as the other.
+TEST_P(DecodeStepOf, IsAsCloseInHalfTypesAsTorch) {
+  const at::Tensor exact = by_steps(open(at::kFloat), kPieces, false);
+  for (const at::ScalarType dtype : {at::kBFloat16, at::kHalf}) {
     const Decoder decoder = open(dtype);
-    const at::Tensor expected = by_steps(decoder, kPieces, false);
-    EXPECT_LE(testing::relative_difference(by_steps(decoder, kPieces, true), expected), bound)
+    const double off = testing::relative_difference(by_steps(decoder, kPieces, false), exact);
+    EXPECT_LE(testing::relative_difference(by_steps(decoder, kPieces, true), exact), 1.5 * off)
         << dtype;
   }
 }
@@ -75,13 +79,18 @@ TEST_P(DecodeStepOf, StaysCloseInHalfTypes) {
 TEST_P(DecodeStepOf, GivesTheLogitsOfTheTorchForwardOnAGpu) {
   const auto device = open_device("cuda");
   if (!device.ok()) GTEST_SKIP() << "needs a GPU: " << device.error().message;
-  for (const auto& [dtype, bound] : {std::pair{at::kFloat, 1e-5}, {at::kBFloat16, 0.06}}) {
+  if (const auto why_not = gpu_library_refusal())
+    GTEST_SKIP() << "needs the GPU kernels: " << *why_not;
+  const at::Tensor exact = by_steps(open(at::kFloat), kPieces, false);
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
     const auto folder = testing::source_folder() / "tests/golden/tiny_models" / GetParam();
     const Decoder decoder =
         must(Decoder::load(must(io::Checkpoint::open(folder)), {*device, dtype}));
     ASSERT_EQ(DecodeStep::refusal(decoder), std::nullopt);
-    const at::Tensor expected = by_steps(decoder, kPieces, false);
-    EXPECT_LE(testing::relative_difference(by_steps(decoder, kPieces, true), expected), bound)
+    const double off = std::max(
+        testing::relative_difference(by_steps(decoder, kPieces, false).cpu(), exact), 2e-6);
+    EXPECT_LE(testing::relative_difference(by_steps(decoder, kPieces, true).cpu(), exact),
+              1.5 * off)
         << dtype;
   }
 }

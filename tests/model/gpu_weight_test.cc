@@ -7,10 +7,12 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <cstdlib>
 
 #include "lacuna/kernels/error_bound.h"
 #include "lacuna/kernels/gpu_linear.h"
+#include "lacuna/model/decode_step.h"
 #include "model/models.h"
 #include "support/data.h"
 
@@ -223,10 +225,10 @@ TEST_F(Gpu, ExpandsEveryPatternToTheSameWeight) {
       }
 }
 
-/// The demo model with the two largest of every four weights of its blocks.
-io::Checkpoint demo_model_24() {
+/// The demo model with the two largest of every four weights of its blocks, stored by this pattern.
+io::Checkpoint sparse_demo_model(const Pattern& pattern) {
   const auto source = must(io::Checkpoint::open(testing::demo_model_folder()));
-  const auto folder = testing::scratch_folder("gpu_demo_24") / "model";
+  const auto folder = testing::scratch_folder("gpu_demo") / "model";
   auto writer = must(io::CheckpointWriter::create(folder, {}));
   for (const auto& [name, info] : source.weights()) {
     const Tensor tensor = must(source.dense(name));
@@ -238,7 +240,7 @@ io::Checkpoint demo_model_24() {
     const at::Tensor order =
         weight.abs().view({weight.size(0), -1, 4}).argsort(int64_t{-1}).argsort(int64_t{-1});
     const at::Tensor kept = (order >= 2).view(weight.sizes());
-    must(writer.add(name, must(format::compress(unwrap(weight * kept), Pattern::keep_of(2, 4)))));
+    must(writer.add(name, must(format::compress(unwrap(weight * kept), pattern))));
   }
   nlohmann::json config = source.config();
   config["lacuna"] = {{"method", "test"}};
@@ -248,7 +250,7 @@ io::Checkpoint demo_model_24() {
 
 TEST_F(GpuWeight24, RunsAModelAsTheCpuDoes) {
   const c10::InferenceMode inference;
-  const auto checkpoint = demo_model_24();
+  const auto checkpoint = sparse_demo_model(Pattern::keep_of(2, 4));
   const Decoder exact = must(Decoder::load(checkpoint, {at::kCPU, at::kFloat}));
   const Decoder cpu = must(Decoder::load(checkpoint, {at::kCPU, at::kBFloat16}));
   const Decoder gpu = must(Decoder::load(checkpoint, kGpu));
@@ -268,6 +270,65 @@ TEST_F(GpuWeight24, RunsAModelAsTheCpuDoes) {
   for (const int64_t tokens : {70, 7, 1, 1, 1, 10})  // 140, 14, 2, 20 rows of x
     parts.push_back(gpu.forward(ids.narrow(1, cache.length(), tokens), &cache).cpu());
   EXPECT_LE(testing::relative_difference(at::cat(parts, 1), expected), 2 * off) << "in pieces";
+}
+
+/// Logits [T, vocab] after each token, fed one by one: the first steps are called, one is recorded,
+/// the later ones are replayed, until the cache grows.
+at::Tensor by_steps(const Decoder& decoder, const at::Tensor& ids) {
+  KvCache cache(decoder.spec(), 1, decoder.compute());
+  DecodeStep step(decoder, cache);
+  std::vector<at::Tensor> rows;
+  for (int64_t t = 0; t < ids.size(1); ++t) {
+    const int32_t best = step.run({ids[0][t].item<int32_t>()});
+    rows.push_back(step.logits().cpu());
+    EXPECT_EQ(best, rows.back().argmax().item<int64_t>());
+    // Takes the scratch away from under a recording that passes weights through it.
+    if (t == 20) decoder.blocks().front().linear("mlp.up_proj").weight();
+  }
+  return at::stack(rows);
+}
+
+TEST_F(GpuWeight24, RunsADecodeStepAsTheCpuDoes) {
+  const c10::InferenceMode inference;
+  for (const Pattern& pattern : {Pattern::keep_of(2, 4), Pattern::unstructured()}) {
+    const auto checkpoint = sparse_demo_model(pattern);
+    const Decoder exact = must(Decoder::load(checkpoint, {at::kCPU, at::kFloat}));
+    const Decoder cpu = must(Decoder::load(checkpoint, {at::kCPU, at::kBFloat16}));
+    const Decoder gpu = must(Decoder::load(checkpoint, kGpu));
+    ASSERT_EQ(DecodeStep::refusal(gpu), std::nullopt) << pattern.text();
+    const at::Tensor ids = at::randint(0, exact.spec().vocab, {1, 150}, at::kLong);
+    const at::Tensor expected = exact.forward(ids)[0];
+    const double off = testing::relative_difference(cpu.forward(ids)[0], expected);
+    const at::Tensor got = by_steps(gpu, ids);
+    EXPECT_LE(testing::relative_difference(got, expected), 2 * off) << pattern.text();
+    EXPECT_TRUE(at::equal(by_steps(gpu, ids), got)) << pattern.text() << ": the same bits again";
+  }
+}
+
+TEST_F(GpuWeight24, GivesTheSameOnRawMemory) {
+  const c10::InferenceMode inference;
+  for (const bool with_bias : {false, true}) {
+    const at::Tensor weight = (at::randn({96, 256}) * mask24(96, 256)).to(at::kBFloat16);
+    std::optional<at::Tensor> bias;
+    if (with_bias) bias = at::randn({96}).to(at::kBFloat16);
+    const Linear linears[] = {
+        compact_on_gpu(weight, Pattern::keep_of(2, 4), bias),
+        compact_on_gpu(weight, Pattern::unstructured(), bias),
+        Linear::dense(weight.to(kGpu.device),
+                      bias ? std::optional(bias->to(kGpu.device)) : std::nullopt)};
+    for (const Linear& linear : linears)
+      for (const int64_t tokens : {1, 5, 16}) {
+        EXPECT_TRUE(linear.recordable());
+        const at::Tensor x = at::randn({tokens, 256}).to(kGpu.device, at::kBFloat16);
+        at::Tensor y = at::full({tokens, 96}, NAN, x.options());
+        linear.forward_into(x.const_data_ptr(), tokens, y.mutable_data_ptr(), Executor::serial());
+        EXPECT_TRUE(at::allclose(y.cpu().to(at::kDouble), linear.forward(x).cpu().to(at::kDouble),
+                                 0x1p-7, 0x1p-7))
+            << tokens;
+      }
+  }
+  EXPECT_FALSE(
+      compact_on_gpu(at::ones({64, 64}).to(at::kBFloat16), Pattern::block(32, 32)).recordable());
 }
 
 }  // namespace

@@ -61,6 +61,11 @@ Result<std::vector<ModelSpeed>> time_models(const std::vector<const model::Decod
   for (const model::Decoder* decoder : decoders) {
     const io::DecoderSpec& spec = decoder->spec();
     vocab = std::min(vocab, spec.vocab);
+    if (options.profile && !decoder->compute().device.is_cpu())
+      return not_possible(
+          "bench model: --profile reads the clock of the CPU, which a GPU runs behind (got "
+          "--device "
+          "cuda). Use --device cpu, or a profiler of the GPU's vendor.");
     if (options.prompt + options.tokens > spec.max_positions)
       return usage_error(
           "bench model: --prompt and --tokens together are longer than the model's positions (got "

@@ -38,6 +38,7 @@ const GpuTable kTable = {
     .copy = [](void* to, const void* from, size_t bytes, GpuStream stream) -> int {
       return cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_of(stream));
     },
+    .last_error = []() -> int { return cudaGetLastError(); },
     .wait = [](GpuStream stream) -> int { return cudaStreamSynchronize(stream_of(stream)); },
     .record_begin = [](GpuStream stream) -> int {
       return cudaStreamBeginCapture(stream_of(stream), cudaStreamCaptureModeThreadLocal);

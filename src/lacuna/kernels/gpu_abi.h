@@ -90,6 +90,9 @@ struct GpuTable {
 
   /// Between device memory and pinned host memory, either way.
   int (*copy)(void* to, const void* from, size_t bytes, GpuStream stream);
+  /// What a launch that tells no error itself has met since the last call (decode's), then
+  /// forgotten.
+  int (*last_error)();
   /// Until all that was put onto the stream is done.
   int (*wait)(GpuStream stream);
   /// What this thread puts onto the stream between the two is not run but recorded (a CUDA graph).

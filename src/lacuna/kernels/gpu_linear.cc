@@ -11,7 +11,8 @@ std::filesystem::path library_path() {
   if (const char* named = std::getenv("LACUNA_CUDA_LIBRARY")) return named;
   std::error_code ignored;
   const auto program = std::filesystem::read_symlink("/proc/self/exe", ignored);
-  return program.parent_path() / "liblacuna_cuda.so";
+  // Never a bare name, which the loader would look for elsewhere.
+  return (program.empty() ? "/" : program.parent_path()) / "liblacuna_cuda.so";
 }
 
 }  // namespace

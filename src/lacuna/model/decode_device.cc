@@ -1,6 +1,7 @@
 #include "lacuna/model/decode_device.h"
 
 #include <ATen/Parallel.h>
+#include <c10/core/Event.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <cstring>
@@ -35,6 +36,7 @@ class CpuDevice : public DecodeDevice {
     return best_;
   }
   void forget() override {}
+  void finish() override {}
 
  private:
   const decode::Operations& operations_;
@@ -56,11 +58,9 @@ class GpuDevice : public DecodeDevice {
     const auto ints = at::TensorOptions().dtype(at::kInt);
     state_ = at::zeros({2 + max_tokens}, ints.device(device));
     staging_ = at::zeros({2 + max_tokens}, ints.pinned_memory(true));
-    // What was queued so far (weights, the cache) must be there.
-    check(table_.wait(nullptr), "wait");
   }
   ~GpuDevice() override {
-    table_.wait(queue());
+    finish();
     forget();
   }
 
@@ -73,6 +73,10 @@ class GpuDevice : public DecodeDevice {
 
   int32_t run(const std::vector<int32_t>& ids, int64_t position,
               const std::function<void()>& sequence) override {
+    // What torch's own stream was given so far (a prompt's keys, a larger cache) comes first.
+    c10::Event before(device_.type());
+    before.record(guard_.getStream(device_));
+    before.block(stream_);
     auto* staged = staging_.mutable_data_ptr<int32_t>();
     staged[1] = static_cast<int32_t>(position);
     std::memcpy(staged + 2, ids.data(), ids.size() * sizeof(int32_t));
@@ -83,10 +87,12 @@ class GpuDevice : public DecodeDevice {
       check(table_.replay(recording_, queue()), "replay");
     } else if (++calls_ < 2) {
       call(sequence);
-    } else {
-      record(sequence);
-      // An expanded weight passes through the buffer that is the scratch now.
       held_ = scratch_buffer();
+    } else {
+      // The recording passes expanded weights through the buffer that is the scratch now, and
+      // none may be allocated while it is made.
+      if (!scratch_buffer().is_same(held_)) call(sequence);
+      record(sequence);
       check(table_.replay(recording_, queue()), "replay");
     }
     copy(staged, best(), 1);
@@ -98,9 +104,8 @@ class GpuDevice : public DecodeDevice {
     if (recording_ != nullptr) table_.forget(recording_);
     recording_ = nullptr;
     calls_ = 0;
-    // Buffers of the cache that were just filled on torch's own stream.
-    table_.wait(nullptr);
   }
+  void finish() override { table_.wait(queue()); }
 
  private:
   const int32_t* state() const { return state_.const_data_ptr<int32_t>(); }
@@ -134,6 +139,7 @@ class GpuDevice : public DecodeDevice {
       ~Back() { guard.exchangeStream(stream); }
     } back{guard_, before};
     sequence();
+    check(table_.last_error(), "launch a kernel of a decode step");
   }
 
   at::Device device_;
@@ -152,7 +158,9 @@ class GpuDevice : public DecodeDevice {
 
 std::optional<std::string> DecodeDevice::refusal(const Decoder& decoder) {
   if (decoder.compute().device.is_cpu()) return std::nullopt;
-  if (!kernels::gpu_library().ok()) return kernels::gpu_library().error().message;
+  if (const auto why_not = gpu_library_refusal()) return why_not;
+  if (decoder.spec().hidden > decode::kMaxGpuRow)
+    return fmt::format("rows of {} on a GPU", decoder.spec().hidden);
   if (decoder.ends().embedding().is_compact()) return "a compact embedding";
   for (const Linear* linear : decoder.linears())
     if (!linear->recordable()) return "a weight that torch expands";

@@ -34,6 +34,8 @@ class DecodeDevice {
                       const std::function<void()>& sequence) = 0;
   /// The operands of a sequence of one token lie elsewhere from now on.
   virtual void forget() = 0;
+  /// Waits for all that was started.
+  virtual void finish() = 0;
 };
 
 }  // namespace lacuna::model

@@ -26,12 +26,14 @@ struct DecodeStep::State {
   const decode::Operations& run;
   at::Tensor arena;
   // Of kMaxTokens tokens each; `delta` is what the residual stream gains.
-  std::byte *embedded, *hidden, *normed, *q, *k, *v, *attended, *delta, *gate, *up;
-  std::byte* logits;            // of one token
-  std::byte* attend_workspace;  // of attention over kMaxTokens tokens
-  at::Tensor wide;              // float32 [vocab]
+  std::byte *embedded = nullptr, *hidden = nullptr, *normed = nullptr, *q = nullptr, *k = nullptr,
+            *v = nullptr, *attended = nullptr, *delta = nullptr, *gate = nullptr, *up = nullptr;
+  std::byte* logits = nullptr;            // of one token
+  std::byte* attend_workspace = nullptr;  // of attention over kMaxTokens tokens
+  at::Tensor wide;                        // float32 [vocab]
   at::Tensor cos, sin;
-  const void* recorded_cache = nullptr;  // where the cache lay when the step was recorded
+  // Where the cache lay when the step was recorded, and how long its rows were.
+  std::pair<const void*, int64_t> recorded_cache;
 
   State(const Decoder& of, KvCache& into, const decode::Operations* operations)
       : decoder(of),
@@ -77,6 +79,10 @@ struct DecodeStep::State {
     }
     wide = at::empty({spec.vocab}, options.dtype(at::kFloat));
   }
+
+  ~State() { device->finish(); }  // before the arena goes back
+  State(const State&) = delete;
+  State& operator=(const State&) = delete;
 
   decode::Attend attend(int64_t layer, int64_t tokens) const {
     return {.dtype = dtype,
@@ -255,14 +261,18 @@ struct DecodeStep::State {
     if (spec.positions == io::Positions::kRotary &&
         (!cos.defined() || cos.size(0) < cache.reserved()))
       std::tie(cos, sin) = decoder.rotary().at(0, cache.reserved());
-    const void* place = cache.keys(0).const_data_ptr();
+    const std::pair place(cache.keys(0).const_data_ptr(), cache.reserved());
     if (place != recorded_cache) device->forget();
     recorded_cache = place;
   }
 
   int32_t step(const std::vector<int32_t>& ids) {
     const auto tokens = static_cast<int64_t>(ids.size());
-    TORCH_CHECK(tokens > 0 && tokens <= kMaxTokens, "DecodeStep: ", tokens, " tokens");
+    TORCH_CHECK(tokens > 0 && tokens <= kMaxTokens, "DecodeStep: ", tokens, " tokens (need 1..",
+                kMaxTokens, ")");
+    for (const int32_t id : ids)
+      TORCH_CHECK(id >= 0 && id < spec.vocab, "DecodeStep: token ", id, " (need 0..",
+                  spec.vocab - 1, ")");
     make_room(cache.length() + tokens);
     const int32_t best = device->run(ids, cache.length(), [&] { sequence(ids); });
     cache.advance(tokens);

@@ -16,7 +16,8 @@ namespace lacuna::model {
 /// doubles. On a CPU its threads spin between the kernels; on a GPU the sequence for one token is
 /// recorded once and replayed (a CUDA graph).
 ///
-/// One thread at a time may use it; the decoder and the cache must outlive it.
+/// One thread at a time may use it; the decoder and the cache must outlive it, and no weight may be
+/// replaced meanwhile.
 class DecodeStep {
  public:
   static constexpr int64_t kMaxTokens = format::kMaxTokens;

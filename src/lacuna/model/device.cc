@@ -5,6 +5,8 @@
 
 #include <filesystem>
 
+#include "lacuna/core/gpu.h"
+#include "lacuna/kernels/gpu_linear.h"
 #include "lacuna/model/torch.h"
 
 namespace lacuna::model {
@@ -43,6 +45,16 @@ Result<at::Device> open_device(std::string_view name) {
 void* gpu_stream(at::Device device) {
   const auto* torch = c10::impl::getDeviceGuardImpl(device.type());
   return torch->getStreamNativeHandle(torch->getStream(device));
+}
+
+std::optional<std::string> gpu_library_refusal() {
+  if (!kernels::gpu_library().ok()) return kernels::gpu_library().error().message;
+  if (gpus().empty()) return "no NVIDIA GPU or driver answers";
+  const GpuFacts& gpu = gpus().front();
+  if (gpu.major < 8)
+    return fmt::format("{}: the GPU kernels need compute capability 8.0 (got {}.{})", gpu.name,
+                       gpu.major, gpu.minor);
+  return std::nullopt;
 }
 
 void set_threads(int threads) {

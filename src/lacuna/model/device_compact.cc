@@ -41,7 +41,7 @@ DeviceCompact::DeviceCompact(const format::CompactMatrix& matrix, const Compute&
   }
   const int64_t stride = matrix.bitmap_stride_bytes();
   bitmap_ = to_device(matrix.bitmap, DType::kU8, rows_ * stride, device).view({rows_, stride});
-  if (!kernels::gpu_library().ok()) {
+  if (gpu_library_refusal()) {
     bits_ = at::tensor({1, 2, 4, 8, 16, 32, 64, 128}, at::kByte).to(device);
   } else if (pattern_.kind == PatternKind::kUnstructured) {
     row_values_ = values_before_rows(matrix).to(device);
@@ -72,7 +72,7 @@ at::Tensor DeviceCompact::expand_blocks(const at::Tensor& values, const Compute&
 
 at::Tensor DeviceCompact::expand_bitmap(const at::Tensor& values, const Compute& compute) const {
   at::Tensor out = scratch(rows_, columns_, compute);
-  if (kernels::gpu_library().ok()) {
+  if (!bits_.defined()) {
     const kernels::GpuTable& library = **kernels::gpu_library();
     const kernels::GpuBitmapMatrix matrix{
         .rows = rows_,

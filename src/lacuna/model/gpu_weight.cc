@@ -51,8 +51,11 @@ Status GpuWeight::pack(const at::Tensor& dense, const format::Pattern& pattern) 
   const at::Tensor copied = report.cpu();
   const auto& found = *static_cast<const kernels::GpuPackReport*>(copied.const_data_ptr());
   if (found.violations > 0)
-    return check_failed("{}:{}: a weight is not {} (got {} groups with more; need none).",
-                        kernel_->operation, kernel_->name, pattern.text(), found.violations);
+    return check_failed(
+        "{}:{}: group {} of row {} breaks {} (got {} such groups; need none). Prune the weight "
+        "again.",
+        kernel_->operation, kernel_->name, found.first_group % (columns_ / pattern.of),
+        found.first_group / (columns_ / pattern.of), pattern.text(), found.violations);
   return {};
 }
 

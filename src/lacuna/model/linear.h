@@ -14,7 +14,7 @@
 
 namespace lacuna::model {
 
-/// Counts what Linear::forward takes, for profiles.
+/// Counts what Linear::forward and forward_into take, for profiles.
 struct LinearClock {
   int64_t nanoseconds = 0, calls = 0;
 };
@@ -60,8 +60,8 @@ class Linear {
   int64_t in_features() const;
   /// Bytes that stay in memory for the weight.
   size_t weight_bytes() const;
-  /// The problem of one token that its kernel was planned for; nothing where every call takes the
-  /// dense product (GPUs, blocks).
+  /// The problem of one token that its kernel was planned for; nothing on a GPU and where every
+  /// call takes the dense product (blocks).
   std::optional<kernels::Problem> decode_problem() const;
 
  private:

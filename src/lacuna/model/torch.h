@@ -4,6 +4,7 @@
 #include <ATen/ATen.h>
 
 #include <exception>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -38,6 +39,10 @@ Result<at::Device> open_device(std::string_view name);
 
 /// torch's current stream on a GPU, a cudaStream_t.
 void* gpu_stream(at::Device device);
+
+/// Why the kernels of liblacuna_cuda.so can't run here (not there, or a GPU below compute
+/// capability 8.0), or nothing.
+std::optional<std::string> gpu_library_refusal();
 
 /// What an exception says; of torch's own without the backtrace, which helps nobody who runs a
 /// tool.

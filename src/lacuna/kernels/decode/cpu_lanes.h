@@ -170,10 +170,11 @@ LACUNA_INLINE Floats sums_of(const Floats (&v)[kLanes]) {
   return pair_sums(pair_sums(b[0], b[1]), pair_sums(b[2], b[3]));
 }
 
-/// e^x within 2 units of the last place; 0 stands for what lies below e^-87, NaN stays.
+/// e^x within 2 units of the last place up to e^88, which stands for all that is larger; 0 stands
+/// for what lies below e^-87, NaN stays.
 LACUNA_INLINE Floats exponential(Floats x) {
   const Ints tiny = x < -87.0f;
-  x = select(x > 88.7f, all(88.7f), select(tiny, all(-87.0f), x));
+  x = select(x > 88.0f, all(88.0f), select(tiny, all(-87.0f), x));
   const Floats shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: rounds to a whole number
   const Floats whole = shifted - 12582912.0f;
   const Floats rest = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;  // ln 2 in two parts

@@ -100,52 +100,75 @@ __global__ void gather_kernel(Gather g) {
     to[i] = g.add ? narrowed<T>(widened(to[i]) + widened(from[i])) : from[i];
 }
 
-template <class T>
+/// kCount neighbours that move in one access; kCount elements are at most 16 bytes.
+template <class T, int kCount>
+struct alignas(sizeof(T) * kCount) Neighbours {
+  T of[kCount];
+};
+
+/// Row by row; a thread holds kVectors vectors of kCount elements, from `threadIdx` on in steps of
+/// the block.
+template <class T, int kCount, int kVectors>
 __global__ void normalize_kernel(Normalize n) {
-  follow();
+  using Vector = Neighbours<T, kCount>;
   __shared__ float shared[kWarp];
-  const int64_t first = int64_t{blockIdx.x} * n.width;
-  const T* x = static_cast<const T*>(n.x) + first;
-  const T* delta = n.delta != nullptr ? static_cast<const T*>(n.delta) + first : nullptr;
-  T* sum = n.sum != nullptr ? static_cast<T*>(n.sum) + first : nullptr;
-  constexpr int kHeld = 16;  // elements of a thread that stay in registers
-  float held[kHeld];
-  float total = 0, squares = 0;
-  const auto value = [&](int64_t i) {
-    return delta != nullptr ? rounded<T>(widened(x[i]) + widened(delta[i])) : widened(x[i]);
-  };
+  const int64_t vectors = n.width / kCount, first = int64_t{blockIdx.x} * vectors;
+  const auto each = [&](auto&& f) {
 #pragma unroll
-  for (int j = 0; j < kHeld; ++j) {
-    const int64_t i = threadIdx.x + int64_t{j} * blockDim.x;
-    held[j] = i < n.width ? value(i) : 0.0f;
-    if (i < n.width && sum != nullptr) sum[i] = narrowed<T>(held[j]);
-    total += held[j];
-    squares += held[j] * held[j];
-  }
+    for (int j = 0; j < kVectors; ++j) {
+      const int64_t v = threadIdx.x + int64_t{j} * blockDim.x;
+      if (v < vectors) f(j, v);
+    }
+  };
+  // What nobody writes is fetched before the kernel ahead is done.
+  Vector weight[kVectors], bias[kVectors];
+  each([&](int j, int64_t v) {
+    if (n.weight != nullptr) weight[j] = static_cast<const Vector*>(n.weight)[v];
+    if (n.bias != nullptr) bias[j] = static_cast<const Vector*>(n.bias)[v];
+  });
+  follow();
+
+  float held[kVectors][kCount];
+  float total = 0, squares = 0;
+  each([&](int j, int64_t v) {
+    const Vector x = static_cast<const Vector*>(n.x)[first + v];
+    Vector kept = x;
+    if (n.delta != nullptr) {
+      const Vector delta = static_cast<const Vector*>(n.delta)[first + v];
+#pragma unroll
+      for (int i = 0; i < kCount; ++i)
+        kept.of[i] = narrowed<T>(widened(x.of[i]) + widened(delta.of[i]));
+    }
+    if (n.sum != nullptr) static_cast<Vector*>(n.sum)[first + v] = kept;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      held[j][i] = widened(kept.of[i]);
+      total += held[j][i];
+      squares += held[j][i] * held[j][i];
+    }
+  });
   if (n.out == nullptr) return;
   const auto width = static_cast<float>(n.width);
   float mean = 0;
   if (n.bias != nullptr) {
     mean = block_sum(total, shared) / width;
     squares = 0;
+    each([&](int j, int64_t) {
 #pragma unroll
-    for (int j = 0; j < kHeld; ++j) {
-      const int64_t i = threadIdx.x + int64_t{j} * blockDim.x;
-      if (i < n.width) squares += (held[j] - mean) * (held[j] - mean);
-    }
+      for (int i = 0; i < kCount; ++i) squares += (held[j][i] - mean) * (held[j][i] - mean);
+    });
   }
   const float scale = 1.0f / sqrtf(block_sum(squares, shared) / width + n.epsilon);
-  const T* weight = static_cast<const T*>(n.weight);
-  const T* bias = static_cast<const T*>(n.bias);
-  T* out = static_cast<T*>(n.out) + first;
+  each([&](int j, int64_t v) {
+    Vector out;
 #pragma unroll
-  for (int j = 0; j < kHeld; ++j) {
-    const int64_t i = threadIdx.x + int64_t{j} * blockDim.x;
-    if (i >= n.width) continue;
-    const float centered = (held[j] - mean) * scale;
-    out[i] = bias != nullptr ? narrowed<T>(centered * widened(weight[i]) + widened(bias[i]))
-                             : narrowed<T>(widened(weight[i]) * rounded<T>(centered));
-  }
+    for (int i = 0; i < kCount; ++i) {
+      const float centered = (held[j][i] - mean) * scale, w = widened(weight[j].of[i]);
+      out.of[i] = n.bias != nullptr ? narrowed<T>(centered * w + widened(bias[j].of[i]))
+                                    : narrowed<T>(w * rounded<T>(centered));
+    }
+    static_cast<Vector*>(n.out)[first + v] = out;
+  });
 }
 
 template <class T>
@@ -167,41 +190,74 @@ __global__ void rotate_kernel(Rotate r) {
       to[i] = narrowed<T>(rounded<T>(low * widened(cos[i])) + rounded<T>(-high * widened(sin[i])));
       to[half + i] = narrowed<T>(rounded<T>(high * widened(cos[half + i])) +
                                  rounded<T>(low * widened(sin[half + i])));
-    } else if (is_key) {
-      to[i] = from[i];
-      to[half + i] = from[half + i];
     }
-    if (is_key) {
-      const T* v = static_cast<const T*>(r.v) + (t * r.kv_heads + head) * d;
-      T* values = static_cast<T*>(r.values) + slot;
-      values[i] = v[i];
-      values[half + i] = v[half + i];
-    }
+  }
+  if (!is_key) return;
+  const T* v = static_cast<const T*>(r.v) + (t * r.kv_heads + head) * d;
+  T* values = static_cast<T*>(r.values) + slot;
+  for (int64_t i = threadIdx.x; i < d; i += blockDim.x) {
+    if (r.cos == nullptr) to[i] = from[i];
+    values[i] = v[i];
   }
 }
 
 constexpr int kAttendWarps = 4;
-constexpr int64_t kSplits = 32;
+constexpr int kAtOnce = 4;  // positions that a warp has under way
+constexpr int64_t kSplits = 64;
 constexpr int kMostShared = 8;  // query heads of a key head that a block takes at once
 
 /// One split's share of a head: the largest score, the sum of the weights, and head_dim weighted
 /// values.
 __host__ __device__ int64_t partial_floats(int64_t head_dim) { return head_dim + 2; }
 
+/// What a token sees, and how it is split: whole rounds of all warps, as few splits as that gives.
+struct Seen {
+  int64_t begin, end, each, splits;
+  __device__ Seen(const Attend& a, int64_t token) {
+    constexpr int64_t kRound = kAttendWarps * kAtOnce;
+    end = *a.position + token + 1;
+    begin = a.window > 0 && end > a.window ? end - a.window : 0;
+    each = ((end - begin + kSplits - 1) / kSplits + kRound - 1) / kRound * kRound;
+    splits = (end - begin + each - 1) / each;
+  }
+};
+
+/// kPer elements of a row for this lane; those past `d` are 0.
+template <class T, int kPer>
+__device__ void load_lane(const T* row, int lane, int64_t d, float (&out)[kPer]) {
+  if (d == kPer * kWarp) {
+    constexpr int kCount = sizeof(T) * kPer > 16 ? 16 / sizeof(T) : kPer;
+#pragma unroll
+    for (int j = 0; j < kPer; j += kCount) {
+      const auto part = *reinterpret_cast<const Neighbours<T, kCount>*>(row + lane * kPer + j);
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) out[j + i] = widened(part.of[i]);
+    }
+    return;
+  }
+#pragma unroll
+  for (int j = 0; j < kPer; ++j) {
+    const int64_t i = lane * kPer + j;
+    out[j] = i < d ? widened(row[i]) : 0.0f;
+  }
+}
+
 template <class T, int kPer>
 __global__ void attend_kernel(Attend a) {
   follow();
   const int64_t split = blockIdx.x, t = blockIdx.z;
+  const Seen seen(a, t);
+  if (split >= seen.splits) return;
   const int64_t group = a.heads / a.kv_heads, chunks = (group + kMostShared - 1) / kMostShared;
   const int64_t kv_head = blockIdx.y / chunks, first_of_group = blockIdx.y % chunks * kMostShared;
   const int shared_heads = static_cast<int>(
       group - first_of_group < kMostShared ? group - first_of_group : int64_t{kMostShared});
   const int64_t d = a.head_dim;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const int64_t end = *a.position + t + 1;
-  const int64_t begin = a.window > 0 && end > a.window ? end - a.window : 0;
-  const int64_t each = (end - begin + kSplits - 1) / kSplits;
-  const int64_t first = begin + split * each, last = first + each < end ? first + each : end;
+  const int64_t first = seen.begin + split * seen.each;
+  const int64_t last = first + seen.each < seen.end ? first + seen.each : seen.end;
+  const T* keys = static_cast<const T*>(a.keys) + kv_head * a.capacity * d;
+  const T* values = static_cast<const T*>(a.values) + kv_head * a.capacity * d;
 
   const float scale = 1.0f / sqrtf(static_cast<float>(d));
   float q[kMostShared][kPer], acc[kMostShared][kPer], top[kMostShared], sum[kMostShared];
@@ -209,39 +265,52 @@ __global__ void attend_kernel(Attend a) {
   for (int g = 0; g < kMostShared; ++g) {
     top[g] = -FLT_MAX;
     sum[g] = 0;
-    const int64_t head = kv_head * group + first_of_group + g;
+    if (g < shared_heads) {
+      const int64_t head = kv_head * group + first_of_group + g;
+      load_lane<T, kPer>(static_cast<const T*>(a.q) + (t * a.heads + head) * d, lane, d, q[g]);
+    }
 #pragma unroll
     for (int j = 0; j < kPer; ++j) {
-      const int64_t i = lane * kPer + j;
       acc[g][j] = 0;
-      q[g][j] = g < shared_heads && i < d
-                    ? scale * widened(static_cast<const T*>(a.q)[(t * a.heads + head) * d + i])
-                    : 0.0f;
+      q[g][j] *= scale;
     }
   }
-  const T* keys = static_cast<const T*>(a.keys) + kv_head * a.capacity * d;
-  const T* values = static_cast<const T*>(a.values) + kv_head * a.capacity * d;
-  for (int64_t s = first + warp; s < last; s += kAttendWarps) {
-    float k[kPer], v[kPer];
+  for (int64_t s = first + warp * kAtOnce; s < last; s += kAttendWarps * kAtOnce) {
+    float k[kAtOnce][kPer], v[kAtOnce][kPer];
 #pragma unroll
-    for (int j = 0; j < kPer; ++j) {
-      const int64_t i = lane * kPer + j;
-      k[j] = i < d ? widened(keys[s * d + i]) : 0.0f;
-      v[j] = i < d ? widened(values[s * d + i]) : 0.0f;
+    for (int p = 0; p < kAtOnce; ++p) {  // past the last: it again, with no weight
+      const int64_t row = (s + p < last ? s + p : last - 1) * d;
+      load_lane<T, kPer>(keys + row, lane, d, k[p]);
+      load_lane<T, kPer>(values + row, lane, d, v[p]);
     }
 #pragma unroll
     for (int g = 0; g < kMostShared; ++g) {
       if (g >= shared_heads) break;
-      float dot = 0;
+      float score[kAtOnce], larger = top[g];
 #pragma unroll
-      for (int j = 0; j < kPer; ++j) dot += q[g][j] * k[j];
-      dot = warp_sum(dot);
-      const float larger = fmaxf(top[g], dot);
-      const float fade = expf(top[g] - larger), weight = expf(dot - larger);
+      for (int p = 0; p < kAtOnce; ++p) {
+        score[p] = 0;
+#pragma unroll
+        for (int j = 0; j < kPer; ++j) score[p] += q[g][j] * k[p][j];
+      }
+#pragma unroll
+      for (int p = 0; p < kAtOnce; ++p) {
+        score[p] = warp_sum(score[p]);
+        if (s + p >= last) score[p] = -FLT_MAX;
+        larger = fmaxf(larger, score[p]);
+      }
+      const float fade = __expf(top[g] - larger);
       top[g] = larger;
-      sum[g] = sum[g] * fade + weight;
+      sum[g] *= fade;
 #pragma unroll
-      for (int j = 0; j < kPer; ++j) acc[g][j] = acc[g][j] * fade + weight * v[j];
+      for (int j = 0; j < kPer; ++j) acc[g][j] *= fade;
+#pragma unroll
+      for (int p = 0; p < kAtOnce; ++p) {
+        const float weight = s + p < last ? __expf(score[p] - larger) : 0.0f;
+        sum[g] += weight;
+#pragma unroll
+        for (int j = 0; j < kPer; ++j) acc[g][j] += weight * v[p][j];
+      }
     }
   }
 
@@ -270,7 +339,7 @@ __global__ void attend_kernel(Attend a) {
       largest = fmaxf(largest, shares[(w * kMostShared + g) * floats]);
     for (int w = 0; w < kAttendWarps; ++w) {
       const float* share = shares + (w * kMostShared + g) * floats;
-      const float fade = expf(share[0] - largest);
+      const float fade = __expf(share[0] - largest);
       all += share[1] * fade;
       value += share[2 + element] * fade;
     }
@@ -288,19 +357,32 @@ __global__ void attend_kernel(Attend a) {
 template <class T>
 __global__ void combine_kernel(Attend a) {
   follow();
+  __shared__ float weights[kSplits];
   const int64_t head = blockIdx.x, t = blockIdx.y, floats = partial_floats(a.head_dim);
-  const float* splits =
+  const Seen seen(a, t);
+  const float* parts =
       static_cast<const float*>(a.workspace) + (t * a.heads + head) * kSplits * floats;
-  float largest = -FLT_MAX;
-  for (int64_t s = 0; s < kSplits; ++s) largest = fmaxf(largest, splits[s * floats]);
-  float sum = 0;
-  for (int64_t s = 0; s < kSplits; ++s)
-    sum += splits[s * floats + 1] * expf(splits[s * floats] - largest);
+  if (threadIdx.x < kWarp) {  // a lane weighs two splits
+    float top[2], sum[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int64_t split = threadIdx.x + i * kWarp;
+      top[i] = split < seen.splits ? parts[split * floats] : -FLT_MAX;
+      sum[i] = split < seen.splits ? parts[split * floats + 1] : 0.0f;
+    }
+    const float largest =
+        over_warp(fmaxf(top[0], top[1]), [](float x, float y) { return fmaxf(x, y); });
+    const float fade[2] = {__expf(top[0] - largest), __expf(top[1] - largest)};
+    const float all = warp_sum(sum[0] * fade[0] + sum[1] * fade[1]);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) weights[threadIdx.x + i * kWarp] = fade[i] / all;
+  }
+  __syncthreads();
   for (int64_t i = threadIdx.x; i < a.head_dim; i += blockDim.x) {
     float value = 0;
-    for (int64_t s = 0; s < kSplits; ++s)
-      value += splits[s * floats + 2 + i] * expf(splits[s * floats] - largest);
-    static_cast<T*>(a.out)[(t * a.heads + head) * a.head_dim + i] = narrowed<T>(value / sum);
+#pragma unroll 8
+    for (int64_t s = 0; s < seen.splits; ++s) value += weights[s] * parts[s * floats + 2 + i];
+    static_cast<T*>(a.out)[(t * a.heads + head) * a.head_dim + i] = narrowed<T>(value);
   }
 }
 
@@ -402,18 +484,34 @@ void gather(const Gather& g, void* queue) {
   });
 }
 
+/// Whether rows of this width at these places can be read 16 bytes at a time.
+bool in_vectors(const Normalize& n, int64_t bytes) {
+  for (const void* at : {n.x, n.delta, static_cast<const void*>(n.sum), n.weight, n.bias,
+                         static_cast<const void*>(n.out)})
+    if (reinterpret_cast<uintptr_t>(at) % 16 != 0) return false;
+  return n.width * bytes % 16 == 0;
+}
+
 void normalize(const Normalize& n, void* queue) {
-  // A thread holds 16 elements at most; narrow rows (one head) take one warp.
-  const int64_t threads = std::clamp<int64_t>((n.width + 7) / 8, kWarp, 1024);
   with_dtype(n.dtype, [&](auto element) {
-    launch(normalize_kernel<decltype(element)>, count(n.rows), threads, 0, queue, n);
+    using T = decltype(element);
+    constexpr int kCount = 16 / sizeof(T);
+    if (!in_vectors(n, sizeof(T)))  // odd widths: 16 elements a thread
+      return launch(normalize_kernel<T, 1, 16>, count(n.rows), std::min<int64_t>(n.width, 1024), 0,
+                    queue, n);
+    const int64_t vectors = n.width / kCount;
+    if (vectors <= 512)
+      launch(normalize_kernel<T, kCount, 1>, count(n.rows), vectors, 0, queue, n);
+    else
+      launch(normalize_kernel<T, kCount, 16 / kCount * 2>, count(n.rows),
+             std::min<int64_t>((vectors + 1) / 2, 512), 0, queue, n);
   });
 }
 
 void rotate(const Rotate& r, void* queue) {
   with_dtype(r.dtype, [&](auto element) {
     launch(rotate_kernel<decltype(element)>, count(r.tokens * (r.heads + r.kv_heads)),
-           r.head_dim / 2, 0, queue, r);
+           std::max<int64_t>(1, r.head_dim / 2), 0, queue, r);
   });
 }
 

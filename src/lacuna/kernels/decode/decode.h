@@ -18,6 +18,8 @@ namespace lacuna::kernels::decode {
 
 /// Largest head that attend() holds in registers or on the stack.
 inline constexpr int64_t kMaxHeadDim = 256;
+/// Widest row that a GPU normalizes.
+inline constexpr int64_t kMaxGpuRow = 16384;
 
 /// out[t] = table[row(t)], or out[t] += it (rounded to the type). Row t is ids[t], or without ids
 /// `*position` + offset + t.
