@@ -67,7 +67,12 @@ at::Tensor bound(const at::Tensor& exact, const at::Tensor& sums, int64_t inputs
   return bias ? once + 0x1p-8 * (sums + once) : once;
 }
 
-void check_bounded(int64_t outputs, int64_t inputs, const std::vector<int64_t>& token_counts) {
+constexpr int64_t kMostTokens = 64;  // of cuda_sm90_mma_sp
+
+/// Few tokens lie within the bound. What the dense product takes is the dense product of the same
+/// weight to the bit: cuBLAS may add up parts of K in bf16, so that no bound of ours holds for it.
+void check_product(int64_t outputs, int64_t inputs, const std::vector<int64_t>& token_counts,
+                   bool by_kernel = true) {
   const at::Tensor weight =
       (at::randn({outputs, inputs}) * mask24(outputs, inputs)).to(at::kBFloat16);
   const at::Tensor bias = at::randn({outputs}).to(at::kBFloat16);
@@ -81,6 +86,13 @@ void check_bounded(int64_t outputs, int64_t inputs, const std::vector<int64_t>& 
       const at::Tensor y = (with_bias ? biased : plain).forward(x);
       ASSERT_EQ(y.sizes(), at::IntArrayRef({1, tokens, outputs}));
       ASSERT_EQ(y.scalar_type(), at::kBFloat16);
+      if (!by_kernel || tokens > kMostTokens) {
+        std::optional<at::Tensor> add;
+        if (with_bias) add = bias.to(kGpu.device);
+        ASSERT_TRUE(at::equal(y, at::linear(x, weight.to(kGpu.device), add)))
+            << fmt::format("{}x{}x{} by the dense product", outputs, inputs, tokens);
+        continue;
+      }
       std::optional<at::Tensor> add, magnitude;
       if (with_bias) add = b, magnitude = b.abs();
       const at::Tensor exact = at::linear(x.to(at::kDouble), w, add);
@@ -95,19 +107,20 @@ void check_bounded(int64_t outputs, int64_t inputs, const std::vector<int64_t>& 
 TEST_F(GpuWeight24, StaysWithinItsBoundForEveryNumberOfTokens) {
   std::vector<int64_t> all;
   for (int64_t tokens = 1; tokens <= 70; ++tokens) all.push_back(tokens);
-  check_bounded(264, 640, all);
-  check_bounded(2048, 2048, all);
+  check_product(264, 640, all);
+  check_product(2048, 2048, all);
 }
 
 TEST_F(GpuWeight24, StaysWithinItsBoundOnBothSidesOfEveryTile) {
   for (const int64_t outputs : {1, 2, 15, 16, 17, 31, 33, 127, 129, 1000})
     for (const int64_t inputs : {128, 256, 384, 1152, 5632})
-      check_bounded(outputs, inputs, {1, 2, 3, 8, 9, 16, 17, 32, 33, 64, 65});
+      check_product(outputs, inputs, {1, 2, 3, 8, 9, 16, 17, 32, 33, 64, 65});
 }
 
 TEST_F(GpuWeight24, TakesOtherShapesThroughTheDenseProduct) {
   for (const int64_t inputs : {1, 4, 99, 100, 127, 129, 192})
-    for (const int64_t outputs : {1, 17, 71}) check_bounded(outputs, inputs, {1, 8, 16, 70});
+    for (const int64_t outputs : {1, 17, 71})
+      check_product(outputs, inputs, {1, 8, 16, 70}, /*by_kernel=*/false);
 }
 
 TEST_F(GpuWeight24, IsExactOnSmallIntegers) {
@@ -117,7 +130,7 @@ TEST_F(GpuWeight24, IsExactOnSmallIntegers) {
     const at::Tensor weight = (at::randint(-8, 9, {outputs, inputs}) * mask).to(at::kBFloat16);
     const Linear linear = compact_on_gpu(weight);
     const at::Tensor w = weight.to(kGpu.device).to(at::kDouble);
-    for (int64_t tokens = 1; tokens <= 70; ++tokens) {
+    for (int64_t tokens = 1; tokens <= kMostTokens; ++tokens) {
       const at::Tensor x = at::randint(-8, 9, {tokens, inputs}).to(at::kBFloat16).to(kGpu.device);
       const at::Tensor exact = at::linear(x.to(at::kDouble), w).to(at::kFloat).to(at::kBFloat16);
       ASSERT_TRUE(at::equal(linear.forward(x), exact)) << outputs << "x" << inputs << "x" << tokens;
