@@ -17,8 +17,10 @@ constexpr int kChunkValues = 8;  // of one lane
 constexpr int kUnitChunks = 4;
 constexpr int kPlaneBytes = 128;       // one word of gaps a lane
 constexpr int kChunkValueBytes = 512;  // 8 values of 32 lanes
+constexpr int kTableRows = 64;         // words of a table before its rows
 constexpr int kStartBytes = 64;        // one 16-bit column a lane
 constexpr int kMaxGroups = 31;         // of a block: its table has 32 entries
+constexpr unsigned kNoSpan = 0xffff;   // first warp 65535, last warp 0
 constexpr int kMaxSharedBytes = 227 * 1024;
 constexpr int kMaxTokens = 4;
 constexpr int kMaxColumns = (1 << 16) - 64;
@@ -35,7 +37,7 @@ std::size_t round_up(std::size_t a, std::size_t b) { return (a + b - 1) / b * b;
 
 // Where the parts of a packed W begin.
 struct Parts {
-  std::size_t table_stride;  // of one block: 32 words of first chunks, then the rows
+  std::size_t table_stride;  // of one block: 32 words of first chunks, 32 of spans, the rows
   std::size_t warp_starts, group_starts, streams;
   std::size_t pitch;  // of one warp's stream
   std::size_t bytes;
@@ -44,7 +46,8 @@ struct Parts {
 Parts parts_of(const GapLayout& l) {
   Parts p;
   p.table_stride = round_up(
-      128 + 4 * static_cast<std::size_t>(l.groups_per_block) * (32 / l.lanes_per_row), 128);
+      4 * (kTableRows + static_cast<std::size_t>(l.groups_per_block) * (32 / l.lanes_per_row)),
+      128);
   p.warp_starts = l.blocks * p.table_stride;
   p.group_starts = p.warp_starts + static_cast<std::size_t>(l.blocks) * l.warps * kStartBytes;
   const std::size_t groups =
@@ -85,7 +88,7 @@ Scratch scratch_parts(std::int64_t n) {
   s.homes = rows * sizeof(RowCount);
   s.totals = s.homes + rows * sizeof(RowHome);  // chunks of each block
   s.tables = round_up(s.totals + 4 * (rows + kMostSms), 128);
-  s.bytes = s.tables + 4 * (2 * rows + 64 * kMostSms) + 256 * (rows / 4 + kMostSms);
+  s.bytes = s.tables + 4 * (2 * rows + 64 * kMostSms) + 512 * (rows / 4 + kMostSms);
   return s;
 }
 
@@ -341,11 +344,11 @@ __global__ void __launch_bounds__(kWarps * 32, 1) linear_gap_kernel(const Params
   constexpr int kBytes = kTokens * kXBytes;
   const int warp = __shfl_sync(~0u, threadIdx.x >> 5, 0), lane = threadIdx.x & 31;
   const unsigned x_at = shared_address(shared);
-  const unsigned rows_at = x_at + (p.k_padded * kBytes + 15) / 16 * 16;
+  // After x: first and last warp of each group, its rows, then the sums [segment][token][lane].
+  const unsigned spans_at = x_at + (p.k_padded * kBytes + 15) / 16 * 16;
   const int block_rows = p.groups_per_block << p.rows_log2;
-  // After the rows: first and last warp of each group, then the sums [segment][token][lane].
-  const unsigned spans_at = rows_at + block_rows * 4;
-  float* const sums = reinterpret_cast<float*>(shared + (spans_at - x_at) + 4 * 32);
+  const unsigned rows_at = spans_at + 4 * 32;
+  float* const sums = reinterpret_cast<float*>(shared + (rows_at - x_at) + 4 * block_rows);
 
   const unsigned char* table = p.packed + blockIdx.x * p.table_stride;
   const unsigned stream = blockIdx.x * kWarps + warp;
@@ -356,8 +359,10 @@ __global__ void __launch_bounds__(kWarps * 32, 1) linear_gap_kernel(const Params
   auto fetch_x = [&] {
     if (p.x_vectors) {
       if constexpr (kTokens == 1 && kXBytes == 2) {
+#pragma unroll 1
         for (int i = threadIdx.x; i < p.k / 8; i += kThreads) copy16(x_at + i * 16, p.x + i * 8);
       } else {
+#pragma unroll 1
         for (int i = threadIdx.x; i < p.k / 8; i += kThreads) {
           uint4 q[kTokens];
 #pragma unroll
@@ -387,6 +392,7 @@ __global__ void __launch_bounds__(kWarps * 32, 1) linear_gap_kernel(const Params
           }
         }
       }
+#pragma unroll 1
       for (int i = p.k * kBytes / 4 + threadIdx.x; i < p.k_padded * kBytes / 4; i += kThreads) {
         reinterpret_cast<unsigned*>(shared)[i] = 0;
       }
@@ -404,7 +410,9 @@ __global__ void __launch_bounds__(kWarps * 32, 1) linear_gap_kernel(const Params
       }
     }
   };
-  if (!p.overlap && p.x_vectors && kTokens == 1 && kXBytes == 2) fetch_x();
+#ifdef LAB_XFIRST
+  if (!p.overlap) fetch_x();
+#endif
 
   // Weights that every warp has; the others wait for the table.
   uint4 values[kSlots];
@@ -423,11 +431,18 @@ __global__ void __launch_bounds__(kWarps * 32, 1) linear_gap_kernel(const Params
   for (int s = 0; s < kSlots; ++s) {
     if (s < p.least_chunks) load(s, gaps_from, values_from);
   }
-  for (int i = threadIdx.x; i < block_rows; i += kThreads) {
-    copy4(rows_at + i * 4, table + 128 + i * 4);
+#pragma unroll 1
+  for (int i = threadIdx.x; i < 32 + block_rows; i += kThreads) {
+    copy4(spans_at + i * 4, table + 128 + i * 4);
   }
   if (p.overlap) asm volatile("griddepcontrol.wait;" ::: "memory");
-  if (p.overlap || !(p.x_vectors && kTokens == 1 && kXBytes == 2)) fetch_x();
+#ifdef LAB_XFIRST
+  if (p.overlap)
+#endif
+#ifdef LAB_NO_X
+    if (p.n == 3)
+#endif
+      fetch_x();
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 
   // The warp's chunks are [begin, begin + count) of the block's.
@@ -437,14 +452,6 @@ __global__ void __launch_bounds__(kWarps * 32, 1) linear_gap_kernel(const Params
 #pragma unroll
   for (int s = 0; s < kSlots; ++s) {
     if (s >= p.least_chunks && s < count) load(s, gaps_from, values_from);
-  }
-  if (warp == 0) {
-    const unsigned next = __shfl_down_sync(~0u, first_chunk, 1);
-    unsigned span = 0x0000ffff;  // first warp in the low half, last one in the high half: none
-    if (lane < 31 && next > first_chunk) {
-      span = (kWarps * (first_chunk + 1) - 1) / total | ((kWarps * next - 1) / total) << 16;
-    }
-    asm volatile("st.shared.u32 [%0], %1;" ::"r"(spans_at + lane * 4), "r"(span) : "memory");
   }
   int group = __popc(__ballot_sync(~0u, first_chunk <= begin)) - 1;
   // End of the current group among the warp's chunks.
@@ -463,6 +470,18 @@ __global__ void __launch_bounds__(kWarps * 32, 1) linear_gap_kernel(const Params
   __syncthreads();
 
   float sum[4] = {0.f, 0.f, 0.f, 0.f};
+  auto store_sums = [&] {
+    float* to = sums + (warp + group) * (32 * kTokens) + lane;
+    if constexpr (kTokens == 1) {
+      to[0] = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    } else if constexpr (kTokens == 2) {
+      to[0] = sum[0] + sum[2];
+      to[32] = sum[1] + sum[3];
+    } else {
+#pragma unroll
+      for (int t = 0; t < 4; ++t) to[32 * t] = sum[t];
+    }
+  };
   if (count > 0) {
     int chunk = 0;
     for (;;) {
@@ -478,22 +497,18 @@ __global__ void __launch_bounds__(kWarps * 32, 1) linear_gap_kernel(const Params
 #pragma unroll
         for (int c = 0; c < kUnitChunks; ++c) {
           const int slot = u * kUnitChunks + c;
+#ifdef LAB_NO_MULTIPLY
+          sum[0] += __uint_as_float(words[c] ^ values[slot].x ^ values[slot].y ^ values[slot].z ^
+                                    values[slot].w);
+#else
           multiply_chunk<kBits, kTokens, kXBytes>(sum, at, words[c], values[slot]);
+#endif
           if (chunk + slot + kSlots < count) {
             load(slot, gaps_from + kRing * kUnit, values_from + kRing * kUnit);
           }
-          if (chunk + slot + 1 == end) {
-            float* to = sums + (warp + group) * (32 * kTokens) + lane;
-            if constexpr (kTokens == 1) {
-              to[0] = (sum[0] + sum[1]) + (sum[2] + sum[3]);
-            } else if constexpr (kTokens == 2) {
-              to[0] = sum[0] + sum[2];
-              to[32] = sum[1] + sum[3];
-            } else {
-#pragma unroll
-              for (int t = 0; t < 4; ++t) to[32 * t] = sum[t];
-            }
+          if (__builtin_expect(chunk + slot + 1 == end, 0)) {
             if (end == count) goto done;
+            store_sums();
 #pragma unroll
             for (int t = 0; t < 4; ++t) sum[t] = 0.f;
             at = x_at + start * kBytes;
@@ -511,29 +526,47 @@ __global__ void __launch_bounds__(kWarps * 32, 1) linear_gap_kernel(const Params
     }
   }
 done:
+  // A warp without chunks between others that share a group counts as well.
+  if (count > 0 || begin < total) store_sums();
   __syncthreads();
+#ifdef LAB_NO_SUMS
+  if (threadIdx.x < block_rows)
+    p.y[blockIdx.x * block_rows + threadIdx.x] = __float2bfloat16_rn(sums[threadIdx.x]);
+  return;
+#endif
   // Four lanes add the segments of one row and token.
   const int rows = 1 << p.rows_log2, part = lane & 3;
-  for (int i = threadIdx.x >> 2; i < (block_rows * kTokens + 7) / 8 * 8; i += kThreads / 4) {
-    const int token = i / block_rows, slot = i % block_rows;
+  for (int slot = threadIdx.x >> 2; slot < (block_rows + 7 & ~7); slot += kThreads / 4) {
     const int g = slot >> p.rows_log2, r = slot & (rows - 1);
-    float total_sum = 0.f;
-    if (token < p.t && token < kTokens) {
-      unsigned span;
-      asm volatile("ld.shared.u32 %0, [%1];" : "=r"(span) : "r"(spans_at + g * 4));
-      const int last = static_cast<int>(span >> 16);
-      for (int w = static_cast<int>(span & 0xffff) + part; w <= last; w += 4) {
-        const float* from = sums + (w + g) * (32 * kTokens) + token * 32 + r;
-        for (int l = 0; l < 32; l += rows) total_sum += from[l];
+    unsigned span;
+    int row;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(span) : "r"(spans_at + g * 4));
+    asm volatile("ld.shared.s32 %0, [%1];" : "=r"(row) : "r"(rows_at + slot * 4));
+    const int last = static_cast<int>(span >> 16);
+    float total_sum[kTokens];
+#pragma unroll
+    for (int t = 0; t < kTokens; ++t) total_sum[t] = 0.f;
+#pragma unroll 2
+    for (int w = static_cast<int>(span & 0xffff) + part; w <= last; w += 4) {
+      const float* from = sums + (w + g) * (32 * kTokens) + r;
+#pragma unroll 1
+      for (int l = 0; l < 32; l += rows) {
+#pragma unroll
+        for (int t = 0; t < kTokens; ++t) total_sum[t] += from[32 * t + l];
       }
     }
-    total_sum += __shfl_xor_sync(~0u, total_sum, 1);
-    total_sum += __shfl_xor_sync(~0u, total_sum, 2);
-    if (part == 0 && token < p.t && token < kTokens) {
-      int row;
-      asm volatile("ld.shared.s32 %0, [%1];" : "=r"(row) : "r"(rows_at + slot * 4));
-      if (row >= 0)
-        p.y[static_cast<std::size_t>(token) * p.n + row] = __float2bfloat16_rn(total_sum);
+#pragma unroll
+    for (int t = 0; t < kTokens; ++t) {
+      total_sum[t] += __shfl_xor_sync(~0u, total_sum[t], 1);
+      total_sum[t] += __shfl_xor_sync(~0u, total_sum[t], 2);
+    }
+    if (part < p.t && slot < block_rows && row >= 0) {
+#pragma unroll
+      for (int t = 0; t < kTokens; ++t) {
+        if (t == part) {
+          p.y[static_cast<std::size_t>(t) * p.n + row] = __float2bfloat16_rn(total_sum[t]);
+        }
+      }
     }
   }
 }
@@ -561,14 +594,14 @@ __global__ void __launch_bounds__(256)
       reinterpret_cast<const unsigned short*>(p.packed + p.warp_starts)[stream * 32 + lane];
   int end = min(static_cast<int>(__shfl_sync(~0u, first_chunk, group + 1) - begin), count);
   const int rows = 1 << p.rows_log2;
-  int row = static_cast<int>(table[32 + group * rows + (lane & (rows - 1))]);
+  int row = static_cast<int>(table[kTableRows + group * rows + (lane & (rows - 1))]);
   for (int chunk = 0; chunk < count; ++chunk) {
     if (chunk == end) {
       do {
         ++group;
         end = min(static_cast<int>(__shfl_sync(~0u, first_chunk, group + 1) - begin), count);
       } while (end == chunk);
-      row = static_cast<int>(table[32 + group * rows + (lane & (rows - 1))]);
+      row = static_cast<int>(table[kTableRows + group * rows + (lane & (rows - 1))]);
       column = 0;
       if (rows < 32) {
         column = reinterpret_cast<const unsigned short*>(
@@ -604,32 +637,31 @@ __global__ void __launch_bounds__(256)
 
 using Kernel = void (*)(const Params);
 
+#if LAB_SET == 1
+#define GAP_CUTS(X) X(16, 1)
+#else
+#define GAP_CUTS(X) X(16, 1) X(24, 1) X(32, 1) X(16, 2)
+#endif
+
 template <int kBits, int kTokens, int kXBytes>
 Kernel find_cut(int warps, int ring) {
-  switch (warps * 16 + ring) {
-    case 16 * 16 + 1:
-      return linear_gap_kernel<kBits, kTokens, kXBytes, 1, 16>;
-    case 16 * 16 + 2:
-      return linear_gap_kernel<kBits, kTokens, kXBytes, 2, 16>;
-    case 16 * 16 + 3:
-      return linear_gap_kernel<kBits, kTokens, kXBytes, 3, 16>;
-    case 24 * 16 + 1:
-      return linear_gap_kernel<kBits, kTokens, kXBytes, 1, 24>;
-    case 24 * 16 + 2:
-      return linear_gap_kernel<kBits, kTokens, kXBytes, 2, 24>;
-    case 32 * 16 + 1:
-      return linear_gap_kernel<kBits, kTokens, kXBytes, 1, 32>;
-    default:
-      return nullptr;
-  }
+#define GAP_CUT(w, r) \
+  if (warps == w && ring == r) return linear_gap_kernel<kBits, kTokens, kXBytes, r, w>;
+  GAP_CUTS(GAP_CUT)
+#undef GAP_CUT
+  return nullptr;
 }
 
 template <int kBits>
 Kernel find_tokens(const GapPlan& plan, int warps) {
   if (plan.tokens == 1 && plan.x_bytes == 2) return find_cut<kBits, 1, 2>(warps, plan.ring);
+#ifdef LAB_X4
   if (plan.tokens == 1 && plan.x_bytes == 4) return find_cut<kBits, 1, 4>(warps, plan.ring);
+#endif
+#ifndef LAB_T1
   if (plan.tokens == 2 && plan.x_bytes == 2) return find_cut<kBits, 2, 2>(warps, plan.ring);
   if (plan.tokens == 4 && plan.x_bytes == 2) return find_cut<kBits, 4, 2>(warps, plan.ring);
+#endif
   return nullptr;
 }
 
@@ -746,7 +778,6 @@ cudaError_t gap_measure(const void* dense, std::int64_t n, std::int64_t k, void*
     for (int b = 0; b < 2; ++b) places[b] += c.places[b];
   }
   if (l.bits == 0) l.bits = places[0] * 19 <= places[1] * 20 ? 3 : 4;  // 19 and 20 bits a place
-  if (l.warps == 0) l.warps = 16;
 
   // Fewest lanes a row that leave the multiprocessors evenly busy.
   auto blocks_for = [&](int lanes) {
@@ -766,6 +797,10 @@ cudaError_t gap_measure(const void* dense, std::int64_t n, std::int64_t k, void*
     }
   }
   l.blocks = blocks_for(l.lanes_per_row);
+  if (l.warps == 0) {  // few warps start sooner, more of them have more weights in flight
+    const std::int64_t chunks = places[l.bits - 3] / (32 * kChunkValues * l.blocks);
+    l.warps = chunks < 200 ? 16 : 24;
+  }
 
   // Rows of like length share a group; the longest groups go first, each to the block with the
   // fewest chunks so far.
@@ -806,6 +841,7 @@ cudaError_t gap_measure(const void* dense, std::int64_t n, std::int64_t k, void*
   for (int i = 0; i < l.blocks; ++i) {
     unsigned* table = tables.data() + i * parts.table_stride / 4;
     unsigned chunk = 0;
+    for (int j = 0; j < 32; ++j) table[32 + j] = kNoSpan;
     for (int j = 0; j < 32; ++j) {
       const bool some = j < static_cast<int>(members[i].size());
       table[j] = chunk;
@@ -815,9 +851,13 @@ cudaError_t gap_measure(const void* dense, std::int64_t n, std::int64_t k, void*
         const std::int64_t index = static_cast<std::int64_t>(g) * rows + r;
         if (index >= n) break;
         const int row = order[index];
-        table[32 + j * rows + r] = row;
+        table[kTableRows + j * rows + r] = row;
         homes[row] = {static_cast<unsigned>(i), chunk, static_cast<unsigned>(group_chunks[g]),
                       static_cast<unsigned>(r | j << 8)};
+      }
+      if (group_chunks[g] > 0) {
+        const auto warp_of = [&](unsigned c) { return (l.warps * (c + 1) - 1) / totals[i]; };
+        table[32 + j] = warp_of(chunk) | warp_of(chunk + group_chunks[g] - 1) << 16;
       }
       chunk += group_chunks[g];
     }
@@ -911,7 +951,7 @@ cudaError_t gap_plan(const GapLayout& layout, int t, GapPlan* plan) {
   GapPlan p;
   p.tokens = t >= 3 ? 4 : t;
   p.x_bytes = 2;
-  p.ring = layout.warps == 16 ? 2 : layout.warps == 24 ? 2 : 1;
+  p.ring = layout.warps <= 12 ? 2 : 1;
   while (p.tokens > 1 && shared_bytes(layout, p) > kMaxSharedBytes) p.tokens /= 2;
   if (gap_shared_bytes(layout, p) == 0 || shared_bytes(layout, p) > kMaxSharedBytes) {
     return cudaErrorNotSupported;
