@@ -5,6 +5,7 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <functional>
 #include <numeric>
 #include <queue>
 #include <utility>
@@ -230,7 +231,8 @@ __global__ void __launch_bounds__(256) gap_pack_kernel(const PackParams p) {
 // ---------- multiplying ----------
 
 struct Params {
-  const unsigned char* packed;
+  const unsigned char *packed, *weights;
+  const unsigned short* starts;  // of warps
   const unsigned short* x;
   __nv_bfloat16* y;
   int n, k, t;
@@ -238,8 +240,7 @@ struct Params {
   int blocks, groups_per_block, rows_log2;  // rows of a group
   int least_chunks;
   unsigned table_stride;
-  unsigned warp_starts, group_starts;
-  std::size_t streams;
+  unsigned group_starts;
   unsigned pitch;
   bool overlap, x_vectors;
 };
@@ -248,36 +249,17 @@ __device__ __forceinline__ unsigned shared_address(const void* p) {
   return static_cast<unsigned>(__cvta_generic_to_shared(p));
 }
 
-#ifndef GAP_LOAD
-#define GAP_LOAD 0
-#endif
 __device__ __forceinline__ uint4 load_once16(const unsigned char* p) {
   uint4 v;
-#if GAP_LOAD == 0
-  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(p));
-#elif GAP_LOAD == 1
   asm volatile("ld.global.cs.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                : "l"(p));
-#else
-  asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(p));
-#endif
   return v;
 }
 
 __device__ __forceinline__ unsigned load_once4(const unsigned char* p) {
   unsigned v;
-#if GAP_LOAD == 0
-  asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(p));
-#elif GAP_LOAD == 1
   asm volatile("ld.global.cs.u32 %0, [%1];" : "=r"(v) : "l"(p));
-#else
-  asm volatile("ld.global.nc.L1::no_allocate.L2::256B.u32 %0, [%1];" : "=r"(v) : "l"(p));
-#endif
   return v;
 }
 
@@ -289,16 +271,12 @@ __device__ __forceinline__ void copy4(unsigned to, const void* from) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(from) : "memory");
 }
 
-template <int kTokens, int kXBytes>
+template <int kTokens>
 __device__ __forceinline__ void multiply(float (&sum)[4], unsigned address, float w, int i) {
-  if constexpr (kTokens == 1 && kXBytes == 2) {
+  if constexpr (kTokens == 1) {
     unsigned short x;
     asm volatile("ld.shared.u16 %0, [%1];" : "=h"(x) : "r"(address));
     sum[i & 3] = fmaf(w, __uint_as_float(static_cast<unsigned>(x) << 16), sum[i & 3]);
-  } else if constexpr (kTokens == 1) {
-    float x;
-    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(x) : "r"(address));
-    sum[i & 3] = fmaf(w, x, sum[i & 3]);
   } else if constexpr (kTokens == 2) {
     unsigned x;
     asm volatile("ld.shared.u32 %0, [%1];" : "=r"(x) : "r"(address));
@@ -315,11 +293,11 @@ __device__ __forceinline__ void multiply(float (&sum)[4], unsigned address, floa
 }
 
 // 8 values of a lane. `at`: address of the x of the column after the last place; moved on.
-template <int kBits, int kTokens, int kXBytes>
+template <int kBits, int kTokens>
 __device__ __forceinline__ void multiply_chunk(float (&sum)[4], unsigned& at, unsigned gaps,
                                                const uint4& values) {
   constexpr unsigned kMask = kBits == 3 ? 0x07070707u : 0x0f0f0f0fu;
-  constexpr int kBytes = kTokens * kXBytes;
+  constexpr int kBytes = 2 * kTokens;  // of x of one column
   const unsigned even = gaps & kMask, odd = gaps >> 4 & kMask;
   const unsigned odd_sums = (even + odd) * 0x01010101u;  // byte j: gaps of places 0 .. 2j + 1
   const unsigned even_sums = odd_sums - odd;             // byte j: gaps of places 0 .. 2j
@@ -329,19 +307,19 @@ __device__ __forceinline__ void multiply_chunk(float (&sum)[4], unsigned& at, un
   for (int j = 0; j < 4; ++j) {
     const unsigned a0 = __dp4a(even_sums, static_cast<unsigned>(kBytes) << (8 * j), base);
     const unsigned a1 = __dp4a(odd_sums, static_cast<unsigned>(kBytes) << (8 * j), base);
-    multiply<kTokens, kXBytes>(sum, a0 + kBytes * (2 * j), __uint_as_float(v[j] << 16), 2 * j);
-    multiply<kTokens, kXBytes>(sum, a1 + kBytes * (2 * j + 1), __uint_as_float(v[j] & 0xffff0000u),
-                               2 * j + 1);
+    multiply<kTokens>(sum, a0 + kBytes * (2 * j), __uint_as_float(v[j] << 16), 2 * j);
+    multiply<kTokens>(sum, a1 + kBytes * (2 * j + 1), __uint_as_float(v[j] & 0xffff0000u),
+                      2 * j + 1);
     if (j == 3) at = a1 + kBytes * 8;
   }
 }
 
-template <int kBits, int kTokens, int kXBytes, int kRing, int kWarps>
+template <int kBits, int kTokens, int kWarps>
 __global__ void __launch_bounds__(kWarps * 32, 1) linear_gap_kernel(const Params p) {
   extern __shared__ __align__(128) unsigned char shared[];
   constexpr int kPlanes = planes(kBits), kUnit = unit_bytes(kBits);
-  constexpr int kThreads = kWarps * 32, kSlots = kRing * kUnitChunks;
-  constexpr int kBytes = kTokens * kXBytes;
+  constexpr int kThreads = kWarps * 32;
+  constexpr int kBytes = 2 * kTokens;  // of x of one column
   const int warp = __shfl_sync(~0u, threadIdx.x >> 5, 0), lane = threadIdx.x & 31;
   const unsigned x_at = shared_address(shared);
   // After x: first and last warp of each group, its rows, then the sums [segment][token][lane].
@@ -352,13 +330,13 @@ __global__ void __launch_bounds__(kWarps * 32, 1) linear_gap_kernel(const Params
 
   const unsigned char* table = p.packed + blockIdx.x * p.table_stride;
   const unsigned stream = blockIdx.x * kWarps + warp;
-  const unsigned char* weights = p.packed + p.streams + static_cast<std::size_t>(stream) * p.pitch;
+  const unsigned char* weights = p.weights + static_cast<std::size_t>(stream) * p.pitch;
   const unsigned char* gaps_from = weights + lane * 4;
   const unsigned char* values_from = weights + kPlanes * kPlaneBytes + lane * 16;
 
   auto fetch_x = [&] {
     if (p.x_vectors) {
-      if constexpr (kTokens == 1 && kXBytes == 2) {
+      if constexpr (kTokens == 1) {
 #pragma unroll 1
         for (int i = threadIdx.x; i < p.k / 8; i += kThreads) copy16(x_at + i * 16, p.x + i * 8);
       } else {
@@ -379,9 +357,7 @@ __global__ void __launch_bounds__(kWarps * 32, 1) linear_gap_kernel(const Params
             for (int t = 0; t < kTokens; ++t) {
               w[t] = j == 0 ? q[t].x : j == 1 ? q[t].y : j == 2 ? q[t].z : q[t].w;
             }
-            if constexpr (kTokens == 1) {
-              *reinterpret_cast<uint2*>(to + 2 * j) = make_uint2(w[0] << 16, w[0] & 0xffff0000u);
-            } else if constexpr (kTokens == 2) {
+            if constexpr (kTokens == 2) {
               *reinterpret_cast<uint2*>(to + 2 * j) =
                   make_uint2(__byte_perm(w[0], w[1], 0x5410), __byte_perm(w[0], w[1], 0x7632));
             } else {
@@ -392,9 +368,11 @@ __global__ void __launch_bounds__(kWarps * 32, 1) linear_gap_kernel(const Params
           }
         }
       }
+      if (p.k < p.k_padded) {
 #pragma unroll 1
-      for (int i = p.k * kBytes / 4 + threadIdx.x; i < p.k_padded * kBytes / 4; i += kThreads) {
-        reinterpret_cast<unsigned*>(shared)[i] = 0;
+        for (int i = p.k * kBytes / 4 + threadIdx.x; i < p.k_padded * kBytes / 4; i += kThreads) {
+          reinterpret_cast<unsigned*>(shared)[i] = 0;
+        }
       }
     } else {
 #pragma unroll 1
@@ -402,56 +380,40 @@ __global__ void __launch_bounds__(kWarps * 32, 1) linear_gap_kernel(const Params
         const int column = i / kTokens, t = i % kTokens;
         const unsigned short x =
             column < p.k && t < p.t ? p.x[static_cast<std::size_t>(t) * p.k + column] : 0;
-        if constexpr (kXBytes == 2) {
-          reinterpret_cast<unsigned short*>(shared)[i] = x;
-        } else {
-          reinterpret_cast<unsigned*>(shared)[i] = static_cast<unsigned>(x) << 16;
-        }
+        reinterpret_cast<unsigned short*>(shared)[i] = x;
       }
     }
   };
-#ifdef LAB_XFIRST
-  if (!p.overlap) fetch_x();
-#endif
-
-  // Weights that every warp has; the others wait for the table.
-  uint4 values[kSlots];
-  unsigned gaps[kRing * kPlanes];
-  auto load = [&](int slot, const unsigned char* g, const unsigned char* v) {
-    const int unit = slot / kUnitChunks, c = slot % kUnitChunks;
-    if (c < kPlanes) {
-      gaps[unit * kPlanes + (c < kPlanes ? c : 0)] = load_once4(g + unit * kUnit + c * kPlaneBytes);
-    }
-    values[slot] = load_once16(v + unit * kUnit + c * kChunkValueBytes);
+  // At once the weights that every warp has; where some have less, all wait for the table.
+  uint4 values[kUnitChunks];
+  unsigned gaps[kPlanes];
+  auto load = [&](int c, const unsigned char* g, const unsigned char* v) {
+    if (c < kPlanes) gaps[c < kPlanes ? c : 0] = load_once4(g + c * kPlaneBytes);
+    values[c] = load_once16(v + c * kChunkValueBytes);
   };
   const unsigned first_chunk = reinterpret_cast<const unsigned*>(table)[lane];
-  unsigned start =
-      reinterpret_cast<const unsigned short*>(p.packed + p.warp_starts)[stream * 32 + lane];
+  unsigned start = p.starts[stream * 32 + lane];
+  if (p.least_chunks >= kUnitChunks) {
 #pragma unroll
-  for (int s = 0; s < kSlots; ++s) {
-    if (s < p.least_chunks) load(s, gaps_from, values_from);
+    for (int s = 0; s < kUnitChunks; ++s) load(s, gaps_from, values_from);
   }
 #pragma unroll 1
   for (int i = threadIdx.x; i < 32 + block_rows; i += kThreads) {
     copy4(spans_at + i * 4, table + 128 + i * 4);
   }
   if (p.overlap) asm volatile("griddepcontrol.wait;" ::: "memory");
-#ifdef LAB_XFIRST
-  if (p.overlap)
-#endif
-#ifdef LAB_NO_X
-    if (p.n == 3)
-#endif
-      fetch_x();
+  fetch_x();
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 
   // The warp's chunks are [begin, begin + count) of the block's.
   const unsigned total = __shfl_sync(~0u, first_chunk, 31);
   const unsigned begin = warp * total / kWarps;
   const int count = static_cast<int>((warp + 1) * total / kWarps - begin);
+  if (p.least_chunks < kUnitChunks) {
 #pragma unroll
-  for (int s = 0; s < kSlots; ++s) {
-    if (s >= p.least_chunks && s < count) load(s, gaps_from, values_from);
+    for (int s = 0; s < kUnitChunks; ++s) {
+      if (s < count) load(s, gaps_from, values_from);
+    }
   }
   int group = __popc(__ballot_sync(~0u, first_chunk <= begin)) - 1;
   // End of the current group among the warp's chunks.
@@ -482,58 +444,43 @@ __global__ void __launch_bounds__(kWarps * 32, 1) linear_gap_kernel(const Params
       for (int t = 0; t < 4; ++t) to[32 * t] = sum[t];
     }
   };
+  auto next_group = [&](int chunk) {
+    store_sums();
+#pragma unroll
+    for (int t = 0; t < 4; ++t) sum[t] = 0.f;
+    at = x_at + start * kBytes;
+    do {
+      ++group;
+      end = group_end();
+    } while (end == chunk);
+    if (end < count) start = next_start();
+  };
   if (count > 0) {
-    int chunk = 0;
-    for (;;) {
+    for (int chunk = 0;; chunk += kUnitChunks) {
+      unsigned words[kUnitChunks];
 #pragma unroll
-      for (int u = 0; u < kRing; ++u) {
-        unsigned words[kUnitChunks];
+      for (int c = 0; c < kPlanes; ++c) words[c] = gaps[c];
+      if constexpr (kBits == 3) {
+        words[3] = (words[0] >> 3 & 0x11111111u) | (words[1] >> 2 & 0x22222222u) |
+                   (words[2] >> 1 & 0x44444444u);
+      }
 #pragma unroll
-        for (int c = 0; c < kPlanes; ++c) words[c] = gaps[u * kPlanes + c];
-        if constexpr (kBits == 3) {
-          words[3] = (words[0] >> 3 & 0x11111111u) | (words[1] >> 2 & 0x22222222u) |
-                     (words[2] >> 1 & 0x44444444u);
-        }
-#pragma unroll
-        for (int c = 0; c < kUnitChunks; ++c) {
-          const int slot = u * kUnitChunks + c;
-#ifdef LAB_NO_MULTIPLY
-          sum[0] += __uint_as_float(words[c] ^ values[slot].x ^ values[slot].y ^ values[slot].z ^
-                                    values[slot].w);
-#else
-          multiply_chunk<kBits, kTokens, kXBytes>(sum, at, words[c], values[slot]);
-#endif
-          if (chunk + slot + kSlots < count) {
-            load(slot, gaps_from + kRing * kUnit, values_from + kRing * kUnit);
-          }
-          if (__builtin_expect(chunk + slot + 1 == end, 0)) {
-            if (end == count) goto done;
-            store_sums();
-#pragma unroll
-            for (int t = 0; t < 4; ++t) sum[t] = 0.f;
-            at = x_at + start * kBytes;
-            do {
-              ++group;
-              end = group_end();
-            } while (end == chunk + slot + 1);
-            if (end < count) start = next_start();
-          }
+      for (int c = 0; c < kUnitChunks; ++c) {
+        multiply_chunk<kBits, kTokens>(sum, at, words[c], values[c]);
+        if (chunk + c + kUnitChunks < count) load(c, gaps_from + kUnit, values_from + kUnit);
+        if (__builtin_expect(chunk + c + 1 == end, 0)) {
+          if (end == count) goto done;
+          next_group(chunk + c + 1);
         }
       }
-      chunk += kSlots;
-      gaps_from += kRing * kUnit;
-      values_from += kRing * kUnit;
+      gaps_from += kUnit;
+      values_from += kUnit;
     }
   }
 done:
   // A warp without chunks between others that share a group counts as well.
   if (count > 0 || begin < total) store_sums();
   __syncthreads();
-#ifdef LAB_NO_SUMS
-  if (threadIdx.x < block_rows)
-    p.y[blockIdx.x * block_rows + threadIdx.x] = __float2bfloat16_rn(sums[threadIdx.x]);
-  return;
-#endif
   // Four lanes add the segments of one row and token.
   const int rows = 1 << p.rows_log2, part = lane & 3;
   for (int slot = threadIdx.x >> 2; slot < (block_rows + 7 & ~7); slot += kThreads / 4) {
@@ -546,13 +493,16 @@ done:
     float total_sum[kTokens];
 #pragma unroll
     for (int t = 0; t < kTokens; ++t) total_sum[t] = 0.f;
-#pragma unroll 2
-    for (int w = static_cast<int>(span & 0xffff) + part; w <= last; w += 4) {
-      const float* from = sums + (w + g) * (32 * kTokens) + r;
+    const int first = static_cast<int>(span & 0xffff) + part;
+    const float* from = sums + (first + g) * (32 * kTokens) + r;
 #pragma unroll 1
-      for (int l = 0; l < 32; l += rows) {
+    for (int l = 0; l < 32; l += rows, from += rows) {
 #pragma unroll
-        for (int t = 0; t < kTokens; ++t) total_sum[t] += from[32 * t + l];
+      for (int w = 0; w < kWarps; w += 4) {
+        if (first + w <= last) {
+#pragma unroll
+          for (int t = 0; t < kTokens; ++t) total_sum[t] += from[w * (32 * kTokens) + 32 * t];
+        }
       }
     }
 #pragma unroll
@@ -588,10 +538,9 @@ __global__ void __launch_bounds__(256)
   const unsigned begin = warp * total / warps;
   const int count = static_cast<int>((warp + 1) * total / warps - begin);
   if (count == 0) return;
-  const unsigned char* weights = p.packed + p.streams + static_cast<std::size_t>(stream) * p.pitch;
+  const unsigned char* weights = p.weights + static_cast<std::size_t>(stream) * p.pitch;
   int group = __popc(__ballot_sync(~0u, first_chunk <= begin)) - 1;
-  int column =
-      reinterpret_cast<const unsigned short*>(p.packed + p.warp_starts)[stream * 32 + lane];
+  int column = p.starts[stream * 32 + lane];
   int end = min(static_cast<int>(__shfl_sync(~0u, first_chunk, group + 1) - begin), count);
   const int rows = 1 << p.rows_log2;
   int row = static_cast<int>(table[kTableRows + group * rows + (lane & (rows - 1))]);
@@ -637,31 +586,18 @@ __global__ void __launch_bounds__(256)
 
 using Kernel = void (*)(const Params);
 
-#if LAB_SET == 1
-#define GAP_CUTS(X) X(16, 1)
-#else
-#define GAP_CUTS(X) X(16, 1) X(24, 1) X(32, 1) X(16, 2)
-#endif
-
-template <int kBits, int kTokens, int kXBytes>
-Kernel find_cut(int warps, int ring) {
-#define GAP_CUT(w, r) \
-  if (warps == w && ring == r) return linear_gap_kernel<kBits, kTokens, kXBytes, r, w>;
-  GAP_CUTS(GAP_CUT)
-#undef GAP_CUT
-  return nullptr;
+template <int kBits, int kTokens>
+Kernel find_warps(int warps) {
+  return warps == 16   ? linear_gap_kernel<kBits, kTokens, 16>
+         : warps == 24 ? linear_gap_kernel<kBits, kTokens, 24>
+                       : nullptr;
 }
 
 template <int kBits>
 Kernel find_tokens(const GapPlan& plan, int warps) {
-  if (plan.tokens == 1 && plan.x_bytes == 2) return find_cut<kBits, 1, 2>(warps, plan.ring);
-#ifdef LAB_X4
-  if (plan.tokens == 1 && plan.x_bytes == 4) return find_cut<kBits, 1, 4>(warps, plan.ring);
-#endif
-#ifndef LAB_T1
-  if (plan.tokens == 2 && plan.x_bytes == 2) return find_cut<kBits, 2, 2>(warps, plan.ring);
-  if (plan.tokens == 4 && plan.x_bytes == 2) return find_cut<kBits, 4, 2>(warps, plan.ring);
-#endif
+  if (plan.tokens == 1) return find_warps<kBits, 1>(warps);
+  if (plan.tokens == 2) return find_warps<kBits, 2>(warps);
+  if (plan.tokens == 4) return find_warps<kBits, 4>(warps);
   return nullptr;
 }
 
@@ -674,10 +610,11 @@ Kernel find_kernel(const GapLayout& layout, const GapPlan& plan) {
 // Rows are filled up with zeros of the free columns, up to 8 x 8 at the end of a row.
 int padded(std::int64_t k) { return static_cast<int>((k + 63) / 64 * 64); }
 
+// x, tables and sums.
 std::size_t shared_bytes(const GapLayout& l, const GapPlan& plan) {
   const int block_rows = l.groups_per_block * (32 / l.lanes_per_row);
-  return round_up(static_cast<std::size_t>(padded(l.k)) * plan.tokens * plan.x_bytes, 16) +
-         4 * static_cast<std::size_t>(block_rows) + 4 * 32 +
+  return round_up(static_cast<std::size_t>(padded(l.k)) * plan.tokens * 2, 16) + 4 * 32 +
+         4 * static_cast<std::size_t>(block_rows) +
          static_cast<std::size_t>(l.warps + l.groups_per_block) * 128 * plan.tokens;
 }
 
@@ -721,9 +658,9 @@ Params params_of(const void* packed, const GapLayout& layout) {
                                             : 2;
   p.least_chunks = layout.least_chunks;
   p.table_stride = static_cast<unsigned>(parts.table_stride);
-  p.warp_starts = static_cast<unsigned>(parts.warp_starts);
+  p.weights = p.packed + parts.streams;
+  p.starts = reinterpret_cast<const unsigned short*>(p.packed + parts.warp_starts);
   p.group_starts = static_cast<unsigned>(parts.group_starts);
-  p.streams = parts.streams;
   p.pitch = static_cast<unsigned>(parts.pitch);
   return p;
 }
@@ -732,7 +669,7 @@ Params params_of(const void* packed, const GapLayout& layout) {
 
 const char* gap_refusal(std::int64_t n, std::int64_t k, int t, int device) {
   if (const char* reason = problem_refusal(n, k, t)) return reason;
-  if (t >= 2 && k > 54000) return "K must be at most 54000 for 2 to 4 tokens";
+  if (t >= 2 && k > 53000) return "K must be at most 53000 for 2 to 4 tokens";
   int major = 0, minor = 0;
   if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess ||
       cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) != cudaSuccess) {
@@ -799,7 +736,7 @@ cudaError_t gap_measure(const void* dense, std::int64_t n, std::int64_t k, void*
   l.blocks = blocks_for(l.lanes_per_row);
   if (l.warps == 0) {  // few warps start sooner, more of them have more weights in flight
     const std::int64_t chunks = places[l.bits - 3] / (32 * kChunkValues * l.blocks);
-    l.warps = chunks < 200 ? 16 : 24;
+    l.warps = chunks < (l.bits == 3 ? 280 : 360) ? 16 : 24;
   }
 
   // Rows of like length share a group; the longest groups go first, each to the block with the
@@ -950,8 +887,6 @@ cudaError_t gap_plan(const GapLayout& layout, int t, GapPlan* plan) {
   }
   GapPlan p;
   p.tokens = t >= 3 ? 4 : t;
-  p.x_bytes = 2;
-  p.ring = layout.warps <= 12 ? 2 : 1;
   while (p.tokens > 1 && shared_bytes(layout, p) > kMaxSharedBytes) p.tokens /= 2;
   if (gap_shared_bytes(layout, p) == 0 || shared_bytes(layout, p) > kMaxSharedBytes) {
     return cudaErrorNotSupported;

@@ -26,15 +26,12 @@ struct GapLayout {
 
 // How one launch is done. `gap_plan` fills it; every field may be set by hand to measure others.
 struct GapPlan {
-  int tokens = 0;   // multiplied at a time: 1, 2 or 4
-  int ring = 0;     // weights in flight, in units of 4 chunks a warp
-  int x_bytes = 0;  // of one x in shared memory: 2, or 4 (one token only)
+  int tokens = 0;  // multiplied at a time: 1, 2 or 4
 };
 
 // Null if this machine and problem can be run, else the reason.
-// @limits compute capability 9.0; 1 <= T <= 4; 1 <= N < 2^25; 1 <= K <= 2^16 - 64 and T, K such
-// that
-//         x fits in shared memory (K <= 27,000 for 3 or 4 tokens at once, 54,000 for 2)
+// @limits compute capability 9.0; 1 <= T <= 4; 1 <= N < 2^25; 1 <= K <= 65472, from 2 tokens on
+//         K <= 53000 (x must fit in shared memory); K beyond some 25000 reads W twice for 3 or 4
 const char* gap_refusal(std::int64_t n, std::int64_t k, int t, int device);
 
 // Device memory that `gap_measure` and `gap_pack` need beside their operands.
