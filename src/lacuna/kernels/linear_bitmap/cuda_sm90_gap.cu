@@ -1,4 +1,46 @@
-// PLACEHOLDER HEADER
+// The idea: at few tokens a product costs what its weights cost to read, and for a kept value its
+// distance to the one before, 3 or 4 bits, is cheaper than any index and needs neither a popcount
+// nor a shuffle: a lane owns a row and walks along it, prefix sums of 8 gaps at a time giving the
+// addresses of x in shared memory. Rows are sorted by length before 32 of them share a warp, so
+// that little is filled up, and its lanes stay near the same columns, so that few banks collide. A
+// block takes whole groups of rows and divides their weights evenly among its warps, wherever that
+// cuts a row: one wave, no sums between blocks.
+//
+//   group: 32 rows (16, 8, 4 with 2, 4, 8 lanes a row: where whole groups would leave blocks idle)
+//   chunk: 8 places of each of 32 lanes       unit: 4 chunks, as they lie in memory
+//
+//     0       128      256      384      512       1024      1536      2048      2560
+//     +-------+--------+--------+--------+---------+---------+---------+---------+
+//     | gaps of chunk 0, 1, 2, 3         | values 0| values 1| values 2| values 3|   4 bits
+//     +-------+--------+--------+--------+---------+---------+---------+---------+
+//       lane: 4 bytes, gap i in bits 4i..  lane: 16 bytes, 8 bf16
+//     3 bits: only three planes of gaps; those of chunk 3 are the fourth bits of the other planes.
+//
+//   Gap: columns between a place and the one before. A run of 2^bits zeros or more keeps a zero for
+//   each 2^bits of it, and a row shorter than its group keeps zeros spread evenly over the others.
+//
+//   packed W:  [block: first chunk of each group, warps of each group, rows][warp: start columns of
+//              its lanes][group: the same, if lanes share rows][block, warp: units, to the longest]
+//
+//   block b:   |--- group 0 ---|-- group 1 --|--- group 2 ---|   chunks
+//              |  warp 0  |  warp 1  |  warp 2  |  warp 3    |   equal parts
+//              a warp leaves 32 sums for each group it meets; four lanes a row add them up last
+//
+// Bytes: (16 + bits) / 8 for each place, once, evict first; 2 T K of x for every block, from L2.
+// Shared memory: 2 T K of x (pairs or fours of tokens side by side), then tables and sums.
+// A warp has 4 chunks in flight in registers, each asked for again as soon as it is used: 2,560
+// bytes, 41 (16 warps) or 61 KB (24) a multiprocessor.
+// A chunk costs 57 instructions for one token (24 of them to decode), 2.0 to 2.9 bank cycles a
+// gather of 32 x (3.5 if columns were random).
+//
+// What counts here, measured (bench/lab/cuda_linear_bitmap has the tables):
+// - Cold instructions: start-up loops that the compiler unrolled cost 0.1 us a kernel, 8 chunks in
+//   registers (twice the code) 0.3 to 0.5 us on the small matrices.
+// - More bytes in flight than 61 KB are slower, whatever brings them.
+// Tried and lost: bulk copies into a ring in shared memory (0 to 30 %), prefetch into L2 (up to
+// 12 %), x as float (equal), 8, 12 or 32 warps, more lanes a row than keep the blocks busy (2 to
+// 4 %), x before the first weights (1 to 2 %), the length of a block as a launch parameter instead
+// of in the table (2 to 4 %), L2 sectors of 256 bytes (1 to 7 %).
 #include "lacuna/kernels/linear_bitmap/cuda_sm90_gap.h"
 
 #include <cuda_bf16.h>
@@ -523,13 +565,21 @@ done:
 
 // ---------- unpacking ----------
 
+constexpr int kTileColumns = 64;
+constexpr int kTileStride = kTileColumns * 2 + 16;  // bytes of a row of a tile
+constexpr int kUnpackWarps = 4;
+
+// One warp unpacks one stream. Each lane walks its places at its own pace, a tile of 64 columns at
+// a time, into shared memory; the warp then writes the tile's rows, zeros included.
 template <int kBits>
-__global__ void __launch_bounds__(256)
-    gap_unpack_kernel(const Params p, int warps, unsigned short* dense) {
+__global__ void __launch_bounds__(kUnpackWarps * 32)
+    gap_unpack_kernel(const Params p, int warps, unsigned short* dense, bool vectors) {
   constexpr int kPlanes = planes(kBits), kUnit = unit_bytes(kBits);
+  __shared__ __align__(16) unsigned char tiles[kUnpackWarps][32 * kTileStride];
   const int lane = threadIdx.x & 31;
-  const unsigned stream = blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5);
+  const unsigned stream = blockIdx.x * kUnpackWarps + (threadIdx.x >> 5);
   if (stream >= static_cast<unsigned>(p.blocks * warps)) return;
+  unsigned char* const tile = tiles[threadIdx.x >> 5];
   const unsigned block = stream / warps, warp = stream % warps;
   const unsigned* table = reinterpret_cast<const unsigned*>(
       p.packed + static_cast<std::size_t>(block) * p.table_stride);
@@ -537,48 +587,105 @@ __global__ void __launch_bounds__(256)
   const unsigned total = __shfl_sync(~0u, first_chunk, 31);
   const unsigned begin = warp * total / warps;
   const int count = static_cast<int>((warp + 1) * total / warps - begin);
-  if (count == 0) return;
   const unsigned char* weights = p.weights + static_cast<std::size_t>(stream) * p.pitch;
-  int group = __popc(__ballot_sync(~0u, first_chunk <= begin)) - 1;
-  int column = p.starts[stream * 32 + lane];
-  int end = min(static_cast<int>(__shfl_sync(~0u, first_chunk, group + 1) - begin), count);
   const int rows = 1 << p.rows_log2;
-  int row = static_cast<int>(table[kTableRows + group * rows + (lane & (rows - 1))]);
-  for (int chunk = 0; chunk < count; ++chunk) {
-    if (chunk == end) {
-      do {
-        ++group;
-        end = min(static_cast<int>(__shfl_sync(~0u, first_chunk, group + 1) - begin), count);
-      } while (end == chunk);
-      row = static_cast<int>(table[kTableRows + group * rows + (lane & (rows - 1))]);
-      column = 0;
-      if (rows < 32) {
-        column = reinterpret_cast<const unsigned short*>(
-            p.packed + p.group_starts)[(block * p.groups_per_block + group) * 32 + lane];
-      }
-    }
+
+  for (int i = lane; i < 32 * kTileStride / 16; i += 32) {
+    reinterpret_cast<uint4*>(tile)[i] = make_uint4(0, 0, 0, 0);
+  }
+  __syncwarp();
+
+  auto fetch = [&](int chunk, unsigned* gaps, uint4* values) {
     const unsigned char* unit = weights + static_cast<std::size_t>(chunk / kUnitChunks) * kUnit;
     const int c = chunk % kUnitChunks;
     const unsigned* words = reinterpret_cast<const unsigned*>(unit) + lane;
-    unsigned gaps;
     if (kBits == 4 || c < 3) {
-      gaps = words[32 * c];
+      *gaps = words[32 * c];
     } else {
-      gaps = (words[0] >> 3 & 0x11111111u) | (words[32] >> 2 & 0x22222222u) |
-             (words[64] >> 1 & 0x44444444u);
+      *gaps = (words[0] >> 3 & 0x11111111u) | (words[32] >> 2 & 0x22222222u) |
+              (words[64] >> 1 & 0x44444444u);
     }
-    const uint4 q = *reinterpret_cast<const uint4*>(unit + kPlanes * kPlaneBytes +
-                                                    c * kChunkValueBytes + lane * 16);
-    const unsigned v[4] = {q.x, q.y, q.z, q.w};
-#pragma unroll
-    for (int i = 0; i < kChunkValues; ++i) {
-      column += gaps >> (4 * i) & ((1 << kBits) - 1);
-      const unsigned value = v[i / 2] >> (16 * (i & 1)) & 0xffff;
-      if (row >= 0 && value != 0) {
-        dense[static_cast<std::size_t>(row) * p.k + column] = static_cast<unsigned short>(value);
+    *values = *reinterpret_cast<const uint4*>(unit + kPlanes * kPlaneBytes + c * kChunkValueBytes +
+                                              lane * 16);
+  };
+
+  int group = __popc(__ballot_sync(~0u, first_chunk <= begin)) - 1;
+  int chunk = 0;
+  bool first = true;
+  while (chunk < count) {  // a group that the warp meets
+    const int group_end = static_cast<int>(__shfl_sync(~0u, first_chunk, group + 1) - begin);
+    const int end = min(group_end, count);
+    if (end > chunk) {
+      const int row = static_cast<int>(table[kTableRows + group * rows + (lane & (rows - 1))]);
+      int start = 0;
+      if (first) {
+        start = p.starts[stream * 32 + lane];
+      } else if (rows < 32) {
+        start = reinterpret_cast<const unsigned short*>(
+            p.packed + p.group_starts)[(block * p.groups_per_block + group) * 32 + lane];
       }
-      ++column;
+      first = false;
+      // The last lane of a row writes up to its end, the others up to their last place.
+      const bool to_end = end == group_end && lane >= 32 - rows;
+      int left = (end - chunk) * kChunkValues, next_chunk = chunk + 1;
+      unsigned gaps, next_gaps = 0;
+      uint4 values, next_values = make_uint4(0, 0, 0, 0);
+      fetch(chunk, &gaps, &values);
+      if (next_chunk < end) fetch(next_chunk, &next_gaps, &next_values);
+      unsigned long long low = values.x | static_cast<unsigned long long>(values.y) << 32;
+      unsigned long long high = values.z | static_cast<unsigned long long>(values.w) << 32;
+      int column = start, base = start & ~(kTileColumns - 1), stop = p.k;
+      for (;;) {
+        unsigned char* const own = tile + lane * kTileStride;
+        while (left > 0) {
+          const int at = column + static_cast<int>(gaps & ((1 << kBits) - 1));
+          if (at >= base + kTileColumns) break;
+          *reinterpret_cast<unsigned short*>(own + (at - base) * 2) =
+              static_cast<unsigned short>(low);
+          column = at + 1;
+          gaps >>= 4;
+          low = low >> 16 | high << 48;
+          high >>= 16;
+          if ((--left & (kChunkValues - 1)) == 0 && left > 0) {
+            gaps = next_gaps;
+            low = next_values.x | static_cast<unsigned long long>(next_values.y) << 32;
+            high = next_values.z | static_cast<unsigned long long>(next_values.w) << 32;
+            if (++next_chunk < end) fetch(next_chunk, &next_gaps, &next_values);
+          }
+        }
+        if (left == 0 && !to_end) stop = min(column, p.k);
+        const int from = max(start, base), until = row < 0 ? 0 : min(stop, base + kTileColumns);
+        __syncwarp();
+#pragma unroll 2
+        for (int q = 0; q < 8; ++q) {
+          const int r = q * 4 + lane / 8, part = lane % 8;
+          const int r_row = __shfl_sync(~0u, row, r), r_from = __shfl_sync(~0u, from, r);
+          const int r_until = __shfl_sync(~0u, until, r);
+          const int c0 = __shfl_sync(~0u, base, r) + part * 8;
+          uint4* const at = reinterpret_cast<uint4*>(tile + r * kTileStride + part * 16);
+          const uint4 v = *at;
+          *at = make_uint4(0, 0, 0, 0);
+          if (c0 + 8 <= r_from || c0 >= r_until) continue;
+          unsigned short* const to = dense + static_cast<std::size_t>(r_row) * p.k + c0;
+          if (vectors && c0 >= r_from && c0 + 8 <= r_until) {
+            *reinterpret_cast<uint4*>(to) = v;
+          } else {
+            const unsigned w[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+            for (int e = 0; e < 8; ++e) {
+              if (c0 + e >= r_from && c0 + e < r_until) {
+                to[e] = static_cast<unsigned short>(w[e / 2] >> (16 * (e & 1)));
+              }
+            }
+          }
+        }
+        __syncwarp();
+        base += kTileColumns;
+        if (!__any_sync(~0u, left > 0 || base < stop)) break;
+      }
+      chunk = end;
     }
+    ++group;
   }
 }
 
@@ -864,16 +971,13 @@ cudaError_t gap_unpack(const void* packed, const GapLayout& layout, void* dense,
       reinterpret_cast<std::uintptr_t>(packed) % 128 != 0) {
     return cudaErrorInvalidValue;
   }
-  const cudaError_t error = cudaMemsetAsync(dense, 0, layout.n * layout.k * 2, stream);
-  if (error != cudaSuccess) return error;
   const Params p = params_of(packed, layout);
-  const int blocks = ceil_div(static_cast<std::int64_t>(layout.blocks) * layout.warps, 8);
+  const int blocks =
+      ceil_div(static_cast<std::int64_t>(layout.blocks) * layout.warps, kUnpackWarps);
+  const bool vectors = layout.k % 8 == 0 && reinterpret_cast<std::uintptr_t>(dense) % 16 == 0;
   unsigned short* const to = static_cast<unsigned short*>(dense);
-  if (layout.bits == 3) {
-    gap_unpack_kernel<3><<<blocks, 256, 0, stream>>>(p, layout.warps, to);
-  } else {
-    gap_unpack_kernel<4><<<blocks, 256, 0, stream>>>(p, layout.warps, to);
-  }
+  const auto kernel = layout.bits == 3 ? gap_unpack_kernel<3> : gap_unpack_kernel<4>;
+  kernel<<<blocks, kUnpackWarps * 32, 0, stream>>>(p, layout.warps, to, vectors);
   return cudaGetLastError();
 }
 
