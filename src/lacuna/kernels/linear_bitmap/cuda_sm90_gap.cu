@@ -1,0 +1,1040 @@
+// The idea: at few tokens a product costs what its weights cost to read, and for a kept value its
+// distance to the one before, 3 or 4 bits, is cheaper than any index and needs neither a popcount
+// nor a shuffle: a lane owns a row and walks along it, prefix sums of 8 gaps at a time giving the
+// addresses of x in shared memory. Rows are sorted by length before 32 of them share a warp, so
+// that little is filled up, and its lanes stay near the same columns, so that few banks collide. A
+// block takes whole groups of rows and divides their weights evenly among its warps, wherever that
+// cuts a row: one wave, no sums between blocks.
+//
+//   group: 32 rows (16, 8, 4 with 2, 4, 8 lanes a row: where whole groups would leave blocks idle)
+//   chunk: 8 places of each of 32 lanes       unit: 4 chunks, as they lie in memory
+//
+//     0       128      256      384      512       1024      1536      2048      2560
+//     +-------+--------+--------+--------+---------+---------+---------+---------+
+//     | gaps of chunk 0, 1, 2, 3         | values 0| values 1| values 2| values 3|   4 bits
+//     +-------+--------+--------+--------+---------+---------+---------+---------+
+//       lane: 4 bytes, gap i in bits 4i..  lane: 16 bytes, 8 bf16
+//     3 bits: only three planes of gaps; those of chunk 3 are the fourth bits of the other planes.
+//
+//   Gap: columns between a place and the one before. A run of 2^bits zeros or more keeps a zero for
+//   each 2^bits of it, and a row shorter than its group keeps zeros spread evenly over the others.
+//
+//   packed W:  [block: first chunk of each group, warps of each group, rows][warp: start columns of
+//              its lanes][group: the same, if lanes share rows][block, warp: units, to the longest]
+//
+//   block b:   |--- group 0 ---|-- group 1 --|--- group 2 ---|   chunks
+//              |  warp 0  |  warp 1  |  warp 2  |  warp 3    |   equal parts
+//              a warp leaves 32 sums for each group it meets; four lanes a row add them up last
+//
+// Bytes: (16 + bits) / 8 for each place, once, evict first; 2 T K of x for every block, from L2.
+// Shared memory: 2 T K of x (pairs or fours of tokens side by side), then tables and sums.
+// A warp has 4 chunks in flight in registers, each asked for again as soon as it is used: 2,560
+// bytes, 41 (16 warps) or 61 KB (24) a multiprocessor.
+// A chunk costs 57 instructions for one token (24 of them to decode), 2.0 to 2.9 bank cycles a
+// gather of 32 x (3.5 if columns were random).
+//
+// What counts here, measured (bench/lab/cuda_linear_bitmap has the tables):
+// - Cold instructions: start-up loops that the compiler unrolled cost 0.1 us a kernel, 8 chunks in
+//   registers (twice the code) 0.3 to 0.5 us on the small matrices.
+// - More bytes in flight than 61 KB are slower, whatever brings them.
+// Tried and lost: bulk copies into a ring in shared memory (0 to 30 %), prefetch into L2 (up to
+// 12 %), x as float (equal), 8, 12 or 32 warps, more lanes a row than keep the blocks busy (2 to
+// 4 %), x before the first weights (1 to 2 %), the length of a block as a launch parameter instead
+// of in the table (2 to 4 %), L2 sectors of 256 bytes (1 to 7 %).
+#include "lacuna/kernels/linear_bitmap/cuda_sm90_gap.h"
+
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <functional>
+#include <numeric>
+#include <queue>
+#include <utility>
+#include <vector>
+
+namespace lacuna::kernels::linear_bitmap {
+namespace {
+
+constexpr int kChunkValues = 8;  // of one lane
+constexpr int kUnitChunks = 4;
+constexpr int kPlaneBytes = 128;       // one word of gaps a lane
+constexpr int kChunkValueBytes = 512;  // 8 values of 32 lanes
+constexpr int kTableRows = 64;         // words of a table before its rows
+constexpr int kStartBytes = 64;        // one 16-bit column a lane
+constexpr int kMaxGroups = 31;         // of a block: its table has 32 entries
+constexpr unsigned kNoSpan = 0xffff;   // first warp 65535, last warp 0
+constexpr int kMaxSharedBytes = 227 * 1024;
+constexpr int kMaxTokens = 4;
+constexpr int kMaxColumns = (1 << 16) - 64;
+
+__host__ __device__ constexpr int planes(int bits) { return bits == 3 ? 3 : 4; }
+
+__host__ __device__ constexpr int unit_bytes(int bits) {
+  return planes(bits) * kPlaneBytes + kUnitChunks * kChunkValueBytes;
+}
+
+int ceil_div(std::int64_t a, std::int64_t b) { return static_cast<int>((a + b - 1) / b); }
+
+std::size_t round_up(std::size_t a, std::size_t b) { return (a + b - 1) / b * b; }
+
+// Where the parts of a packed W begin.
+struct Parts {
+  std::size_t table_stride;  // of one block: 32 words of first chunks, 32 of spans, the rows
+  std::size_t warp_starts, group_starts, streams;
+  std::size_t pitch;  // of one warp's stream
+  std::size_t bytes;
+};
+
+Parts parts_of(const GapLayout& l) {
+  Parts p;
+  p.table_stride = round_up(
+      4 * (kTableRows + static_cast<std::size_t>(l.groups_per_block) * (32 / l.lanes_per_row)),
+      128);
+  p.warp_starts = l.blocks * p.table_stride;
+  p.group_starts = p.warp_starts + static_cast<std::size_t>(l.blocks) * l.warps * kStartBytes;
+  const std::size_t groups =
+      l.lanes_per_row > 1 ? static_cast<std::size_t>(l.blocks) * l.groups_per_block : 0;
+  p.streams = round_up(p.group_starts + groups * kStartBytes, 128);
+  const int units = l.most_chunks / kUnitChunks, rest = l.most_chunks % kUnitChunks;
+  p.pitch = static_cast<std::size_t>(units) * unit_bytes(l.bits) +
+            (rest > 0 ? planes(l.bits) * kPlaneBytes + rest * kChunkValueBytes : 0);
+  p.bytes = p.streams + static_cast<std::size_t>(l.blocks) * l.warps * p.pitch;
+  return p;
+}
+
+// Of one row, found by counting.
+struct RowCount {
+  unsigned kept;
+  unsigned places[2];  // with gaps of 3 and 4 bits
+  unsigned unused;
+};
+
+// Where a row goes.
+struct RowHome {
+  unsigned block;
+  unsigned first_chunk;  // of its group, in its block
+  unsigned chunks;       // of each lane of its group
+  unsigned lane;         // first lane | group of the block << 8
+};
+
+struct Scratch {
+  std::size_t counts, homes, totals, tables, bytes;
+};
+
+constexpr int kMostSms = 1024;
+
+Scratch scratch_parts(std::int64_t n) {
+  Scratch s;
+  const std::size_t rows = static_cast<std::size_t>(n);
+  s.counts = 0;
+  s.homes = rows * sizeof(RowCount);
+  s.totals = s.homes + rows * sizeof(RowHome);  // chunks of each block
+  s.tables = round_up(s.totals + 4 * (rows + kMostSms), 128);
+  s.bytes = s.tables + 4 * (2 * rows + 64 * kMostSms) + 512 * (rows / 4 + kMostSms);
+  return s;
+}
+
+// ---------- counting and packing ----------
+
+// The places of 32 columns: kept values and, in runs of zeros, every 2^bits-th zero.
+struct Window {
+  unsigned kept, places;
+};
+
+// `run`: zeros directly before the window, updated.
+template <int kBits>
+__device__ __forceinline__ Window window_of(unsigned kept, unsigned valid, int lane, int& run) {
+  const unsigned before = kept & ((1u << lane) - 1);
+  const int zeros = before ? lane - 32 + __clz(before) : run + lane;  // before this column
+  const bool bridge = !(kept >> lane & 1) && (valid >> lane & 1) &&
+                      (zeros & ((1 << kBits) - 1)) == (1 << kBits) - 1;
+  Window w;
+  w.kept = kept;
+  w.places = kept | __ballot_sync(~0u, bridge);
+  run = kept ? __clz(kept) : run + 32;
+  return w;
+}
+
+__device__ __forceinline__ unsigned short load_weight(const unsigned short* row, int column,
+                                                      int k) {
+  const unsigned short v = column < k ? row[column] : 0;
+  return (v & 0x7fff) ? v : 0;
+}
+
+__global__ void __launch_bounds__(256)
+    gap_count_kernel(const unsigned short* dense, int n, int k, int k_padded, RowCount* counts) {
+  const int lane = threadIdx.x & 31;
+  const int row = blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5);
+  if (row >= n) return;
+  const unsigned short* from = dense + static_cast<std::size_t>(row) * k;
+  int run3 = 0, run4 = 0;
+  unsigned kept_count = 0, places3 = 0, places4 = 0;
+#pragma unroll 4
+  for (int column = 0; column < k_padded; column += 32) {
+    const unsigned kept = __ballot_sync(~0u, load_weight(from, column + lane, k) != 0);
+    const unsigned valid = k_padded - column >= 32 ? ~0u : (1u << (k_padded - column)) - 1;
+    kept_count += __popc(kept);
+    places3 += __popc(window_of<3>(kept, valid, lane, run3).places);
+    places4 += __popc(window_of<4>(kept, valid, lane, run4).places);
+  }
+  if (lane == 0) counts[row] = {kept_count, {places3, places4}, 0};
+}
+
+struct PackParams {
+  const unsigned short* dense;
+  const RowCount* counts;
+  const RowHome* homes;
+  const unsigned* totals;
+  unsigned char* packed;
+  int n, k, k_padded;
+  int lanes_per_row, warps, groups_per_block;
+  std::size_t warp_starts, group_starts, streams, pitch;
+};
+
+// One warp packs one row. Beside the places that gaps need, zeros spread evenly over the row fill
+// its lanes up to the length of its group.
+template <int kBits>
+__global__ void __launch_bounds__(256) gap_pack_kernel(const PackParams p) {
+  const int lane = threadIdx.x & 31;
+  const int row = blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5);
+  if (row >= p.n) return;
+  const unsigned short* from = p.dense + static_cast<std::size_t>(row) * p.k;
+  const RowHome home = p.homes[row];
+  const unsigned places = p.counts[row].places[kBits - 3];
+  const unsigned lane_places = home.chunks * kChunkValues;
+  const unsigned extra = lane_places * p.lanes_per_row - places;  // zeros to add
+  const unsigned free_places = p.k_padded - places;
+  const unsigned total = p.totals[home.block];
+  const unsigned rows = 32 / p.lanes_per_row;
+  int run = 0;
+  unsigned done = 0, passed = 0;  // places taken and free columns passed
+  int last = -1;                  // column of the last place
+  for (int column0 = 0; column0 < p.k_padded; column0 += 32) {
+    const int column = column0 + lane;
+    const unsigned short value = load_weight(from, column, p.k);
+    const unsigned kept = __ballot_sync(~0u, value != 0);
+    const unsigned valid = p.k_padded - column0 >= 32 ? ~0u : (1u << (p.k_padded - column0)) - 1;
+    const Window w = window_of<kBits>(kept, valid, lane, run);
+    const unsigned below = (1u << lane) - 1;
+    const unsigned open = valid & ~w.places;
+    bool take = w.places >> lane & 1;
+    if (open >> lane & 1) {
+      const unsigned j = passed + __popc(open & below);
+      take = (j + 1) * extra / free_places > j * extra / free_places;
+    }
+    passed += __popc(open);
+    const unsigned taken = __ballot_sync(~0u, take);
+    if (take) {
+      const unsigned before = taken & below;
+      const int previous = before ? column0 + 31 - __clz(before) : last;
+      const unsigned place = done + __popc(before);
+      const unsigned piece = place / lane_places, in_piece = place % lane_places;
+      const unsigned to_lane = (home.lane & 255) + piece * rows;
+      const unsigned i = in_piece % kChunkValues;
+      const unsigned chunk = home.first_chunk + in_piece / kChunkValues;
+      const unsigned warp = (p.warps * (chunk + 1) - 1) / total;
+      const unsigned own = chunk - warp * total / p.warps;
+      const std::size_t stream = static_cast<std::size_t>(home.block) * p.warps + warp;
+      unsigned char* unit = p.packed + p.streams + stream * p.pitch +
+                            static_cast<std::size_t>(own / kUnitChunks) * unit_bytes(kBits);
+      const unsigned c = own % kUnitChunks;
+      reinterpret_cast<unsigned short*>(unit + planes(kBits) * kPlaneBytes + c * kChunkValueBytes +
+                                        to_lane * 16)[i] = value;
+      const unsigned gap = column - previous - 1;
+      unsigned* words = reinterpret_cast<unsigned*>(unit + to_lane * 4);
+      if (kBits == 4 || c < 3) {
+        if (gap != 0) atomicOr(words + c * (kPlaneBytes / 4), gap << (4 * i));
+      } else {  // The fourth chunk lives in the fourth bits of the other three.
+        for (int b = 0; b < 3; ++b) {
+          if (gap >> b & 1) atomicOr(words + b * (kPlaneBytes / 4), 8u << (4 * i));
+        }
+      }
+      if (i == 0) {
+        if (own == 0) {
+          reinterpret_cast<unsigned short*>(p.packed + p.warp_starts +
+                                            stream * kStartBytes)[to_lane] =
+              static_cast<unsigned short>(previous + 1);
+        }
+        if (chunk == home.first_chunk && p.lanes_per_row > 1) {
+          const std::size_t group =
+              static_cast<std::size_t>(home.block) * p.groups_per_block + (home.lane >> 8);
+          reinterpret_cast<unsigned short*>(p.packed + p.group_starts +
+                                            group * kStartBytes)[to_lane] =
+              static_cast<unsigned short>(previous + 1);
+        }
+      }
+    }
+    done += __popc(taken);
+    if (taken) last = column0 + 31 - __clz(taken);
+  }
+}
+
+// ---------- multiplying ----------
+
+struct Params {
+  const unsigned char *packed, *weights;
+  const unsigned short* starts;  // of warps
+  const unsigned short* x;
+  __nv_bfloat16* y;
+  int n, k, t;
+  int k_padded;
+  int blocks, groups_per_block, rows_log2;  // rows of a group
+  int least_chunks;
+  unsigned table_stride;
+  unsigned group_starts;
+  unsigned pitch;
+  bool overlap, x_vectors;
+};
+
+__device__ __forceinline__ unsigned shared_address(const void* p) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(p));
+}
+
+__device__ __forceinline__ uint4 load_once16(const unsigned char* p) {
+  uint4 v;
+  asm volatile("ld.global.cs.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p));
+  return v;
+}
+
+__device__ __forceinline__ unsigned load_once4(const unsigned char* p) {
+  unsigned v;
+  asm volatile("ld.global.cs.u32 %0, [%1];" : "=r"(v) : "l"(p));
+  return v;
+}
+
+__device__ __forceinline__ void copy16(unsigned to, const void* from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
+
+__device__ __forceinline__ void copy4(unsigned to, const void* from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(from) : "memory");
+}
+
+template <int kTokens>
+__device__ __forceinline__ void multiply(float (&sum)[4], unsigned address, float w, int i) {
+  if constexpr (kTokens == 1) {
+    unsigned short x;
+    asm volatile("ld.shared.u16 %0, [%1];" : "=h"(x) : "r"(address));
+    sum[i & 3] = fmaf(w, __uint_as_float(static_cast<unsigned>(x) << 16), sum[i & 3]);
+  } else if constexpr (kTokens == 2) {
+    unsigned x;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(x) : "r"(address));
+    sum[2 * (i & 1)] = fmaf(w, __uint_as_float(x << 16), sum[2 * (i & 1)]);
+    sum[2 * (i & 1) + 1] = fmaf(w, __uint_as_float(x & 0xffff0000u), sum[2 * (i & 1) + 1]);
+  } else {
+    unsigned x, z;
+    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(x), "=r"(z) : "r"(address));
+    sum[0] = fmaf(w, __uint_as_float(x << 16), sum[0]);
+    sum[1] = fmaf(w, __uint_as_float(x & 0xffff0000u), sum[1]);
+    sum[2] = fmaf(w, __uint_as_float(z << 16), sum[2]);
+    sum[3] = fmaf(w, __uint_as_float(z & 0xffff0000u), sum[3]);
+  }
+}
+
+// 8 values of a lane. `at`: address of the x of the column after the last place; moved on.
+template <int kBits, int kTokens>
+__device__ __forceinline__ void multiply_chunk(float (&sum)[4], unsigned& at, unsigned gaps,
+                                               const uint4& values) {
+  constexpr unsigned kMask = kBits == 3 ? 0x07070707u : 0x0f0f0f0fu;
+  constexpr int kBytes = 2 * kTokens;  // of x of one column
+  const unsigned even = gaps & kMask, odd = gaps >> 4 & kMask;
+  const unsigned odd_sums = (even + odd) * 0x01010101u;  // byte j: gaps of places 0 .. 2j + 1
+  const unsigned even_sums = odd_sums - odd;             // byte j: gaps of places 0 .. 2j
+  const unsigned v[4] = {values.x, values.y, values.z, values.w};
+  const unsigned base = at;
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    const unsigned a0 = __dp4a(even_sums, static_cast<unsigned>(kBytes) << (8 * j), base);
+    const unsigned a1 = __dp4a(odd_sums, static_cast<unsigned>(kBytes) << (8 * j), base);
+    multiply<kTokens>(sum, a0 + kBytes * (2 * j), __uint_as_float(v[j] << 16), 2 * j);
+    multiply<kTokens>(sum, a1 + kBytes * (2 * j + 1), __uint_as_float(v[j] & 0xffff0000u),
+                      2 * j + 1);
+    if (j == 3) at = a1 + kBytes * 8;
+  }
+}
+
+template <int kBits, int kTokens, int kWarps>
+__global__ void __launch_bounds__(kWarps * 32, 1) linear_gap_kernel(const Params p) {
+  extern __shared__ __align__(128) unsigned char shared[];
+  constexpr int kPlanes = planes(kBits), kUnit = unit_bytes(kBits);
+  constexpr int kThreads = kWarps * 32;
+  constexpr int kBytes = 2 * kTokens;  // of x of one column
+  const int warp = __shfl_sync(~0u, threadIdx.x >> 5, 0), lane = threadIdx.x & 31;
+  const unsigned x_at = shared_address(shared);
+  // After x: first and last warp of each group, its rows, then the sums [segment][token][lane].
+  const unsigned spans_at = x_at + (p.k_padded * kBytes + 15) / 16 * 16;
+  const int block_rows = p.groups_per_block << p.rows_log2;
+  const unsigned rows_at = spans_at + 4 * 32;
+  float* const sums = reinterpret_cast<float*>(shared + (rows_at - x_at) + 4 * block_rows);
+
+  const unsigned char* table = p.packed + blockIdx.x * p.table_stride;
+  const unsigned stream = blockIdx.x * kWarps + warp;
+  const unsigned char* weights = p.weights + static_cast<std::size_t>(stream) * p.pitch;
+  const unsigned char* gaps_from = weights + lane * 4;
+  const unsigned char* values_from = weights + kPlanes * kPlaneBytes + lane * 16;
+
+  auto fetch_x = [&] {
+    if (p.x_vectors) {
+      if constexpr (kTokens == 1) {
+#pragma unroll 1
+        for (int i = threadIdx.x; i < p.k / 8; i += kThreads) copy16(x_at + i * 16, p.x + i * 8);
+      } else {
+#pragma unroll 1
+        for (int i = threadIdx.x; i < p.k / 8; i += kThreads) {
+          uint4 q[kTokens];
+#pragma unroll
+          for (int t = 0; t < kTokens; ++t) {
+            q[t] = t < p.t ? *reinterpret_cast<const uint4*>(
+                                 p.x + static_cast<std::size_t>(t) * p.k + i * 8)
+                           : make_uint4(0, 0, 0, 0);
+          }
+          unsigned* to = reinterpret_cast<unsigned*>(shared) + i * (8 * kBytes / 4);
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+            unsigned w[kTokens];
+#pragma unroll
+            for (int t = 0; t < kTokens; ++t) {
+              w[t] = j == 0 ? q[t].x : j == 1 ? q[t].y : j == 2 ? q[t].z : q[t].w;
+            }
+            if constexpr (kTokens == 2) {
+              *reinterpret_cast<uint2*>(to + 2 * j) =
+                  make_uint2(__byte_perm(w[0], w[1], 0x5410), __byte_perm(w[0], w[1], 0x7632));
+            } else {
+              *reinterpret_cast<uint4*>(to + 4 * j) =
+                  make_uint4(__byte_perm(w[0], w[1], 0x5410), __byte_perm(w[2], w[3], 0x5410),
+                             __byte_perm(w[0], w[1], 0x7632), __byte_perm(w[2], w[3], 0x7632));
+            }
+          }
+        }
+      }
+      if (p.k < p.k_padded) {
+#pragma unroll 1
+        for (int i = p.k * kBytes / 4 + threadIdx.x; i < p.k_padded * kBytes / 4; i += kThreads) {
+          reinterpret_cast<unsigned*>(shared)[i] = 0;
+        }
+      }
+    } else {
+#pragma unroll 1
+      for (int i = threadIdx.x; i < p.k_padded * kTokens; i += kThreads) {
+        const int column = i / kTokens, t = i % kTokens;
+        const unsigned short x =
+            column < p.k && t < p.t ? p.x[static_cast<std::size_t>(t) * p.k + column] : 0;
+        reinterpret_cast<unsigned short*>(shared)[i] = x;
+      }
+    }
+  };
+  // At once the weights that every warp has; where some have less, all wait for the table.
+  uint4 values[kUnitChunks];
+  unsigned gaps[kPlanes];
+  auto load = [&](int c, const unsigned char* g, const unsigned char* v) {
+    if (c < kPlanes) gaps[c < kPlanes ? c : 0] = load_once4(g + c * kPlaneBytes);
+    values[c] = load_once16(v + c * kChunkValueBytes);
+  };
+  const unsigned first_chunk = reinterpret_cast<const unsigned*>(table)[lane];
+  unsigned start = p.starts[stream * 32 + lane];
+  if (p.least_chunks >= kUnitChunks) {
+#pragma unroll
+    for (int s = 0; s < kUnitChunks; ++s) load(s, gaps_from, values_from);
+  }
+#pragma unroll 1
+  for (int i = threadIdx.x; i < 32 + block_rows; i += kThreads) {
+    copy4(spans_at + i * 4, table + 128 + i * 4);
+  }
+  if (p.overlap) asm volatile("griddepcontrol.wait;" ::: "memory");
+  fetch_x();
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+
+  // The warp's chunks are [begin, begin + count) of the block's.
+  const unsigned total = __shfl_sync(~0u, first_chunk, 31);
+  const unsigned begin = warp * total / kWarps;
+  const int count = static_cast<int>((warp + 1) * total / kWarps - begin);
+  if (p.least_chunks < kUnitChunks) {
+#pragma unroll
+    for (int s = 0; s < kUnitChunks; ++s) {
+      if (s < count) load(s, gaps_from, values_from);
+    }
+  }
+  int group = __popc(__ballot_sync(~0u, first_chunk <= begin)) - 1;
+  // End of the current group among the warp's chunks.
+  auto group_end = [&] {
+    return min(static_cast<int>(__shfl_sync(~0u, first_chunk, group + 1) - begin), count);
+  };
+  int end = count > 0 ? group_end() : 0;
+  unsigned at = x_at + start * kBytes;
+  auto next_start = [&]() -> unsigned {
+    if (p.rows_log2 == 5) return 0;
+    return reinterpret_cast<const unsigned short*>(
+        p.packed + p.group_starts)[(blockIdx.x * p.groups_per_block + group + 1) * 32 + lane];
+  };
+  if (end < count) start = next_start();
+  asm volatile("cp.async.wait_all;" ::: "memory");
+  __syncthreads();
+
+  float sum[4] = {0.f, 0.f, 0.f, 0.f};
+  auto store_sums = [&] {
+    float* to = sums + (warp + group) * (32 * kTokens) + lane;
+    if constexpr (kTokens == 1) {
+      to[0] = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    } else if constexpr (kTokens == 2) {
+      to[0] = sum[0] + sum[2];
+      to[32] = sum[1] + sum[3];
+    } else {
+#pragma unroll
+      for (int t = 0; t < 4; ++t) to[32 * t] = sum[t];
+    }
+  };
+  auto next_group = [&](int chunk) {
+    store_sums();
+#pragma unroll
+    for (int t = 0; t < 4; ++t) sum[t] = 0.f;
+    at = x_at + start * kBytes;
+    do {
+      ++group;
+      end = group_end();
+    } while (end == chunk);
+    if (end < count) start = next_start();
+  };
+  if (count > 0) {
+    for (int chunk = 0;; chunk += kUnitChunks) {
+      unsigned words[kUnitChunks];
+#pragma unroll
+      for (int c = 0; c < kPlanes; ++c) words[c] = gaps[c];
+      if constexpr (kBits == 3) {
+        words[3] = (words[0] >> 3 & 0x11111111u) | (words[1] >> 2 & 0x22222222u) |
+                   (words[2] >> 1 & 0x44444444u);
+      }
+#pragma unroll
+      for (int c = 0; c < kUnitChunks; ++c) {
+        multiply_chunk<kBits, kTokens>(sum, at, words[c], values[c]);
+        if (chunk + c + kUnitChunks < count) load(c, gaps_from + kUnit, values_from + kUnit);
+        if (__builtin_expect(chunk + c + 1 == end, 0)) {
+          if (end == count) goto done;
+          next_group(chunk + c + 1);
+        }
+      }
+      gaps_from += kUnit;
+      values_from += kUnit;
+    }
+  }
+done:
+  // A warp without chunks between others that share a group counts as well.
+  if (count > 0 || begin < total) store_sums();
+  __syncthreads();
+  // Four lanes add the segments of one row and token.
+  const int rows = 1 << p.rows_log2, part = lane & 3;
+  for (int slot = threadIdx.x >> 2; slot < (block_rows + 7 & ~7); slot += kThreads / 4) {
+    const int g = slot >> p.rows_log2, r = slot & (rows - 1);
+    unsigned span;
+    int row;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(span) : "r"(spans_at + g * 4));
+    asm volatile("ld.shared.s32 %0, [%1];" : "=r"(row) : "r"(rows_at + slot * 4));
+    const int last = static_cast<int>(span >> 16);
+    float total_sum[kTokens];
+#pragma unroll
+    for (int t = 0; t < kTokens; ++t) total_sum[t] = 0.f;
+    const int first = static_cast<int>(span & 0xffff) + part;
+    const float* from = sums + (first + g) * (32 * kTokens) + r;
+#pragma unroll 1
+    for (int l = 0; l < 32; l += rows, from += rows) {
+#pragma unroll
+      for (int w = 0; w < kWarps; w += 4) {
+        if (first + w <= last) {
+#pragma unroll
+          for (int t = 0; t < kTokens; ++t) total_sum[t] += from[w * (32 * kTokens) + 32 * t];
+        }
+      }
+    }
+#pragma unroll
+    for (int t = 0; t < kTokens; ++t) {
+      total_sum[t] += __shfl_xor_sync(~0u, total_sum[t], 1);
+      total_sum[t] += __shfl_xor_sync(~0u, total_sum[t], 2);
+    }
+    if (part < p.t && slot < block_rows && row >= 0) {
+#pragma unroll
+      for (int t = 0; t < kTokens; ++t) {
+        if (t == part) {
+          p.y[static_cast<std::size_t>(t) * p.n + row] = __float2bfloat16_rn(total_sum[t]);
+        }
+      }
+    }
+  }
+}
+
+// ---------- unpacking ----------
+
+constexpr int kTileColumns = 64;
+constexpr int kTileStride = kTileColumns * 2 + 16;  // bytes of a row of a tile
+constexpr int kUnpackWarps = 4;
+
+// One warp unpacks one stream. Each lane walks its places at its own pace, a tile of 64 columns at
+// a time, into shared memory; the warp then writes the tile's rows, zeros included.
+template <int kBits>
+__global__ void __launch_bounds__(kUnpackWarps * 32)
+    gap_unpack_kernel(const Params p, int warps, unsigned short* dense, bool vectors) {
+  constexpr int kPlanes = planes(kBits), kUnit = unit_bytes(kBits);
+  __shared__ __align__(16) unsigned char tiles[kUnpackWarps][32 * kTileStride];
+  const int lane = threadIdx.x & 31;
+  const unsigned stream = blockIdx.x * kUnpackWarps + (threadIdx.x >> 5);
+  if (stream >= static_cast<unsigned>(p.blocks * warps)) return;
+  unsigned char* const tile = tiles[threadIdx.x >> 5];
+  const unsigned block = stream / warps, warp = stream % warps;
+  const unsigned* table = reinterpret_cast<const unsigned*>(
+      p.packed + static_cast<std::size_t>(block) * p.table_stride);
+  const unsigned first_chunk = table[lane];
+  const unsigned total = __shfl_sync(~0u, first_chunk, 31);
+  const unsigned begin = warp * total / warps;
+  const int count = static_cast<int>((warp + 1) * total / warps - begin);
+  const unsigned char* weights = p.weights + static_cast<std::size_t>(stream) * p.pitch;
+  const int rows = 1 << p.rows_log2;
+
+  for (int i = lane; i < 32 * kTileStride / 16; i += 32) {
+    reinterpret_cast<uint4*>(tile)[i] = make_uint4(0, 0, 0, 0);
+  }
+  __syncwarp();
+
+  auto fetch = [&](int chunk, unsigned* gaps, uint4* values) {
+    const unsigned char* unit = weights + static_cast<std::size_t>(chunk / kUnitChunks) * kUnit;
+    const int c = chunk % kUnitChunks;
+    const unsigned* words = reinterpret_cast<const unsigned*>(unit) + lane;
+    if (kBits == 4 || c < 3) {
+      *gaps = words[32 * c];
+    } else {
+      *gaps = (words[0] >> 3 & 0x11111111u) | (words[32] >> 2 & 0x22222222u) |
+              (words[64] >> 1 & 0x44444444u);
+    }
+    *values = *reinterpret_cast<const uint4*>(unit + kPlanes * kPlaneBytes + c * kChunkValueBytes +
+                                              lane * 16);
+  };
+
+  int group = __popc(__ballot_sync(~0u, first_chunk <= begin)) - 1;
+  int chunk = 0;
+  bool first = true;
+  while (chunk < count) {  // a group that the warp meets
+    const int group_end = static_cast<int>(__shfl_sync(~0u, first_chunk, group + 1) - begin);
+    const int end = min(group_end, count);
+    if (end > chunk) {
+      const int row = static_cast<int>(table[kTableRows + group * rows + (lane & (rows - 1))]);
+      int start = 0;
+      if (first) {
+        start = p.starts[stream * 32 + lane];
+      } else if (rows < 32) {
+        start = reinterpret_cast<const unsigned short*>(
+            p.packed + p.group_starts)[(block * p.groups_per_block + group) * 32 + lane];
+      }
+      first = false;
+      // The last lane of a row writes up to its end, the others up to their last place.
+      const bool to_end = end == group_end && lane >= 32 - rows;
+      int left = (end - chunk) * kChunkValues, next_chunk = chunk + 1;
+      unsigned gaps, next_gaps = 0;
+      uint4 values, next_values = make_uint4(0, 0, 0, 0);
+      fetch(chunk, &gaps, &values);
+      if (next_chunk < end) fetch(next_chunk, &next_gaps, &next_values);
+      unsigned long long low = values.x | static_cast<unsigned long long>(values.y) << 32;
+      unsigned long long high = values.z | static_cast<unsigned long long>(values.w) << 32;
+      int column = start, base = start & ~(kTileColumns - 1), stop = p.k;
+      for (;;) {
+        unsigned char* const own = tile + lane * kTileStride;
+        while (left > 0) {
+          const int at = column + static_cast<int>(gaps & ((1 << kBits) - 1));
+          if (at >= base + kTileColumns) break;
+          *reinterpret_cast<unsigned short*>(own + (at - base) * 2) =
+              static_cast<unsigned short>(low);
+          column = at + 1;
+          gaps >>= 4;
+          low = low >> 16 | high << 48;
+          high >>= 16;
+          if ((--left & (kChunkValues - 1)) == 0 && left > 0) {
+            gaps = next_gaps;
+            low = next_values.x | static_cast<unsigned long long>(next_values.y) << 32;
+            high = next_values.z | static_cast<unsigned long long>(next_values.w) << 32;
+            if (++next_chunk < end) fetch(next_chunk, &next_gaps, &next_values);
+          }
+        }
+        if (left == 0 && !to_end) stop = min(column, p.k);
+        const int from = max(start, base), until = row < 0 ? 0 : min(stop, base + kTileColumns);
+        __syncwarp();
+#pragma unroll 2
+        for (int q = 0; q < 8; ++q) {
+          const int r = q * 4 + lane / 8, part = lane % 8;
+          const int r_row = __shfl_sync(~0u, row, r), r_from = __shfl_sync(~0u, from, r);
+          const int r_until = __shfl_sync(~0u, until, r);
+          const int c0 = __shfl_sync(~0u, base, r) + part * 8;
+          uint4* const at = reinterpret_cast<uint4*>(tile + r * kTileStride + part * 16);
+          const uint4 v = *at;
+          *at = make_uint4(0, 0, 0, 0);
+          if (c0 + 8 <= r_from || c0 >= r_until) continue;
+          unsigned short* const to = dense + static_cast<std::size_t>(r_row) * p.k + c0;
+          if (vectors && c0 >= r_from && c0 + 8 <= r_until) {
+            *reinterpret_cast<uint4*>(to) = v;
+          } else {
+            const unsigned w[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+            for (int e = 0; e < 8; ++e) {
+              if (c0 + e >= r_from && c0 + e < r_until) {
+                to[e] = static_cast<unsigned short>(w[e / 2] >> (16 * (e & 1)));
+              }
+            }
+          }
+        }
+        __syncwarp();
+        base += kTileColumns;
+        if (!__any_sync(~0u, left > 0 || base < stop)) break;
+      }
+      chunk = end;
+    }
+    ++group;
+  }
+}
+
+// ---------- host ----------
+
+using Kernel = void (*)(const Params);
+
+template <int kBits, int kTokens>
+Kernel find_warps(int warps) {
+  return warps == 16   ? linear_gap_kernel<kBits, kTokens, 16>
+         : warps == 24 ? linear_gap_kernel<kBits, kTokens, 24>
+                       : nullptr;
+}
+
+template <int kBits>
+Kernel find_tokens(const GapPlan& plan, int warps) {
+  if (plan.tokens == 1) return find_warps<kBits, 1>(warps);
+  if (plan.tokens == 2) return find_warps<kBits, 2>(warps);
+  if (plan.tokens == 4) return find_warps<kBits, 4>(warps);
+  return nullptr;
+}
+
+Kernel find_kernel(const GapLayout& layout, const GapPlan& plan) {
+  return layout.bits == 3   ? find_tokens<3>(plan, layout.warps)
+         : layout.bits == 4 ? find_tokens<4>(plan, layout.warps)
+                            : nullptr;
+}
+
+// Rows are filled up with zeros of the free columns, up to 8 x 8 at the end of a row.
+int padded(std::int64_t k) { return static_cast<int>((k + 63) / 64 * 64); }
+
+// x, tables and sums.
+std::size_t shared_bytes(const GapLayout& l, const GapPlan& plan) {
+  const int block_rows = l.groups_per_block * (32 / l.lanes_per_row);
+  return round_up(static_cast<std::size_t>(padded(l.k)) * plan.tokens * 2, 16) + 4 * 32 +
+         4 * static_cast<std::size_t>(block_rows) +
+         static_cast<std::size_t>(l.warps + l.groups_per_block) * 128 * plan.tokens;
+}
+
+const char* problem_refusal(std::int64_t n, std::int64_t k, int t) {
+  if (t < 1 || t > kMaxTokens) return "T must be 1..4";
+  if (n < 1 || n >= (1 << 25)) return "N must be 1..2^25-1";
+  if (k < 1 || k > kMaxColumns) return "K must be 1..65472";
+  return nullptr;
+}
+
+bool layout_ok(const GapLayout& l) {
+  return problem_refusal(l.n, l.k, 1) == nullptr && (l.bits == 3 || l.bits == 4) &&
+         (l.lanes_per_row == 1 || l.lanes_per_row == 2 || l.lanes_per_row == 4 ||
+          l.lanes_per_row == 8) &&
+         l.warps > 0 && l.blocks > 0 && l.groups_per_block > 0 &&
+         l.groups_per_block <= kMaxGroups && parts_of(l).bytes == l.packed_bytes;
+}
+
+cudaError_t multiprocessors(int* count) {
+  int device = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(count, cudaDevAttrMultiProcessorCount, device);
+  }
+  if (error == cudaSuccess) *count = std::min(*count, kMostSms);
+  return error;
+}
+
+Params params_of(const void* packed, const GapLayout& layout) {
+  const Parts parts = parts_of(layout);
+  Params p = {};
+  p.packed = static_cast<const unsigned char*>(packed);
+  p.n = static_cast<int>(layout.n);
+  p.k = static_cast<int>(layout.k);
+  p.k_padded = padded(layout.k);
+  p.blocks = layout.blocks;
+  p.groups_per_block = layout.groups_per_block;
+  p.rows_log2 = layout.lanes_per_row == 1   ? 5
+                : layout.lanes_per_row == 2 ? 4
+                : layout.lanes_per_row == 4 ? 3
+                                            : 2;
+  p.least_chunks = layout.least_chunks;
+  p.table_stride = static_cast<unsigned>(parts.table_stride);
+  p.weights = p.packed + parts.streams;
+  p.starts = reinterpret_cast<const unsigned short*>(p.packed + parts.warp_starts);
+  p.group_starts = static_cast<unsigned>(parts.group_starts);
+  p.pitch = static_cast<unsigned>(parts.pitch);
+  return p;
+}
+
+}  // namespace
+
+const char* gap_refusal(std::int64_t n, std::int64_t k, int t, int device) {
+  if (const char* reason = problem_refusal(n, k, t)) return reason;
+  if (t >= 2 && k > 53000) return "K must be at most 53000 for 2 to 4 tokens";
+  int major = 0, minor = 0;
+  if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) != cudaSuccess) {
+    return "no such device";
+  }
+  if (major != 9 || minor != 0) return "needs compute capability 9.0";
+  return nullptr;
+}
+
+std::size_t gap_scratch_bytes(std::int64_t n) { return scratch_parts(n).bytes; }
+
+cudaError_t gap_measure(const void* dense, std::int64_t n, std::int64_t k, void* scratch,
+                        GapLayout* layout, cudaStream_t stream) {
+  if (problem_refusal(n, k, 1) != nullptr || dense == nullptr || scratch == nullptr ||
+      layout == nullptr || reinterpret_cast<std::uintptr_t>(dense) % 2 != 0 ||
+      reinterpret_cast<std::uintptr_t>(scratch) % 128 != 0) {
+    return cudaErrorInvalidValue;
+  }
+  const Scratch at = scratch_parts(n);
+  unsigned char* const base = static_cast<unsigned char*>(scratch);
+  gap_count_kernel<<<ceil_div(n, 8), 256, 0, stream>>>(
+      static_cast<const unsigned short*>(dense), static_cast<int>(n), static_cast<int>(k),
+      padded(k), reinterpret_cast<RowCount*>(base + at.counts));
+  cudaError_t error = cudaGetLastError();
+  if (error != cudaSuccess) return error;
+  std::vector<RowCount> counts(n);
+  error = cudaMemcpyAsync(counts.data(), base + at.counts, n * sizeof(RowCount),
+                          cudaMemcpyDeviceToHost, stream);
+  int sms = 0;
+  if (error == cudaSuccess) error = multiprocessors(&sms);
+  if (error == cudaSuccess) error = cudaStreamSynchronize(stream);
+  if (error != cudaSuccess) return error;
+
+  GapLayout l;
+  l.n = n;
+  l.k = k;
+  l.bits = layout->bits;
+  l.lanes_per_row = layout->lanes_per_row;
+  l.warps = layout->warps;
+  std::int64_t places[2] = {0, 0};
+  for (const RowCount& c : counts) {
+    l.kept += c.kept;
+    for (int b = 0; b < 2; ++b) places[b] += c.places[b];
+  }
+  if (l.bits == 0) l.bits = places[0] * 19 <= places[1] * 20 ? 3 : 4;  // 19 and 20 bits a place
+
+  // Fewest lanes a row that leave the multiprocessors evenly busy.
+  auto blocks_for = [&](int lanes) {
+    const int groups = ceil_div(n * lanes, 32);
+    const int waves = ceil_div(groups, static_cast<std::int64_t>(sms) * kMaxGroups);
+    return std::min(groups, sms * waves);
+  };
+  auto evenness = [&](int lanes) {
+    const int groups = ceil_div(n * lanes, 32), blocks = blocks_for(lanes);
+    const double in_turn = ceil_div(blocks, sms) * ceil_div(groups, blocks);
+    return groups / (in_turn * sms);
+  };
+  if (l.lanes_per_row == 0) {
+    double best = 0;
+    for (int lanes = 1; lanes <= 8; lanes *= 2) best = std::max(best, evenness(lanes));
+    for (l.lanes_per_row = 1; evenness(l.lanes_per_row) < 0.93 * best; l.lanes_per_row *= 2) {
+    }
+  }
+  l.blocks = blocks_for(l.lanes_per_row);
+  if (l.warps == 0) {  // few warps start sooner, more of them have more weights in flight
+    const std::int64_t chunks = places[l.bits - 3] / (32 * kChunkValues * l.blocks);
+    l.warps = chunks < (l.bits == 3 ? 280 : 360) ? 16 : 24;
+  }
+
+  // Rows of like length share a group; the longest groups go first, each to the block with the
+  // fewest chunks so far.
+  const int rows = 32 / l.lanes_per_row, groups = ceil_div(n, rows), b = l.bits - 3;
+  std::vector<int> order(n);
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int a, int c) { return counts[a].places[b] > counts[c].places[b]; });
+  std::vector<int> group_chunks(groups);
+  for (int g = 0; g < groups; ++g) {
+    const int longest = counts[order[static_cast<std::size_t>(g) * rows]].places[b];
+    group_chunks[g] = ceil_div(longest, kChunkValues * l.lanes_per_row);
+  }
+  std::vector<std::vector<int>> members(l.blocks);
+  std::vector<unsigned> totals(l.blocks, 0);
+  using Load = std::pair<unsigned, int>;
+  std::priority_queue<Load, std::vector<Load>, std::greater<Load>> loads;
+  for (int i = 0; i < l.blocks; ++i) loads.push({0, i});
+  for (int g = 0; g < groups; ++g) {
+    const int block = loads.top().second;
+    loads.pop();
+    members[block].push_back(g);
+    totals[block] += group_chunks[g];
+    if (members[block].size() < kMaxGroups) loads.push({totals[block], block});
+  }
+  l.least_chunks = 1 << 30;
+  for (int i = 0; i < l.blocks; ++i) {
+    l.groups_per_block = std::max(l.groups_per_block, static_cast<int>(members[i].size()));
+    l.least_chunks = std::min(l.least_chunks, static_cast<int>(totals[i] / l.warps));
+    l.most_chunks = std::max(l.most_chunks, ceil_div(totals[i], l.warps));
+    l.places += static_cast<std::int64_t>(totals[i]) * 32 * kChunkValues;
+  }
+  const Parts parts = parts_of(l);
+  l.packed_bytes = parts.bytes;
+
+  std::vector<RowHome> homes(n);
+  std::vector<unsigned> tables(l.blocks * parts.table_stride / 4, ~0u);
+  for (int i = 0; i < l.blocks; ++i) {
+    unsigned* table = tables.data() + i * parts.table_stride / 4;
+    unsigned chunk = 0;
+    for (int j = 0; j < 32; ++j) table[32 + j] = kNoSpan;
+    for (int j = 0; j < 32; ++j) {
+      const bool some = j < static_cast<int>(members[i].size());
+      table[j] = chunk;
+      if (!some) continue;
+      const int g = members[i][j];
+      for (int r = 0; r < rows; ++r) {
+        const std::int64_t index = static_cast<std::int64_t>(g) * rows + r;
+        if (index >= n) break;
+        const int row = order[index];
+        table[kTableRows + j * rows + r] = row;
+        homes[row] = {static_cast<unsigned>(i), chunk, static_cast<unsigned>(group_chunks[g]),
+                      static_cast<unsigned>(r | j << 8)};
+      }
+      if (group_chunks[g] > 0) {
+        const auto warp_of = [&](unsigned c) { return (l.warps * (c + 1) - 1) / totals[i]; };
+        table[32 + j] = warp_of(chunk) | warp_of(chunk + group_chunks[g] - 1) << 16;
+      }
+      chunk += group_chunks[g];
+    }
+  }
+  if (at.tables + tables.size() * 4 > at.bytes ||
+      static_cast<std::size_t>(l.blocks) > static_cast<std::size_t>(n) + kMostSms) {
+    return cudaErrorInvalidValue;
+  }
+  error = cudaMemcpyAsync(base + at.homes, homes.data(), n * sizeof(RowHome),
+                          cudaMemcpyHostToDevice, stream);
+  if (error == cudaSuccess) {
+    error = cudaMemcpyAsync(base + at.totals, totals.data(), totals.size() * 4,
+                            cudaMemcpyHostToDevice, stream);
+  }
+  if (error == cudaSuccess) {
+    error = cudaMemcpyAsync(base + at.tables, tables.data(), tables.size() * 4,
+                            cudaMemcpyHostToDevice, stream);
+  }
+  if (error == cudaSuccess) error = cudaStreamSynchronize(stream);
+  if (error == cudaSuccess) *layout = l;
+  return error;
+}
+
+cudaError_t gap_pack(const void* dense, const void* scratch, const GapLayout& layout, void* packed,
+                     cudaStream_t stream) {
+  if (!layout_ok(layout) || dense == nullptr || scratch == nullptr || packed == nullptr ||
+      reinterpret_cast<std::uintptr_t>(packed) % 128 != 0) {
+    return cudaErrorInvalidValue;
+  }
+  const Scratch at = scratch_parts(layout.n);
+  const Parts parts = parts_of(layout);
+  const unsigned char* const base = static_cast<const unsigned char*>(scratch);
+  unsigned char* const to = static_cast<unsigned char*>(packed);
+  cudaError_t error = cudaMemcpyAsync(to, base + at.tables, layout.blocks * parts.table_stride,
+                                      cudaMemcpyDeviceToDevice, stream);
+  if (error == cudaSuccess) {
+    error = cudaMemsetAsync(to + parts.warp_starts, 0, parts.bytes - parts.warp_starts, stream);
+  }
+  if (error != cudaSuccess) return error;
+  PackParams p;
+  p.dense = static_cast<const unsigned short*>(dense);
+  p.counts = reinterpret_cast<const RowCount*>(base + at.counts);
+  p.homes = reinterpret_cast<const RowHome*>(base + at.homes);
+  p.totals = reinterpret_cast<const unsigned*>(base + at.totals);
+  p.packed = to;
+  p.n = static_cast<int>(layout.n);
+  p.k = static_cast<int>(layout.k);
+  p.k_padded = padded(layout.k);
+  p.lanes_per_row = layout.lanes_per_row;
+  p.warps = layout.warps;
+  p.groups_per_block = layout.groups_per_block;
+  p.warp_starts = parts.warp_starts;
+  p.group_starts = parts.group_starts;
+  p.streams = parts.streams;
+  p.pitch = parts.pitch;
+  if (layout.bits == 3) {
+    gap_pack_kernel<3><<<ceil_div(layout.n, 8), 256, 0, stream>>>(p);
+  } else {
+    gap_pack_kernel<4><<<ceil_div(layout.n, 8), 256, 0, stream>>>(p);
+  }
+  return cudaGetLastError();
+}
+
+cudaError_t gap_unpack(const void* packed, const GapLayout& layout, void* dense,
+                       cudaStream_t stream) {
+  if (!layout_ok(layout) || dense == nullptr || packed == nullptr ||
+      reinterpret_cast<std::uintptr_t>(packed) % 128 != 0) {
+    return cudaErrorInvalidValue;
+  }
+  const Params p = params_of(packed, layout);
+  const int blocks =
+      ceil_div(static_cast<std::int64_t>(layout.blocks) * layout.warps, kUnpackWarps);
+  const bool vectors = layout.k % 8 == 0 && reinterpret_cast<std::uintptr_t>(dense) % 16 == 0;
+  unsigned short* const to = static_cast<unsigned short*>(dense);
+  const auto kernel = layout.bits == 3 ? gap_unpack_kernel<3> : gap_unpack_kernel<4>;
+  kernel<<<blocks, kUnpackWarps * 32, 0, stream>>>(p, layout.warps, to, vectors);
+  return cudaGetLastError();
+}
+
+std::size_t gap_shared_bytes(const GapLayout& layout, const GapPlan& plan) {
+  return find_kernel(layout, plan) != nullptr ? shared_bytes(layout, plan) : 0;
+}
+
+cudaError_t gap_plan(const GapLayout& layout, int t, GapPlan* plan) {
+  if (!layout_ok(layout) || t < 1 || t > kMaxTokens || plan == nullptr) {
+    return cudaErrorInvalidValue;
+  }
+  GapPlan p;
+  p.tokens = t >= 3 ? 4 : t;
+  while (p.tokens > 1 && shared_bytes(layout, p) > kMaxSharedBytes) p.tokens /= 2;
+  if (gap_shared_bytes(layout, p) == 0 || shared_bytes(layout, p) > kMaxSharedBytes) {
+    return cudaErrorNotSupported;
+  }
+  *plan = p;
+  return cudaSuccess;
+}
+
+cudaError_t gap_run(const void* packed, const GapLayout& layout, const void* x, void* y, int t,
+                    const GapPlan& plan, bool overlap_previous, cudaStream_t stream) {
+  const Kernel kernel = find_kernel(layout, plan);
+  if (!layout_ok(layout) || kernel == nullptr || t < 1 || t > kMaxTokens || packed == nullptr ||
+      x == nullptr || y == nullptr || reinterpret_cast<std::uintptr_t>(packed) % 128 != 0 ||
+      reinterpret_cast<std::uintptr_t>(x) % 2 != 0 ||
+      reinterpret_cast<std::uintptr_t>(y) % 2 != 0) {
+    return cudaErrorInvalidValue;
+  }
+  const std::size_t bytes = shared_bytes(layout, plan);
+  if (bytes > kMaxSharedBytes) return cudaErrorInvalidValue;
+  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                           static_cast<int>(bytes));
+  if (error != cudaSuccess) return error;
+  Params p = params_of(packed, layout);
+  p.overlap = overlap_previous;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(layout.blocks);
+  config.blockDim = dim3(layout.warps * 32);
+  config.dynamicSmemBytes = bytes;
+  config.stream = stream;
+  cudaLaunchAttribute attribute;
+  config.attrs = &attribute;
+  if (overlap_previous) {
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    config.numAttrs = 1;
+  }
+  for (int token = 0; token < t && error == cudaSuccess; token += plan.tokens) {
+    p.t = std::min(plan.tokens, t - token);
+    p.x = static_cast<const unsigned short*>(x) + token * layout.k;
+    p.y = static_cast<__nv_bfloat16*>(y) + token * layout.n;
+    p.x_vectors = layout.k % 8 == 0 && reinterpret_cast<std::uintptr_t>(p.x) % 16 == 0;
+    error = cudaLaunchKernelEx(&config, kernel, p);
+  }
+  return error;
+}
+
+}  // namespace lacuna::kernels::linear_bitmap
