@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "lacuna/kernels/decode/decode.h"
 #include "lacuna/kernels/linear.h"
 #include "support/data.h"
 
@@ -44,6 +45,12 @@ TEST(GpuLibrary, shows_a_kernel_for_every_candidate_and_a_candidate_for_every_ke
   const GpuTable& table = **library;
   EXPECT_NE(table.expand, nullptr);
   EXPECT_NE(table.error_text, nullptr);
+  EXPECT_TRUE(table.copy && table.last_error && table.wait && table.record_begin &&
+              table.record_end && table.replay && table.forget);
+  ASSERT_NE(table.decode, nullptr);
+  EXPECT_TRUE(table.decode->gather && table.decode->normalize && table.decode->rotate &&
+              table.decode->attend_workspace_bytes && table.decode->attend &&
+              table.decode->activate && table.decode->widen);
   for (int32_t i = 0; i < table.linear_count; ++i) {
     const GpuLinearKernel& kernel = *table.linear[i];
     const auto operation = find_linear_operation(kernel.operation);
@@ -82,6 +89,15 @@ TEST(GpuCandidates, say_what_they_need) {
   EXPECT_EQ(refusal("linear_nm:bf16:4096x4096x1:2:4", mma_sp, {.gpu = GpuFacts{}}),
             "needs a GPU, but no NVIDIA GPU or driver answers");
   EXPECT_EQ(refusal("linear_nm:bf16:4096x4096x1:2:4", mma_sp, Device{}), "needs weights on a GPU");
+  const char* gap = "cuda_sm90_gap";
+  EXPECT_THAT(refusal("linear_bitmap:bf16:1x1x4:0.5", gap, hopper),
+              AnyOf("", HasSubstr("needs the GPU kernels")));
+  EXPECT_EQ(refusal("linear_bitmap:bf16:64x64x5:0.5", gap, hopper), "needs 1 to 4 tokens");
+  EXPECT_EQ(refusal("linear_bitmap:bf16:64x64x1:0.3", gap, hopper), "needs 40 % zeros or more");
+  EXPECT_EQ(refusal("linear_bitmap:f16:64x64x1:0.5", gap, hopper),
+            "needs bf16 values and bf16 activations");
+  EXPECT_EQ(refusal("linear_bitmap:bf16:64x65473x1:0.5", gap, hopper), "needs 1 to 65472 inputs");
+  EXPECT_THAT(refusal("linear_bitmap:bf16:64x53001x2:0.5", gap, hopper), HasSubstr("53000"));
   for (const char* problem : {"linear_nm:f32:7x9x500:3:5", "linear_bitmap:int8:7x9x500:0.5"}) {
     EXPECT_EQ(refusal(problem, kExpandCublas, hopper), "");
     EXPECT_EQ(refusal(problem, kExpandCublas, Device{}), "needs weights on a GPU");

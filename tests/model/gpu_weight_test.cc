@@ -74,12 +74,13 @@ constexpr int64_t kMostTokens = 64;  // of cuda_sm90_mma_sp
 /// Few tokens lie within the bound. What the dense product takes is the dense product of the same
 /// weight to the bit: cuBLAS may add up parts of K in bf16, so that no bound of ours holds for it.
 void check_product(int64_t outputs, int64_t inputs, const std::vector<int64_t>& token_counts,
-                   bool by_kernel = true) {
+                   bool by_kernel = true, const Pattern& pattern = Pattern::keep_of(2, 4),
+                   int64_t most_tokens = kMostTokens) {
   const at::Tensor weight =
       (at::randn({outputs, inputs}) * mask24(outputs, inputs)).to(at::kBFloat16);
   const at::Tensor bias = at::randn({outputs}).to(at::kBFloat16);
-  const Linear plain = compact_on_gpu(weight);
-  const Linear biased = compact_on_gpu(weight, Pattern::keep_of(2, 4), bias);
+  const Linear plain = compact_on_gpu(weight, pattern);
+  const Linear biased = compact_on_gpu(weight, pattern, bias);
   const at::Tensor w = weight.to(kGpu.device).to(at::kDouble);
   const at::Tensor b = bias.to(kGpu.device).to(at::kDouble);
   for (const int64_t tokens : token_counts)
@@ -88,7 +89,7 @@ void check_product(int64_t outputs, int64_t inputs, const std::vector<int64_t>& 
       const at::Tensor y = (with_bias ? biased : plain).forward(x);
       ASSERT_EQ(y.sizes(), at::IntArrayRef({1, tokens, outputs}));
       ASSERT_EQ(y.scalar_type(), at::kBFloat16);
-      if (!by_kernel || tokens > kMostTokens) {
+      if (!by_kernel || tokens > most_tokens) {
         std::optional<at::Tensor> add;
         if (with_bias) add = bias.to(kGpu.device);
         ASSERT_TRUE(at::equal(y, at::linear(x, weight.to(kGpu.device), add)))
@@ -117,6 +118,16 @@ TEST_F(GpuWeight24, StaysWithinItsBoundOnBothSidesOfEveryTile) {
   for (const int64_t outputs : {1, 2, 15, 16, 17, 31, 33, 127, 129, 1000})
     for (const int64_t inputs : {128, 256, 384, 1152, 5632})
       check_product(outputs, inputs, {1, 2, 3, 8, 9, 16, 17, 32, 33, 64, 65});
+}
+
+TEST_F(GpuWeight24, UnstructuredStaysWithinItsBoundOnAnyShape) {
+  for (const int64_t outputs : {1, 2, 31, 33, 264, 1000})
+    for (const int64_t inputs : {1, 8, 99, 130, 1024, 5632}) {
+      // A matrix of nearly no weights may hold fewer zeros than the kernel asks for.
+      if (outputs * inputs < 1000) continue;
+      check_product(outputs, inputs, {1, 2, 3, 4, 5, 17}, /*by_kernel=*/true,
+                    Pattern::unstructured(), /*most_tokens=*/4);
+    }
 }
 
 TEST_F(GpuWeight24, TakesOtherShapesThroughTheDenseProduct) {

@@ -5,12 +5,14 @@
 #include "lacuna/kernels/decode/cuda_sm80_decode.h"
 #include "lacuna/kernels/expand/cuda_sm80_expand.h"
 #include "lacuna/kernels/gpu_abi.h"
+#include "lacuna/kernels/linear_bitmap/cuda_sm90_gap.h"
 #include "lacuna/kernels/linear_nm/cuda_sm90_mma_sp.h"
 
 namespace lacuna::kernels {
 namespace {
 
 constexpr const GpuLinearKernel* kLinear[] = {
+    &linear_bitmap::kGap,
     &linear_nm::kMmaSp,
 };
 

@@ -5,6 +5,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 namespace lacuna::kernels {
 
@@ -106,6 +107,19 @@ struct GpuTable {
 typedef const GpuTable* (*GpuTableFunction)();
 
 }  // extern "C"
+
+/// A kernel's own data in the storage of a GpuLayout or GpuPlan.
+template <class T, class Holder>
+void hold(Holder* holder, const T& value) {
+  static_assert(sizeof(value) <= sizeof(holder->storage));
+  memcpy(holder->storage, &value, sizeof(value));
+}
+template <class T, class Holder>
+T held(const Holder* holder) {
+  T value;
+  memcpy(&value, holder->storage, sizeof(value));
+  return value;
+}
 
 /// Changes with any struct above.
 inline constexpr int32_t kGpuAbiVersion = 2;

@@ -65,8 +65,8 @@ constexpr int kStartBytes = 64;        // one 16-bit column a lane
 constexpr int kMaxGroups = 31;         // of a block: its table has 32 entries
 constexpr unsigned kNoSpan = 0xffff;   // first warp 65535, last warp 0
 constexpr int kMaxSharedBytes = 227 * 1024;
-constexpr int kMaxTokens = 4;
-constexpr int kMaxColumns = (1 << 16) - 64;
+constexpr int kMaxTokens = static_cast<int>(kGapMaxTokens);
+constexpr int kMaxColumns = static_cast<int>(kGapMaxInputs);
 
 __host__ __device__ constexpr int planes(int bits) { return bits == 3 ? 3 : 4; }
 
@@ -725,15 +725,8 @@ std::size_t shared_bytes(const GapLayout& l, const GapPlan& plan) {
          static_cast<std::size_t>(l.warps + l.groups_per_block) * 128 * plan.tokens;
 }
 
-const char* problem_refusal(std::int64_t n, std::int64_t k, int t) {
-  if (t < 1 || t > kMaxTokens) return "T must be 1..4";
-  if (n < 1 || n >= (1 << 25)) return "N must be 1..2^25-1";
-  if (k < 1 || k > kMaxColumns) return "K must be 1..65472";
-  return nullptr;
-}
-
 bool layout_ok(const GapLayout& l) {
-  return problem_refusal(l.n, l.k, 1) == nullptr && (l.bits == 3 || l.bits == 4) &&
+  return gap_shape_refusal(l.n, l.k, 1) == nullptr && (l.bits == 3 || l.bits == 4) &&
          (l.lanes_per_row == 1 || l.lanes_per_row == 2 || l.lanes_per_row == 4 ||
           l.lanes_per_row == 8) &&
          l.warps > 0 && l.blocks > 0 && l.groups_per_block > 0 &&
@@ -775,8 +768,7 @@ Params params_of(const void* packed, const GapLayout& layout) {
 }  // namespace
 
 const char* gap_refusal(std::int64_t n, std::int64_t k, int t, int device) {
-  if (const char* reason = problem_refusal(n, k, t)) return reason;
-  if (t >= 2 && k > 53000) return "K must be at most 53000 for 2 to 4 tokens";
+  if (const char* reason = gap_shape_refusal(n, k, t)) return reason;
   int major = 0, minor = 0;
   if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess ||
       cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) != cudaSuccess) {
@@ -790,7 +782,7 @@ std::size_t gap_scratch_bytes(std::int64_t n) { return scratch_parts(n).bytes; }
 
 cudaError_t gap_measure(const void* dense, std::int64_t n, std::int64_t k, void* scratch,
                         GapLayout* layout, cudaStream_t stream) {
-  if (problem_refusal(n, k, 1) != nullptr || dense == nullptr || scratch == nullptr ||
+  if (gap_shape_refusal(n, k, 1) != nullptr || dense == nullptr || scratch == nullptr ||
       layout == nullptr || reinterpret_cast<std::uintptr_t>(dense) % 2 != 0 ||
       reinterpret_cast<std::uintptr_t>(scratch) % 128 != 0) {
     return cudaErrorInvalidValue;
@@ -1036,5 +1028,54 @@ cudaError_t gap_run(const void* packed, const GapLayout& layout, const void* x, 
   }
   return error;
 }
+
+namespace {
+
+struct Call {
+  int t;
+  GapPlan plan;
+};
+
+}  // namespace
+
+const GpuLinearKernel kGap = {
+    .operation = "linear_bitmap",
+    .name = "cuda_sm90_gap",
+    .scratch_bytes = [](int64_t n, int64_t) -> size_t { return gap_scratch_bytes(n); },
+    .measure = [](const void* dense, int64_t n, int64_t k, void* scratch, GpuLayout* layout,
+                  GpuStream stream) -> int {
+      GapLayout gaps;
+      const cudaError_t error =
+          gap_measure(dense, n, k, scratch, &gaps, static_cast<cudaStream_t>(stream));
+      layout->packed_bytes = gaps.packed_bytes;
+      hold(layout, gaps);
+      return error;
+    },
+    .pack = [](const GpuLayout* layout, const void* dense, const void* scratch, void* packed,
+               GpuPackReport*, GpuStream stream) -> int {
+      return gap_pack(dense, scratch, held<GapLayout>(layout), packed,
+                      static_cast<cudaStream_t>(stream));
+    },
+    .unpack = [](const GpuLayout* layout, const void* packed, void* dense,
+                 GpuStream stream) -> int {
+      return gap_unpack(packed, held<GapLayout>(layout), dense, static_cast<cudaStream_t>(stream));
+    },
+    .max_tokens = [](const GpuLayout* layout) -> int64_t {
+      return held<GapLayout>(layout).k > kGapMaxInputsOfTokens ? 1 : kGapMaxTokens;
+    },
+    .plan = [](const GpuLayout* layout, int64_t tokens, GpuPlan* plan) -> int {
+      Call call{static_cast<int>(std::min(tokens, kGapMaxTokens + 1)), {}};
+      const cudaError_t error = gap_plan(held<GapLayout>(layout), call.t, &call.plan);
+      if (error == cudaSuccess) hold(plan, call);
+      return error;
+    },
+    .workspace_bytes = [](const GpuLayout*, const GpuPlan*) -> size_t { return 0; },
+    .run = [](const GpuLayout* layout, const GpuPlan* plan, const void* packed, const void* x,
+              void* y, void*, int overlap_previous, GpuStream stream) -> int {
+      const auto call = held<Call>(plan);
+      return gap_run(packed, held<GapLayout>(layout), x, y, call.t, call.plan,
+                     overlap_previous != 0, static_cast<cudaStream_t>(stream));
+    },
+};
 
 }  // namespace lacuna::kernels::linear_bitmap

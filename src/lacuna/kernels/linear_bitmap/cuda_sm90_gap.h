@@ -7,6 +7,9 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "lacuna/kernels/gpu_abi.h"
+#include "lacuna/kernels/linear_bitmap/cuda_sm90_gap_limits.h"
+
 namespace lacuna::kernels::linear_bitmap {
 
 // How one W is packed. `gap_measure` fills it; the packed bytes mean nothing without it.
@@ -73,5 +76,8 @@ std::size_t gap_shared_bytes(const GapLayout& layout, const GapPlan& plan);
 // Nothing directly ahead of it in the stream may write the packed weights then.
 cudaError_t gap_run(const void* packed, const GapLayout& layout, const void* x, void* y, int t,
                     const GapPlan& plan, bool overlap_previous, cudaStream_t stream);
+
+// The same as an entry of the library's table.
+extern const GpuLinearKernel kGap;
 
 }  // namespace lacuna::kernels::linear_bitmap

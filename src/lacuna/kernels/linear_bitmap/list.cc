@@ -1,5 +1,6 @@
 // The candidates of linear_bitmap, special to general, the reference last.
 #include "lacuna/kernels/linear_bitmap/cpu.h"
+#include "lacuna/kernels/linear_bitmap/cuda_sm90_gap_limits.h"
 #include "lacuna/kernels/linear_bitmap/linear_bitmap.h"
 
 namespace lacuna::kernels::linear_bitmap {
@@ -28,6 +29,18 @@ Support avx2(const Problem& problem, const Device& device) {
        needs(device.cpu.avx2 && device.cpu.fma && device.cpu.f16c, "AVX2, FMA and F16C")});
 }
 
+/// A value and its gap take 19 or 20 bits.
+Support gap(const Problem& problem, const Device& device) {
+  const char* shape = gap_shape_refusal(problem.outputs, problem.inputs, problem.tokens);
+  return Support::all(
+      {needs(problem.pattern.kind == format::PatternKind::kUnstructured, "an unstructured pattern"),
+       needs(problem.values == Values::kBF16 && problem.activations == DType::kBF16,
+             "bf16 values and bf16 activations"),
+       needs(problem.sparsity >= 0.4, "40 % zeros or more"),
+       shape != nullptr ? Support::no("{}", shape) : Support::yes(),
+       supports_gpu_kernel(device, 9, 0)});
+}
+
 }  // namespace
 
 LinearCandidates& candidates() {
@@ -44,6 +57,7 @@ LinearCandidates& candidates() {
 
 GpuCandidates& gpu_candidates() {
   static GpuCandidates list{
+      {"cuda_sm90_gap", gap},
       {kExpandCublas, supports_dense_product<format::PatternKind::kUnstructured>}};
   return list;
 }

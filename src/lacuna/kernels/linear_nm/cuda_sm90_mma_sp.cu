@@ -929,14 +929,6 @@ struct Call {
   int t;
   MmaSpPlan plan;
 };
-static_assert(sizeof(Shape) <= sizeof(GpuLayout::storage) && sizeof(Call) <= sizeof(GpuPlan));
-
-template <class T, class Holder>
-T held(const Holder* holder) {
-  T value;
-  std::memcpy(&value, holder->storage, sizeof(value));
-  return value;
-}
 
 }  // namespace
 
@@ -947,7 +939,7 @@ const GpuLinearKernel kMmaSp = {
     .measure = [](const void*, int64_t n, int64_t k, void*, GpuLayout* layout, GpuStream) -> int {
       const Shape shape{n, k};
       layout->packed_bytes = mma_sp_packed_bytes(n, k);
-      std::memcpy(layout->storage, &shape, sizeof(shape));
+      hold(layout, shape);
       return cudaSuccess;
     },
     .pack = [](const GpuLayout* layout, const void* dense, const void*, void* packed,
@@ -965,7 +957,7 @@ const GpuLinearKernel kMmaSp = {
       const auto [n, k] = held<Shape>(layout);
       Call call{static_cast<int>(std::min(tokens, kMmaSpMaxTokens + 1)), {}};
       const cudaError_t error = mma_sp_plan(n, k, call.t, &call.plan);
-      if (error == cudaSuccess) std::memcpy(plan->storage, &call, sizeof(call));
+      if (error == cudaSuccess) hold(plan, call);
       return error;
     },
     .workspace_bytes = [](const GpuLayout*, const GpuPlan*) -> size_t { return 0; },
