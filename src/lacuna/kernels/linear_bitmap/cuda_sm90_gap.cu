@@ -36,7 +36,7 @@
 // What counts here, measured (bench/lab/cuda_linear_bitmap has the tables):
 // - Cold instructions: start-up loops that the compiler unrolled cost 0.1 us a kernel, 8 chunks in
 //   registers (twice the code) 0.3 to 0.5 us on the small matrices.
-// - More bytes in flight than 61 KB are slower, whatever brings them.
+// - More bytes in flight than 61 KB are slower in nearly every case, whatever brings them.
 // Tried and lost: bulk copies into a ring in shared memory (0 to 30 %), prefetch into L2 (up to
 // 12 %), x as float (equal), 8, 12 or 32 warps, more lanes a row than keep the blocks busy (2 to
 // 4 %), x before the first weights (1 to 2 %), the length of a block as a launch parameter instead
@@ -525,7 +525,7 @@ done:
   __syncthreads();
   // Four lanes add the segments of one row and token.
   const int rows = 1 << p.rows_log2, part = lane & 3;
-  for (int slot = threadIdx.x >> 2; slot < (block_rows + 7 & ~7); slot += kThreads / 4) {
+  for (int slot = threadIdx.x >> 2; slot < ((block_rows + 7) & ~7); slot += kThreads / 4) {
     const int g = slot >> p.rows_log2, r = slot & (rows - 1);
     unsigned span;
     int row;
