@@ -66,7 +66,6 @@ constexpr int kMaxGroups = 31;         // of a block: its table has 32 entries
 constexpr unsigned kNoSpan = 0xffff;   // first warp 65535, last warp 0
 constexpr int kMaxSharedBytes = 227 * 1024;
 constexpr int kMaxTokens = static_cast<int>(kGapMaxTokens);
-constexpr int kMaxColumns = static_cast<int>(kGapMaxInputs);
 
 __host__ __device__ constexpr int planes(int bits) { return bits == 3 ? 3 : 4; }
 

@@ -1,0 +1,22 @@
+// The shapes that cuda_sm90_gap multiplies, for the tool (which has no CUDA) and for the kernel.
+#pragma once
+
+#include <cstdint>
+
+namespace lacuna::kernels::linear_bitmap {
+
+inline constexpr int64_t kGapMaxTokens = 4;
+inline constexpr int64_t kGapMaxInputs = 65472;
+/// From two tokens on, all of x must fit in shared memory.
+inline constexpr int64_t kGapMaxInputsOfTokens = 53000;
+
+/// Null, or what the kernel needs.
+inline const char* gap_shape_refusal(int64_t n, int64_t k, int64_t t) {
+  if (t < 1 || t > kGapMaxTokens) return "needs 1 to 4 tokens";
+  if (n < 1 || n >= (1 << 25)) return "needs 1 to 2^25-1 outputs";
+  if (k < 1 || k > kGapMaxInputs) return "needs 1 to 65472 inputs";
+  if (t > 1 && k > kGapMaxInputsOfTokens) return "needs at most 53000 inputs for 2 to 4 tokens";
+  return nullptr;
+}
+
+}  // namespace lacuna::kernels::linear_bitmap
