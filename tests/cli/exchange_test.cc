@@ -70,7 +70,8 @@ TEST(Exchange, AllVerbsReadThem) {
       EXPECT_EQ(verified["ok"], true);
       EXPECT_EQ(verified["checksums"], true);
       size_t seen = 0;
-      for (const json& layer : done(fmt::format("inspect {} --json", model)).report()["layers"]) {
+      const json inspected = done(fmt::format("inspect {} --json", model)).report();
+      for (const json& layer : inspected["layers"]) {
         if (layer["name"] != kUp) continue;
         ++seen;
         EXPECT_EQ(layer["format"], std::string(format).substr(0, 3));
