@@ -133,7 +133,8 @@ def main():
                      f"{scores['perplexity'] if scores else evaluated['perplexity_reference']:.2f}",
                      f"{scores['kl_mean']:.3f}" if scores and "kl_mean" in scores else "-" if scores else "0",
                      f"{scores['same_top']:.1%}" if scores and "same_top" in scores else "-" if scores else "100 %",
-                     f"{row['generate']['tokens_per_second']:.1f}", "yes" if row.get("verify", {}).get("ok") else "-"])
+                     # An answer of one token has no rate.
+                     f"{row['generate']['tokens_per_second']:.1f}" if row["generate"]["tokens_per_second"] else "-", "yes" if row.get("verify", {}).get("ok") else "-"])
     table(rows)
     if flags.gguf:
         print("\nThe 4-bit download is smaller than a sparse bf16 file: 4.5 to 5 bits a weight against 9. Sparse int4, at\n"
