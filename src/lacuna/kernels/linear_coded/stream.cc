@@ -13,7 +13,6 @@ namespace {
 using format::Code;
 using format::CompactMatrix;
 
-constexpr size_t kReadPast = 64;
 constexpr uint64_t kAllKept = ~uint64_t{0};
 
 /// One row as the stream wants it: masks of its chunks and a byte for each kept code.
@@ -132,8 +131,8 @@ Result<Stream> Stream::pack(const CompactMatrix& matrix, const Executor& executo
     }
   });
   for (int64_t tile = 0; tile < tiles; ++tile) s.offsets_[tile + 1] += s.offsets_[tile];
-  s.data_ = LargeBlock(static_cast<size_t>(s.offsets_[tiles]) + kReadPast);
-  size_t at = 0;
+  s.data_ = LargeBlock(static_cast<size_t>(s.offsets_[tiles] + 2 * kMargin));
+  size_t at = kMargin;
   for (std::vector<uint8_t>& run : packed) {
     if (!run.empty()) std::memcpy(s.data_.data() + at, run.data(), run.size());
     at += run.size();

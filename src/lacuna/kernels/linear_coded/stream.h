@@ -46,8 +46,8 @@ class Stream {
   int64_t scale_sets() const {
     return !grouped() ? 0 : quantization_.group < kChunk ? kChunk / quantization_.group : 1;
   }
-  /// Up to 64 bytes past the end of a tile may be read.
-  const uint8_t* tile(int64_t index) const { return data_.data() + offsets_[index]; }
+  /// Up to 64 bytes before and past a tile may be read.
+  const uint8_t* tile(int64_t index) const { return data_.data() + kMargin + offsets_[index]; }
   int64_t bytes_before(int64_t tile) const { return offsets_[tile]; }
   /// Padded to whole tiles with 0.
   float row_scale(int64_t row) const { return row_scales_[row]; }
@@ -62,6 +62,7 @@ class Stream {
   void expand_tile(int64_t tile, float* out) const;
 
  private:
+  static constexpr int64_t kMargin = 64;  // bytes before the first tile and past the last
   int64_t rows_ = 0, columns_ = 0;
   format::Quantization quantization_;
   bool masked_ = false;
