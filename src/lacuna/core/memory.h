@@ -7,5 +7,7 @@ namespace lacuna {
 
 /// Most memory that this process has held at a time.
 size_t peak_memory_bytes();
+/// Memory of the machine.
+size_t physical_memory_bytes();
 
 }  // namespace lacuna

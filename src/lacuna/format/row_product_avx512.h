@@ -154,20 +154,24 @@ struct BitmapCursor {
     _mm_prefetch(next + ahead, _MM_HINT_T0);
     if (chunk % 16 == 0) _mm_prefetch(bits + bits_ahead + chunk * 4, _MM_HINT_T0);
   }
-  LACUNA_INLINE_MEMBER Chunk take(int64_t chunk) { return expand(load_mask(bits + chunk * 4)); }
-  LACUNA_INLINE_MEMBER Chunk take_last(int64_t chunk, int64_t columns) {
-    return expand(last_mask(bits + chunk * 4, columns));
+  LACUNA_INLINE_MEMBER Chunk take(int64_t chunk) {
+    return expand<kFixed>(load_mask(bits + chunk * 4));
   }
+  /// Counts in any case: a whole chunk's share may lead past the values of a shorter one.
+  LACUNA_INLINE_MEMBER Chunk take_last(int64_t chunk, int64_t columns) {
+    return expand<false>(last_mask(bits + chunk * 4, columns));
+  }
+  template <bool kWhole>
   LACUNA_INLINE_MEMBER Chunk expand(uint32_t mask) {
     const std::byte* at = next;
     if constexpr (Chunk::kWidth == 2) {
-      next += kFixed ? 2 * half_bytes : static_cast<int64_t>(_mm_popcnt_u32(mask)) * 2;
+      next += kWhole ? 2 * half_bytes : static_cast<int64_t>(_mm_popcnt_u32(mask)) * 2;
       return {expand_u16(mask, _mm512_loadu_si512(at))};
     } else {
       const auto low = static_cast<uint16_t>(mask), high = static_cast<uint16_t>(mask >> 16);
       const std::byte* middle =
-          at + (kFixed ? half_bytes : static_cast<int64_t>(_mm_popcnt_u32(low)) * 4);
-      next = middle + (kFixed ? half_bytes : static_cast<int64_t>(_mm_popcnt_u32(high)) * 4);
+          at + (kWhole ? half_bytes : static_cast<int64_t>(_mm_popcnt_u32(low)) * 4);
+      next = middle + (kWhole ? half_bytes : static_cast<int64_t>(_mm_popcnt_u32(high)) * 4);
       return {expand_u32(low, _mm512_loadu_si512(at)),
               expand_u32(high, _mm512_loadu_si512(middle))};
     }

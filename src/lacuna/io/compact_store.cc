@@ -1,9 +1,9 @@
 #include "lacuna/io/compact_store.h"
 
 #include <algorithm>
-#include <exception>
 #include <nlohmann/json.hpp>
 
+#include "lacuna/core/memory.h"
 #include "lacuna/core/version.h"
 #include "lacuna/format/codes.h"
 
@@ -310,16 +310,22 @@ Result<CompactMatrix> read_compact(const std::string& name, const SparseDeclarat
   LACUNA_CHECK(check_parts(name, declaration, tensors));
   const auto& [first, file] = tensors.at(compact_part_names(name, declaration).front());
   const std::string where = fmt::format("{}: weight \"{}\"", file, name);
-  try {
-    LACUNA_TRY(const CompactMatrix stored, read_stored(name, declaration, tensors));
-    auto matrix = format::with_pattern(stored, declaration.pattern);
-    if (!matrix.ok()) return bad_input("{}: {}", where, matrix.error().message);
-    return matrix;
-  } catch (const std::exception& error) {
-    return not_possible("{}: {} of shape {} does not fit into memory ({}).", where,
-                        declaration.form.text(),
-                        shape_text({declaration.rows, declaration.columns}), error.what());
-  }
+  // A file of a few bytes may declare a matrix of any size: its bitmap, or for patterns that are
+  // checked on it the dense form.
+  const auto cells =
+      static_cast<double>(declaration.rows) * static_cast<double>(declaration.columns);
+  const double bytes =
+      declaration.pattern.kind == PatternKind::kUnstructured ? cells / 8 : cells * 2;
+  if (bytes > static_cast<double>(physical_memory_bytes()))
+    return not_possible(
+        "{}: {} of shape {} does not fit into memory (it needs {:.1f} GB; there are {:.1f}). Use a "
+        "machine with more.",
+        where, declaration.form.text(), shape_text({declaration.rows, declaration.columns}),
+        bytes / 1e9, static_cast<double>(physical_memory_bytes()) / 1e9);
+  LACUNA_TRY(const CompactMatrix stored, read_stored(name, declaration, tensors));
+  auto matrix = format::with_pattern(stored, declaration.pattern);
+  if (!matrix.ok()) return bad_input("{}: {}", where, matrix.error().message);
+  return matrix;
 }
 
 }  // namespace lacuna::io
