@@ -42,5 +42,13 @@ TEST(OutLock, IsHeldByOneAndLeavesNothing) {
   EXPECT_TRUE(fs::is_empty(folder / "deep"));
 }
 
+TEST(OutFolder, IsNeverTheOneThatIsRead) {
+  const auto folder = testing::scratch_folder("source");
+  EXPECT_TRUE(check_not_source(folder / "other", folder).ok());
+  const Status same = check_not_source(folder / "." / "", folder);
+  ASSERT_FALSE(same.ok());
+  EXPECT_EQ(same.error().code, Code::kUsage);
+}
+
 }  // namespace
 }  // namespace lacuna::io

@@ -5,6 +5,7 @@
 
 #include "lacuna/api/layers.h"
 #include "lacuna/format/quantize.h"
+#include "lacuna/io/out_folder.h"
 
 namespace lacuna::api {
 namespace fs = std::filesystem;
@@ -111,6 +112,7 @@ Result<io::Store> parse_store(const std::string& name, std::string_view option) 
 Result<ConvertReport> convert_store(const fs::path& model, const fs::path& out,
                                     const ConvertOptions& options,
                                     const std::function<void(int64_t, int64_t)>& progress) {
+  LACUNA_CHECK(io::check_not_source(out, model));
   LACUNA_TRY(const auto checkpoint, io::Checkpoint::open(model));
   LACUNA_TRY(const auto spec, model::spec_of(checkpoint));
   const auto prunable = block_weights(spec);

@@ -8,7 +8,7 @@ void add_verify(Tool& tool) {
   auto* verb = tool.verb(
       "verify", "Read every tensor back and prove checksums, structure, pattern and sparsity.",
       {"lacuna verify models/llama-24 --expect-pattern 2:4",
-       "lacuna verify models/llama-50 --expect-sparsity 0.5 --against models/llama"});
+       "lacuna verify models/llama-wanda --expect-sparsity 0.5 --against models/llama"});
   struct Flags {
     std::filesystem::path model;
     std::string pattern, against;

@@ -35,6 +35,15 @@ Result<fs::path> out_folder(const fs::path& out) {
   return folder;
 }
 
+Status check_not_source(const fs::path& out, const fs::path& source) {
+  std::error_code missing;  // what isn't there yet is no source
+  if (!fs::equivalent(out, source, missing)) return {};
+  return usage_error(
+      "{}: is the model that is read, and would be replaced (need another folder). "
+      "Choose another name.",
+      out.string());
+}
+
 OutLock::OutLock(fs::path file, int descriptor) : file_(std::move(file)), descriptor_(descriptor) {}
 
 Result<std::shared_ptr<const OutLock>> OutLock::take(const fs::path& out) {

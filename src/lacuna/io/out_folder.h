@@ -17,6 +17,10 @@ std::filesystem::path folder_path(const std::filesystem::path& folder);
 /// @errors kUsage: the current folder or one above it, which can't be replaced
 Result<std::filesystem::path> out_folder(const std::filesystem::path& out);
 
+/// What is written replaces a folder as a whole: it must not be the one that is read.
+/// @errors kUsage: `out` and `source` are one folder
+Status check_not_source(const std::filesystem::path& out, const std::filesystem::path& source);
+
 /// The right to write OUT, OUT.partial and OUT.journal, held while it lives: a lock on the file
 /// OUT.lock, which goes with it. After a kill the file stays and locks nothing.
 class OutLock {

@@ -428,6 +428,7 @@ Result<PruneReport> Run::run() {
   log(fmt::format("peak memory: at most {:.2f} GiB",
                   static_cast<double>(report_.planned_peak_bytes) / (1 << 30)));
   LACUNA_TRY(out_, io::out_folder(given_out_));
+  LACUNA_CHECK(io::check_not_source(out_, checkpoint_.folder()));
   LACUNA_TRY(lock_, io::OutLock::take(out_));
   LACUNA_CHECK(Journal::check(out_, options_.resume));
   LACUNA_CHECK(probe_out());
