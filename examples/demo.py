@@ -102,7 +102,7 @@ def main():
     for label, (suffix, prune_flags, expect) in PATTERNS.items():
         out = flags.out / f"sparse-{suffix}"
         row = models[label] = {}
-        row["prune"] = tool.run(f"prune-{suffix}", "prune", dense, "-o", out, *prune_flags, *calibration)
+        row["prune"] = tool.run(f"prune-{suffix}", "prune", dense, "-o", out, "--overwrite", *prune_flags, *calibration)
         calibration = ["--calibration-ids", ids]  # the second pattern uses the same tokens
         row["verify"] = tool.run(f"verify-{suffix}", "verify", out, *expect)
         row["inspect"] = tool.run(f"inspect-{suffix}", "inspect", out)
@@ -113,7 +113,7 @@ def main():
     for code in QUANTISED:
         out = flags.out / f"sparse-50-{code}"
         row = models[f"unstructured 50 %, {code}"] = {}
-        row["convert"] = tool.run(f"convert-{code}", "convert", pruned, "-o", out, "--quantize", code)
+        row["convert"] = tool.run(f"convert-{code}", "convert", pruned, "-o", out, "--overwrite", "--quantize", code)
         row["verify"] = tool.run(f"verify-{code}", "verify", out, "--expect-sparsity", "0.5", "--against", pruned)
         row["inspect"] = tool.run(f"inspect-{code}", "inspect", out)
         row["eval"] = tool.run(f"eval-{code}", "eval", out, "--text", text, *window_flags)

@@ -56,6 +56,15 @@ TEST(Usage, EveryVerbHasHelpWithTwoExamplesOrMore) {
   }
 }
 
+TEST(Usage, AnUnknownVerbIsNamed) {
+  const Output run = lacuna_tool("frobnicate x");
+  EXPECT_EQ(run.code, 2);
+  EXPECT_THAT(run.err, HasSubstr("frobnicate: no such verb"));
+  const Output store = lacuna_tool("convert x -o y --store csc");
+  EXPECT_EQ(store.code, 2);
+  EXPECT_THAT(store.err, AllOf(HasSubstr("unknown store"), Not(HasSubstr("--store: --store"))));
+}
+
 TEST(Usage, WhatLacunaForceNamesMustExist) {
   for (const char* wrong : {"linear_dense:magic", "linear_magic:reference"}) {
     setenv("LACUNA_FORCE", wrong, 1);
@@ -187,6 +196,30 @@ TEST(Prune, TargetAndExcludeChooseTheWeights) {
                         name.find_first_of("345") == name.npos;
     EXPECT_EQ(layer["pattern"], chosen ? "unstructured" : "dense") << name;
   }
+}
+
+TEST(Writing, AFinishedModelIsReplacedOnlyWhenAsked) {
+  const fs::path folder = scratch_folder("overwrite");
+  const std::string out = (folder / "out").string(),
+                    prune = fmt::format("prune {} -o {} --method magnitude --threads 1",
+                                        demo_model(), out),
+                    convert = fmt::format("convert {} -o {} --store dense", demo_model(), out);
+  const Output first = done(prune);
+  EXPECT_THAT(first.out, Not(HasSubstr("q_proj"))) << "a line, not a table";
+  const std::string before = bytes_of(folder / "out/model.safetensors");
+  for (const std::string& line :
+       {prune, prune + " --resume", convert, fmt::format("synth --like opt-125m -o {}", out)}) {
+    const Output refused = lacuna_tool(line);
+    EXPECT_EQ(refused.code, 3) << line;
+    EXPECT_THAT(refused.err, HasSubstr("--overwrite")) << line;
+  }
+  EXPECT_EQ(bytes_of(folder / "out/model.safetensors"), before);
+  const Output table = done(prune + " --sparsity 0.7 --overwrite -v");
+  EXPECT_THAT(table.out, HasSubstr("q_proj"));
+  EXPECT_NE(bytes_of(folder / "out/model.safetensors"), before);
+  const Output again = done(fmt::format(
+      "prune {} -o {}/2 --method magnitude --sparsity 0.8 --threads 1", out, folder.string()));
+  EXPECT_THAT(again.err, HasSubstr("is sparse already (42 weights)"));
 }
 
 TEST(Convert, EveryStoreAndBackGivesTheSameBytes) {

@@ -75,7 +75,7 @@ TEST(Quantize, SaysWhatBecameWhatAndThatMasksAreUnchanged) {
               AllOf(HasSubstr("42 weights, 2:4 bfloat16 to int4g64: "),
                     HasSubstr("model.embed_tokens.weight, dense bfloat16 to int8: "),
                     HasSubstr("masks unchanged in what was written"), HasSubstr("stay kept")));
-  const json report = done(line + " -q --json").report();
+  const json report = done(line + " -q --json --overwrite").report();
   EXPECT_EQ(report["quantization"], "int4g64");
   EXPECT_EQ(report["masks_equal"], true);
   EXPECT_LT(report["bytes_out"].get<double>(), 0.5 * report["bytes_in"].get<double>());

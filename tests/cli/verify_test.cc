@@ -242,6 +242,21 @@ TEST(Verify, FindsATensorThatIsLost) {
               AllOf(HasSubstr(kNorm), HasSubstr("missing"), HasSubstr("stray")));
 }
 
+TEST(Verify, TellsAFolderThatIsNoModelAndShowsTheFirstOfManyFaults) {
+  const Output none = lacuna_tool("verify " + scratch_folder("verify_none").string());
+  EXPECT_EQ(none.code, 3);
+  EXPECT_THAT(none.err, HasSubstr("no config.json"));
+  // Another model: every kept value differs.
+  const std::string line = "verify " + pruned("unstructured").folder.string() + " --against " +
+                           demo_model() + " --expect-pattern 2:4";
+  const Output shown = lacuna_tool(line), all = lacuna_tool(line + " -v");
+  EXPECT_EQ(shown.code, 1);
+  EXPECT_THAT(shown.out, HasSubstr("more; -v lists all"));
+  EXPECT_THAT(all.out, Not(HasSubstr("more; -v lists all")));
+  EXPECT_LT(std::count(shown.out.begin(), shown.out.end(), '\n'), 15);
+  EXPECT_GT(std::count(all.out.begin(), all.out.end(), '\n'), 42);
+}
+
 TEST(VerifyFlag, OtherVerbsCompareChecksumsOnlyWhenAsked) {
   const fs::path sound = pruned("2:4").folder, broken = copy_of(sound);
   OpenFile weights = open_weights(broken);
@@ -255,8 +270,8 @@ TEST(VerifyFlag, OtherVerbsCompareChecksumsOnlyWhenAsked) {
       "generate {} --prompt hi --max-new-tokens 2 --threads 1",
       fmt::format("eval {{}} --text {} --length 32 --windows 1 --threads 1",
                   (folder / "text.txt").string()),
-      fmt::format("convert {{}} -o {} --store dense", (folder / "converted").string()),
-      fmt::format("prune {{}} -o {} --method magnitude --sparsity 0.7 --threads 1",
+      fmt::format("convert {{}} -o {} --overwrite --store dense", (folder / "converted").string()),
+      fmt::format("prune {{}} -o {} --overwrite --method magnitude --sparsity 0.7 --threads 1",
                   (folder / "pruned").string()),
   };
   std::vector<std::string> refused, fine;

@@ -25,10 +25,6 @@ struct Opened {
 };
 
 Result<Opened> open_model(const fs::path& folder, const ComputeChoice& choice) {
-  if (fs::is_regular_file(folder))
-    return bad_input(
-        "{}: is a file (need a model folder). Run `lacuna convert {} -o FOLDER` first.",
-        folder.string(), folder.string());
   LACUNA_TRY(auto checkpoint, io::Checkpoint::open(folder));
   LACUNA_TRY(auto spec, model::spec_of(checkpoint));
   if (const auto lines = misfits(checkpoint, spec); !lines.empty())
@@ -39,6 +35,22 @@ Result<Opened> open_model(const fs::path& folder, const ComputeChoice& choice) {
 
 void say(const JobProgress& progress, const std::string& line) {
   if (progress.log) progress.log(line);
+}
+
+/// Pruning what is sparse already is allowed; whoever does it by mistake should see it.
+void say_if_sparse(const Opened& opened, const JobProgress& progress) {
+  int64_t sparse = 0, quantised = 0;
+  for (const auto& [name, info] : opened.checkpoint.weights()) {
+    sparse += info.pattern.kind != format::PatternKind::kDense;
+    quantised += !info.quantization.none();
+  }
+  if (sparse > 0)
+    say(progress, fmt::format("{}: is sparse already ({} weights); zeros of it may be filled again",
+                              opened.checkpoint.folder().string(), sparse));
+  if (quantised > 0)
+    say(progress,
+        fmt::format("{}: is quantised ({} weights); what is written are rounded values, not codes",
+                    opened.checkpoint.folder().string(), quantised));
 }
 
 Result<prune::CalibrationSource> calibration_of(const PruneJob& job, const Opened& opened,
@@ -123,6 +135,7 @@ Result<model::Decoder> load_decoder(const fs::path& folder, const ComputeChoice&
 Result<prune::PruneReport> prune(const PruneJob& job, const JobProgress& progress) {
   LACUNA_TRY(const prune::Method* method, prune::find_method(job.options.method));
   LACUNA_TRY(const Opened opened, open_model(job.model, job.choice));
+  say_if_sparse(opened, progress);
   prune::CalibrationSource source;
   if (method->needs_inputs() || !job.calibration_ids.empty()) {
     LACUNA_TRY(source, calibration_of(job, opened, progress));

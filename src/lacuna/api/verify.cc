@@ -120,6 +120,7 @@ class Verifier {
       } else if (auto different =
                      difference(info.name, densify(weight), reference, prunable && sparse)) {
         fault(*different);
+        report_.differs = true;
       }
     } else if (dense != nullptr) {
       fault(fmt::format("{}: the dense model has no such weight", info.name));
@@ -154,6 +155,9 @@ Result<VerifyReport> verify(const std::filesystem::path& model, const VerifyOpti
                             const std::function<void(int64_t, int64_t)>& progress) {
   if (!std::filesystem::is_directory(model))
     return bad_input("{}: no such model folder. Give the folder that holds config.json.",
+                     model.string());
+  if (!std::filesystem::exists(model / "config.json"))
+    return bad_input("{}: no config.json, so no model. Give the folder that holds it.",
                      model.string());
   VerifyReport report;
   report.model = model.string();

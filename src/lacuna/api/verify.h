@@ -36,6 +36,7 @@ struct VerifyReport {
   int64_t tensors = 0;                  ///< read back
   double sparsity = 0;                  ///< over the sparse layers
   std::vector<VerifiedLayer> layers;    ///< block Linears
+  bool differs = false;                 ///< a kept value is not that of VerifyOptions::against
   std::vector<std::string> violations;  ///< each names tensor and chunk, or row and column
 };
 

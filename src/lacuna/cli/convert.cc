@@ -67,8 +67,8 @@ void add_convert(Tool& tool) {
        "lacuna convert models/llama-50 -o models/llama-50-bsr --format bsr --block-size 16x16",
        "lacuna convert models/llama-24 -o models/llama-24-int4 --quantize int4"});
   struct Flags {
-    std::filesystem::path model;
-    std::string out, store = "compact", block_size, quantize;
+    std::filesystem::path model, out;
+    std::string store = "compact", block_size, quantize;
     int64_t group = 0;
     bool zero_points = false, keep_head = false;
     Result<format::Pattern> blocks() const {
@@ -86,7 +86,7 @@ void add_convert(Tool& tool) {
   static Flags flags;
   tool.threaded(verb);
   tool.model(verb, flags.model, "model folder, .gguf file, or llama2.c .bin file");
-  verb->add_option("-o,--out", flags.out, "folder to write")->required();
+  tool.writes(verb, flags.out);
   verb->add_option("--store,--format", flags.store,
                    "of a folder: compact, dense or compressed-tensors; csr, coo or bsr for other "
                    "programs")

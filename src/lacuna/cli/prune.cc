@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <regex>
 
 #include "lacuna/cli/tool.h"
@@ -34,6 +35,28 @@ Result<bool> parse_regex(const std::string& text) {
   }
 }
 
+std::string layer_table(const prune::PruneReport& report) {
+  report::Table table({"layer", "sparsity", "error", "damping", "seconds"});
+  for (const auto& layer : report.layers)
+    table.add({layer.name, fmt::format("{:.4f}", layer.sparsity),
+               layer.error < 0 ? "-" : fmt::format("{:.4f}", layer.error),
+               fmt::format("{:g}", layer.damping), fmt::format("{:.2f}", layer.seconds)});
+  return table.text();
+}
+
+/// One line for those who did not ask for the table; nothing where no error was measured.
+std::string worst_layer(const prune::PruneReport& report) {
+  const auto worst =
+      std::max_element(report.layers.begin(), report.layers.end(),
+                       [](const auto& one, const auto& other) { return one.error < other.error; });
+  if (worst == report.layers.end() || worst->error < 0) return {};
+  double sum = 0;
+  for (const auto& layer : report.layers) sum += layer.error;
+  return fmt::format("layer error {:.4f} on average, at most {:.4f} ({}); -v lists all {} layers\n",
+                     sum / static_cast<double>(report.layers.size()), worst->error, worst->name,
+                     report.layers.size());
+}
+
 }  // namespace
 
 void add_prune(Tool& tool) {
@@ -48,7 +71,7 @@ void add_prune(Tool& tool) {
   tool.computes(verb);
   tool.seeded(verb);
   tool.model(verb, flags.job.model, "dense model folder");
-  verb->add_option("-o,--out", flags.job.out, "folder to write")->required();
+  tool.writes(verb, flags.job.out);
   verb->add_option("--method", options.method, "how weights are chosen and compensated")
       ->check(CLI::IsMember(methods))
       ->capture_default_str();
@@ -86,7 +109,8 @@ void add_prune(Tool& tool) {
                    "added to the Hessian, relative to its mean diagonal")
       ->check(above(0))
       ->capture_default_str();
-  verb->add_option("--store", flags.store, "compact, dense, compressed-tensors, csr, coo or bsr")
+  verb->add_option("--store,--format", flags.store,
+                   "compact, dense, compressed-tensors, csr, coo or bsr")
       ->check(accepted_by([](const std::string& text) { return api::parse_store(text); }))
       ->capture_default_str();
   verb->add_flag("--resume", options.resume, "go on where an interrupted run stopped");
@@ -99,16 +123,11 @@ void add_prune(Tool& tool) {
     flags.job.choice = tool.compute("float32");
     flags.job.options.seed = tool.seed();
     LACUNA_TRY(const auto report, api::prune(flags.job, tool.stoppable_progress()));
-    report::Table table({"layer", "sparsity", "error", "damping", "seconds"});
-    for (const auto& layer : report.layers)
-      table.add({layer.name, fmt::format("{:.4f}", layer.sparsity),
-                 layer.error < 0 ? "-" : fmt::format("{:.4f}", layer.error),
-                 fmt::format("{:g}", layer.damping), fmt::format("{:.2f}", layer.seconds)});
     tool.print(
         report::to_json(report),
-        fmt::format("{}{}: sparsity {:.4f}, {} (dense {}), {:.1f} s\n", table.text(),
-                    report.out.string(), report.sparsity,
-                    report::bytes_text(static_cast<double>(report.bytes_out)),
+        fmt::format("{}{}: sparsity {:.4f}, {} (dense {}), {:.1f} s\n",
+                    tool.verbose() ? layer_table(report) : worst_layer(report), report.out.string(),
+                    report.sparsity, report::bytes_text(static_cast<double>(report.bytes_out)),
                     report::bytes_text(static_cast<double>(report.bytes_dense)), report.seconds));
     return {};
   });

@@ -8,7 +8,8 @@ namespace {
 
 struct Flags {
   model::SynthOptions options;
-  std::string out, pattern, store = "compact";
+  std::filesystem::path out;
+  std::string pattern, store = "compact";
 };
 
 /// `given`: --sparsity was on the command line.
@@ -36,7 +37,7 @@ void add_synth(Tool& tool) {
   verb->add_option("--like", flags.options.like, "shape")
       ->required()
       ->check(CLI::IsMember(model::synth_names()));
-  verb->add_option("-o,--out", flags.out, "folder to write")->required();
+  tool.writes(verb, flags.out);
   verb->add_option("--pattern", flags.pattern, "make it sparse: unstructured, KEEP:OF or block:RxC")
       ->check(accepted_by(sparse_pattern));
   auto* sparsity = verb->add_option("--sparsity", flags.options.sparsity, "share of zeros")
@@ -55,10 +56,10 @@ void add_synth(Tool& tool) {
     model::set_threads(tool.compute().threads);
     LACUNA_TRY(const auto report, model::synth(flags.options, flags.out));
     tool.print({{"verb", "synth"},
-                {"out", flags.out},
+                {"out", flags.out.string()},
                 {"parameters", report.parameters},
                 {"bytes", report.bytes}},
-               fmt::format("{}: {} parameters, {}\n", flags.out, report.parameters,
+               fmt::format("{}: {} parameters, {}\n", flags.out.string(), report.parameters,
                            report::bytes_text(static_cast<double>(report.bytes))));
     return {};
   });

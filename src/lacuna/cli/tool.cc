@@ -13,7 +13,9 @@
 #include "lacuna/cli/progress.h"
 #include "lacuna/core/memory.h"
 #include "lacuna/core/version.h"
+#include "lacuna/io/out_folder.h"
 #include "lacuna/kernels/linear.h"
+#include "lacuna/prune/journal.h"
 
 namespace lacuna::cli {
 namespace {
@@ -67,6 +69,12 @@ Result<double> settle_sparsity(const format::Pattern& pattern, double sparsity, 
         "--sparsity: {} disagrees with --pattern {} (which gives {:g}). Leave --sparsity out.",
         sparsity, pattern.text(), implied);
   return implied;
+}
+
+std::string without_flag(const std::string& message) {
+  const size_t colon = message.find(": ");
+  return message.starts_with("--") && colon != std::string::npos ? message.substr(colon + 2)
+                                                                 : message;
 }
 
 Tool::Tool()
@@ -125,9 +133,19 @@ void Tool::model(CLI::App* verb, std::filesystem::path& folder, const std::strin
   models_[verb] = &folder;
 }
 
+void Tool::writes(CLI::App* verb, std::filesystem::path& folder) {
+  verb->add_option("-o,--out", folder, "folder to write")->required();
+  verb->add_flag("--overwrite", overwrite_, "replace a finished model there");
+  outs_[verb] = &folder;
+}
+
 void Tool::action(CLI::App* verb, std::function<Status()> run) {
   verb->callback([this, verb, run = std::move(run)] {
     run_ = [this, verb, run]() -> Status {
+      // With a journal beside it, it is a run to go on with: `prune` knows.
+      if (const auto out = outs_.find(verb);
+          out != outs_.end() && !overwrite_ && !prune::Journal::exists(*out->second))
+        LACUNA_CHECK(io::check_free(*out->second));
       if (verify_) LACUNA_CHECK(api::check_checksums(*models_.at(verb)));
       return run();
     };
@@ -165,8 +183,17 @@ api::JobProgress Tool::stoppable_progress() {
   return stoppable;
 }
 
+bool Tool::knows(std::string_view verb) {
+  return !app_.get_subcommands([&](const CLI::App* one) { return one->get_name() == verb; })
+              .empty();
+}
+
 int Tool::run(int argc, char** argv) {
   for (AddVerb add : verbs()) add(*this);
+  if (argc > 1 && argv[1][0] != '-' && !knows(argv[1])) {
+    std::fprintf(stderr, "lacuna: %s: no such verb. `lacuna --help` lists them.\n", argv[1]);
+    return static_cast<int>(Code::kUsage);
+  }
   try {
     app_.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -35,6 +35,9 @@ class Tool {
   /// Declares a verb's positional MODEL, and --verify, which has its checksums compared before the
   /// verb does anything.
   void model(CLI::App* verb, std::filesystem::path& folder, const std::string& what);
+  /// Declares -o for the folder that the verb writes, and --overwrite, without which a finished
+  /// model there is refused before the verb does anything.
+  void writes(CLI::App* verb, std::filesystem::path& folder);
   /// What the verb does once the flags are parsed.
   void action(CLI::App* verb, std::function<Status()> run);
 
@@ -42,6 +45,7 @@ class Tool {
   void print(const nlohmann::json& json, const std::string& text);
   bool json() const { return json_; }
   bool quiet() const { return quiet_; }
+  bool verbose() const { return verbose_; }
   uint64_t seed() const { return seed_; }
   /// The measured table that kernels are chosen by, read when the tool started.
   const bench::TunedUse& tuned() const { return tuned_; }
@@ -55,12 +59,13 @@ class Tool {
   api::JobProgress stoppable_progress();
 
  private:
+  bool knows(std::string_view verb);
   Status run_verb();
 
   CLI::App app_;
   std::function<Status()> run_;
-  std::map<const CLI::App*, const std::filesystem::path*> models_;
-  bool json_ = false, quiet_ = false, verbose_ = false, verify_ = false;
+  std::map<const CLI::App*, const std::filesystem::path*> models_, outs_;
+  bool json_ = false, quiet_ = false, verbose_ = false, verify_ = false, overwrite_ = false;
   std::string device_ = "auto", dtype_, activations_ = "int8";
   int threads_ = 0;
   uint64_t seed_ = 0;
@@ -82,6 +87,9 @@ Result<format::Pattern> sparse_pattern(const std::string& text);
 /// line. @errors kUsage: it disagrees with KEEP:OF
 Result<double> settle_sparsity(const format::Pattern& pattern, double sparsity, bool given);
 
+/// A message without the flag that it begins with, for CLI11 says that itself.
+std::string without_flag(const std::string& message);
+
 /// A validator for a flag whose text `parse` must accept; usage errors then come before anything is
 /// read.
 template <class Parse>
@@ -89,7 +97,7 @@ CLI::Validator accepted_by(Parse parse) {
   return CLI::Validator(
       [parse](std::string& text) {
         const auto parsed = parse(text);
-        return parsed.ok() ? std::string() : parsed.error().message;
+        return parsed.ok() ? std::string() : without_flag(parsed.error().message);
       },
       "");
 }

@@ -3,6 +3,11 @@
 #include "lacuna/cli/tool.h"
 
 namespace lacuna::cli {
+namespace {
+
+constexpr size_t kShown = 10;  ///< violations, unless all are asked for
+
+}  // namespace
 
 void add_verify(Tool& tool) {
   auto* verb = tool.verb(
@@ -39,10 +44,19 @@ void add_verify(Tool& tool) {
                  if (progress.step) progress.step("verify", done, total);
                }));
     std::string text;
-    for (const std::string& violation : report.violations) text += violation + "\n";
-    const char* checksums = !report.has_checksums ? ", no checksums.json"
-                            : report.ok           ? ", checksums equal"
-                                                  : "";
+    const size_t shown = tool.verbose() ? report.violations.size() : kShown;
+    for (const std::string& violation : report.violations)
+      if (&violation - report.violations.data() < static_cast<std::ptrdiff_t>(shown))
+        text += violation + "\n";
+    if (report.violations.size() > shown)
+      text += fmt::format("... and {} more; -v lists all\n", report.violations.size() - shown);
+    if (report.differs)
+      text +=
+          "SparseGPT updates the weights that it keeps; --against suits magnitude, Wanda and what "
+          "convert wrote.\n";
+    const char* checksums = !report.ok             ? ""
+                            : report.has_checksums ? ", checksums equal"
+                                                   : ", no checksums.json";
     text += fmt::format("{}: {}, {} tensors read back, sparsity {:.4f}{}\n", report.model,
                         report.ok ? "ok" : "BROKEN", report.tensors, report.sparsity, checksums);
     tool.print(to_json(report), text);

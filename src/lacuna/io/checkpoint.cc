@@ -248,6 +248,10 @@ Result<std::shared_ptr<Checkpoint::State>> Checkpoint::State::assemble(
 }
 
 Result<Checkpoint> Checkpoint::open(const fs::path& folder) {
+  if (fs::is_regular_file(folder))
+    return bad_input(
+        "{}: is a file (need a model folder). Run `lacuna convert {} -o FOLDER` first.",
+        folder.string(), folder.string());
   const fs::path config_file = folder / "config.json";
   LACUNA_TRY(json config, read_json_object(config_file));
   LACUNA_TRY(const auto files, open_files(folder));

@@ -7,7 +7,11 @@
 
 #include <cerrno>
 #include <cstring>
+#include <nlohmann/json.hpp>
 #include <utility>
+
+#include "lacuna/io/file.h"
+#include "lacuna/io/json.h"
 
 namespace lacuna::io {
 namespace fs = std::filesystem;
@@ -41,6 +45,20 @@ Status check_not_source(const fs::path& out, const fs::path& source) {
   return usage_error(
       "{}: is the model that is read, and would be replaced (need another folder). "
       "Choose another name.",
+      out.string());
+}
+
+Status check_free(const fs::path& out) {
+  const fs::path config_file = out / "config.json";
+  std::error_code failure;
+  if (!fs::exists(config_file, failure)) return {};
+  const auto text = read_text(config_file);
+  const auto config =
+      text.ok() ? parse_json_object(*text, "config.json") : Result<nlohmann::json>(text.error());
+  if (!config.ok() || !config->contains("lacuna")) return {};
+  return bad_input(
+      "{}: a finished model is there already. Give --overwrite to replace it, or choose another "
+      "name.",
       out.string());
 }
 

@@ -21,6 +21,11 @@ Result<std::filesystem::path> out_folder(const std::filesystem::path& out);
 /// @errors kUsage: `out` and `source` are one folder
 Status check_not_source(const std::filesystem::path& out, const std::filesystem::path& source);
 
+/// For whoever was not told to replace what is there. What this tool did not write is refused by
+/// the writer.
+/// @errors kBadInput: a finished model of this tool lies in `out`
+Status check_free(const std::filesystem::path& out);
+
 /// The right to write OUT, OUT.partial and OUT.journal, held while it lives: a lock on the file
 /// OUT.lock, which goes with it. After a kill the file stays and locks nothing.
 class OutLock {

@@ -16,6 +16,7 @@ namespace {
 /// It must come before anything asks torch for CUDA: torch remembers the first answer for good.
 const std::string& cuda_refusal() {
   static const std::string reason = []() -> std::string {
+    if (gpus().empty()) return "no NVIDIA GPU or driver answers";
     Dl_info info;
     if (dladdr(reinterpret_cast<void*>(&at::get_num_threads), &info) == 0 ||
         info.dli_fname == nullptr)

@@ -94,6 +94,11 @@ fs::path journal_of(fs::path out) {
 
 }  // namespace
 
+bool Journal::exists(const fs::path& out) {
+  std::error_code failure;
+  return fs::exists(journal_of(out), failure);
+}
+
 Status Journal::check(const fs::path& out, bool resume) {
   const fs::path folder = journal_of(out);
   LACUNA_TRY(const Found found, look_at(folder));

@@ -21,6 +21,7 @@ class Journal {
     nlohmann::json notes;  ///< what the report says of the block
   };
 
+  static bool exists(const std::filesystem::path& out);
   /// Whether open() would find a place: before hours of work, and before `run` is known.
   /// @errors kBadInput: OUT.journal is something else than a journal, or holds finished blocks and
   /// `resume` is not set
