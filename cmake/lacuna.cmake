@@ -22,7 +22,25 @@ function(lacuna_isa_flags)
     elseif(source MATCHES "_avx2[a-z0-9_]*\\.cc$")
       set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS "-mavx2;-mfma;-mf16c;-mbmi;-mbmi2;-mpopcnt")
     endif()
+    if(source MATCHES "_avx(2|512)[a-z0-9_]*\\.cc$")
+      set_source_files_properties(${source} PROPERTIES SKIP_PRECOMPILE_HEADERS ON)  # other flags
+    endif()
   endforeach()
+endfunction()
+
+# lacuna_precompile(target headers... | FROM other): libtorch's headers cost ten seconds a file, more than all that is ours.
+# Files still include what they need: -DLACUNA_PCH=OFF builds without.
+function(lacuna_precompile target)
+  cmake_parse_arguments(ARG "" "FROM" "" ${ARGN})
+  if(NOT LACUNA_PCH OR NOT TARGET ${target})
+    return()
+  endif()
+  if(ARG_FROM)
+    target_precompile_headers(${target} REUSE_FROM ${ARG_FROM})
+  else()
+    target_precompile_headers(${target} PRIVATE ${ARG_UNPARSED_ARGUMENTS})
+  endif()
+  target_compile_options(${target} PRIVATE $<$<CXX_COMPILER_ID:GNU>:-fpch-preprocess>)  # ccache asks for it
 endfunction()
 
 # lacuna_library(folder [RECURSE] DEPENDS ...): target lacuna_folder ("io/gguf" -> lacuna_io_gguf).
