@@ -102,7 +102,7 @@ void run(const CodedPlan& plan, const Stream& stream, const format::RowProduct& 
   const int64_t passes = format::ceil_div(tokens, kTokensAtOnce);
   const int64_t at_once = format::ceil_div(tokens, passes);
   const int64_t tasks =
-      executor.threads <= 1 ? 1 : std::clamp<int64_t>(stream.tiles() / 8, 1, 8 * executor.threads);
+      executor.threads <= 1 ? 1 : std::clamp<int64_t>(stream.tiles() / 2, 1, 8 * executor.threads);
   executor.parallel_for(tasks, [&](int64_t task) {
     const int64_t end = first_tile_of_task(stream, task + 1, tasks);
     float sums[kTokensAtOnce * kTileRows];
@@ -114,7 +114,7 @@ void run(const CodedPlan& plan, const Stream& stream, const format::RowProduct& 
         plan.candidate->kernel(stream, tile, x + first * stride, stride, count, sums);
         for (int64_t t = 0; t < count; ++t)
           for (int64_t r = 0; r < rows; ++r) {
-            const float scale = stream.grouped() ? 1.0f : stream.row_scale(top + r);
+            const float scale = stream.scale_sets() ? 1.0f : stream.row_scale(top + r);
             float sum = sums[t * kTileRows + r] * scale * x_scales[first + t];
             if (product.bias) sum += format::read_float(product.bias, product.dtype, top + r);
             format::write_float(product.y, product.dtype, (first + t) * product.y_stride + top + r,
