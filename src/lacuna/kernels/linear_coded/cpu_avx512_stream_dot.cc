@@ -105,13 +105,11 @@ LACUNA_INLINE void tile_of(const Stream& stream, int64_t tile, const uint8_t* x,
       static_cast<int>(kMasks == Masks::kNone ? 0 : 8 * (kMasks == Masks::kOwn ? kBlocks : kPairs));
   __m512i low_sums[T], high_sums[T];
   __m512 scaled[T];
-  const auto clear = [&] {
 #pragma GCC unroll 8
-    for (int t = 0; t < T; ++t) low_sums[t] = high_sums[t] = _mm512_setzero_si512();
-  };
-  clear();
-#pragma GCC unroll 8
-  for (int t = 0; t < T; ++t) scaled[t] = _mm512_setzero_ps();
+  for (int t = 0; t < T; ++t) {
+    low_sums[t] = high_sums[t] = _mm512_setzero_si512();
+    scaled[t] = _mm512_setzero_ps();
+  }
   const uint8_t* at = stream.tile(tile);
   const int64_t chunks = stream.chunks(), sets = stream.scale_sets();
   for (int64_t chunk = 0; chunk < chunks; ++chunk, x += kChunk) {
@@ -119,7 +117,10 @@ LACUNA_INLINE void tile_of(const Stream& stream, int64_t tile, const uint8_t* x,
     const uint8_t* const scales = at + kMaskBytes;
     Cursor cursor;
     cursor.low = cursor.high = scales + 2 * kTileRows * sets;
-    if constexpr (kGrouped) clear();
+    if constexpr (kGrouped) {
+#pragma GCC unroll 8
+      for (int t = 0; t < T; ++t) low_sums[t] = high_sums[t] = _mm512_setzero_si512();
+    }
 #pragma GCC unroll 8
     for (int pair = 0; pair < kPairs; ++pair) {
       constexpr int kLines = kCode == Code::kInt8 ? 2 : 1;  // that a pair may take
@@ -152,6 +153,8 @@ LACUNA_INLINE void tile_of(const Stream& stream, int64_t tile, const uint8_t* x,
     }
   }
   constexpr double kUnit = kCode == Code::kInt4 ? 1.0 / 16 : 1.0;
+  // Unrolled like the others: an index known only at run time would move the sums to memory.
+#pragma GCC unroll 8
   for (int t = 0; t < T; ++t) {
     alignas(64) int32_t whole[kTileRows];
     alignas(64) float groups[kTileRows];

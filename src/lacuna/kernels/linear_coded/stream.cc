@@ -74,6 +74,10 @@ void gather_chunk(RowCodes (&rows)[kTileRows], int64_t index, Chunk& chunk,
 /// Calls f(code) for those that a mask marks, in order.
 template <class Codes, class F>
 void for_each_kept(Codes&& codes, uint64_t mask, F&& f) {
+  if (mask == kAllKept) {
+    for (int64_t i = 0; i < kBlockWeights; ++i) f(codes[i]);
+    return;
+  }
   for (; mask != 0; mask &= mask - 1) f(codes[std::countr_zero(mask)]);
 }
 
