@@ -6,12 +6,20 @@
 namespace lacuna::kernels::linear_coded {
 namespace {
 
-/// sums[r] += Σ codes[4 r + c] x[c], in a form that compilers make vector code of.
-void add_block(const int8_t (&codes)[kBlockWeights], const uint8_t* x, int32_t (&sums)[kTileRows]) {
-  const auto x0 = int16_t{x[0]}, x1 = int16_t{x[1]}, x2 = int16_t{x[2]}, x3 = int16_t{x[3]};
-  for (int64_t r = 0; r < kTileRows; ++r)
-    sums[r] +=
-        codes[4 * r] * x0 + codes[4 * r + 1] * x1 + codes[4 * r + 2] * x2 + codes[4 * r + 3] * x3;
+using Rows = int16_t[kTileRows][kChunk];
+
+/// Row by row in 16 bits, of which compilers know how to make dot products.
+void by_rows(const ChunkCodes& codes, Rows& rows) {
+  for (int64_t b = 0; b < kBlocks; ++b)
+    for (int64_t r = 0; r < kTileRows; ++r)
+      for (int64_t c = 0; c < kBlockColumns; ++c)
+        rows[r][b * kBlockColumns + c] = codes[b][r * kBlockColumns + c];
+}
+
+int32_t dot(const int16_t* a, const int16_t* b) {
+  int32_t sum = 0;
+  for (int64_t i = 0; i < kChunk / 2; ++i) sum += a[i] * b[i];
+  return sum;
 }
 
 }  // namespace
@@ -23,23 +31,24 @@ void tile_portable(const Stream& stream, int64_t tile, const uint8_t* x, int64_t
   float scaled[kTokensAtOnce][kTileRows] = {};
   ChunkWalk walk(stream, tile);
   ChunkCodes codes;
+  Rows rows;
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
     walk.take(codes);
+    by_rows(codes, rows);
     for (int64_t t = 0; t < tokens; ++t) {
-      const uint8_t* input = x + t * x_stride + chunk * kChunk;
-      int32_t halves[2][kTileRows] = {};
-      for (int64_t b = 0; b < kBlocks; ++b)
-        add_block(codes[b], input + b * kBlockColumns, halves[b / kPairs]);
+      int16_t input[kChunk];
+      for (int64_t k = 0; k < kChunk; ++k) input[k] = x[t * x_stride + chunk * kChunk + k];
       for (int64_t r = 0; r < kTileRows; ++r) {
-        const int32_t both = halves[0][r] + halves[1][r];
+        const int32_t low = dot(rows[r], input);
+        const int32_t high = dot(rows[r] + kChunk / 2, input + kChunk / 2);
+        const int32_t both = low + high;
         if (sets == 0) {
           whole[t][r] += both;
         } else {
-          scaled[t][r] = std::fma(static_cast<float>(sets == 2 ? halves[0][r] : both),
-                                  walk.scale(r, 0), scaled[t][r]);
+          scaled[t][r] =
+              std::fma(static_cast<float>(sets == 2 ? low : both), walk.scale(r, 0), scaled[t][r]);
           if (sets == 2)
-            scaled[t][r] =
-                std::fma(static_cast<float>(halves[1][r]), walk.scale(r, 1), scaled[t][r]);
+            scaled[t][r] = std::fma(static_cast<float>(high), walk.scale(r, 1), scaled[t][r]);
         }
       }
     }
