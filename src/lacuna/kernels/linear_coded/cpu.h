@@ -21,8 +21,8 @@ void tile_portable(const Stream& stream, int64_t tile, const uint8_t* x, int64_t
 
 /// What a tile kernel hands on: x carried 128 too much, which the row's own sum takes back.
 /// @param sum  Σ w (x + 128), exact or a float32
-inline float without_offset(const Stream& stream, int64_t row, double sum) {
-  return static_cast<float>(sum - 128 * stream.row_sum(row));
+inline float without_offset(const Stream& stream, int64_t tile, int64_t row, double sum) {
+  return static_cast<float>(sum - 128 * stream.row_sum(tile, row));
 }
 
 }  // namespace lacuna::kernels::linear_coded

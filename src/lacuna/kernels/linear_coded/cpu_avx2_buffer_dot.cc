@@ -136,7 +136,7 @@ void tile_of(const Stream& stream, int64_t tile, const uint8_t* x, int64_t x_str
       whole[rows][t] = _mm256_setzero_si256();
       scaled[rows][t] = _mm256_setzero_ps();
     }
-  const uint8_t* at = stream.tile(tile);
+  const uint8_t* at = stream.chunks_of(tile);
   for (int64_t chunk = 0; chunk < chunks; ++chunk, x += kChunk) {
     const uint8_t* const scales = at + stream.mask_bytes();
     for (int line = 0; line < (kCode == Code::kInt8 ? 16 : 8); ++line)
@@ -171,8 +171,8 @@ void tile_of(const Stream& stream, int64_t tile, const uint8_t* x, int64_t x_str
       alignas(32) float floats[8];
       _mm256_store_si256(reinterpret_cast<__m256i*>(integers), whole[r / 8][t]);
       _mm256_store_ps(floats, scaled[r / 8][t]);
-      sums[t * kTileRows + r] = without_offset(stream, tile * kTileRows + r,
-                                               sets ? double{floats[r % 8]} : integers[r % 8]);
+      sums[t * kTileRows + r] =
+          without_offset(stream, tile, r, sets ? double{floats[r % 8]} : integers[r % 8]);
     }
 }
 

@@ -110,7 +110,7 @@ LACUNA_INLINE void tile_of(const Stream& stream, int64_t tile, const uint8_t* x,
     low_sums[t] = high_sums[t] = _mm512_setzero_si512();
     scaled[t] = _mm512_setzero_ps();
   }
-  const uint8_t* at = stream.tile(tile);
+  const uint8_t* at = stream.chunks_of(tile);
   const int64_t chunks = stream.chunks(), sets = stream.scale_sets();
   for (int64_t chunk = 0; chunk < chunks; ++chunk, x += kChunk) {
     const uint8_t* const masks = at;
@@ -162,7 +162,7 @@ LACUNA_INLINE void tile_of(const Stream& stream, int64_t tile, const uint8_t* x,
     _mm512_store_ps(groups, scaled[t]);
     for (int64_t r = 0; r < kTileRows; ++r)
       sums[t * kTileRows + r] = without_offset(
-          stream, tile * kTileRows + r, (kGrouped ? double{groups[r]} : double(whole[r])) * kUnit);
+          stream, tile, r, (kGrouped ? double{groups[r]} : double(whole[r])) * kUnit);
   }
 }
 

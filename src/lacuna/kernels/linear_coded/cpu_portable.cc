@@ -55,8 +55,8 @@ void tile_portable(const Stream& stream, int64_t tile, const uint8_t* x, int64_t
   }
   for (int64_t t = 0; t < tokens; ++t)
     for (int64_t r = 0; r < kTileRows; ++r)
-      sums[t * kTileRows + r] = without_offset(stream, tile * kTileRows + r,
-                                               sets ? double{scaled[t][r]} : double(whole[t][r]));
+      sums[t * kTileRows + r] =
+          without_offset(stream, tile, r, sets ? double{scaled[t][r]} : double(whole[t][r]));
 }
 
 }  // namespace lacuna::kernels::linear_coded

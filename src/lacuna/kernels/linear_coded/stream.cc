@@ -128,8 +128,6 @@ Result<Stream> Stream::pack(const CompactMatrix& matrix, const Executor& executo
   const int64_t group = matrix.quantization.group, groups = matrix.quantization.groups(s.columns_);
   s.scale_sets_ = group == 0 ? (code == Code::kInt4 ? 1 : 0) : group < kChunk ? kChunk / group : 1;
   const int64_t tiles = format::ceil_div(matrix.rows, kTileRows), chunks = s.chunks();
-  s.row_scales_.assign(static_cast<size_t>(tiles * kTileRows), 0);
-  s.row_sums_.assign(static_cast<size_t>(tiles * kTileRows), 0);
   s.offsets_.assign(static_cast<size_t>(tiles) + 1, 0);
   const uint8_t* scales = reinterpret_cast<const uint8_t*>(matrix.scales.data());
   const auto scale_bits = [&](int64_t row, int64_t column) {
@@ -161,13 +159,15 @@ Result<Stream> Stream::pack(const CompactMatrix& matrix, const Executor& executo
         } else {
           std::fill(rows[r].masks.begin(), rows[r].masks.end(), 0);
         }
-        s.row_scales_[top + r] = group == 0 ? bf16_to_float(scale_bits(top + r, 0)) : 0;
       }
+      double row_sums[kTileRows] = {};
+      size += static_cast<size_t>(s.head_bytes());
+      out.resize(std::max(out.size(), size));
       for (int64_t index = 0; index < chunks; ++index) {
         Chunk chunk;
         int sums[kTileRows][2];
         gather_chunk(rows, index, chunk, sums);
-        out.resize(std::max(out.size(), (size + most_bytes) * 5 / 4));
+        if (size + most_bytes > out.size()) out.resize((size + most_bytes) * 5 / 4);
         uint8_t* at = out.data() + size;
         std::memset(at, 0, most_bytes);
         for (int64_t i = 0; i < s.mask_bytes() / 8; ++i, at += 8) {
@@ -183,12 +183,18 @@ Result<Stream> Stream::pack(const CompactMatrix& matrix, const Executor& executo
           }
         for (int64_t r = 0; r < kTileRows; ++r)
           for (int64_t half = 0; half < 2; ++half)
-            s.row_sums_[top + r] +=
+            row_sums[r] +=
                 sums[r][half] * (s.scale_sets_ == 0
                                      ? 1.0
                                      : double{bf16_to_float(scale_bits(
                                            top + r, index * kChunk + half * (kChunk / 2)))});
         size = static_cast<size_t>(write_codes(chunk, code, s.masks_, at) - out.data());
+      }
+      uint8_t* const head = out.data() + begin;
+      std::memcpy(head, row_sums, sizeof(row_sums));
+      for (int64_t r = 0; s.scale_sets_ == 0 && r < kTileRows; ++r) {
+        const float scale = bf16_to_float(scale_bits(top + r, 0));
+        std::memcpy(head + sizeof(row_sums) + r * 4, &scale, 4);
       }
       s.offsets_[top / kTileRows + 1] = static_cast<int64_t>(size - begin);
     }
@@ -212,7 +218,7 @@ void Stream::expand_tile(int64_t tile, float* out) const {
     walk.take(codes);
     const int64_t first = chunk * kChunk, width = std::min(kChunk, columns_ - first);
     for (int64_t r = 0; r < kTileRows; ++r) {
-      const float low = scale_sets_ ? walk.scale(r, 0) : row_scales_[tile * kTileRows + r];
+      const float low = scale_sets_ ? walk.scale(r, 0) : row_scale(tile, r);
       const float high = scale_sets_ == 2 ? walk.scale(r, 1) : low;
       for (int64_t c = 0; c < width; ++c)
         out[r * columns_ + first + c] =

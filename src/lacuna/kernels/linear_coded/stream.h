@@ -5,6 +5,7 @@
 #include <optional>
 #include <vector>
 
+#include "lacuna/core/bytes.h"
 #include "lacuna/core/executor.h"
 #include "lacuna/core/large_block.h"
 #include "lacuna/format/compact.h"
@@ -30,7 +31,13 @@ enum class Masks : uint8_t {
   kShared,  ///< int4: one for both blocks of a pair, whose codes lie in one byte, 0 if dropped
 };
 
-/// The packed form. Rows go in tiles of 16; a tile holds, for each chunk of 64 columns:
+/// The packed form. Rows go in tiles of 16. A tile begins with what its rows need once, so that it
+/// comes with the stream (elsewhere, each would be a miss at the end of a tile: 10 % of the time):
+///
+///     |sums|    f64, of rows 0..15: row_sum()
+///     |scales|  f32, of rows 0..15, where a row has one: row_scale()
+///
+/// Then it holds, for each chunk of 64 columns:
 ///
 ///     |masks|   u64 each, bit 4r + c: column c of row r in the block; own: of blocks 0..15,
 ///               shared: of pairs 0..7
@@ -45,7 +52,8 @@ enum class Masks : uint8_t {
 /// sum stays in its lane: one scale register serves 16 rows. Rows and columns past the last are
 /// dropped or 0.
 /// @cost bits a weight with groups of 64: int4 own 1.25 + 4d (+ 0.05 of padding), shared
-/// 0.75 + 4 (2d - d²), where d is the share of kept weights; int8 with scales of rows 1 + 8d
+/// 0.75 + 4 (2d - d²), where d is the share of kept weights; int8 with scales of rows 1 + 8d; and
+/// 8 or 12 bytes a row
 class Stream {
  public:
   /// @param matrix  one that validate() accepts, of any pattern
@@ -67,29 +75,31 @@ class Stream {
   /// Groups of a row that one chunk meets, whose scales lie in the stream; 0: one scale a row,
   /// row_scale().
   int64_t scale_sets() const { return scale_sets_; }
-  /// Up to 64 bytes past a tile may be read.
-  const uint8_t* tile(int64_t index) const { return data_.data() + offsets_[index]; }
+  /// The first chunk of a tile. Up to 64 bytes past the last may be read.
+  const uint8_t* chunks_of(int64_t tile) const { return head(tile) + head_bytes(); }
   int64_t bytes_before(int64_t tile) const { return offsets_[tile]; }
-  /// Padded to whole tiles with 0.
-  float row_scale(int64_t row) const { return row_scales_[row]; }
-  /// Sum of the row's codes, times the scale of each where scales lie in the stream.
-  double row_sum(int64_t row) const { return row_sums_[row]; }
-  /// All that stays in memory.
-  size_t size_bytes() const {
-    return data_.size() + offsets_.size() * sizeof(int64_t) + row_scales_.size() * sizeof(float) +
-           row_sums_.size() * sizeof(double);
+  /// 0 for rows past the last, here and below.
+  float row_scale(int64_t tile, int64_t row) const {
+    return read_unaligned<float>(head(tile) + kTileRows * 8 + row * 4);
   }
+  /// Sum of the row's codes, times the scale of each where scales lie in the chunks.
+  double row_sum(int64_t tile, int64_t row) const {
+    return read_unaligned<double>(head(tile) + row * 8);
+  }
+  /// All that stays in memory.
+  size_t size_bytes() const { return data_.size() + offsets_.size() * sizeof(int64_t); }
   /// The rows of a tile as float32, out [16, columns]: scale times code, exact; dropped ones 0.
   void expand_tile(int64_t tile, float* out) const;
 
  private:
+  const uint8_t* head(int64_t tile) const { return data_.data() + offsets_[tile]; }
+  int64_t head_bytes() const { return kTileRows * (scale_sets_ == 0 ? 12 : 8); }
+
   int64_t rows_ = 0, columns_ = 0, scale_sets_ = 0;
   format::Quantization quantization_;
   Masks masks_ = Masks::kNone;
   LargeBlock data_;
   std::vector<int64_t> offsets_;  // of tiles, in bytes
-  std::vector<float> row_scales_;
-  std::vector<double> row_sums_;
 };
 
 /// The codes of one chunk where their weights are: [block][4 * row + column], dropped ones 0.
@@ -98,7 +108,7 @@ using ChunkCodes = int8_t[kBlocks][kBlockWeights];
 /// Walks one tile chunk by chunk.
 class ChunkWalk {
  public:
-  ChunkWalk(const Stream& stream, int64_t tile) : stream_(stream), next_(stream.tile(tile)) {}
+  ChunkWalk(const Stream& stream, int64_t tile) : stream_(stream), next_(stream.chunks_of(tile)) {}
   /// Reads the next chunk.
   void take(ChunkCodes& codes);
   /// Of the chunk taken last.
