@@ -128,6 +128,40 @@ void expect_right(const format::CompactMatrix& m, int64_t tokens) {
   expect_right(m, random_x(tokens, m.columns));
 }
 
+TEST(LinearCoded, CandidatesTakeWhatTheySayAndNothingElse) {
+  using Features = std::vector<bool CpuFeatures::*>;
+  const std::vector<std::pair<const char*, Features>> expected = {
+      {"cpu_avx512_stream_dot",
+       {&CpuFeatures::avx512_vbmi2, &CpuFeatures::avx512_vnni, &CpuFeatures::gfni}},
+      {"cpu_avx2_vnni_buffer_dot", {&CpuFeatures::avx2, &CpuFeatures::fma, &CpuFeatures::avx_vnni}},
+      {"cpu_avx2_buffer_dot", {&CpuFeatures::avx2, &CpuFeatures::fma}},
+      {"cpu_portable", {}}};
+  ASSERT_EQ(std::distance(candidates().begin(), candidates().end()),
+            static_cast<int64_t>(expected.size()));
+  for (const auto& [name, needs] : expected) {
+    const CodedCandidate* candidate = candidates().find(name);
+    ASSERT_NE(candidate, nullptr) << name;
+    Device able;
+    for (const auto feature : needs) able.cpu.*feature = true;
+    Problem problem = problem_of(coded(4, 64, Pattern::unstructured(), "int8"), 1, DType::kBF16);
+    for (const Values values :
+         {Values::kF32, Values::kBF16, Values::kF16, Values::kInt8, Values::kInt4G64, Values::kFP8})
+      for (int64_t tokens = 1; tokens <= kMaxTokens + 1; ++tokens) {
+        problem.values = values;
+        problem.tokens = tokens;
+        const bool taken =
+            (values == Values::kInt8 || values == Values::kInt4G64) && tokens <= kMaxTokens;
+        EXPECT_EQ(static_cast<bool>(candidate->supports(problem, able)), taken)
+            << name << " " << problem.text();
+        for (const auto feature : needs) {
+          Device lacking = able;
+          lacking.cpu.*feature = false;
+          EXPECT_FALSE(candidate->supports(problem, lacking)) << name << " " << problem.text();
+        }
+      }
+  }
+}
+
 TEST(LinearCoded, EqualsTheDefinitionForEveryShapeAndPattern) {
   for (const char* code : {"int8", "int8g64", "int4", "int4g32", "int4g128"})
     for (const Pattern& pattern : {Pattern{}, Pattern::unstructured(), Pattern::keep_of(2, 4),
