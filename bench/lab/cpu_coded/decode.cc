@@ -1,7 +1,9 @@
 // Decode with quantised weights on the CPU: y = x W^T for few tokens, dense against sparse streams.
 //
-//   decode N K T THREADS ROUNDS [int8|int4]   one table row per weight; LACUNA_LAB_ROTATE=0 keeps
-//                                             one copy
+//   decode N K T THREADS ROUNDS [int8|int4 [avx2|avx2_vnni]]
+//
+// One table row per weight; LACUNA_LAB_ROTATE=0 keeps one copy. The last word leaves this CPU's
+// other instructions out.
 //
 // Copies of each weight take turns so that no cache serves them; in a round every row runs once,
 // and the lower quartile counts: what other processes take away is not the kernel's. Every result
@@ -110,10 +112,15 @@ int main(int argc, char** argv) {
   half.dtype = DType::kBF16;
   half.x = x16.data();
   half.y = y16.data();
-  const auto dense_plan = kernels::linear_dense::plan(problem).value();
+  kernels::Device device = kernels::Device::this_cpu();
+  if (argc > 7) {
+    device.cpu.avx512_vbmi2 = device.cpu.avx512_vnni = device.cpu.avx512_bf16 = false;
+    device.cpu.avx_vnni &= std::string(argv[7]) == "avx2_vnni";
+  }
+  const auto dense_plan = kernels::linear_dense::plan(problem, device).value();
   problem.values = kernels::Values::kInt8;
   problem.activations = DType::kF32;
-  const auto plan = kernels::linear_coded::plan(problem).value();
+  const auto plan = kernels::linear_coded::plan(problem, device).value();
   const auto run_once = [&](Row& row, size_t turn) {
     if (!row.dense.empty()) {
       const void* const weight = row.dense[turn % row.dense.size()].data();
