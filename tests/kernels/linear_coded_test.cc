@@ -3,6 +3,8 @@
 
 #include <cmath>
 #include <limits>
+#include <optional>
+#include <string_view>
 
 #include "format/random_matrix.h"
 #include "lacuna/format/quantize.h"
@@ -50,8 +52,9 @@ Problem problem_of(const format::CompactMatrix& m, int64_t tokens, DType activat
 std::vector<float> run_candidate(const CodedCandidate& candidate, const format::CompactMatrix& m,
                                  const std::vector<float>& x, int64_t tokens,
                                  const std::vector<float>* bias = nullptr,
-                                 const Executor& executor = Executor::serial()) {
-  const Stream stream = Stream::pack(m).value();
+                                 const Executor& executor = Executor::serial(),
+                                 std::optional<Masks> masks = std::nullopt) {
+  const Stream stream = Stream::pack(m, executor, masks).value();
   CodedPlan planned = plan(problem_of(m, tokens, DType::kF32)).value();
   planned.candidate = &candidate;
   std::vector<std::byte> workspace(planned.workspace_bytes);
@@ -80,36 +83,82 @@ const CodedCandidate& best_here(const format::CompactMatrix& m) {
   return *candidates().begin();
 }
 
-/// |y - exact| <= bound for every candidate, exact from the dequantised weight and rounded x.
-void expect_right(const format::CompactMatrix& m, int64_t tokens) {
-  const auto x = random_x(tokens, m.columns);
+/// |y - exact| <= bound, exact from the dequantised weight and rounded x; the same bits from every
+/// candidate and from both ways to mask.
+void expect_right(const format::CompactMatrix& m, const std::vector<float>& x) {
+  const auto tokens = static_cast<int64_t>(x.size()) / m.columns;
   std::vector<float> bias(static_cast<size_t>(m.rows));
   for (size_t i = 0; i < bias.size(); ++i) bias[i] = 0.25f * static_cast<float>(i % 7);
-  const Tensor dense = format::expand(m);
-  const float* w = dense.bytes.as<float>();
+  const auto what = [&](const char* candidate) {
+    return fmt::format("{} {}x{}x{} {} {}", candidate, m.rows, m.columns, tokens, m.pattern.text(),
+                       m.quantization.text());
+  };
+  const auto y = run_candidate(best_here(m), m, x, tokens, &bias);
   for (const CodedCandidate& candidate : candidates()) {
     if (!runs_here(candidate, m)) continue;  // another CPU's; the portable one always runs
-    const auto y = run_candidate(candidate, m, x, tokens, &bias);
-    std::vector<int8_t> codes(static_cast<size_t>(m.columns));
-    for (int64_t t = 0; t < tokens; ++t) {
-      const float scale =
-          quantize_token(DType::kF32, x.data() + t * m.columns, m.columns, codes.data());
-      for (int64_t n = 0; n < m.rows; ++n) {
-        double exact = 0, magnitude = 0;
-        for (int64_t k = 0; k < m.columns; ++k) {
-          exact += double{w[n * m.columns + k]} * codes[static_cast<size_t>(k)];
-          magnitude +=
-              std::fabs(w[n * m.columns + k]) * (std::abs(codes[static_cast<size_t>(k)]) + 256.0);
-        }
-        const double expected = exact * scale + bias[static_cast<size_t>(n)];
-        // Float32 sums over the groups in each lane, a tree over lanes, a few products.
-        const double terms = static_cast<double>(m.columns) / 64 + 12;
-        const double bound = terms * 0x1p-24 * (magnitude * scale + std::fabs(expected));
-        ASSERT_NEAR(y[static_cast<size_t>(t * m.rows + n)], expected, bound)
-            << candidate.name << " token " << t << " row " << n << " of " << m.rows << "x"
-            << m.columns << " " << m.pattern.text() << " " << m.quantization.text();
+    for (const Masks masks : {Masks::kOwn, Masks::kShared})
+      ASSERT_EQ(run_candidate(candidate, m, x, tokens, &bias, Executor::serial(), masks), y)
+          << what(candidate.name.c_str());
+  }
+  const Tensor dense = format::expand(m);
+  const float* w = dense.bytes.as<float>();
+  const double groups =
+      static_cast<double>(m.quantization.groups(m.columns) + m.columns / kChunk + 1);
+  std::vector<int8_t> codes(static_cast<size_t>(m.columns));
+  for (int64_t t = 0; t < tokens; ++t) {
+    const float scale =
+        quantize_token(DType::kF32, x.data() + t * m.columns, m.columns, codes.data());
+    for (int64_t n = 0; n < m.rows; ++n) {
+      double exact = 0, magnitude = 0;
+      for (int64_t k = 0; k < m.columns; ++k) {
+        exact += double{w[n * m.columns + k]} * codes[static_cast<size_t>(k)];
+        magnitude +=
+            std::fabs(w[n * m.columns + k]) * (std::abs(codes[static_cast<size_t>(k)]) + 256.0);
       }
+      const double expected = exact * scale + bias[static_cast<size_t>(n)];
+      // One float32 sum over the groups, a few products.
+      const double bound = (groups + 6) * 0x1p-24 * (magnitude * scale + std::fabs(expected));
+      ASSERT_NEAR(y[static_cast<size_t>(t * m.rows + n)], expected, bound)
+          << what("row ") << n << " of token " << t;
     }
+  }
+}
+
+void expect_right(const format::CompactMatrix& m, int64_t tokens) {
+  expect_right(m, random_x(tokens, m.columns));
+}
+
+TEST(LinearCoded, CandidatesTakeWhatTheySayAndNothingElse) {
+  using Features = std::vector<bool CpuFeatures::*>;
+  const std::vector<std::pair<const char*, Features>> expected = {
+      {"cpu_avx512_stream_dot",
+       {&CpuFeatures::avx512_vbmi2, &CpuFeatures::avx512_vnni, &CpuFeatures::gfni}},
+      {"cpu_avx2_vnni_buffer_dot", {&CpuFeatures::avx2, &CpuFeatures::fma, &CpuFeatures::avx_vnni}},
+      {"cpu_avx2_buffer_dot", {&CpuFeatures::avx2, &CpuFeatures::fma}},
+      {"cpu_portable", {}}};
+  ASSERT_EQ(std::distance(candidates().begin(), candidates().end()),
+            static_cast<int64_t>(expected.size()));
+  for (const auto& [name, needs] : expected) {
+    const CodedCandidate* candidate = candidates().find(name);
+    ASSERT_NE(candidate, nullptr) << name;
+    Device able;
+    for (const auto feature : needs) able.cpu.*feature = true;
+    Problem problem = problem_of(coded(4, 64, Pattern::unstructured(), "int8"), 1, DType::kBF16);
+    for (const Values values :
+         {Values::kF32, Values::kBF16, Values::kF16, Values::kInt8, Values::kInt4G64, Values::kFP8})
+      for (int64_t tokens = 1; tokens <= kMaxTokens + 1; ++tokens) {
+        problem.values = values;
+        problem.tokens = tokens;
+        const bool taken =
+            (values == Values::kInt8 || values == Values::kInt4G64) && tokens <= kMaxTokens;
+        EXPECT_EQ(static_cast<bool>(candidate->supports(problem, able)), taken)
+            << name << " " << problem.text();
+        for (const auto feature : needs) {
+          Device lacking = able;
+          lacking.cpu.*feature = false;
+          EXPECT_FALSE(candidate->supports(problem, lacking)) << name << " " << problem.text();
+        }
+      }
   }
 }
 
@@ -118,8 +167,7 @@ TEST(LinearCoded, EqualsTheDefinitionForEveryShapeAndPattern) {
     for (const Pattern& pattern : {Pattern{}, Pattern::unstructured(), Pattern::keep_of(2, 4),
                                    Pattern::keep_of(1, 4), Pattern::block(8, 8)})
       for (const int64_t columns : {1, 7, 63, 64, 65, 128, 200, 257})
-        for (const int64_t rows : {1, 3, 4, 5, 9}) {
-          SCOPED_TRACE(code);
+        for (const int64_t rows : {1, 9, 15, 16, 17, 33}) {
           expect_right(coded(rows, columns, pattern, code), columns == 200 ? 7 : 1);
           if (::testing::Test::HasFatalFailure()) return;
         }
@@ -137,13 +185,24 @@ TEST(LinearCoded, TakesEmptyFullAndVerySparseWeights) {
       expect_right(coded(66, 320, Pattern::unstructured(), code, sparsity), 3);
 }
 
-TEST(LinearCoded, IsExactWhereScalesAreOfARow) {
-  const auto m = coded(37, 4096, Pattern::unstructured(), "int8");
-  const auto x = random_x(2, m.columns);
-  const auto first = run_candidate(best_here(m), m, x, 2);
-  for (const CodedCandidate& candidate : candidates()) {
-    if (!runs_here(candidate, m)) continue;
-    EXPECT_EQ(run_candidate(candidate, m, x, 2), first) << candidate.name;
+TEST(LinearCoded, NoSumSaturates) {
+  // The largest codes of either sign meet the largest x. A pair of products cut off at 16 bits
+  // would be off by 32,000, far more than the bound allows.
+  for (const char* code : {"int8", "int8g64", "int4", "int4g32"}) {
+    const bool int4 = std::string_view(code).substr(0, 4) == "int4";
+    const auto dense = random_matrix(
+        DType::kF32, 32, 4096, Pattern::unstructured(), 0.3, 5, [&](int64_t r, int64_t c) {
+          const bool up = r % 4 < 2 ? r % 2 == 0 : c % 3 == 0;
+          return up ? (int4 ? 7.0f : 127.0f) : (int4 ? -8.0f : -127.0f);
+        });
+    const auto m =
+        format::quantize(format::compress(dense.tensor(), Pattern::unstructured()).value(),
+                         Quantization::parse(code).value())
+            .value();
+    std::vector<float> x(static_cast<size_t>(3 * m.columns));
+    for (size_t i = 0; i < x.size(); ++i)
+      x[i] = i < 4096 ? 127.0f : i < 8192 ? -127.0f : i % 2 ? 127.0f : -127.0f;
+    expect_right(m, x);
   }
 }
 
@@ -183,9 +242,9 @@ TEST(Stream, ExpandsToWhatTheMatrixStandsFor) {
   for (const char* code : {"int8", "int4", "int4g32"})
     for (const Pattern& pattern : {Pattern{}, Pattern::unstructured(), Pattern::block(16, 4)}) {
       const auto m = coded(67, 150, pattern, code);
-      for (int threads : {1, 3}) {
-        ThreadPool pool(threads);
-        const Stream stream = Stream::pack(m, pool.executor()).value();
+      for (const Masks masks : {Masks::kOwn, Masks::kShared}) {
+        ThreadPool pool(masks == Masks::kOwn ? 1 : 3);
+        const Stream stream = Stream::pack(m, pool.executor(), masks).value();
         const Tensor dense = format::expand(m);
         std::vector<float> rows(static_cast<size_t>(kTileRows * m.columns));
         for (int64_t tile = 0; tile < stream.tiles(); ++tile) {
@@ -200,6 +259,16 @@ TEST(Stream, ExpandsToWhatTheMatrixStandsFor) {
         }
       }
     }
+}
+
+TEST(Stream, SharesTheMasksOfVerySparseInt4) {
+  const auto masks = [](const char* code, const Pattern& pattern, double sparsity) {
+    return Stream::pack(coded(64, 512, pattern, code, sparsity)).value().masks();
+  };
+  EXPECT_EQ(masks("int4", Pattern::unstructured(), 0.5), Masks::kOwn);
+  EXPECT_EQ(masks("int4", Pattern::unstructured(), 0.9), Masks::kShared);
+  EXPECT_EQ(masks("int8", Pattern::unstructured(), 0.9), Masks::kOwn);
+  EXPECT_EQ(masks("int4", Pattern{}, 0), Masks::kNone);
 }
 
 TEST(Stream, RefusesWhatItCantHold) {

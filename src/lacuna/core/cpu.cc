@@ -15,7 +15,7 @@ std::vector<std::string> CpuFeatures::list() const {
   };
   add(avx2, "avx2"), add(fma, "fma"), add(f16c, "f16c"), add(avx512, "avx512");
   add(avx512_vbmi2, "avx512_vbmi2"), add(avx512_bf16, "avx512_bf16"),
-      add(avx512_vnni, "avx512_vnni");
+      add(avx512_vnni, "avx512_vnni"), add(avx_vnni, "avx_vnni"), add(gfni, "gfni");
   return names;
 }
 
@@ -31,7 +31,9 @@ const CpuFeatures& cpu_features() {
     f.avx512_vbmi2 = f.avx512 && __builtin_cpu_supports("avx512vbmi2");
     f.avx512_vnni = f.avx512 && __builtin_cpu_supports("avx512vnni");
     f.avx512_bf16 = f.avx512 && __builtin_cpu_supports("avx512bf16");
+    f.gfni = f.avx2 && __builtin_cpu_supports("gfni");
     unsigned a, b, c, d;
+    if (__get_cpuid_count(7, 1, &a, &b, &c, &d)) f.avx_vnni = f.avx2 && (a >> 4 & 1);
     if (__get_cpuid(1, &a, &b, &c, &d)) f.f16c = f.avx2 && (c & bit_F16C);
     char brand[49] = {};
     for (unsigned leaf = 0; leaf < 3; ++leaf) {

@@ -11,6 +11,8 @@ struct CpuFeatures {
   bool avx2 = false, fma = false, f16c = false;
   bool avx512 = false;  ///< F, BW, VL and DQ together
   bool avx512_vbmi2 = false, avx512_bf16 = false, avx512_vnni = false;
+  bool avx_vnni = false;  ///< vpdpbusd in 256 bits, without AVX-512
+  bool gfni = false;
   std::vector<std::string> list() const;
 };
 

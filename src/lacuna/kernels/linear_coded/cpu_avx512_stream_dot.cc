@@ -1,16 +1,18 @@
-// A chunk of 64 codes becomes one register of bytes (vpexpandb) and meets 64 bytes of x in one
-// vpdpbusd, which adds four products to each of 16 integer sums.
+// A block of 64 codes, 16 rows by 4 columns, becomes one register of bytes (vpexpandb) and meets
+// the 4 bytes of x for its columns, in every lane, in one vpdpbusd: a row's sum grows in its lane.
 //
-//   stream  |masks of 4 rows|scales|codes of 4 rows|masks ...      read front to back
-//   x       |64 bytes of token 0|, of token 1, ...                 once for 4 rows
+//   stream  |masks|scales|codes|masks ...                  read front to back
+//   block   |r0: c0 c1 c2 c3|r1: c0 c1 c2 c3| ... |r15|    after expanding
+//   x       |x0 x1 x2 x3|x0 x1 x2 x3| ...                  vpbroadcastd, which no port minds
 //
 // vpdpbusd wants one operand without sign: x + 128. What that adds, 128 times the sum of a row's
-// codes, is known from packing. Grouped scales multiply the 16 sums of a chunk (converted, one
-// fused multiply-add). Four-bit codes stay in the upper half of their byte, 16 times too large, so
-// that they need no sign extension.
+// codes, is known from packing. Grouped scales cost one conversion and one fused multiply-add for
+// 16 rows. Four-bit codes stay in the upper half of their byte, 16 times too large, so that they
+// need no sign extension.
 //
-// Registers: 4 rows x 6 tokens of sums, x, a weight, masks. More tokens go over the tile again,
-// which then lies in the nearest cache. What was tried and what lost: bench/lab/cpu_coded.
+// Cores with three 512-bit ports or two spend most on expanding (two operations of one port on
+// Intel's, 1.5 cycles on Zen 5) and on moving masks (one more). Codes of shared masks are expanded
+// once for two blocks. What was tried and what lost: bench/lab/cpu_coded.
 // g++ 12 warns of its own "undefined" operands inside its intrinsics.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 
@@ -20,7 +22,12 @@
 namespace lacuna::kernels::linear_coded {
 namespace {
 
+using format::Code;
 using format::avx512::fresh_zero;
+
+/// How far ahead of its chunk a kernel asks for lines. The prefetchers of the hardware stop at
+/// every 4 KiB: 30 % of the speed from memory.
+constexpr int64_t kAhead = 2048;
 
 /// The mask goes from memory straight into its register: over a general register it takes half as
 /// long again.
@@ -35,130 +42,150 @@ LACUNA_INLINE int64_t count(const uint8_t* mask) {
   return static_cast<int64_t>(_mm_popcnt_u64(read_unaligned<uint64_t>(mask)));
 }
 
-/// The codes of the chunk's four rows, a register each, and how many bytes they took.
-template <bool kMasked>
-LACUNA_INLINE const uint8_t* take_int8(const uint8_t* codes, const uint8_t* masks,
-                                       __m512i (&rows)[4]) {
-#pragma GCC unroll 4
-  for (int r = 0; r < 4; ++r) {
-    const __m512i packed = _mm512_loadu_si512(codes);
-    rows[r] = kMasked ? expand_u8(masks + 8 * r, packed) : packed;
-    codes += kMasked ? count(masks + 8 * r) : 64;
+/// The low half of each byte moved to the upper half: one operation of bit matrices.
+LACUNA_INLINE __m512i low_halves(__m512i bytes) {
+  __m512i out;
+  asm("vgf2p8affineqb $0, %2, %1, %0"
+      : "=v"(out)
+      : "v"(bytes), "v"(_mm512_set1_epi64(0x0000000001020408)));
+  return out;
+}
+
+LACUNA_INLINE __m512i high_halves(__m512i bytes) {
+  return _mm512_and_si512(bytes, _mm512_set1_epi8(static_cast<char>(0xf0)));
+}
+
+/// Where the codes of the two blocks of a pair are taken from.
+struct Cursor {
+  const uint8_t *low, *high;
+};
+
+template <Code kCode, Masks kMasks>
+LACUNA_INLINE void take_pair(const uint8_t* masks, int pair, Cursor& at, __m512i& low,
+                             __m512i& high) {
+  const uint8_t* const low_mask = masks + 8 * pair;
+  const uint8_t* const high_mask = low_mask + 8 * kPairs;
+  if constexpr (kMasks == Masks::kNone) {
+    const __m512i bytes = _mm512_loadu_si512(at.low);
+    low = kCode == Code::kInt8 ? bytes : low_halves(bytes);
+    high = kCode == Code::kInt8 ? _mm512_loadu_si512(at.low + 64) : high_halves(bytes);
+    at.low += kCode == Code::kInt8 ? 128 : 64;
+  } else if constexpr (kMasks == Masks::kShared) {
+    const __m512i bytes = expand_u8(low_mask, _mm512_loadu_si512(at.low));
+    low = low_halves(bytes);
+    high = high_halves(bytes);
+    at.low += count(low_mask);
+  } else if constexpr (kCode == Code::kInt8) {
+    low = expand_u8(low_mask, _mm512_loadu_si512(at.low));
+    at.low += count(low_mask);
+    high = expand_u8(high_mask, _mm512_loadu_si512(at.low));
+    at.low += count(high_mask);
+  } else {
+    low = expand_u8(low_mask, low_halves(_mm512_loadu_si512(at.low)));
+    at.low += count(low_mask);
+    high = expand_u8(high_mask, high_halves(_mm512_loadu_si512(at.high)));
+    at.high += count(high_mask);
   }
-  return codes;
 }
 
-template <bool kMasked>
-LACUNA_INLINE const uint8_t* take_int4(const uint8_t* codes, const uint8_t* masks,
-                                       __m512i (&rows)[4]) {
-  const __m512i upper = _mm512_set1_epi8(static_cast<char>(0xf0));
-#pragma GCC unroll 2
-  for (int r = 0; r < 4; r += 2) {
-    const __m512i pairs = _mm512_loadu_si512(codes);
-    const __m512i even = _mm512_and_si512(_mm512_slli_epi16(pairs, 4), upper);
-    const __m512i odd = _mm512_and_si512(pairs, upper);
-    if constexpr (kMasked) {
-      rows[r] = expand_u8(masks + 8 * r, even);
-      rows[r + 1] = expand_u8(masks + 8 * r + 8, odd);
-      const int64_t a = count(masks + 8 * r), b = count(masks + 8 * r + 8);
-      codes += a > b ? a : b;
-    } else {
-      rows[r] = even;
-      rows[r + 1] = odd;
-      codes += 64;
-    }
-  }
-  return codes;
+/// The scales of 16 rows.
+LACUNA_INLINE __m512 scales_of(const uint8_t* scales) {
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(scales));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
 
-/// A scale in all lanes: the two bytes behind an address that is 2 short are the upper half of a
-/// 32-bit load, so one broadcast and one `and` make a float of them.
-LACUNA_INLINE __m512 broadcast_scale(const uint8_t* scale) {
-  int32_t bits;
-  std::memcpy(&bits, scale - 2, 4);
-  return _mm512_castsi512_ps(
-      _mm512_and_si512(_mm512_set1_epi32(bits), _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+LACUNA_INLINE __m512i broadcast_x(const uint8_t* x) {
+  return _mm512_set1_epi32(read_unaligned<int32_t>(x));
 }
 
-template <format::Code kCode, bool kMasked, int kSets, int T>
+template <Code kCode, Masks kMasks, bool kGrouped, int T>
 LACUNA_INLINE void tile_of(const Stream& stream, int64_t tile, const uint8_t* x, int64_t x_stride,
                            float* sums) {
-  __m512i whole[T][4];
-  __m512 scaled[T][4];
+  constexpr int kMaskBytes =
+      static_cast<int>(kMasks == Masks::kNone ? 0 : 8 * (kMasks == Masks::kOwn ? kBlocks : kPairs));
+  __m512i low_sums[T], high_sums[T];
+  __m512 scaled[T];
 #pragma GCC unroll 8
-  for (int t = 0; t < T; ++t)
-#pragma GCC unroll 4
-    for (int r = 0; r < 4; ++r) {
-      if constexpr (kSets == 0) whole[t][r] = _mm512_setzero_si512();
-      if constexpr (kSets != 0) scaled[t][r] = _mm512_setzero_ps();
+  for (int t = 0; t < T; ++t) {
+    low_sums[t] = high_sums[t] = _mm512_setzero_si512();
+    scaled[t] = _mm512_setzero_ps();
+  }
+  const uint8_t* at = stream.chunks_of(tile);
+  const int64_t chunks = stream.chunks(), sets = stream.scale_sets();
+  for (int64_t chunk = 0; chunk < chunks; ++chunk, x += kChunk) {
+    const uint8_t* const masks = at;
+    const uint8_t* const scales = at + kMaskBytes;
+    Cursor cursor;
+    cursor.low = cursor.high = scales + 2 * kTileRows * sets;
+    if constexpr (kGrouped) {
+#pragma GCC unroll 8
+      for (int t = 0; t < T; ++t) low_sums[t] = high_sums[t] = _mm512_setzero_si512();
     }
-  const uint8_t* at = stream.tile(tile);
-  const int64_t chunks = stream.chunks();
-  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-    const uint8_t* masks = at;
-    const uint8_t* scales = at + (kMasked ? 32 : 0);
-    const uint8_t* codes = scales + kSets * 8;
-    __m512i w[4];
-    if constexpr (kCode == format::Code::kInt8) {
-      at = take_int8<kMasked>(codes, masks, w);
-    } else {
-      at = take_int4<kMasked>(codes, masks, w);
-    }
-    __m512 scale[4];
-    if constexpr (kSets != 0) {
-#pragma GCC unroll 4
-      for (int r = 0; r < 4; ++r) {
-        scale[r] = broadcast_scale(scales + 2 * r);
-        if constexpr (kSets == 2)
-          scale[r] = _mm512_mask_mov_ps(scale[r], 0xff00, broadcast_scale(scales + 8 + 2 * r));
+#pragma GCC unroll 8
+    for (int pair = 0; pair < kPairs; ++pair) {
+      constexpr int kLines = kCode == Code::kInt8 ? 2 : 1;  // that a pair may take
+#pragma GCC unroll 2
+      for (int line = 0; line < kLines; ++line)
+        _mm_prefetch(masks + kAhead + 64 * (kLines * pair + line), _MM_HINT_T0);
+      __m512i low, high;
+      take_pair<kCode, kMasks>(masks, pair, cursor, low, high);
+#pragma GCC unroll 8
+      for (int t = 0; t < T; ++t) {
+        const uint8_t* const input = x + t * x_stride + kBlockColumns * pair;
+        low_sums[t] = _mm512_dpbusd_epi32(low_sums[t], broadcast_x(input), low);
+        high_sums[t] = _mm512_dpbusd_epi32(high_sums[t], broadcast_x(input + kChunk / 2), high);
       }
     }
+    at = cursor.low > cursor.high ? cursor.low : cursor.high;
+    if constexpr (kGrouped) {
+      __m512 scale = scales_of(scales);
 #pragma GCC unroll 8
-    for (int t = 0; t < T; ++t) {
-      const __m512i input = _mm512_loadu_si512(x + t * x_stride + chunk * kChunk);
-#pragma GCC unroll 4
-      for (int r = 0; r < 4; ++r) {
-        if constexpr (kSets == 0) {
-          whole[t][r] = _mm512_dpbusd_epi32(whole[t][r], input, w[r]);
-        } else {
-          const __m512i sum = _mm512_dpbusd_epi32(_mm512_setzero_si512(), input, w[r]);
-          scaled[t][r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale[r], scaled[t][r]);
-        }
+      for (int t = 0; t < T; ++t) {
+        const __m512i sum = sets == 2 ? low_sums[t] : _mm512_add_epi32(low_sums[t], high_sums[t]);
+        scaled[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, scaled[t]);
+      }
+      if (sets == 2) {
+        scale = scales_of(scales + 2 * kTileRows);
+#pragma GCC unroll 8
+        for (int t = 0; t < T; ++t)
+          scaled[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(high_sums[t]), scale, scaled[t]);
       }
     }
   }
-  constexpr double kUnit = kCode == format::Code::kInt4 ? 1.0 / 16 : 1.0;
+  constexpr double kUnit = kCode == Code::kInt4 ? 1.0 / 16 : 1.0;
+  // Unrolled like the others: an index known only at run time would move the sums to memory.
 #pragma GCC unroll 8
-  for (int t = 0; t < T; ++t)
-#pragma GCC unroll 4
-    for (int r = 0; r < 4; ++r) {
-      double sum;
-      if constexpr (kSets == 0) {
-        sum = _mm512_reduce_add_epi32(whole[t][r]);
-      } else {
-        sum = double{_mm512_reduce_add_ps(scaled[t][r])};
-      }
-      sums[t * kTileRows + r] =
-          static_cast<float>(sum * kUnit - 128 * stream.row_sum(tile * kTileRows + r));
-    }
+  for (int t = 0; t < T; ++t) {
+    alignas(64) int32_t whole[kTileRows];
+    alignas(64) float groups[kTileRows];
+    _mm512_store_si512(whole, _mm512_add_epi32(low_sums[t], high_sums[t]));
+    _mm512_store_ps(groups, scaled[t]);
+    for (int64_t r = 0; r < kTileRows; ++r)
+      sums[t * kTileRows + r] = without_offset(
+          stream, tile, r, (kGrouped ? double{groups[r]} : double(whole[r])) * kUnit);
+  }
 }
 
-template <format::Code kCode, bool kMasked, int kSets>
+template <Code kCode, Masks kMasks, bool kGrouped>
 void tile_for(const Stream& stream, int64_t tile, const uint8_t* x, int64_t x_stride,
               int64_t tokens, float* sums) {
   switch (tokens) {
     case 1:
-      return tile_of<kCode, kMasked, kSets, 1>(stream, tile, x, x_stride, sums);
+      return tile_of<kCode, kMasks, kGrouped, 1>(stream, tile, x, x_stride, sums);
     case 2:
-      return tile_of<kCode, kMasked, kSets, 2>(stream, tile, x, x_stride, sums);
+      return tile_of<kCode, kMasks, kGrouped, 2>(stream, tile, x, x_stride, sums);
     case 3:
-      return tile_of<kCode, kMasked, kSets, 3>(stream, tile, x, x_stride, sums);
+      return tile_of<kCode, kMasks, kGrouped, 3>(stream, tile, x, x_stride, sums);
     case 4:
-      return tile_of<kCode, kMasked, kSets, 4>(stream, tile, x, x_stride, sums);
+      return tile_of<kCode, kMasks, kGrouped, 4>(stream, tile, x, x_stride, sums);
     case 5:
-      return tile_of<kCode, kMasked, kSets, 5>(stream, tile, x, x_stride, sums);
+      return tile_of<kCode, kMasks, kGrouped, 5>(stream, tile, x, x_stride, sums);
+    case 6:
+      return tile_of<kCode, kMasks, kGrouped, 6>(stream, tile, x, x_stride, sums);
+    case 7:
+      return tile_of<kCode, kMasks, kGrouped, 7>(stream, tile, x, x_stride, sums);
     default:
-      return tile_of<kCode, kMasked, kSets, 6>(stream, tile, x, x_stride, sums);
+      return tile_of<kCode, kMasks, kGrouped, 8>(stream, tile, x, x_stride, sums);
   }
 }
 
@@ -166,24 +193,20 @@ void tile_for(const Stream& stream, int64_t tile, const uint8_t* x, int64_t x_st
 
 void tile_avx512_stream_dot(const Stream& stream, int64_t tile, const uint8_t* x, int64_t x_stride,
                             int64_t tokens, float* sums) {
-  using format::Code;
-  const auto with_sets = [&]<Code kCode, bool kMasked>() {
-    switch (stream.scale_sets()) {
-      case 0:
-        return tile_for<kCode, kMasked, 0>(stream, tile, x, x_stride, tokens, sums);
-      case 1:
-        return tile_for<kCode, kMasked, 1>(stream, tile, x, x_stride, tokens, sums);
-      default:
-        return tile_for<kCode, kMasked, 2>(stream, tile, x, x_stride, tokens, sums);
-    }
+  const auto with = [&]<Code kCode, Masks kMasks, bool kGrouped>() {
+    tile_for<kCode, kMasks, kGrouped>(stream, tile, x, x_stride, tokens, sums);
   };
-  const bool int8 = stream.code() == Code::kInt8;
-  if (stream.masked()) {
-    return int8 ? with_sets.operator()<Code::kInt8, true>()
-                : with_sets.operator()<Code::kInt4, true>();
+  const bool masked = stream.masks() != Masks::kNone;
+  if (stream.code() == Code::kInt4) {
+    if (!masked) return with.operator()<Code::kInt4, Masks::kNone, true>();
+    return stream.masks() == Masks::kOwn ? with.operator()<Code::kInt4, Masks::kOwn, true>()
+                                         : with.operator()<Code::kInt4, Masks::kShared, true>();
   }
-  return int8 ? with_sets.operator()<Code::kInt8, false>()
-              : with_sets.operator()<Code::kInt4, false>();
+  if (stream.scale_sets() == 0)
+    return masked ? with.operator()<Code::kInt8, Masks::kOwn, false>()
+                  : with.operator()<Code::kInt8, Masks::kNone, false>();
+  return masked ? with.operator()<Code::kInt8, Masks::kOwn, true>()
+                : with.operator()<Code::kInt8, Masks::kNone, true>();
 }
 
 }  // namespace lacuna::kernels::linear_coded

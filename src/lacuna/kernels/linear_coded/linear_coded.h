@@ -42,7 +42,7 @@ size_t workspace_bytes(const Problem& problem);
 /// @shape x [T,K], y [T,N], bias [N]
 /// @dtype W int8 or int4 (format/quantization.h); x, y and bias f32, bf16 or f16
 /// @limits 1 <= T <= 16, any N and K
-/// @cost 2 T N K operations; the bytes of the stream once for each 6 tokens, from memory once
+/// @cost 2 T N K operations; the bytes of the stream once for each 8 tokens, from memory once
 /// @determinism the bits of an output depend on its row and token alone: not on the threads, nor
 /// on the other tokens of the call
 void run(const CodedPlan& plan, const Stream& stream, const format::RowProduct& product,

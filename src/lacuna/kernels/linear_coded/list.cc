@@ -16,9 +16,18 @@ Support any_cpu(const Problem& problem, const Device& device) {
 }
 
 Support avx512(const Problem& problem, const Device& device) {
+  return Support::all({any_cpu(problem, device),
+                       needs(device.cpu.avx512_vbmi2 && device.cpu.avx512_vnni && device.cpu.gfni,
+                             "AVX-512 with VBMI2 and VNNI, and GFNI")});
+}
+
+Support avx2(const Problem& problem, const Device& device) {
   return Support::all(
-      {any_cpu(problem, device),
-       needs(device.cpu.avx512_vbmi2 && device.cpu.avx512_vnni, "AVX-512 with VBMI2 and VNNI")});
+      {any_cpu(problem, device), needs(device.cpu.avx2 && device.cpu.fma, "AVX2 and FMA")});
+}
+
+Support avx2_vnni(const Problem& problem, const Device& device) {
+  return Support::all({avx2(problem, device), needs(device.cpu.avx_vnni, "AVX-VNNI")});
 }
 
 }  // namespace
@@ -27,6 +36,8 @@ CodedCandidates& candidates() {
   static CodedCandidates list {
 #if defined(__x86_64__)
     {{"cpu_avx512_stream_dot", avx512}, tile_avx512_stream_dot},
+        {{"cpu_avx2_vnni_buffer_dot", avx2_vnni}, tile_avx2_vnni_buffer_dot},
+        {{"cpu_avx2_buffer_dot", avx2}, tile_avx2_buffer_dot},
 #endif
         {{"cpu_portable", any_cpu}, tile_portable},
   };
