@@ -123,7 +123,7 @@ Problem problem_of(const Row& row, DType values, DType activations, int64_t toke
 }
 
 TEST(SupportMatrix, has_a_line_for_every_candidate_and_a_candidate_for_every_line) {
-  ASSERT_GE(support_matrix().size(), 28u);
+  ASSERT_GE(support_matrix().size(), 29u);
   std::set<std::string> listed;
   for (const Row& row : support_matrix()) {
     EXPECT_NE(candidates_of(row.operation).find(row.candidate), nullptr) << row.candidate;
@@ -190,6 +190,9 @@ const Target kTargets[] = {{"linear_dense", Pattern{}},
                            {"linear_bsr", Pattern::block(5, 64)},
                            {"linear_bsr", Pattern::block(16, 5)},
                            {"linear_bsr", Pattern::block(1, 8)},
+                           {"linear_bsr", Pattern::block(4, 4)},
+                           {"linear_bsr", Pattern::block(8, 8)},
+                           {"linear_bsr", Pattern::block(16, 1)},
                            {"linear_csr", Pattern::unstructured()}};
 
 /// The same bytes at an odd address, the way a file may have them.
@@ -468,6 +471,8 @@ TEST(Linear, exact_at_every_sparsity_and_far_columns) {
         const uint64_t seed = static_cast<uint64_t>(inputs + tokens);
         for (const Target& target : {Target{"linear_csr", Pattern::unstructured()},
                                      Target{"linear_bsr", Pattern::block(8, 32)},
+                                     Target{"linear_bsr", Pattern::block(2, 8)},
+                                     Target{"linear_bsr", Pattern::block(33, 64)},
                                      Target{"linear_bsr", Pattern::block(3, 7)}}) {
           const Weight weight(
               random_matrix(DType::kBF16, 37, inputs, target.pattern, sparsity, seed,

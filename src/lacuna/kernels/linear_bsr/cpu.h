@@ -7,6 +7,7 @@ namespace lacuna::kernels::linear_bsr {
 
 extern const format::RowImplementations kAvx512ChunkDot;
 extern const format::RowImplementations kAvx512ChunkFma;
+extern const format::RowImplementations kAvx512FlatFma;
 extern const format::RowImplementations kAvx512PieceFma;
 extern const format::RowImplementations kAvx2PieceFma;
 extern const format::RowImplementations kPortablePiece;

@@ -20,8 +20,18 @@ Support avx512(const Problem& problem, const Device& device) {
 
 /// A block's row in whole registers.
 Support chunks(const Problem& problem, const Device& device) {
-  return Support::all({avx512(problem, device), needs(problem.pattern.block_columns % 32 == 0,
-                                                      "blocks of a multiple of 32 columns")});
+  const Support otherwise = avx512(problem, device);
+  if (!otherwise) return otherwise;
+  return needs(problem.pattern.block_columns % 32 == 0, "blocks of a multiple of 32 columns");
+}
+
+/// A whole number of rows in 16 lanes.
+Support flat(const Problem& problem, const Device& device) {
+  const Support otherwise = avx512(problem, device);
+  if (!otherwise) return otherwise;
+  const int height = problem.pattern.block_rows, width = problem.pattern.block_columns;
+  return needs(width <= 16 && 16 % width == 0 && height % (16 / width) == 0,
+               "blocks of 1, 2, 4, 8 or 16 columns and a multiple of 16 weights");
 }
 
 /// Up to two tokens, float32 sums take no longer (the memory decides) and keep denormals.
@@ -76,6 +86,7 @@ LinearCandidates& candidates() {
 #if defined(__x86_64__)
     block_candidate<kAvx512ChunkDot>("cpu_avx512_chunk_dot", dot),
         block_candidate<kAvx512ChunkFma>("cpu_avx512_chunk_fma", chunks),
+        block_candidate<kAvx512FlatFma>("cpu_avx512_flat_fma", flat),
         block_candidate<kAvx512PieceFma>("cpu_avx512_piece_fma", avx512),
         block_candidate<kAvx2PieceFma>("cpu_avx2_piece_fma", avx2),
 #endif
