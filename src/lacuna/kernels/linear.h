@@ -24,9 +24,10 @@ const std::array<LinearOperation, 5>& linear_operations();
 /// The first operation that multiplies such a weight; there is one for every pattern.
 const LinearOperation* linear_operation(format::PatternKind weight);
 
-/// From this share of zeros on, an unstructured weight is faster by its non-zeros than by its slots
-/// (bench/lab/cpu_high_sparsity), and takes no more memory.
-inline constexpr double kLeastCsrSparsity = 0.875;
+/// From 85 % zeros on (rows round their share) an unstructured weight is multiplied by its
+/// non-zeros: 1.3 times as fast as by its slots at one token, more at more
+/// (bench/lab/cpu_high_sparsity). It takes 6 % more memory there, no more from 87.5 % on.
+inline constexpr double kLeastCsrSparsity = 0.845;
 /// The operation for a weight in host memory: linear_operation(), but linear_csr for unstructured
 /// values (no codes) with kLeastCsrSparsity zeros or more. LACUNA_FORCE goes first: where it pins a
 /// candidate of one of the two, that one it is.

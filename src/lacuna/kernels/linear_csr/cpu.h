@@ -7,6 +7,9 @@ namespace lacuna::kernels::linear_csr {
 
 /// Most tokens of one call of a kernel.
 inline constexpr int64_t kTokensAtOnce = 8;
+/// How far ahead of its loads the stream is fetched: gathers fill the window of instructions in
+/// flight, so that the hardware sees the stream too late (twice the time from memory).
+inline constexpr int64_t kAheadBytes = 2048;
 
 /// Prepared x: float32 [K] for one token; for more [ceil(T/2)][stride][2], so that one load brings
 /// a column's x of two tokens.

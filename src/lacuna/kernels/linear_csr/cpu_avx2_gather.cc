@@ -37,6 +37,7 @@ class Walk {
         end_(rows.slices + rows.slice_steps[slice + 1] * kStep) {}
   LACUNA_INLINE_MEMBER bool next(Step& step) {
     if (at_ == end_) return false;
+    _mm_prefetch(at_ + kAheadBytes, _MM_HINT_T0);
     const __m128i gaps = load128(at_);
     step.columns[0] = _mm256_add_epi32(step.columns[0], _mm256_cvtepu8_epi32(gaps));
     step.columns[1] =

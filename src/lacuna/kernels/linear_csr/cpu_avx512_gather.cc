@@ -28,10 +28,6 @@ LACUNA_INLINE __m512 load_values(const uint8_t* at) {
   }
 }
 
-/// How far ahead of its loads the stream is fetched: gathers fill the window of instructions in
-/// flight, so that the hardware sees the stream too late (twice the time from memory).
-constexpr int64_t kAheadBytes = 2048;
-
 /// The steps of a slice.
 template <DType kType>
 class Walk {
