@@ -5,8 +5,8 @@
 //   columns  += gaps                           16 x 32 bits
 //   x        gathered, 4 bytes each            two tokens: 8 bytes each, in two gathers of 8 lanes
 //
-// Bytes: 3 a non-zero, from memory once. Cycles: 9.3 a step at one token and 10 more for each pair,
-// as many as a gather takes; bench/lab/cpu_high_sparsity says what else was tried.
+// Bytes: 3 a non-zero, from memory once. Cycles: 9.4 a step at one token and 10 for each pair of
+// several, as many as the gathers take; bench/lab/cpu_high_sparsity says what else was tried.
 // g++ 12 warns of its own "undefined" operands inside its intrinsics.
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
