@@ -83,10 +83,14 @@ TEST(Compare, timesEveryCandidateAndTheDenseRivals) {
 }
 
 TEST(Compare, outputsAreRightForEveryTypeAndNumberOfTokens) {
-  for (const char* text : {"linear_bitmap:bf16:64x96x1:0.7", "linear_bitmap:bf16:64x100x16:0.5",
-                           "linear_nm:bf16:33x64x17:2:4", "linear_bitmap:f16:64x64x40:0.5",
-                           "linear_nm:f32:1x1x130:1:4", "linear_nm:bf16/f32:40x64x20:2:4",
-                           "linear_bitmap:bf16/f32:40x64x2:0.5", "linear_dense:bf16:70x257x512"}) {
+  for (const char* text :
+       {"linear_bitmap:bf16:64x96x1:0.7", "linear_bitmap:bf16:64x100x16:0.5",
+        "linear_nm:bf16:33x64x17:2:4", "linear_bitmap:f16:64x64x40:0.5",
+        "linear_nm:f32:1x1x130:1:4", "linear_nm:bf16/f32:40x64x20:2:4",
+        "linear_bitmap:bf16/f32:40x64x2:0.5", "linear_dense:bf16:70x257x512",
+        "linear_bsr:bf16:64x96x1:block32x32@0.8", "linear_bsr:f16:70x100x7:block8x4@0.5",
+        "linear_bsr:bf16:64x64x20:block8x8@0.5", "linear_csr:bf16:64x700x1:0.95",
+        "linear_csr:f32:33x64x16:0.5", "linear_csr:bf16:40x64x33:0.9"}) {
     const Comparison result = quick({text});
     for (const Untimed& failed : result.failed)
       ADD_FAILURE() << failed.problem << " " << failed.candidate << ": " << failed.why;
@@ -140,9 +144,9 @@ TEST(Compare, refusesWhatDoesNotBelongTogether) {
   EXPECT_EQ(wrong.error().code, Code::kUsage);
   EXPECT_FALSE(compare({}, CompareOptions::quick()).ok());
   const auto unknown =
-      compare({problem("linear_bsr:bf16:64x64x1:block8x8@0.5")}, CompareOptions::quick());
+      compare({problem("linear_magic:bf16:64x64x1:block8x8@0.5")}, CompareOptions::quick());
   ASSERT_FALSE(unknown.ok());
-  EXPECT_THAT(unknown.error().message, HasSubstr("linear_bsr"));
+  EXPECT_THAT(unknown.error().message, HasSubstr("linear_magic"));
 }
 
 TEST(Compare, quantisedValuesRunOnTheStreamKernels) {

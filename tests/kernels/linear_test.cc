@@ -13,7 +13,10 @@
 
 #include "format/random_matrix.h"
 #include "lacuna/kernels/error_bound.h"
+#include "lacuna/kernels/linear.h"
 #include "lacuna/kernels/linear_bitmap/linear_bitmap.h"
+#include "lacuna/kernels/linear_bsr/linear_bsr.h"
+#include "lacuna/kernels/linear_csr/linear_csr.h"
 #include "lacuna/kernels/linear_dense/linear_dense.h"
 #include "lacuna/kernels/linear_nm/linear_nm.h"
 
@@ -81,9 +84,7 @@ const std::vector<Row>& support_matrix() {
 }
 
 LinearCandidates& candidates_of(const std::string& operation) {
-  return operation == "linear_dense"    ? linear_dense::candidates()
-         : operation == "linear_bitmap" ? linear_bitmap::candidates()
-                                        : linear_nm::candidates();
+  return (*find_linear_operation(operation))->candidates();
 }
 
 bool& feature(CpuFeatures& cpu, const std::string& name) {
@@ -122,15 +123,16 @@ Problem problem_of(const Row& row, DType values, DType activations, int64_t toke
 }
 
 TEST(SupportMatrix, has_a_line_for_every_candidate_and_a_candidate_for_every_line) {
-  ASSERT_GE(support_matrix().size(), 18u);
+  ASSERT_GE(support_matrix().size(), 29u);
   std::set<std::string> listed;
   for (const Row& row : support_matrix()) {
     EXPECT_NE(candidates_of(row.operation).find(row.candidate), nullptr) << row.candidate;
     listed.insert(row.operation + ":" + row.candidate);
   }
-  for (const char* operation : {"linear_dense", "linear_bitmap", "linear_nm"})
-    for (const LinearCandidate& candidate : candidates_of(operation))
-      EXPECT_TRUE(listed.contains(std::string(operation) + ":" + candidate.name)) << candidate.name;
+  for (const LinearOperation& operation : linear_operations())
+    for (const LinearCandidate& candidate : operation.candidates())
+      EXPECT_TRUE(listed.contains(std::string(operation.name) + ":" + candidate.name))
+          << candidate.name;
 }
 
 TEST(SupportMatrix, every_candidate_takes_what_its_line_says_and_nothing_else) {
@@ -172,27 +174,63 @@ TEST(SupportMatrix, every_candidate_takes_what_its_line_says_and_nothing_else) {
 // --- Running a candidate
 // --------------------------------------------------------------------------
 
-/// A weight in the form that the candidates of one operation take. Values lie at odd addresses, the
-/// way a file may have them.
+struct Target {
+  const char* operation;
+  Pattern pattern;
+};
+const Target kTargets[] = {{"linear_dense", Pattern{}},
+                           {"linear_bitmap", Pattern::unstructured()},
+                           {"linear_nm", Pattern::keep_of(2, 4)},
+                           {"linear_nm", Pattern::keep_of(1, 4)},
+                           {"linear_nm", Pattern::keep_of(4, 8)},
+                           {"linear_nm", Pattern::keep_of(8, 16)},
+                           {"linear_nm", Pattern::keep_of(3, 5)},
+                           {"linear_nm", Pattern::keep_of(31, 64)},
+                           {"linear_bsr", Pattern::block(32, 32)},
+                           {"linear_bsr", Pattern::block(5, 64)},
+                           {"linear_bsr", Pattern::block(16, 5)},
+                           {"linear_bsr", Pattern::block(1, 8)},
+                           {"linear_bsr", Pattern::block(4, 4)},
+                           {"linear_bsr", Pattern::block(8, 8)},
+                           {"linear_bsr", Pattern::block(16, 1)},
+                           {"linear_csr", Pattern::unstructured()}};
+
+/// The same bytes at an odd address, the way a file may have them.
+Bytes shifted(const Bytes& bytes) {
+  std::vector<std::byte> moved(bytes.size() + 1);
+  std::copy(bytes.span().begin(), bytes.span().end(), moved.begin() + 1);
+  return Bytes::take(std::move(moved)).slice(1, bytes.size());
+}
+
+/// A weight in the form that the candidates of one operation take.
 class Weight {
  public:
-  Weight(const MatrixBits& bits, const Pattern& pattern) : dense_(bits.tensor(1)) {
-    if (pattern.kind == PatternKind::kDense) {
-      view_ = format::dense_rows(dense_.bytes.data(), bits.dtype(), bits.rows(), bits.columns());
-      return;
+  Weight(const MatrixBits& bits, const Target& target)
+      : dense_(bits.tensor(1)),
+        dense_view_(
+            format::dense_rows(dense_.bytes.data(), bits.dtype(), bits.rows(), bits.columns())),
+        view_(dense_view_) {
+    if (target.pattern.kind == PatternKind::kDense) return;
+    auto matrix = *format::compress(dense_, target.pattern);
+    for (Bytes* part : {&matrix.values, &matrix.block_columns, &matrix.block_offsets})
+      *part = shifted(*part);
+    if (target.operation == linear_csr::kOperation) {
+      slices_ = linear_csr::Slices::pack(matrix).value();
+      view_ = slices_->view();
+    } else {
+      compact_ = format::CompactRows::make(std::move(matrix)).value();
+      view_ = compact_->view();
     }
-    auto matrix = *format::compress(dense_, pattern);
-    std::vector<std::byte> shifted(matrix.values.size() + 1);
-    std::copy(matrix.values.span().begin(), matrix.values.span().end(), shifted.begin() + 1);
-    matrix.values = Bytes::take(std::move(shifted)).slice(1, matrix.values.size());
-    compact_ = format::CompactRows::make(std::move(matrix)).value();
-    view_ = compact_->view();
   }
   const RowsView& view() const { return view_; }
+  /// The same weight by its dense rows: what the definition is applied to.
+  const RowsView& dense_view() const { return dense_view_; }
 
  private:
   Tensor dense_;
+  RowsView dense_view_;
   std::optional<format::CompactRows> compact_;
+  std::optional<linear_csr::Slices> slices_;
   RowsView view_;
 };
 
@@ -310,15 +348,6 @@ std::vector<Case> cases(const std::string& operation, DType values, DType activa
   return all;
 }
 
-struct Target {
-  const char* operation;
-  Pattern pattern;
-};
-const Target kTargets[] = {
-    {"linear_dense", Pattern{}},           {"linear_bitmap", Pattern::unstructured()},
-    {"linear_nm", Pattern::keep_of(2, 4)}, {"linear_nm", Pattern::keep_of(1, 4)},
-    {"linear_nm", Pattern::keep_of(4, 8)}, {"linear_nm", Pattern::keep_of(8, 16)},
-    {"linear_nm", Pattern::keep_of(3, 5)}, {"linear_nm", Pattern::keep_of(31, 64)}};
 constexpr DType kTypes[] = {DType::kF32, DType::kBF16, DType::kF16};
 
 float small_integer(uint64_t seed, int64_t a, int64_t b) {
@@ -332,11 +361,11 @@ void check_exact(const Target& target, DType values, DType activations, int64_t 
   const Weight weight(
       random_matrix(values, outputs, inputs, target.pattern, 0.5, seed,
                     [&](int64_t n, int64_t k) { return small_integer(seed + 1, n, k); }),
-      target.pattern);
+      target);
   Operands operands(activations, tokens, inputs, outputs, bias,
                     [&](int64_t t, int64_t k) { return small_integer(seed + 2, t, k); });
   std::vector<double> exact(static_cast<size_t>(tokens * outputs));
-  format::reference_row_product(weight.view(), operands.product(), exact.data());
+  format::reference_row_product(weight.dense_view(), operands.product(), exact.data());
   for (const Case& c : cases(target.operation, values, activations, target.pattern)) {
     run(*c.candidate, weight, operands);
     const auto label = ::testing::Message()
@@ -383,12 +412,12 @@ TEST(Linear, bounded_error_on_normal_numbers) {
           for (const int64_t tokens : {1, 4, 7, 16}) {
             const int64_t outputs = 9;
             const Weight weight(random_matrix(values, outputs, inputs, target.pattern, 0.5, inputs),
-                                target.pattern);
+                                target);
             Operands operands(
                 activations, tokens, inputs, outputs, true,
                 [&](int64_t t, int64_t k) { return static_cast<float>(random_normal(99, t, k)); });
             std::vector<double> exact(static_cast<size_t>(tokens * outputs)), sums = exact;
-            format::reference_row_product(weight.view(), operands.product(), exact.data(),
+            format::reference_row_product(weight.dense_view(), operands.product(), exact.data(),
                                           sums.data());
             for (const Case& c : cases(target.operation, values, activations, target.pattern)) {
               run(*c.candidate, weight, operands);
@@ -406,32 +435,79 @@ TEST(Linear, bounded_error_on_normal_numbers) {
 }
 
 TEST(Linear, a_row_of_the_matrix_may_be_empty_or_full) {
-  for (const int64_t inputs : {31, 32, 100})
-    for (const DType dtype : kTypes) {
-      const MatrixBits bits =
-          random_matrix(dtype, 70, inputs, Pattern{}, 0, 1, [&](int64_t n, int64_t k) {
-            return n % 3 == 0 || n > 66 ? 0.0f : n % 3 == 1 ? 1.0f : small_integer(4, n, k);
-          });
-      const Weight weight(bits, Pattern::unstructured());
-      Operands operands(dtype, 3, inputs, 70, false,
-                        [](int64_t t, int64_t k) { return small_integer(5, t, k); });
-      std::vector<double> exact(3 * 70);
-      format::reference_row_product(weight.view(), operands.product(), exact.data());
-      for (const Case& c : cases("linear_bitmap", dtype, dtype, Pattern::unstructured())) {
-        run(*c.candidate, weight, operands);
-        for (int64_t t = 0; t < 3; ++t)
-          for (int64_t n = 0; n < 70; ++n)
-            ASSERT_EQ(operands.y(t, n),
-                      value_of(bits_of(static_cast<float>(exact[t * 70 + n]), dtype), dtype))
-                << c.candidate->name << " n=" << n;
+  for (const int64_t inputs : {31, 32, 100, 700})
+    for (const DType dtype : kTypes)
+      for (const Target& target : kTargets) {
+        const Pattern& pattern = target.pattern;
+        if (pattern.kind == PatternKind::kKeepOf) continue;  // neither
+        const int64_t height = pattern.kind == PatternKind::kBlock ? pattern.block_rows : 1;
+        const MatrixBits bits =
+            random_matrix(dtype, 70, inputs, Pattern{}, 0, 1, [&](int64_t n, int64_t k) {
+              const int64_t row = n / height;
+              return row % 3 == 0 || n > 66 ? 0.0f : row % 3 == 1 ? 1.0f : small_integer(4, n, k);
+            });
+        const Weight weight(bits, target);
+        Operands operands(dtype, 3, inputs, 70, false,
+                          [](int64_t t, int64_t k) { return small_integer(5, t, k); });
+        std::vector<double> exact(3 * 70);
+        format::reference_row_product(weight.dense_view(), operands.product(), exact.data());
+        for (const Case& c : cases(target.operation, dtype, dtype, pattern)) {
+          run(*c.candidate, weight, operands);
+          for (int64_t t = 0; t < 3; ++t)
+            for (int64_t n = 0; n < 70; ++n)
+              ASSERT_EQ(operands.y(t, n),
+                        value_of(bits_of(static_cast<float>(exact[t * 70 + n]), dtype), dtype))
+                  << c.candidate->name << " n=" << n;
+        }
       }
-    }
+}
+
+/// Far columns are reached over zeros between them, and rows of very different lengths share a
+/// slice.
+TEST(Linear, exact_at_every_sparsity_and_far_columns) {
+  for (const int64_t inputs : {255, 256, 257, 511, 1000, 3000})
+    for (const double sparsity : {0.0, 0.7, 0.95, 0.99, 0.999, 1.0})
+      for (const int64_t tokens : {1, 2, 3, 7, 16}) {
+        const uint64_t seed = static_cast<uint64_t>(inputs + tokens);
+        for (const Target& target : {Target{"linear_csr", Pattern::unstructured()},
+                                     Target{"linear_bsr", Pattern::block(8, 32)},
+                                     Target{"linear_bsr", Pattern::block(2, 8)},
+                                     Target{"linear_bsr", Pattern::block(33, 64)},
+                                     Target{"linear_bsr", Pattern::block(3, 7)}}) {
+          const Weight weight(
+              random_matrix(DType::kBF16, 37, inputs, target.pattern, sparsity, seed,
+                            [&](int64_t n, int64_t k) {
+                              return n == 5 && k < inputs - 1 ? 0.0f : small_integer(seed, n, k);
+                            }),
+              target);
+          Operands operands(DType::kF32, tokens, inputs, 37, true,
+                            [](int64_t t, int64_t k) { return small_integer(5, t, k); });
+          std::vector<double> exact(static_cast<size_t>(tokens * 37));
+          format::reference_row_product(weight.dense_view(), operands.product(), exact.data());
+          for (const LinearCandidate& candidate : candidates_of(target.operation)) {
+            const Problem problem{.activations = DType::kF32,
+                                  .outputs = 37,
+                                  .inputs = inputs,
+                                  .tokens = tokens,
+                                  .pattern = target.pattern,
+                                  .sparsity = sparsity};
+            if (!candidate.supports(problem, Device::this_cpu())) continue;  // named by cases()
+            run(candidate, weight, operands);
+            ASSERT_TRUE(operands.surroundings_intact()) << candidate.name;
+            for (int64_t t = 0; t < tokens; ++t)
+              for (int64_t n = 0; n < 37; ++n)
+                ASSERT_EQ(operands.y(t, n), static_cast<float>(exact[t * 37 + n]))
+                    << candidate.name << " " << target.pattern.text() << " " << inputs << " "
+                    << sparsity << " t=" << t << " n=" << n;
+          }
+        }
+      }
 }
 
 TEST(Linear, an_empty_matrix_gives_the_bias_and_no_rows_give_nothing) {
   for (const Target& target : kTargets)
     for (const auto& [outputs, inputs] : {std::pair<int64_t, int64_t>{5, 0}, {0, 40}, {0, 0}}) {
-      const Weight weight(MatrixBits(DType::kBF16, outputs, inputs), target.pattern);
+      const Weight weight(MatrixBits(DType::kBF16, outputs, inputs), target);
       Operands operands(DType::kBF16, 2, inputs, outputs, true,
                         [](int64_t t, int64_t k) { return small_integer(6, t, k); });
       for (const Case& c : cases(target.operation, DType::kBF16, DType::kBF16, target.pattern)) {
@@ -462,7 +538,7 @@ TEST(Linear, nan_infinity_minus_zero_and_denormals) {
             if (n == 4 && k % 2) return -tiny;
             return small_integer(8, n, k);
           });
-      const Weight weight(bits, target.pattern);
+      const Weight weight(bits, target);
       Operands operands(dtype, tokens, inputs, outputs, false, [&](int64_t t, int64_t k) {
         if (t == 0) return large;
         if (t == 1 && k == 9) return inf;
@@ -471,7 +547,8 @@ TEST(Linear, nan_infinity_minus_zero_and_denormals) {
         return small_integer(9, t, k);
       });
       std::vector<double> exact(tokens * outputs), sums = exact;
-      format::reference_row_product(weight.view(), operands.product(), exact.data(), sums.data());
+      format::reference_row_product(weight.dense_view(), operands.product(), exact.data(),
+                                    sums.data());
       const auto denormal = [&](double v) { return v != 0 && std::fabs(v) < 0x1p-126; };
       for (const Case& c : cases(target.operation, dtype, dtype, target.pattern)) {
         run(*c.candidate, weight, operands);
@@ -508,8 +585,7 @@ TEST(Linear, the_bits_depend_neither_on_threads_nor_on_companions) {
   const int64_t outputs = 333, inputs = 517;
   for (const Target& target : kTargets)
     for (const DType dtype : kTypes) {
-      const Weight weight(random_matrix(dtype, outputs, inputs, target.pattern, 0.5, 12),
-                          target.pattern);
+      const Weight weight(random_matrix(dtype, outputs, inputs, target.pattern, 0.5, 12), target);
       const auto draw = [](int64_t, int64_t k) {
         return static_cast<float>(random_normal(5, 0, k));
       };
@@ -560,6 +636,63 @@ TEST(Linear, pack_refuses_the_patterns_of_others_and_keeps_memory_compact) {
   EXPECT_FALSE(linear_nm::pack(matrix(Pattern::unstructured())).ok());
   EXPECT_FALSE(linear_nm::pack(matrix(Pattern::block(8, 8))).ok());
   EXPECT_TRUE(linear_nm::pack(matrix(Pattern::keep_of(2, 4))).ok());
+  EXPECT_FALSE(linear_bsr::pack(matrix(Pattern::unstructured())).ok());
+  const auto blocks = linear_bsr::pack(matrix(Pattern::block(8, 8)));
+  ASSERT_TRUE(blocks.ok());
+  EXPECT_EQ(blocks->size_bytes(), blocks->matrix().size_bytes());
+  EXPECT_FALSE(linear_csr::Slices::pack(matrix(Pattern::keep_of(2, 4))).ok());
+  EXPECT_FALSE(linear_csr::Slices::pack(matrix(Pattern::block(8, 8))).ok());
+}
+
+TEST(Slices, take_three_bytes_a_non_zero_whatever_the_rows_are_like) {
+  // Row n keeps n + 1 columns: neighbours in the matrix have other neighbours in their slice.
+  const MatrixBits bits =
+      random_matrix(DType::kBF16, 640, 640, Pattern{}, 0, 1,
+                    [](int64_t n, int64_t k) { return (k * 7 + n * 13) % 640 <= n ? 1.0f : 0.0f; });
+  const auto matrix = *format::compress(bits.tensor(), Pattern::unstructured());
+  const double kept = static_cast<double>(format::count_kept(matrix));
+  const auto slices = linear_csr::Slices::pack(matrix).value();
+  const double index_bytes = 640 * 4 + 41 * 8;
+  EXPECT_LE(static_cast<double>(slices.size_bytes()) - index_bytes, 3 * kept * 1.05);
+}
+
+TEST(Slices, expand_to_the_matrix_with_any_number_of_threads) {
+  for (const auto& [outputs, inputs] : {std::pair<int64_t, int64_t>{37, 700}, {16, 1}, {1, 300}})
+    for (const DType dtype : kTypes)
+      for (const double sparsity : {0.0, 0.9, 0.995, 1.0})
+        for (const int threads : {1, 3}) {
+          const MatrixBits bits =
+              random_matrix(dtype, outputs, inputs, Pattern::unstructured(), sparsity, 3);
+          ThreadPool pool(threads);
+          const auto slices =
+              linear_csr::Slices::pack(*format::compress(bits.tensor(), Pattern::unstructured()),
+                                       pool.executor())
+                  .value();
+          std::vector<float> dense(static_cast<size_t>(outputs * inputs), std::nanf(""));
+          for (int64_t slice = 0; slice < linear_csr::slice_count(outputs); ++slice)
+            linear_csr::expand_slice(slices.view(), slice, DType::kF32, dense.data());
+          for (int64_t n = 0; n < outputs; ++n)
+            for (int64_t k = 0; k < inputs; ++k)
+              ASSERT_EQ(dense[static_cast<size_t>(n * inputs + k)], bits.value(n, k));
+        }
+}
+
+TEST(LinearOperation, of_an_unstructured_weight_on_a_cpu_depends_on_its_zeros) {
+  const auto name = [](const char* problem) {
+    return linear_operation_on_cpu(*Problem::parse(problem))->name;
+  };
+  EXPECT_EQ(name("linear_bitmap:bf16:64x64x1:0.84"), "linear_bitmap");
+  EXPECT_EQ(name("linear_bitmap:bf16:64x64x1:0.85"), "linear_csr");
+  EXPECT_EQ(name("linear_bitmap:int8:64x64x1:0.95"), "linear_bitmap") << "codes have a stream";
+  EXPECT_EQ(name("linear_bsr:bf16:64x64x1:block8x8@0.95"), "linear_bsr");
+  setenv("LACUNA_FORCE", "linear_csr:cpu_portable_gather", 1);
+  EXPECT_EQ(name("linear_bitmap:bf16:64x64x1:0.5"), "linear_csr");
+  setenv("LACUNA_FORCE", "linear_bitmap:cpu_portable", 1);
+  EXPECT_EQ(name("linear_bitmap:bf16:64x64x1:0.95"), "linear_bitmap");
+  setenv("LACUNA_FORCE", "linear_bitmap:cpu_portable,linear_csr:cpu_portable_gather", 1);
+  EXPECT_EQ(name("linear_bitmap:bf16:64x64x1:0.5"), "linear_bitmap");
+  EXPECT_EQ(name("linear_bitmap:bf16:64x64x1:0.95"), "linear_csr");
+  unsetenv("LACUNA_FORCE");
 }
 
 }  // namespace

@@ -17,10 +17,10 @@ using testing::must;
 
 /// A weight that follows the pattern: every second one of a group, block or row is zero.
 at::Tensor sparse_weight(int64_t rows, int64_t columns, const Pattern& pattern,
-                         at::ScalarType dtype) {
+                         at::ScalarType dtype, double share_kept = 0.5) {
   const at::Tensor weight = at::randn({rows, columns});
   const at::Tensor row = at::arange(rows).unsqueeze(1), column = at::arange(columns).unsqueeze(0);
-  at::Tensor kept = at::rand({rows, columns}) < 0.5;
+  at::Tensor kept = at::rand({rows, columns}) < share_kept;
   if (pattern.kind == format::PatternKind::kKeepOf)
     kept = (column + row).remainder(pattern.of) < pattern.keep;
   if (pattern.kind == format::PatternKind::kBlock)
@@ -34,11 +34,13 @@ struct Case {
   Pattern pattern;
   int64_t rows, columns;
   at::ScalarType stored, compute;
+  double kept = 0.5;  ///< of unstructured weights
 };
 
 std::string name_of(const Case& c) {
   std::string name = fmt::format("{}_{}x{}_{}_in_{}", c.pattern.text(), c.rows, c.columns,
                                  c10::toString(c.stored), c10::toString(c.compute));
+  if (c.kept != 0.5) name += fmt::format("_kept_{}", c.kept);
   for (char& character : name)
     if (std::isalnum(static_cast<unsigned char>(character)) == 0) character = '_';
   return name;
@@ -60,6 +62,11 @@ std::vector<Case> cases() {
       all.push_back({pattern, 192, 256, stored, compute});
       all.push_back({pattern, 71, 99, stored, compute});  // no tile comes out even
     }
+  for (const auto& [stored, compute] : types)
+    for (const double kept : {0.05, 0.0}) {  // by their non-zeros
+      all.push_back({Pattern::unstructured(), 192, 700, stored, compute, kept});
+      all.push_back({Pattern::unstructured(), 71, 99, stored, compute, kept});
+    }
   return all;
 }
 
@@ -68,7 +75,7 @@ class CompactLinear : public ::testing::TestWithParam<Case> {
   void SetUp() override {
     at::manual_seed(1);
     const Case& c = GetParam();
-    weight_ = sparse_weight(c.rows, c.columns, c.pattern, c.stored);
+    weight_ = sparse_weight(c.rows, c.columns, c.pattern, c.stored, c.kept);
     bias_ = at::randn({c.rows}).to(c.compute);
     compact_ = must(Linear::compact(must(format::compress(unwrap(weight_), c.pattern)), bias_,
                                     {at::kCPU, c.compute}));
@@ -135,6 +142,28 @@ TEST(Linear, StaysSmallInMemory) {
   // One bit each, two bytes for half of them, and the copy of the last row with room behind it.
   EXPECT_EQ(linear.weight_bytes(), 256 * 512 / 8 + 256 * 512 + 512 + 64);
   EXPECT_EQ(Linear::dense(weight, {}).weight_bytes(), 256 * 512 * 2);
+}
+
+TEST(Linear, PaysForNonZerosWhereThereAreFew) {
+  const at::Tensor weight =
+      sparse_weight(256, 2048, Pattern::unstructured(), at::kBFloat16, /*share_kept=*/0.02);
+  const format::CompactMatrix matrix =
+      must(format::compress(unwrap(weight), Pattern::unstructured()));
+  const Linear linear = must(Linear::compact(matrix, {}, {at::kCPU, at::kBFloat16}));
+  EXPECT_EQ(linear.decode_problem()->operation, "linear_csr");
+  EXPECT_LT(linear.weight_bytes(), matrix.size_bytes() / 2) << "2048 slots a row are 256 bytes";
+  const Linear half = must(Linear::compact(
+      must(format::compress(unwrap(sparse_weight(64, 64, Pattern::unstructured(), at::kFloat)),
+                            Pattern::unstructured())),
+      {}, {at::kCPU, at::kFloat}));
+  EXPECT_EQ(half.decode_problem()->operation, "linear_bitmap");
+}
+
+TEST(Linear, MultipliesBlocksByAKernel) {
+  const at::Tensor weight = sparse_weight(64, 64, Pattern::block(8, 8), at::kFloat);
+  const Linear linear = must(Linear::compact(
+      must(format::compress(unwrap(weight), Pattern::block(8, 8))), {}, {at::kCPU, at::kFloat}));
+  EXPECT_EQ(linear.decode_problem()->operation, "linear_bsr");
 }
 
 TEST(Linear, TakesADenseWeightInPlaceOfACompactOne) {

@@ -8,6 +8,7 @@
 #include "lacuna/format/quantize.h"
 #include "lacuna/format/rows.h"
 #include "lacuna/kernels/linear_coded/linear_coded.h"
+#include "lacuna/kernels/linear_csr/linear_csr.h"
 #include "lacuna/model/linear.h"
 #include "lacuna/model/random_weight.h"
 #include "lacuna/model/torch.h"
@@ -66,6 +67,22 @@ class Rows : public Packed {
 
 constexpr const char* kRowsLayout = "rows";
 
+/// The slices of a very sparse weight, which LinearCandidate::run takes as rows too.
+class PackedSlices : public Packed {
+ public:
+  static Result<std::unique_ptr<Packed>> pack(const Weight& weight) {
+    auto packed = std::make_unique<PackedSlices>();
+    LACUNA_TRY(packed->slices_,
+               kernels::linear_csr::Slices::pack(*weight.compact, model::torch_executor()));
+    return std::unique_ptr<Packed>(std::move(packed));
+  }
+  size_t bytes() const override { return slices_->size_bytes(); }
+  const format::RowsView& view() const { return slices_->view(); }
+
+ private:
+  std::optional<kernels::linear_csr::Slices> slices_;
+};
+
 /// What contenders made of a list's candidates have in common.
 /// @param run  (problem, packed weight, product, workspace); the workspace has scratch_bytes
 template <class C, class Run>
@@ -96,14 +113,16 @@ Contender from_list(const C& candidate, std::string layout,
   return contender;
 }
 
-Contender of_candidate(const kernels::LinearCandidate& candidate) {
-  Contender contender = from_list(candidate, kRowsLayout, candidate.workspace_bytes,
+/// @tparam Layout  Rows or PackedSlices
+template <class Layout>
+Contender of_candidate(const kernels::LinearCandidate& candidate, std::string layout) {
+  Contender contender = from_list(candidate, std::move(layout), candidate.workspace_bytes,
                                   [&candidate](const Problem&, const Packed& weight,
                                                const format::RowProduct& product, void* workspace) {
-                                    candidate.run(static_cast<const Rows&>(weight).view(), product,
-                                                  workspace, model::torch_executor());
+                                    candidate.run(static_cast<const Layout&>(weight).view(),
+                                                  product, workspace, model::torch_executor());
                                   });
-  contender.pack = Rows::pack;
+  contender.pack = Layout::pack;
   contender.bound = [&candidate](const Problem& problem) -> kernels::ErrorBound {
     return {kernels::float_roundings(candidate.name, problem.inputs), problem.inputs,
             problem.activations, kernels::flushes_denormals(candidate.name)};
@@ -371,8 +390,11 @@ Result<Weight> random_weight(const Problem& problem, uint64_t seed) {
 
 std::vector<Contender> contenders(const kernels::LinearOperation& operation) {
   std::vector<Contender> all;
+  const bool slices = operation.name == kernels::linear_csr::kOperation;
   for (const kernels::LinearCandidate& candidate : operation.candidates())
-    if (candidate.name != "reference") all.push_back(of_candidate(candidate));
+    if (candidate.name != "reference")
+      all.push_back(slices ? of_candidate<PackedSlices>(candidate, "slices")
+                           : of_candidate<Rows>(candidate, kRowsLayout));
   for (const auto& candidate : kernels::linear_coded::candidates())
     all.push_back(of_coded(candidate));
   if (operation.weight == PatternKind::kDense) {

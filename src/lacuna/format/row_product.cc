@@ -94,6 +94,27 @@ int64_t first_row_of_task(const RowsView& rows, int64_t task, int64_t tasks) {
          4 * 4;
 }
 
+/// The weights of one row, dropped ones as 0.
+void read_row(const RowsView& rows, int64_t row, std::vector<float>& out) {
+  std::fill(out.begin(), out.end(), 0.0f);
+  const Pattern& pattern = rows.pattern;
+  if (rows.block_offsets) {
+    const int64_t end = rows.blocks_before(row / pattern.block_rows + 1);
+    for (int64_t block = rows.blocks_before(row / pattern.block_rows); block < end; ++block) {
+      const int64_t left = rows.block_column(block) * pattern.block_columns;
+      const int64_t first =
+          (block * pattern.block_rows + row % pattern.block_rows) * pattern.block_columns;
+      for (int64_t i = 0; i < std::min<int64_t>(pattern.block_columns, rows.columns - left); ++i)
+        out[static_cast<size_t>(left + i)] = read_float(rows.values, rows.dtype, first + i);
+    }
+    return;
+  }
+  int64_t next = rows.value_index(row);
+  for (int64_t column = 0; column < rows.columns; ++column)
+    if (rows.bitmap == nullptr || (rows.row_bits(row)[column / 8] >> (column % 8) & 1))
+      out[static_cast<size_t>(column)] = read_float(rows.values, rows.dtype, next++);
+}
+
 }  // namespace
 
 size_t row_product_workspace_bytes(int64_t tokens, int64_t columns) {
@@ -137,16 +158,15 @@ void run_row_product(const RowImplementation& implementation, const RowsView& ro
 void reference_row_product(const RowsView& rows, const RowProduct& product, double* sums,
                            double* weight_sums) {
   const auto width = static_cast<int64_t>(size_bytes(product.dtype));
-  for (int64_t t = 0; t < product.tokens; ++t)
-    for (int64_t row = 0; row < rows.rows; ++row) {
+  std::vector<float> weights(static_cast<size_t>(rows.columns));
+  for (int64_t row = 0; row < rows.rows; ++row) {
+    read_row(rows, row, weights);
+    for (int64_t t = 0; t < product.tokens; ++t) {
       const auto* x = static_cast<const std::byte*>(product.x) + t * product.x_stride * width;
       double sum = 0, weight_sum = 0;
-      int64_t next = rows.value_index(row);
       for (int64_t column = 0; column < rows.columns; ++column) {
-        const bool kept =
-            rows.bitmap == nullptr || (rows.row_bits(row)[column / 8] >> (column % 8) & 1);
-        const double w = kept ? double{read_float(rows.values, rows.dtype, next++)} : 0.0;
-        const double term = w * double{read_float(x, product.dtype, column)};
+        const double term = double{weights[static_cast<size_t>(column)]} *
+                            double{read_float(x, product.dtype, column)};
         sum += term;
         weight_sum += std::fabs(term);
       }
@@ -158,6 +178,7 @@ void reference_row_product(const RowsView& rows, const RowProduct& product, doub
       sums[t * rows.rows + row] = sum;
       if (weight_sums) weight_sums[t * rows.rows + row] = weight_sum;
     }
+  }
 }
 
 void run_reference_row_product(const RowsView& rows, const RowProduct& product) {

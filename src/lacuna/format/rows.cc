@@ -21,10 +21,8 @@ RowsView dense_rows(const void* data, DType dtype, int64_t rows, int64_t columns
 }
 
 Result<CompactRows> CompactRows::make(CompactMatrix matrix) {
-  if (matrix.pattern.kind != PatternKind::kUnstructured &&
-      matrix.pattern.kind != PatternKind::kKeepOf)
-    return usage_error("rows: a {} matrix has no bitmap (need unstructured or KEEP:OF).",
-                       matrix.pattern.text());
+  if (matrix.pattern.kind == PatternKind::kDense)
+    return usage_error("rows: the matrix is dense (need a sparse pattern).");
   if (!matrix.quantization.none())
     return usage_error("rows: the values are codes (got {}; need them unquantised). Expand them.",
                        matrix.quantization.text());
@@ -40,6 +38,12 @@ Result<CompactRows> CompactRows::make(CompactMatrix matrix) {
           .bitmap = m.bitmap.as<uint8_t>(),
           .bitmap_stride_bytes = m.bitmap_stride_bytes(),
           .pattern = m.pattern};
+  if (m.pattern.kind == PatternKind::kBlock) {
+    view.tail_row = m.rows;
+    view.block_columns = m.block_columns.data();
+    view.block_offsets = m.block_offsets.data();
+    return rows;
+  }
   if (m.pattern.kind == PatternKind::kUnstructured) {
     rows.row_values_.reserve(static_cast<size_t>(m.rows) + 1);
     int64_t kept = 0;

@@ -1,4 +1,5 @@
-// A weight row by row, as products walk it: dense, or a bitmap with its values.
+// A weight row by row, as products walk it: dense, a bitmap with its values, blocks, or slices of
+// 16 rows.
 #pragma once
 
 #include <cstdint>
@@ -24,9 +25,31 @@ struct RowsView {
   int64_t tail_row = 0;             ///< first row to be read from `tail`
   const std::byte* tail = nullptr;  ///< its values and all after
 
+  // Blocks lie as in a CompactMatrix.
+  const std::byte* block_columns = nullptr;  ///< i32 [blocks]
+  const std::byte* block_offsets = nullptr;  ///< i64 [block rows + 1]
+
+  // Slices: 16 rows side by side (kernels/linear_csr/slices.h draws them).
+  const uint8_t* slices = nullptr;
+  const int64_t* slice_steps = nullptr;  ///< steps before each slice, [slices + 1]
+  const int32_t* slice_rows = nullptr;   ///< the row of each lane, -1: none, [slices * 16]
+
   int64_t width() const { return dtype == DType::kF32 ? 4 : 2; }
+  int64_t blocks_before(int64_t block_row) const {
+    return read_unaligned<int64_t>(block_offsets + block_row * 8);
+  }
+  int64_t block_column(int64_t block) const {
+    return read_unaligned<int32_t>(block_columns + block * 4);
+  }
+  /// Values before those of a row. (Rows of one block row lie in each other's blocks: what the rows
+  /// before it take.)
   int64_t value_index(int64_t row) const {
-    return row_values ? row_values[row] : row * values_per_row;
+    if (row_values) return row_values[row];
+    if (block_offsets == nullptr) return row * values_per_row;
+    const int64_t block_row = row / pattern.block_rows, before = blocks_before(block_row);
+    const int64_t above = row % pattern.block_rows;
+    const int64_t here = above > 0 ? blocks_before(block_row + 1) - before : 0;
+    return (before * pattern.block_rows + here * above) * pattern.block_columns;
   }
   /// The values of a row; from a bitmap matrix 64 bytes may be read at any of them.
   const std::byte* row(int64_t r) const {
@@ -43,12 +66,12 @@ struct RowsView {
 /// Rows of a dense row-major matrix of f32, bf16 or f16.
 RowsView dense_rows(const void* data, DType dtype, int64_t rows, int64_t columns);
 
-/// A compact matrix (unstructured or keep:of) with the index that products need: for unstructured
-/// ones 8 bytes a row, counted from the bitmap, and a copy of the last row or so.
+/// A compact matrix with the index that products need: for unstructured ones 8 bytes a row, counted
+/// from the bitmap; with a bitmap a copy of the last row or so; for blocks nothing.
 class CompactRows {
  public:
   /// @param matrix  one that validate() accepts
-  /// @errors kUsage: a pattern without bitmap; quantised values
+  /// @errors kUsage: dense; quantised values
   static Result<CompactRows> make(CompactMatrix matrix);
   CompactRows(CompactRows&&) = default;  // a copy's view would point into the original
   CompactRows& operator=(CompactRows&&) = default;

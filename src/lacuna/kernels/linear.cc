@@ -5,21 +5,27 @@
 #include <string>
 
 #include "lacuna/kernels/linear_bitmap/linear_bitmap.h"
+#include "lacuna/kernels/linear_bsr/linear_bsr.h"
 #include "lacuna/kernels/linear_coded/linear_coded.h"
+#include "lacuna/kernels/linear_csr/linear_csr.h"
 #include "lacuna/kernels/linear_dense/linear_dense.h"
 #include "lacuna/kernels/linear_nm/linear_nm.h"
 
 namespace lacuna::kernels {
 
-const std::array<LinearOperation, 3>& linear_operations() {
+const std::array<LinearOperation, 5>& linear_operations() {
   using format::PatternKind;
-  static const std::array<LinearOperation, 3> all = {{
+  static const std::array<LinearOperation, 5> all = {{
       {linear_dense::kOperation, PatternKind::kDense, linear_dense::plan, linear_dense::explain,
        linear_dense::candidates, linear_dense::gpu_candidates},
       {linear_bitmap::kOperation, PatternKind::kUnstructured, linear_bitmap::plan,
        linear_bitmap::explain, linear_bitmap::candidates, linear_bitmap::gpu_candidates},
       {linear_nm::kOperation, PatternKind::kKeepOf, linear_nm::plan, linear_nm::explain,
        linear_nm::candidates, linear_nm::gpu_candidates},
+      {linear_bsr::kOperation, PatternKind::kBlock, linear_bsr::plan, linear_bsr::explain,
+       linear_bsr::candidates, linear_bsr::gpu_candidates},
+      {linear_csr::kOperation, PatternKind::kUnstructured, linear_csr::plan, linear_csr::explain,
+       linear_csr::candidates, linear_csr::gpu_candidates},
   }};
   return all;
 }
@@ -28,6 +34,17 @@ const LinearOperation* linear_operation(format::PatternKind weight) {
   for (const LinearOperation& operation : linear_operations())
     if (operation.weight == weight) return &operation;
   return nullptr;
+}
+
+const LinearOperation* linear_operation_on_cpu(const Problem& problem) {
+  const LinearOperation* first = linear_operation(problem.pattern.kind);
+  if (problem.pattern.kind != format::PatternKind::kUnstructured || !dtype_of(problem.values))
+    return first;
+  const Device cpu;
+  const bool forced_csr = forced_candidate(linear_csr::kOperation, cpu).has_value();
+  const bool forced_bitmap = forced_candidate(linear_bitmap::kOperation, cpu).has_value();
+  const bool csr = forced_csr == forced_bitmap ? problem.sparsity >= kLeastCsrSparsity : forced_csr;
+  return csr ? *find_linear_operation(linear_csr::kOperation) : first;
 }
 
 std::vector<Explanation> explain_linear(const LinearOperation& operation, const Problem& problem,

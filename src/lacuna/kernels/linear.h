@@ -20,9 +20,18 @@ struct LinearOperation {
   GpuCandidates& (*gpu_candidates)() = nullptr;
 };
 
-const std::array<LinearOperation, 3>& linear_operations();
-/// The operation that multiplies rows of such a weight, or null: blocks are expanded.
+const std::array<LinearOperation, 5>& linear_operations();
+/// The first operation that multiplies such a weight; there is one for every pattern.
 const LinearOperation* linear_operation(format::PatternKind weight);
+
+/// From 85 % zeros on (rows round their share) an unstructured weight is multiplied by its
+/// non-zeros: 1.3 times as fast as by its slots at one token, more at more
+/// (bench/lab/cpu_high_sparsity). It takes 6 % more memory there, no more from 87.5 % on.
+inline constexpr double kLeastCsrSparsity = 0.845;
+/// The operation for a weight in host memory: linear_operation(), but linear_csr for unstructured
+/// values (no codes) with kLeastCsrSparsity zeros or more. LACUNA_FORCE goes first: where it pins a
+/// candidate of one of the two, that one it is.
+const LinearOperation* linear_operation_on_cpu(const Problem& problem);
 /// Every candidate for a problem of an operation, with its answer: those of the GPU for a GPU, else
 /// those that walk rows, or those of linear_coded where the values are int8 or int4.
 std::vector<Explanation> explain_linear(const LinearOperation& operation, const Problem& problem,

@@ -7,6 +7,7 @@
 
 #include "lacuna/format/rows.h"
 #include "lacuna/kernels/linear.h"
+#include "lacuna/kernels/linear_csr/linear_csr.h"
 #include "lacuna/model/coded_weight.h"
 #include "lacuna/model/device_compact.h"
 #include "lacuna/model/few_tokens.h"
@@ -56,18 +57,29 @@ CompactMatrix rounded_to(at::ScalarType dtype, CompactMatrix matrix) {
   return matrix;
 }
 
+/// The same of slices, whose rows lie scattered.
+void expand_into(const format::RowsView& slices, at::Tensor& out) {
+  const DType dtype = dtype_of(out.scalar_type());
+  void* const data = out.data_ptr();
+  torch_executor().parallel_for(kernels::linear_csr::slice_count(slices.rows), [&](int64_t slice) {
+    kernels::linear_csr::expand_slice(slices, slice, dtype, data);
+  });
+}
+
 /// One token through a weight, as candidates are asked about it.
 kernels::Problem decode_problem_of(const format::Pattern& pattern, DType values, int64_t rows,
                                    int64_t columns, double sparsity, const Compute& compute) {
-  const auto* operation = kernels::linear_operation(pattern.kind);
-  return {.operation = operation != nullptr ? std::string(operation->name) : std::string(),
-          .values = kernels::values_of(values),
-          .activations = dtype_of(compute.dtype),
-          .outputs = rows,
-          .inputs = columns,
-          .tokens = 1,
-          .pattern = pattern,
-          .sparsity = sparsity};
+  kernels::Problem problem{.values = kernels::values_of(values),
+                           .activations = dtype_of(compute.dtype),
+                           .outputs = rows,
+                           .inputs = columns,
+                           .tokens = 1,
+                           .pattern = pattern,
+                           .sparsity = sparsity};
+  const auto* operation = compute.device.is_cuda() ? kernels::linear_operation(pattern.kind)
+                                                   : kernels::linear_operation_on_cpu(problem);
+  problem.operation = operation->name;
+  return problem;
 }
 
 /// Share of weights without a value.
@@ -83,14 +95,12 @@ double sparsity_of(const CompactMatrix& matrix) {
 /// planned once.
 class Linear::RowKernels {
  public:
+  /// @param rows  in the form that the problem's operation takes
   static Result<std::shared_ptr<const RowKernels>> plan(const format::RowsView& rows,
-                                                        double sparsity, const Compute& compute) {
-    const auto* operation = kernels::linear_operation(rows.pattern.kind);
-    TORCH_CHECK(operation != nullptr, "RowKernels: no kernel for ", rows.pattern.text());
+                                                        kernels::Problem problem) {
+    LACUNA_TRY(const auto* operation, kernels::find_linear_operation(problem.operation));
     auto kernels = std::make_shared<RowKernels>();
     kernels->rows_ = rows;
-    auto problem =
-        decode_problem_of(rows.pattern, rows.dtype, rows.rows, rows.columns, sparsity, compute);
     for (; problem.tokens <= format::kMaxTokens; ++problem.tokens) {
       LACUNA_TRY(auto plan, operation->plan(problem, kernels::Device::this_cpu()));
       kernels->plans_.push_back(std::move(plan));
@@ -121,13 +131,15 @@ class Linear::RowKernels {
   std::vector<kernels::LinearPlan> plans_;  // for 1, 2, ... tokens
 };
 
-/// What a compact weight is held as: by rows where kernels multiply it as it is (CPU, a pattern
-/// with a bitmap), as a stream of codes (CPU, int8 and int4), as a matrix (CPU, blocks and other
-/// codes); on a GPU packed for a kernel, or as it is stored where there is none.
+/// What a compact weight is held as: by rows where kernels multiply it as it is (CPU, no codes), as
+/// slices where it is very sparse (CPU, unstructured), as a stream of codes (CPU, int8 and int4),
+/// as a matrix (CPU, other codes); on a GPU packed for a kernel, or as it is stored where there is
+/// none.
 struct Linear::Compact {
-  CompactMatrix matrix;  // its sizes alone where it is held on a GPU or as codes
+  CompactMatrix matrix;  // its sizes alone where it is held on a GPU, as codes or as slices
   std::optional<CodedWeight> coded;
   std::optional<format::CompactRows> rows;
+  std::optional<kernels::linear_csr::Slices> slices;
   std::optional<GpuWeight> packed;
   std::optional<DeviceCompact> device;
   Compute compute;
@@ -138,7 +150,7 @@ struct Linear::Compact {
     if (device) return device->expand(compute);
     if (coded) return coded->expanded();
     at::Tensor out = scratch(matrix.rows, matrix.columns, compute);
-    expand_into(matrix, out);
+    slices ? expand_into(slices->view(), out) : expand_into(matrix, out);
     return out;
   }
 
@@ -146,6 +158,7 @@ struct Linear::Compact {
     if (packed) return packed->bytes();
     if (device) return device->bytes();
     if (coded) return coded->bytes();
+    if (slices) return slices->size_bytes();
     return rows ? rows->size_bytes() : matrix.size_bytes();
   }
 };
@@ -190,10 +203,17 @@ Result<Linear> Linear::compact(CompactMatrix weight, std::optional<at::Tensor> b
     } else if (packed.error().code != ::lacuna::Code::kNotPossible) {
       return packed.error();  // LACUNA_FORCE
     }
-  } else if (matrix.pattern.kind != PatternKind::kBlock && !coded) {
-    LACUNA_TRY(compact->rows, format::CompactRows::make(matrix));
-    LACUNA_TRY(linear.few_tokens_,
-               RowKernels::plan(compact->rows->view(), sparsity_of(matrix), compute));
+  } else if (!coded) {
+    const auto problem = decode_problem_of(matrix.pattern, matrix.values_dtype, matrix.rows,
+                                           matrix.columns, sparsity_of(matrix), compute);
+    if (problem.operation == kernels::linear_csr::kOperation) {
+      LACUNA_TRY(compact->slices, kernels::linear_csr::Slices::pack(matrix, torch_executor()));
+      keep_sizes_alone();
+      LACUNA_TRY(linear.few_tokens_, RowKernels::plan(compact->slices->view(), problem));
+    } else {
+      LACUNA_TRY(compact->rows, format::CompactRows::make(matrix));
+      LACUNA_TRY(linear.few_tokens_, RowKernels::plan(compact->rows->view(), problem));
+    }
   }
   linear.compact_ = std::move(compact);
   linear.bias_ = std::move(bias);
@@ -337,9 +357,10 @@ void Linear::set_weight(at::Tensor weight) {
   const bool rows = dense_.is_cpu() && dense_.is_contiguous() && !dense_.requires_grad() &&
                     (dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf);
   if (!rows || dense_.numel() == 0) return;
+  const auto view =
+      format::dense_rows(dense_.const_data_ptr(), dtype_of(dtype), dense_.size(0), dense_.size(1));
   auto plan = RowKernels::plan(
-      format::dense_rows(dense_.const_data_ptr(), dtype_of(dtype), dense_.size(0), dense_.size(1)),
-      0.0, {at::kCPU, dtype});
+      view, decode_problem_of({}, view.dtype, view.rows, view.columns, 0.0, {at::kCPU, dtype}));
   if (plan.ok()) few_tokens_ = std::move(plan).value();
 }
 

@@ -1,0 +1,27 @@
+#include "lacuna/kernels/linear_bsr/linear_bsr.h"
+
+namespace lacuna::kernels::linear_bsr {
+
+Result<LinearPlan> plan(const Problem& problem, const Device& device) {
+  if (problem.operation != kOperation)
+    return usage_error("{}: planned as {} (need the operation of the same name).", problem.text(),
+                       kOperation);
+  return plan_linear(candidates(), problem, device);
+}
+
+Result<format::CompactRows> pack(format::CompactMatrix weight) {
+  if (weight.pattern.kind != format::PatternKind::kBlock)
+    return usage_error("{}: the weight is {} (need block:RxC).", kOperation, weight.pattern.text());
+  return format::CompactRows::make(std::move(weight));
+}
+
+void run(const LinearPlan& plan, const format::RowsView& rows, const format::RowProduct& product,
+         void* workspace, const Executor& executor) {
+  plan.candidate->run(rows, product, workspace, executor);
+}
+
+std::vector<Explanation> explain(const Problem& problem, const Device& device) {
+  return candidates().explain(problem, device);
+}
+
+}  // namespace lacuna::kernels::linear_bsr
