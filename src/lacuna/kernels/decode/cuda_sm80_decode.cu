@@ -2,20 +2,25 @@
 // counts is how soon each is done: one block for a row, a thread for a few elements, and attention
 // split over the positions so that every multiprocessor takes part.
 //
-//   attend   block (split, key head, token)   4 warps, a position each in turn; a lane holds
-//            head_dim / 32 elements of q, of every query head that shares the key head
+//   attend   block (split, key heads, token)  8 warps, four positions each in turn; a lane holds
+//            head_dim / 32 elements of q, of every query head that shares the key head, and turns
+//            them itself, as it does the keys of this step
 //            -> largest score, sum, weighted values of the split, in float32
-//   combine  block (head, token)              splits in their order: the same bits at every run
+//            on compute capability 9.0 eight blocks are a cluster and add up their splits in
+//            shared memory; what several clusters (or all blocks elsewhere) have found, the last
+//            of them to be done adds up. Always in their order: the same bits at every run
 //
 // Positions and ids come from device memory, so that a recorded step serves every token. Every
 // kernel lets the next one be launched early: a linear operation fetches its first weights while
-// the small kernel before it runs.
+// the small kernel before it runs. What earlier steps have left (keys, values, angles) is fetched
+// before the kernel ahead is done.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
 #include <algorithm>
 #include <cfloat>
 
+#include "lacuna/kernels/cuda/sm90_async.h"
 #include "lacuna/kernels/decode/cuda_sm80_decode.h"
 
 namespace lacuna::kernels::decode {
@@ -89,6 +94,21 @@ __device__ float block_sum(float v, float* shared) {
   return sum;
 }
 
+/// Whether this block is the last of `blocks` to come here; what the others have written before is
+/// there for it. The counter starts at 0 and is left so.
+__device__ bool is_last(unsigned* counter, unsigned blocks) {
+  __shared__ bool last;
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    last = atomicAdd(counter, 1u) == blocks - 1;
+    if (last) *counter = 0;
+    __threadfence();
+  }
+  __syncthreads();
+  return last;
+}
+
 template <class T>
 __global__ void gather_kernel(Gather g) {
   follow();
@@ -96,7 +116,8 @@ __global__ void gather_kernel(Gather g) {
   const int64_t row = g.ids != nullptr ? g.ids[t] : *g.position + g.offset + t;
   const T* from = static_cast<const T*>(g.table) + row * g.width;
   T* to = static_cast<T*>(g.out) + t * g.width;
-  for (int64_t i = threadIdx.x; i < g.width; i += blockDim.x)
+  for (int64_t i = int64_t{blockIdx.y} * blockDim.x + threadIdx.x; i < g.width;
+       i += int64_t{gridDim.y} * blockDim.x)
     to[i] = g.add ? narrowed<T>(widened(to[i]) + widened(from[i])) : from[i];
 }
 
@@ -173,52 +194,75 @@ __global__ void normalize_kernel(Normalize n) {
 
 template <class T>
 __global__ void rotate_kernel(Rotate r) {
-  follow();
   const int64_t d = r.head_dim, half = d / 2, all = r.heads + r.kv_heads;
   const int64_t t = blockIdx.x / all, h = blockIdx.x % all;
   const bool is_key = h >= r.heads;
   const int64_t head = is_key ? h - r.heads : h, position = *r.position + t;
-  const T* from = is_key ? static_cast<const T*>(r.k) + (t * r.kv_heads + head) * d
-                         : static_cast<const T*>(r.q) + (t * r.heads + head) * d;
+  const int64_t q_stride = r.stride > 0 ? r.stride : r.heads * d;
+  const int64_t kv_stride = r.stride > 0 ? r.stride : r.kv_heads * d;
+  const T* from = is_key ? static_cast<const T*>(r.k) + t * kv_stride + head * d
+                         : static_cast<const T*>(r.q) + t * q_stride + head * d;
   const int64_t slot = (head * r.capacity + position) * d;
-  T* to = is_key ? static_cast<T*>(r.keys) + slot : static_cast<T*>(r.q) + (t * r.heads + head) * d;
+  T* to = is_key ? static_cast<T*>(r.keys) + slot : static_cast<T*>(r.q) + t * q_stride + head * d;
   const T* cos = static_cast<const T*>(r.cos) + position * d;
   const T* sin = static_cast<const T*>(r.sin) + position * d;
-  for (int64_t i = threadIdx.x; i < half; i += blockDim.x) {
+  const int64_t i = threadIdx.x;  // the block has as many threads as half a head has elements
+  const bool turns = r.cos != nullptr && i < half;
+  float angle[4] = {};
+  if (turns) {
+    angle[0] = widened(cos[i]);
+    angle[1] = widened(sin[i]);
+    angle[2] = widened(cos[half + i]);
+    angle[3] = widened(sin[half + i]);
+  }
+  follow();
+  if (turns) {
     const float low = widened(from[i]), high = widened(from[half + i]);
-    if (r.cos != nullptr) {
-      to[i] = narrowed<T>(rounded<T>(low * widened(cos[i])) + rounded<T>(-high * widened(sin[i])));
-      to[half + i] = narrowed<T>(rounded<T>(high * widened(cos[half + i])) +
-                                 rounded<T>(low * widened(sin[half + i])));
-    }
+    to[i] = narrowed<T>(rounded<T>(low * angle[0]) + rounded<T>(-high * angle[1]));
+    to[half + i] = narrowed<T>(rounded<T>(high * angle[2]) + rounded<T>(low * angle[3]));
   }
   if (!is_key) return;
-  const T* v = static_cast<const T*>(r.v) + (t * r.kv_heads + head) * d;
+  const T* v = static_cast<const T*>(r.v) + t * kv_stride + head * d;
   T* values = static_cast<T*>(r.values) + slot;
-  for (int64_t i = threadIdx.x; i < d; i += blockDim.x) {
-    if (r.cos == nullptr) to[i] = from[i];
-    values[i] = v[i];
+  for (int64_t j = i; j < d; j += blockDim.x) {
+    if (r.cos == nullptr) to[j] = from[j];
+    values[j] = v[j];
   }
 }
 
-constexpr int kAttendWarps = 4;
+constexpr int kAttendWarps = 8;
 constexpr int kAtOnce = 4;  // positions that a warp has under way
-constexpr int64_t kSplits = 64;
+constexpr int64_t kSplits = 32;
+constexpr int kCluster = 8;     // splits of a cluster, where there are clusters
 constexpr int kMostShared = 8;  // query heads of a key head that a block takes at once
 
 /// One split's share of a head: the largest score, the sum of the weights, and head_dim weighted
 /// values.
 __host__ __device__ int64_t partial_floats(int64_t head_dim) { return head_dim + 2; }
 
-/// What a token sees, and how it is split: whole rounds of all warps, as few splits as that gives.
+/// How query heads are dealt out: those of a key head in chunks of at most kMostShared.
+struct Shared {
+  int64_t group, chunks;
+  __host__ __device__ explicit Shared(const Attend& a)
+      : group(a.heads / a.kv_heads), chunks((group + kMostShared - 1) / kMostShared) {}
+  __host__ __device__ int64_t most() const { return group < kMostShared ? group : kMostShared; }
+};
+
+/// Of the workspace: the shares of all splits, then a counter for each chunk of heads.
+__host__ __device__ int64_t share_floats(const Attend& a) {
+  return a.tokens * a.heads * kSplits * partial_floats(a.head_dim);
+}
+
+/// What a token sees, and how it is split: as few clusters (or splits) as have enough to do.
 struct Seen {
   int64_t begin, end, each, splits;
-  __device__ Seen(const Attend& a, int64_t token) {
-    constexpr int64_t kRound = kAttendWarps * kAtOnce;
+  __device__ Seen(const Attend& a, int64_t token, int cluster) {
     end = *a.position + token + 1;
     begin = a.window > 0 && end > a.window ? end - a.window : 0;
-    each = ((end - begin + kSplits - 1) / kSplits + kRound - 1) / kRound * kRound;
-    splits = (end - begin + each - 1) / each;
+    const int64_t count = end - begin, enough = cluster > 1 ? 1024 : kAttendWarps * kAtOnce;
+    splits = (count + enough - 1) / enough * cluster;
+    if (splits > kSplits) splits = kSplits;
+    each = (count + splits - 1) / splits;
   }
 };
 
@@ -242,49 +286,167 @@ __device__ void load_lane(const T* row, int lane, int64_t d, float (&out)[kPer])
   }
 }
 
+/// Where the shares of the heads from `head` on lie in the workspace: [head][split][d + 2].
+__device__ float* shares_of(const Attend& a, int64_t t, int64_t head) {
+  return static_cast<float*>(a.workspace) +
+         (t * a.heads + head) * kSplits * partial_floats(a.head_dim);
+}
+
+/// `parts` shares for the heads first .. first + count - 1 of a token, added up in their order.
+template <class T>
+__device__ void combine(const Attend& a, int64_t t, int64_t first, int count, int64_t parts) {
+  __shared__ float weights[kMostShared][kSplits];
+  static_assert(kSplits == kWarp && kAttendWarps >= kMostShared);
+  const int64_t floats = partial_floats(a.head_dim), d = a.head_dim;
+  const float* shares = shares_of(a, t, first);
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  if (warp < count) {  // a warp a head, a lane a share
+    const float* share = shares + (warp * kSplits + lane) * floats;
+    const float top = lane < parts ? __ldcg(share) : -FLT_MAX;
+    const float sum = lane < parts ? __ldcg(share + 1) : 0.0f;
+    const float largest = over_warp(top, [](float x, float y) { return fmaxf(x, y); });
+    const float fade = __expf(top - largest);
+    weights[warp][lane] = fade / warp_sum(sum * fade);
+  }
+  __syncthreads();
+  for (int64_t i = threadIdx.x; i < count * d; i += blockDim.x) {
+    const int64_t g = i / d, element = i % d;
+    const float* share = shares + g * kSplits * floats + 2 + element;
+    float value = 0;
+#pragma unroll 8
+    for (int64_t s = 0; s < parts; ++s) value += weights[g][s] * __ldcg(share + s * floats);
+    static_cast<T*>(a.out)[(t * a.heads + first + g) * d + element] = narrowed<T>(value);
+  }
+}
+
+/// Several shares of one element as one: f(i, 0 or 1 or 2 + element) reads share i.
+template <int kCount, class F>
+__device__ void merge(int64_t element, float& top, float& sum, float& value, F&& f) {
+  float tops[kCount], sums[kCount], values[kCount];
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    tops[i] = f(i, 0);
+    sums[i] = f(i, 1);
+    values[i] = f(i, 2 + element);
+  }
+  top = tops[0];
+#pragma unroll
+  for (int i = 1; i < kCount; ++i) top = fmaxf(top, tops[i]);
+  sum = value = 0;
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    const float fade = __expf(tops[i] - top);
+    sum += sums[i] * fade;
+    value += values[i] * fade;
+  }
+}
+
+/// A row of a head in the registers of a warp, kPer elements a lane, turned; all lanes call it.
+/// head_dim is kPer * 32, so that element i's partner lies 16 lanes away.
 template <class T, int kPer>
-__global__ void attend_kernel(Attend a) {
-  follow();
+__device__ void turn(const T* cos, const T* sin, int lane, float (&x)[kPer]) {
+  float c[kPer], s[kPer];
+  load_lane<T, kPer>(cos, lane, kPer * kWarp, c);
+  load_lane<T, kPer>(sin, lane, kPer * kWarp, s);
+#pragma unroll
+  for (int j = 0; j < kPer; ++j) {
+    const float partner = __shfl_xor_sync(~0u, x[j], kWarp / 2);
+    x[j] = rounded<T>(rounded<T>(x[j] * c[j]) +
+                      rounded<T>((lane < kWarp / 2 ? -partner : partner) * s[j]));
+  }
+}
+
+struct Attention {
+  Attend a;
+  Rotate r;  // where the kernel turns q and k itself
+  int cluster;
+};
+
+/// kTurns: q, and k and v of this step, come as they were multiplied, and the kernel puts the
+/// latter two into the cache; else they have been turned and are there.
+template <class T, int kPer, int kShared, bool kTurns>
+__global__ void attend_kernel(const Attention all) {
+  const Attend& a = all.a;
   const int64_t split = blockIdx.x, t = blockIdx.z;
-  const Seen seen(a, t);
-  if (split >= seen.splits) return;
-  const int64_t group = a.heads / a.kv_heads, chunks = (group + kMostShared - 1) / kMostShared;
-  const int64_t kv_head = blockIdx.y / chunks, first_of_group = blockIdx.y % chunks * kMostShared;
+  const Seen seen(a, t, all.cluster);
+  if (split >= seen.splits) return;  // a whole cluster
+  const Shared share(a);
+  const int64_t kv_head = blockIdx.y / share.chunks;
+  const int64_t first_of_group = blockIdx.y % share.chunks * kMostShared;
   const int shared_heads = static_cast<int>(
-      group - first_of_group < kMostShared ? group - first_of_group : int64_t{kMostShared});
+      share.group - first_of_group < kShared ? share.group - first_of_group : int64_t{kShared});
   const int64_t d = a.head_dim;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int64_t first = seen.begin + split * seen.each;
   const int64_t last = first + seen.each < seen.end ? first + seen.each : seen.end;
+  const int64_t first_head = kv_head * share.group + first_of_group;
   const T* keys = static_cast<const T*>(a.keys) + kv_head * a.capacity * d;
   const T* values = static_cast<const T*>(a.values) + kv_head * a.capacity * d;
+  const T *cos = static_cast<const T*>(all.r.cos), *sin = static_cast<const T*>(all.r.sin);
+
+  // Positions of earlier steps need no waiting; those of this one were written just before.
+  float k[kAtOnce][kPer], v[kAtOnce][kPer];
+  const int64_t old = *a.position;
+  const auto load_new = [&](int64_t at, float(&key)[kPer], float(&value)[kPer]) {
+    if constexpr (kTurns) {
+      const int64_t kv_stride = all.r.stride > 0 ? all.r.stride : a.kv_heads * d;
+      const int64_t from = (at - old) * kv_stride + kv_head * d;
+      load_lane<T, kPer>(static_cast<const T*>(all.r.k) + from, lane, d, key);
+      load_lane<T, kPer>(static_cast<const T*>(all.r.v) + from, lane, d, value);
+      turn<T, kPer>(cos + at * d, sin + at * d, lane, key);
+      if (at - old != t || first_of_group != 0) return;  // each row has one writer
+      const int64_t to = (kv_head * a.capacity + at) * d + lane * kPer;
+#pragma unroll
+      for (int j = 0; j < kPer; ++j) {
+        static_cast<T*>(all.r.keys)[to + j] = narrowed<T>(key[j]);
+        static_cast<T*>(all.r.values)[to + j] = narrowed<T>(value[j]);
+      }
+    } else {
+      load_lane<T, kPer>(keys + at * d, lane, d, key);
+      load_lane<T, kPer>(values + at * d, lane, d, value);
+    }
+  };
+  const auto load = [&](int64_t s, bool before, bool after) {
+#pragma unroll
+    for (int p = 0; p < kAtOnce; ++p) {  // past the last: it again, with no weight
+      const int64_t at = s + p < last ? s + p : last - 1;
+      if (at < old) {
+        if (!before) continue;
+        load_lane<T, kPer>(keys + at * d, lane, d, k[p]);
+        load_lane<T, kPer>(values + at * d, lane, d, v[p]);
+      } else if (after) {
+        load_new(at, k[p], v[p]);
+      }
+    }
+  };
+  int64_t s = first + warp * kAtOnce;
+  if (s < last) load(s, true, false);
+  follow();
 
   const float scale = 1.0f / sqrtf(static_cast<float>(d));
-  float q[kMostShared][kPer], acc[kMostShared][kPer], top[kMostShared], sum[kMostShared];
+  float q[kShared][kPer], acc[kShared][kPer], top[kShared], sum[kShared];
+  const int64_t q_stride = a.q_stride > 0 ? a.q_stride : a.heads * d;
 #pragma unroll
-  for (int g = 0; g < kMostShared; ++g) {
+  for (int g = 0; g < kShared; ++g) {
     top[g] = -FLT_MAX;
     sum[g] = 0;
-    if (g < shared_heads) {
-      const int64_t head = kv_head * group + first_of_group + g;
-      load_lane<T, kPer>(static_cast<const T*>(a.q) + (t * a.heads + head) * d, lane, d, q[g]);
-    }
+    if (g < shared_heads)
+      load_lane<T, kPer>(static_cast<const T*>(a.q) + t * q_stride + (first_head + g) * d, lane, d,
+                         q[g]);
+  }
+  if (s < last) load(s, false, true);
+#pragma unroll
+  for (int g = 0; g < kShared; ++g) {
+    if constexpr (kTurns) turn<T, kPer>(cos + (old + t) * d, sin + (old + t) * d, lane, q[g]);
 #pragma unroll
     for (int j = 0; j < kPer; ++j) {
       acc[g][j] = 0;
       q[g][j] *= scale;
     }
   }
-  for (int64_t s = first + warp * kAtOnce; s < last; s += kAttendWarps * kAtOnce) {
-    float k[kAtOnce][kPer], v[kAtOnce][kPer];
+  while (s < last) {
 #pragma unroll
-    for (int p = 0; p < kAtOnce; ++p) {  // past the last: it again, with no weight
-      const int64_t row = (s + p < last ? s + p : last - 1) * d;
-      load_lane<T, kPer>(keys + row, lane, d, k[p]);
-      load_lane<T, kPer>(values + row, lane, d, v[p]);
-    }
-#pragma unroll
-    for (int g = 0; g < kMostShared; ++g) {
+    for (int g = 0; g < kShared; ++g) {
       if (g >= shared_heads) break;
       float score[kAtOnce], larger = top[g];
 #pragma unroll
@@ -312,15 +474,17 @@ __global__ void attend_kernel(Attend a) {
         for (int j = 0; j < kPer; ++j) acc[g][j] += weight * v[p][j];
       }
     }
+    s += kAttendWarps * kAtOnce;
+    if (s < last) load(s, true, true);
   }
 
-  // The four warps' shares, added in their order.
-  extern __shared__ float shares[];  // [warps][kMostShared][d + 2]
-  const int64_t floats = partial_floats(d);
+  // The warps' shares, merged into the block's, which stands behind them.
+  extern __shared__ float shares[];  // [warps + 1][most heads of a block][d + 2]
+  const int64_t floats = partial_floats(d), most = share.most();
 #pragma unroll
-  for (int g = 0; g < kMostShared; ++g) {
+  for (int g = 0; g < kShared; ++g) {
     if (g >= shared_heads) break;
-    float* mine = shares + (warp * kMostShared + g) * floats;
+    float* mine = shares + (warp * most + g) * floats;
     if (lane == 0) {
       mine[0] = top[g];
       mine[1] = sum[g];
@@ -332,58 +496,67 @@ __global__ void attend_kernel(Attend a) {
     }
   }
   __syncthreads();
+  float* const merged = shares + kAttendWarps * most * floats;
   for (int64_t i = threadIdx.x; i < shared_heads * d; i += blockDim.x) {
     const int64_t g = i / d, element = i % d;
-    float largest = -FLT_MAX, all = 0, value = 0;
-    for (int w = 0; w < kAttendWarps; ++w)
-      largest = fmaxf(largest, shares[(w * kMostShared + g) * floats]);
-    for (int w = 0; w < kAttendWarps; ++w) {
-      const float* share = shares + (w * kMostShared + g) * floats;
-      const float fade = __expf(share[0] - largest);
-      all += share[1] * fade;
-      value += share[2 + element] * fade;
-    }
-    const int64_t head = kv_head * group + first_of_group + g;
-    float* out =
-        static_cast<float*>(a.workspace) + ((t * a.heads + head) * kSplits + split) * floats;
+    float* out = merged + g * floats;
+    float largest, total, value;
+    merge<kAttendWarps>(element, largest, total, value,
+                        [&](int w, int64_t at) { return shares[(w * most + g) * floats + at]; });
     out[2 + element] = value;
     if (element == 0) {
       out[0] = largest;
-      out[1] = all;
+      out[1] = total;
     }
   }
-}
-
-template <class T>
-__global__ void combine_kernel(Attend a) {
-  follow();
-  __shared__ float weights[kSplits];
-  const int64_t head = blockIdx.x, t = blockIdx.y, floats = partial_floats(a.head_dim);
-  const Seen seen(a, t);
-  const float* parts =
-      static_cast<const float*>(a.workspace) + (t * a.heads + head) * kSplits * floats;
-  if (threadIdx.x < kWarp) {  // a lane weighs two splits
-    float top[2], sum[2];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int64_t split = threadIdx.x + i * kWarp;
-      top[i] = split < seen.splits ? parts[split * floats] : -FLT_MAX;
-      sum[i] = split < seen.splits ? parts[split * floats + 1] : 0.0f;
+  // Then the cluster's, of which every block makes a part.
+  const auto put = [&](int64_t part, int64_t parts, int64_t g, int64_t element, float largest,
+                       float total, float value) {
+    if (parts == 1) {
+      static_cast<T*>(a.out)[(t * a.heads + first_head + g) * d + element] =
+          narrowed<T>(value / total);
+      return;
     }
-    const float largest =
-        over_warp(fmaxf(top[0], top[1]), [](float x, float y) { return fmaxf(x, y); });
-    const float fade[2] = {__expf(top[0] - largest), __expf(top[1] - largest)};
-    const float all = warp_sum(sum[0] * fade[0] + sum[1] * fade[1]);
-#pragma unroll
-    for (int i = 0; i < 2; ++i) weights[threadIdx.x + i * kWarp] = fade[i] / all;
+    float* out = shares_of(a, t, first_head + g) + part * floats;
+    out[2 + element] = value;
+    if (element == 0) {
+      out[0] = largest;
+      out[1] = total;
+    }
+  };
+  int64_t parts = seen.splits;
+#if __CUDA_ARCH__ >= 900
+  if (all.cluster == kCluster) {
+    parts /= kCluster;
+    const unsigned here = cuda::shared_address(merged);
+    cuda::cluster_arrive();
+    cuda::cluster_wait();
+    for (int64_t i = split % kCluster * blockDim.x + threadIdx.x; i < shared_heads * d;
+         i += kCluster * blockDim.x) {
+      const int64_t g = i / d, element = i % d;
+      float largest, total, value;
+      merge<kCluster>(element, largest, total, value, [&](int rank, int64_t at) {
+        return cuda::load_cluster(cuda::cluster_address(
+            here + static_cast<unsigned>(g * floats + at) * sizeof(float), rank));
+      });
+      put(split / kCluster, parts, g, element, largest, total, value);
+    }
+    cuda::cluster_arrive();
+    cuda::cluster_wait();  // nobody leaves whose memory is still read
+  } else
+#endif
+  {
+    __syncthreads();
+    for (int64_t i = threadIdx.x; i < shared_heads * d; i += blockDim.x) {
+      const int64_t g = i / d, element = i % d;
+      const float* own = merged + g * floats;
+      put(split, parts, g, element, own[0], own[1], own[2 + element]);
+    }
   }
-  __syncthreads();
-  for (int64_t i = threadIdx.x; i < a.head_dim; i += blockDim.x) {
-    float value = 0;
-#pragma unroll 8
-    for (int64_t s = 0; s < seen.splits; ++s) value += weights[s] * parts[s * floats + 2 + i];
-    static_cast<T*>(a.out)[(t * a.heads + head) * a.head_dim + i] = narrowed<T>(value);
-  }
+  if (parts == 1) return;
+  auto* counters = reinterpret_cast<unsigned*>(static_cast<float*>(a.workspace) + share_floats(a));
+  if (is_last(counters + t * gridDim.y + blockIdx.y, static_cast<unsigned>(seen.splits)))
+    combine<T>(a, t, first_head, shared_heads, parts);
 }
 
 __device__ float activated(Activation activation, float x) {
@@ -407,72 +580,102 @@ __global__ void activate_kernel(Activate a) {
   follow();
   const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (i >= a.count) return;
-  const float up = widened(static_cast<const T*>(a.up)[i]);
+  const int64_t from = a.stride > 0 ? i / a.width * a.stride + i % a.width : i;
+  const float up = widened(static_cast<const T*>(a.up)[from]);
   static_cast<T*>(a.out)[i] = narrowed<T>(
       a.gate == nullptr
           ? activated(a.activation, up)
-          : rounded<T>(activated(a.activation, widened(static_cast<const T*>(a.gate)[i]))) * up);
+          : rounded<T>(activated(a.activation, widened(static_cast<const T*>(a.gate)[from]))) * up);
 }
+
+/// The largest logit so far.
+struct Best {
+  float value = -FLT_MAX;
+  int place = INT_MAX;
+  int odd = 0;  // whether a logit is not a finite number
+  __device__ void take(float other, int at) {
+    if (other > value || (other == value && at < place)) {
+      value = other;
+      place = at;
+    }
+  }
+  /// That of the block, in its first thread.
+  __device__ void over_block() {
+    __shared__ float values[kWarp];
+    __shared__ int places[kWarp];
+    for (int step = kWarp / 2; step > 0; step /= 2)
+      take(__shfl_xor_sync(~0u, value, step), __shfl_xor_sync(~0u, place, step));
+    __syncthreads();
+    if (threadIdx.x % kWarp == 0) {
+      values[threadIdx.x / kWarp] = value;
+      places[threadIdx.x / kWarp] = place;
+    }
+    odd = __syncthreads_or(odd);
+    if (threadIdx.x == 0)
+      for (int warp = 1; warp < static_cast<int>(blockDim.x) / kWarp; ++warp)
+        take(values[warp], places[warp]);
+  }
+};
+
+constexpr int kWidenThreads = 256;
+constexpr int64_t kWidenBlocks =
+    kWidenWorkspaceBytes / sizeof(Best) - 1;  // the last holds a counter
 
 template <class T>
 __global__ void widen_kernel(Widen w) {
   follow();
-  __shared__ float values[kWarp];
-  __shared__ int places[kWarp];
-  __shared__ int odd;
-  if (threadIdx.x == 0) odd = 0;
-  __syncthreads();
-  float best = -FLT_MAX;
-  int place = INT_MAX;
-  bool finite = true;
-  const auto better = [&](float value, int at) {
-    if (value > best || (value == best && at < place)) {
-      best = value;
-      place = at;
-    }
-  };
-  for (int64_t i = threadIdx.x; i < w.count; i += blockDim.x) {
+  Best best;
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < w.count;
+       i += int64_t{gridDim.x} * blockDim.x) {
     const float value = widened(static_cast<const T*>(w.logits)[i]);
     w.wide[i] = value;
-    finite &= fabsf(value) <= FLT_MAX;
-    better(value, static_cast<int>(i));
+    best.odd |= !(fabsf(value) <= FLT_MAX);
+    best.take(value, static_cast<int>(i));
   }
-  if (!finite) atomicOr(&odd, 1);
-  for (int step = kWarp / 2; step > 0; step /= 2)
-    better(__shfl_xor_sync(~0u, best, step), __shfl_xor_sync(~0u, place, step));
-  if (threadIdx.x % kWarp == 0) {
-    values[threadIdx.x / kWarp] = best;
-    places[threadIdx.x / kWarp] = place;
+  best.over_block();
+  auto* all = static_cast<Best*>(w.workspace);
+  if (threadIdx.x == 0) all[blockIdx.x] = best;
+  if (!is_last(reinterpret_cast<unsigned*>(all + kWidenBlocks), gridDim.x)) return;
+  best = Best();
+  for (unsigned block = threadIdx.x; block < gridDim.x; block += blockDim.x) {
+    best.take(__ldcg(&all[block].value), __ldcg(&all[block].place));
+    best.odd |= __ldcg(&all[block].odd);
   }
-  __syncthreads();
-  if (threadIdx.x != 0) return;
-  for (int warp = 1; warp < static_cast<int>(blockDim.x) / kWarp; ++warp)
-    better(values[warp], places[warp]);
-  *w.best = odd ? -1 : place;
+  best.over_block();
+  if (threadIdx.x == 0) *w.best = best.odd ? -1 : best.place;
 }
 
-/// Whether this device launches a kernel before the one ahead of it is complete.
-bool overlaps() {
-  int device = 0, major = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  return major >= 9;
+/// Whether this device runs the code for compute capability 9.0, which launches a kernel before the
+/// one ahead of it is complete and knows clusters; others run what is made from that for 8.0.
+bool hopper() {
+  static const bool is = [] {
+    int device = 0, major = 0, minor = 0;
+    cudaGetDevice(&device);
+    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+    return major == 9 && minor == 0;
+  }();
+  return is;
 }
 
 template <class Operands>
 void launch(void (*kernel)(Operands), dim3 blocks, int64_t threads, size_t shared, void* queue,
-            const Operands& operands) {
-  static const bool early = overlaps();
-  cudaLaunchAttribute attribute;
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
+            const Operands& operands, int cluster = 1) {
+  cudaLaunchAttribute attributes[2];
   cudaLaunchConfig_t config = {};
   config.gridDim = blocks;
   config.blockDim = dim3(static_cast<unsigned>((threads + kWarp - 1) / kWarp * kWarp));
   config.dynamicSmemBytes = shared;
   config.stream = static_cast<cudaStream_t>(queue);
-  config.attrs = &attribute;
-  config.numAttrs = early ? 1 : 0;
+  config.attrs = attributes;
+  if (hopper()) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (cluster > 1) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
+    attributes[config.numAttrs++].val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+  }
   cudaLaunchKernelEx(&config, kernel, operands);
 }
 
@@ -480,7 +683,9 @@ unsigned count(int64_t blocks) { return static_cast<unsigned>(blocks); }
 
 void gather(const Gather& g, void* queue) {
   with_dtype(g.dtype, [&](auto element) {
-    launch(gather_kernel<decltype(element)>, count(g.tokens), 256, 0, queue, g);
+    launch(gather_kernel<decltype(element)>,
+           dim3(count(g.tokens), count(std::min<int64_t>((g.width + 255) / 256, 65535))), 256, 0,
+           queue, g);
   });
 }
 
@@ -516,23 +721,43 @@ void rotate(const Rotate& r, void* queue) {
 }
 
 size_t attend_workspace_bytes(const Attend& a) {
-  return static_cast<size_t>(a.tokens * a.heads * kSplits * partial_floats(a.head_dim)) *
-         sizeof(float);
+  const int64_t counters = a.tokens * a.kv_heads * Shared(a).chunks;
+  return static_cast<size_t>(share_floats(a) + counters) * sizeof(float);
 }
 
-void attend(const Attend& a, void* queue) {
-  const int64_t group = a.heads / a.kv_heads, chunks = (group + kMostShared - 1) / kMostShared;
-  const dim3 blocks(count(kSplits), count(a.kv_heads * chunks), count(a.tokens));
-  const auto shared = static_cast<size_t>(kAttendWarps * kMostShared * partial_floats(a.head_dim)) *
-                      sizeof(float);  // 33 KiB for heads of 256
+template <class T, int kShared, bool kTurns>
+void attend_of(const Attend& a, const Rotate& r, void* queue) {
+  const Shared share(a);
+  const dim3 blocks(count(kSplits), count(a.kv_heads * share.chunks), count(a.tokens));
+  const auto shared =
+      static_cast<size_t>((kAttendWarps + 1) * share.most() * partial_floats(a.head_dim)) *
+      sizeof(float);  // 73 KiB for 8 heads of 256
+  const auto kernel = a.head_dim <= 64    ? attend_kernel<T, 2, kShared, kTurns>
+                      : a.head_dim <= 128 ? attend_kernel<T, 4, kShared, kTurns>
+                                          : attend_kernel<T, 8, kShared, kTurns>;
+  if (shared > 48 * 1024)
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                         static_cast<int>(shared));
+  const int cluster = hopper() ? kCluster : 1;
+  launch(kernel, blocks, kAttendWarps * kWarp, shared, queue, Attention{a, r, cluster}, cluster);
+}
+
+template <bool kTurns>
+void attend_turned(const Attend& a, const Rotate& r, void* queue) {
   with_dtype(a.dtype, [&](auto element) {
     using T = decltype(element);
-    const auto kernel = a.head_dim <= 64    ? attend_kernel<T, 2>
-                        : a.head_dim <= 128 ? attend_kernel<T, 4>
-                                            : attend_kernel<T, 8>;
-    launch(kernel, blocks, kAttendWarps * kWarp, shared, queue, a);
-    launch(combine_kernel<T>, dim3(count(a.heads), count(a.tokens)), a.head_dim, 0, queue, a);
+    Shared(a).most() <= 4 ? attend_of<T, 4, kTurns>(a, r, queue)
+                          : attend_of<T, kMostShared, kTurns>(a, r, queue);
   });
+}
+
+void attend(const Attend& a, void* queue) { attend_turned<false>(a, {}, queue); }
+
+void rotate_and_attend(const Rotate& r, const Attend& a, void* queue) {
+  const bool fits = a.head_dim == 64 || a.head_dim == 128 || a.head_dim == 256;
+  if (fits && r.cos != nullptr) return attend_turned<true>(a, r, queue);
+  rotate(r, queue);
+  attend(a, queue);
 }
 
 void activate(const Activate& a, void* queue) {
@@ -544,13 +769,17 @@ void activate(const Activate& a, void* queue) {
 }
 
 void widen(const Widen& w, void* queue) {
-  with_dtype(w.dtype,
-             [&](auto element) { launch(widen_kernel<decltype(element)>, 1, 1024, 0, queue, w); });
+  with_dtype(w.dtype, [&](auto element) {
+    const int64_t blocks = (w.count + 2 * kWidenThreads - 1) / (2 * kWidenThreads);
+    launch(widen_kernel<decltype(element)>, count(std::clamp<int64_t>(blocks, 1, kWidenBlocks)),
+           kWidenThreads, 0, queue, w);
+  });
 }
 
 }  // namespace
 
-const Operations kCuda = {"cuda_sm80", gather,   normalize, rotate, attend_workspace_bytes,
-                          attend,      activate, widen};
+const Operations kCuda = {
+    "cuda_sm80",       gather,   normalize, rotate, attend_workspace_bytes, attend,
+    rotate_and_attend, activate, widen};
 
 }  // namespace lacuna::kernels::decode
