@@ -2,13 +2,15 @@
 // counts is how soon each is done: one block for a row, a thread for a few elements, and attention
 // split over the positions so that every multiprocessor takes part.
 //
-//   attend   block (split, key heads, token)  8 warps, four positions each in turn; a lane holds
-//            head_dim / 32 elements of q, of every query head that shares the key head, and turns
-//            them itself, as it does the keys of this step
-//            -> largest score, sum, weighted values of the split, in float32
-//            on compute capability 9.0 eight blocks are a cluster and add up their splits in
-//            shared memory; what several clusters (or all blocks elsewhere) have found, the last
-//            of them to be done adds up. Always in their order: the same bits at every run
+//   attend   block (split, key head, token)   8 warps, of which each has one query head of the key
+//            head and a part of the split's positions, four at a time: 8 lanes a position, a lane
+//            holds head_dim / 8 elements. It turns q and the key of this step itself.
+//            -> largest score, sum, weighted values of the split, in float32; the last block of
+//            them to be done adds up the splits in their order: the same bits at every run
+//
+// Instructions are cold at every launch, so short code counts more than few operations: the same
+// work with query heads in a loop, unrolled, took twice as long, and so did clusters of splits
+// summed in shared memory.
 //
 // Positions and ids come from device memory, so that a recorded step serves every token. Every
 // kernel lets the next one be launched early: a linear operation fetches its first weights while
@@ -19,8 +21,8 @@
 
 #include <algorithm>
 #include <cfloat>
+#include <type_traits>
 
-#include "lacuna/kernels/cuda/sm90_async.h"
 #include "lacuna/kernels/decode/cuda_sm80_decode.h"
 
 namespace lacuna::kernels::decode {
@@ -98,12 +100,15 @@ __device__ float block_sum(float v, float* shared) {
 /// there for it. The counter starts at 0 and is left so.
 __device__ bool is_last(unsigned* counter, unsigned blocks) {
   __shared__ bool last;
-  __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {
-    last = atomicAdd(counter, 1u) == blocks - 1;
+    unsigned before;  // the barriers carry the order over to all threads
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;"
+                 : "=r"(before)
+                 : "l"(counter)
+                 : "memory");
+    last = before == blocks - 1;
     if (last) *counter = 0;
-    __threadfence();
   }
   __syncthreads();
   return last;
@@ -231,332 +236,335 @@ __global__ void rotate_kernel(Rotate r) {
 }
 
 constexpr int kAttendWarps = 8;
-constexpr int kAtOnce = 4;  // positions that a warp has under way
-constexpr int64_t kSplits = 32;
-constexpr int kCluster = 8;     // splits of a cluster, where there are clusters
-constexpr int kMostShared = 8;  // query heads of a key head that a block takes at once
+constexpr int kSplits = 32;
+constexpr int kGroupLanes = 8;  // of a position
+constexpr int kGroups = kWarp / kGroupLanes;
 
-/// One split's share of a head: the largest score, the sum of the weights, and head_dim weighted
-/// values.
-__host__ __device__ int64_t partial_floats(int64_t head_dim) { return head_dim + 2; }
-
-/// How query heads are dealt out: those of a key head in chunks of at most kMostShared.
-struct Shared {
-  int64_t group, chunks;
-  __host__ __device__ explicit Shared(const Attend& a)
-      : group(a.heads / a.kv_heads), chunks((group + kMostShared - 1) / kMostShared) {}
-  __host__ __device__ int64_t most() const { return group < kMostShared ? group : kMostShared; }
-};
-
-/// Of the workspace: the shares of all splits, then a counter for each chunk of heads.
-__host__ __device__ int64_t share_floats(const Attend& a) {
-  return a.tokens * a.heads * kSplits * partial_floats(a.head_dim);
-}
-
-/// What a token sees, and how it is split: as few clusters (or splits) as have enough to do.
-struct Seen {
-  int64_t begin, end, each, splits;
-  __device__ Seen(const Attend& a, int64_t token, int cluster) {
-    end = *a.position + token + 1;
-    begin = a.window > 0 && end > a.window ? end - a.window : 0;
-    const int64_t count = end - begin, enough = cluster > 1 ? 1024 : kAttendWarps * kAtOnce;
-    splits = (count + enough - 1) / enough * cluster;
-    if (splits > kSplits) splits = kSplits;
-    each = (count + splits - 1) / splits;
-  }
-};
-
-/// kPer elements of a row for this lane; those past `d` are 0.
-template <class T, int kPer>
-__device__ void load_lane(const T* row, int lane, int64_t d, float (&out)[kPer]) {
-  if (d == kPer * kWarp) {
-    constexpr int kCount = sizeof(T) * kPer > 16 ? 16 / sizeof(T) : kPer;
-#pragma unroll
-    for (int j = 0; j < kPer; j += kCount) {
-      const auto part = *reinterpret_cast<const Neighbours<T, kCount>*>(row + lane * kPer + j);
-#pragma unroll
-      for (int i = 0; i < kCount; ++i) out[j + i] = widened(part.of[i]);
-    }
-    return;
-  }
-#pragma unroll
-  for (int j = 0; j < kPer; ++j) {
-    const int64_t i = lane * kPer + j;
-    out[j] = i < d ? widened(row[i]) : 0.0f;
-  }
-}
-
-/// Where the shares of the heads from `head` on lie in the workspace: [head][split][d + 2].
-__device__ float* shares_of(const Attend& a, int64_t t, int64_t head) {
-  return static_cast<float*>(a.workspace) +
-         (t * a.heads + head) * kSplits * partial_floats(a.head_dim);
-}
-
-/// `parts` shares for the heads first .. first + count - 1 of a token, added up in their order.
-template <class T>
-__device__ void combine(const Attend& a, int64_t t, int64_t first, int count, int64_t parts) {
-  __shared__ float weights[kMostShared][kSplits];
-  static_assert(kSplits == kWarp && kAttendWarps >= kMostShared);
-  const int64_t floats = partial_floats(a.head_dim), d = a.head_dim;
-  const float* shares = shares_of(a, t, first);
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  if (warp < count) {  // a warp a head, a lane a share
-    const float* share = shares + (warp * kSplits + lane) * floats;
-    const float top = lane < parts ? __ldcg(share) : -FLT_MAX;
-    const float sum = lane < parts ? __ldcg(share + 1) : 0.0f;
-    const float largest = over_warp(top, [](float x, float y) { return fmaxf(x, y); });
-    const float fade = __expf(top - largest);
-    weights[warp][lane] = fade / warp_sum(sum * fade);
-  }
-  __syncthreads();
-  for (int64_t i = threadIdx.x; i < count * d; i += blockDim.x) {
-    const int64_t g = i / d, element = i % d;
-    const float* share = shares + g * kSplits * floats + 2 + element;
-    float value = 0;
-#pragma unroll 8
-    for (int64_t s = 0; s < parts; ++s) value += weights[g][s] * __ldcg(share + s * floats);
-    static_cast<T*>(a.out)[(t * a.heads + first + g) * d + element] = narrowed<T>(value);
-  }
-}
-
-/// Several shares of one element as one: f(i, 0 or 1 or 2 + element) reads share i.
-template <int kCount, class F>
-__device__ void merge(int64_t element, float& top, float& sum, float& value, F&& f) {
-  float tops[kCount], sums[kCount], values[kCount];
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) {
-    tops[i] = f(i, 0);
-    sums[i] = f(i, 1);
-    values[i] = f(i, 2 + element);
-  }
-  top = tops[0];
-#pragma unroll
-  for (int i = 1; i < kCount; ++i) top = fmaxf(top, tops[i]);
-  sum = value = 0;
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) {
-    const float fade = __expf(tops[i] - top);
-    sum += sums[i] * fade;
-    value += values[i] * fade;
-  }
-}
-
-/// A row of a head in the registers of a warp, kPer elements a lane, turned; all lanes call it.
-/// head_dim is kPer * 32, so that element i's partner lies 16 lanes away.
-template <class T, int kPer>
-__device__ void turn(const T* cos, const T* sin, int lane, float (&x)[kPer]) {
-  float c[kPer], s[kPer];
-  load_lane<T, kPer>(cos, lane, kPer * kWarp, c);
-  load_lane<T, kPer>(sin, lane, kPer * kWarp, s);
-#pragma unroll
-  for (int j = 0; j < kPer; ++j) {
-    const float partner = __shfl_xor_sync(~0u, x[j], kWarp / 2);
-    x[j] = rounded<T>(rounded<T>(x[j] * c[j]) +
-                      rounded<T>((lane < kWarp / 2 ? -partner : partner) * s[j]));
-  }
-}
-
+/// What attend_kernel reads and writes. Without `cos` q has been turned, and the keys and values of
+/// this step are in the cache; else the kernel turns q and k and puts k and v into the cache.
 struct Attention {
-  Attend a;
-  Rotate r;  // where the kernel turns q and k itself
-  int cluster;
+  const void *q, *k, *v, *cos, *sin;
+  void *keys, *values, *out;
+  const int32_t* position;
+  float* workspace;  // headers [token][head][split], values [token][head][split][d], counters
+  int tokens, heads, kv_heads, d, capacity, window, q_stride, kv_stride;
+  int shared, chunks;  // query heads of a key head that a block takes, blocks for all of them
+  __host__ __device__ int64_t shares() const { return int64_t{tokens} * heads * kSplits; }
+  __host__ __device__ int64_t counters() const { return shares() * (d + 2); }
 };
 
-/// kTurns: q, and k and v of this step, come as they were multiplied, and the kernel puts the
-/// latter two into the cache; else they have been turned and are there.
-template <class T, int kPer, int kShared, bool kTurns>
-__global__ void attend_kernel(const Attention all) {
-  const Attend& a = all.a;
-  const int64_t split = blockIdx.x, t = blockIdx.z;
-  const Seen seen(a, t, all.cluster);
-  if (split >= seen.splits) return;  // a whole cluster
-  const Shared share(a);
-  const int64_t kv_head = blockIdx.y / share.chunks;
-  const int64_t first_of_group = blockIdx.y % share.chunks * kMostShared;
-  const int shared_heads = static_cast<int>(
-      share.group - first_of_group < kShared ? share.group - first_of_group : int64_t{kShared});
-  const int64_t d = a.head_dim;
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const int64_t first = seen.begin + split * seen.each;
-  const int64_t last = first + seen.each < seen.end ? first + seen.each : seen.end;
-  const int64_t first_head = kv_head * share.group + first_of_group;
-  const T* keys = static_cast<const T*>(a.keys) + kv_head * a.capacity * d;
-  const T* values = static_cast<const T*>(a.values) + kv_head * a.capacity * d;
-  const T *cos = static_cast<const T*>(all.r.cos), *sin = static_cast<const T*>(all.r.sin);
+/// Element i of a row that lies in words.
+template <class T>
+__device__ float element(const unsigned* words, int i) {
+  if constexpr (sizeof(T) == 4) {
+    return __uint_as_float(words[i]);
+  } else {
+    const unsigned word = words[i / 2];
+    if constexpr (std::is_same_v<T, __nv_bfloat16>)
+      return __uint_as_float(i % 2 != 0 ? word & 0xffff0000u : word << 16);
+    else
+      return __half2float(__ushort_as_half(static_cast<unsigned short>(word >> (i % 2 * 16))));
+  }
+}
+/// Two elements rounded into a word.
+template <class T>
+__device__ unsigned packed(float low, float high) {
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
+    return *reinterpret_cast<const unsigned*>(&both);
+  } else {
+    const __half2 both = __floats2half2_rn(low, high);
+    return *reinterpret_cast<const unsigned*>(&both);
+  }
+}
+__device__ unsigned bits_of(float v) { return __float_as_uint(v); }
+__device__ unsigned bits_of(__nv_bfloat16 v) { return __bfloat16_as_ushort(v); }
+__device__ unsigned bits_of(__half v) { return __half_as_ushort(v); }
 
-  // Positions of earlier steps need no waiting; those of this one were written just before.
-  float k[kAtOnce][kPer], v[kAtOnce][kPer];
-  const int64_t old = *a.position;
-  const auto load_new = [&](int64_t at, float(&key)[kPer], float(&value)[kPer]) {
-    if constexpr (kTurns) {
-      const int64_t kv_stride = all.r.stride > 0 ? all.r.stride : a.kv_heads * d;
-      const int64_t from = (at - old) * kv_stride + kv_head * d;
-      load_lane<T, kPer>(static_cast<const T*>(all.r.k) + from, lane, d, key);
-      load_lane<T, kPer>(static_cast<const T*>(all.r.v) + from, lane, d, value);
-      turn<T, kPer>(cos + at * d, sin + at * d, lane, key);
-      if (at - old != t || first_of_group != 0) return;  // each row has one writer
-      const int64_t to = (kv_head * a.capacity + at) * d + lane * kPer;
+/// A lane's kPer elements of a row, as they lie in memory; those past `d` are 0. With kWhole there
+/// are none.
+template <class T, int kPer, bool kWhole>
+struct Piece {
+  static constexpr int kOfWord = 4 / sizeof(T), kWords = kPer / kOfWord;
+  alignas(16) unsigned words[kWords];
+  __device__ void load(const T* row, int part, int d) {
+    if constexpr (kWhole) {
 #pragma unroll
-      for (int j = 0; j < kPer; ++j) {
-        static_cast<T*>(all.r.keys)[to + j] = narrowed<T>(key[j]);
-        static_cast<T*>(all.r.values)[to + j] = narrowed<T>(value[j]);
+      for (int j = 0; j < kWords; j += 4) {
+        const uint4 four = *reinterpret_cast<const uint4*>(row + part * kPer + j * kOfWord);
+        words[j] = four.x;
+        words[j + 1] = four.y;
+        words[j + 2] = four.z;
+        words[j + 3] = four.w;
       }
     } else {
-      load_lane<T, kPer>(keys + at * d, lane, d, key);
-      load_lane<T, kPer>(values + at * d, lane, d, value);
-    }
-  };
-  const auto load = [&](int64_t s, bool before, bool after) {
 #pragma unroll
-    for (int p = 0; p < kAtOnce; ++p) {  // past the last: it again, with no weight
-      const int64_t at = s + p < last ? s + p : last - 1;
-      if (at < old) {
-        if (!before) continue;
-        load_lane<T, kPer>(keys + at * d, lane, d, k[p]);
-        load_lane<T, kPer>(values + at * d, lane, d, v[p]);
-      } else if (after) {
-        load_new(at, k[p], v[p]);
+      for (int j = 0; j < kWords; ++j) {
+        words[j] = 0;
+#pragma unroll
+        for (int i = 0; i < kOfWord; ++i) {
+          const int place = part * kPer + j * kOfWord + i;
+          if (place < d) words[j] |= bits_of(row[place]) << (i * 16);
+        }
       }
     }
+  }
+  __device__ void store(T* row, int part) const {  // a whole row
+#pragma unroll
+    for (int j = 0; j < kWords; j += 4)
+      *reinterpret_cast<uint4*>(row + part * kPer + j * kOfWord) =
+          make_uint4(words[j], words[j + 1], words[j + 2], words[j + 3]);
+  }
+  __device__ float at(int i) const { return element<T>(words, i); }
+  /// The row turned; the partner of element i lies half the lanes away. All lanes call it.
+  __device__ void turn(const Piece& cos, const Piece& sin, int part) {
+    const float sign = part < kGroupLanes / 2 ? -1.0f : 1.0f;
+#pragma unroll
+    for (int j = 0; j < kWords; ++j) {
+      const unsigned partners = __shfl_xor_sync(~0u, words[j], kGroupLanes / 2);
+      const int i = j * kOfWord;
+      const float other = sign * element<T>(&partners, 0);
+      if constexpr (kOfWord == 1) {
+        words[j] =
+            __float_as_uint(__fadd_rn(__fmul_rn(at(i), cos.at(i)), __fmul_rn(other, sin.at(i))));
+      } else {
+        const float other1 = sign * element<T>(&partners, 1);
+        const unsigned own = packed<T>(at(i) * cos.at(i), at(i + 1) * cos.at(i + 1));
+        const unsigned turned = packed<T>(other * sin.at(i), other1 * sin.at(i + 1));
+        words[j] = packed<T>(element<T>(&own, 0) + element<T>(&turned, 0),
+                             element<T>(&own, 1) + element<T>(&turned, 1));
+      }
+    }
+  }
+};
+
+/// The sum over the lanes of one position.
+__device__ float group_sum(float v) {
+#pragma unroll
+  for (int step = kGroupLanes / 2; step > 0; step /= 2) v += __shfl_xor_sync(~0u, v, step);
+  return v;
+}
+
+/// The shares of all splits for the heads first .. first + count - 1 of a token, added up in their
+/// order.
+template <class T>
+__device__ void combine(const Attention& a, int t, int first, int count, int splits) {
+  __shared__ float weights[kAttendWarps][kSplits];
+  constexpr int kAhead = 20;  // shares asked for at once
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, d = a.d;
+  const int64_t share = (int64_t{t} * a.heads + first) * kSplits;
+  const float* const values = a.workspace + 2 * a.shares() + share * d;
+  float ahead[kAhead];
+  const auto ask = [&](int i) {
+    const float* from = values + (i / d * (kSplits - 1) * d + i);
+#pragma unroll
+    for (int s = 0; s < kAhead; ++s) ahead[s] = s < splits ? __ldcg(from + s * d) : 0.0f;
   };
-  int64_t s = first + warp * kAtOnce;
-  if (s < last) load(s, true, false);
+  int i = threadIdx.x;
+  if (i < count * d) ask(i);
+  const float* header = a.workspace + 2 * (share + min(warp, count - 1) * kSplits + lane);
+  const float top = lane < splits ? __ldcg(header) : -FLT_MAX;  // a warp a head, a lane a split
+  const float sum = lane < splits ? __ldcg(header + 1) : 0.0f;
+  const float largest = over_warp(top, [](float x, float y) { return fmaxf(x, y); });
+  const float fade = __expf(top - largest);
+  weights[warp][lane] = fade / warp_sum(sum * fade);
+  __syncthreads();
+#pragma unroll 1
+  while (i < count * d) {
+    const int g = i / d;
+    float value = 0;
+#pragma unroll
+    for (int s = 0; s < kAhead; ++s) value += weights[g][s] * ahead[s];
+#pragma unroll 1
+    for (int s = kAhead; s < splits; ++s)
+      value += weights[g][s] * __ldcg(values + (g * (kSplits - 1) * d + i) + s * d);
+    static_cast<T*>(a.out)[(int64_t{t} * a.heads + first) * d + i] = narrowed<T>(value);
+    i += kAttendWarps * kWarp;
+    if (i < count * d) ask(i);
+  }
+}
+
+template <class T, int kPer, bool kWhole, bool kTurns>
+__global__ void __launch_bounds__(kAttendWarps* kWarp, kPer * sizeof(T) <= 32 ? 2 : 1)
+    attend_kernel(const Attention a) {
+  using Row = Piece<T, kPer, kWhole>;
+  constexpr int kRounds = sizeof(Row) >= 128 ? 1 : sizeof(Row) >= 64 ? 2 : 4;  // loads under way
+  static_assert(kSplits == kWarp);
+  const int warp = __shfl_sync(~0u, threadIdx.x / kWarp, 0), lane = threadIdx.x % kWarp;
+  const int group = lane / kGroupLanes, part = lane % kGroupLanes;
+  const int split = blockIdx.x, t = blockIdx.z, d = a.d;
+  // Positions before `old` are of earlier steps; those from there on, `fresh` of them, of this one.
+  // (Shuffled, as the warp's number is, so that the compiler knows them to be the same in all
+  // lanes.)
+  const int old = __shfl_sync(~0u, *a.position, 0), end = old + t + 1;
+  const int begin = a.window > 0 && end > a.window ? end - a.window : 0;
+  const int parts = kAttendWarps / a.shared, round = parts * (kGroups * kRounds);
+  const int cached = old > begin ? old - begin : 0;
+  const int each = ((cached + kSplits - 1) / kSplits + round - 1) / round * round;
+  const int splits = each > 0 ? (cached + each - 1) / each : 1;
+  if (split >= splits) return;
+  const int chunk = blockIdx.y % a.chunks, kv_head = blockIdx.y / a.chunks;
+  const int group_heads = a.heads / a.kv_heads, first_of_group = chunk * a.shared;
+  const int count = min(group_heads - first_of_group, a.shared);  // heads of this block
+  const int first_head = kv_head * group_heads + first_of_group;
+  // A warp too many does the last head's work again, or nothing, and nobody reads it.
+  const int w_part = warp / a.shared, g = min(warp - w_part * a.shared, count - 1);
+  const int last = w_part < parts ? min(begin + (split + 1) * each, begin + cached) : 0;
+  const T* const keys = static_cast<const T*>(a.keys) + int64_t{kv_head} * a.capacity * d;
+  const T* const values = static_cast<const T*>(a.values) + int64_t{kv_head} * a.capacity * d;
+
+  Row k[kRounds], v[kRounds];
+  int s = begin + split * each + w_part * (kGroups * kRounds);  // of the warp's first lanes
+  const auto load = [&] {
+#pragma unroll
+    for (int r = 0; r < kRounds; ++r) {
+      // Past the last: it again.
+      const int64_t at = int64_t{min(s + group + r * kGroups, last - 1)} * d;
+      k[r].load(keys + at, part, d);
+      v[r].load(values + at, part, d);
+    }
+  };
+  if (s < last) load();
+  Row cos, sin;
+  const auto load_angles = [&](int place) {
+    cos.load(static_cast<const T*>(a.cos) + int64_t{place} * d, part, d);
+    sin.load(static_cast<const T*>(a.sin) + int64_t{place} * d, part, d);
+  };
+  if constexpr (kTurns) load_angles(old + t);
   follow();
 
-  const float scale = 1.0f / sqrtf(static_cast<float>(d));
-  float q[kShared][kPer], acc[kShared][kPer], top[kShared], sum[kShared];
-  const int64_t q_stride = a.q_stride > 0 ? a.q_stride : a.heads * d;
+  float top = -FLT_MAX, sum = 0, q[kPer], acc[kPer];
+  const auto absorb = [&](const Row* key, const Row* value, auto rounds, int at, int until) {
+    constexpr int kCount = decltype(rounds)::value;
+    float score[kCount], larger = top;
 #pragma unroll
-  for (int g = 0; g < kShared; ++g) {
-    top[g] = -FLT_MAX;
-    sum[g] = 0;
-    if (g < shared_heads)
-      load_lane<T, kPer>(static_cast<const T*>(a.q) + t * q_stride + (first_head + g) * d, lane, d,
-                         q[g]);
-  }
-  if (s < last) load(s, false, true);
+    for (int r = 0; r < kCount; ++r) {
+      score[r] = 0;
 #pragma unroll
-  for (int g = 0; g < kShared; ++g) {
-    if constexpr (kTurns) turn<T, kPer>(cos + (old + t) * d, sin + (old + t) * d, lane, q[g]);
-#pragma unroll
-    for (int j = 0; j < kPer; ++j) {
-      acc[g][j] = 0;
-      q[g][j] *= scale;
-    }
-  }
-  while (s < last) {
-#pragma unroll
-    for (int g = 0; g < kShared; ++g) {
-      if (g >= shared_heads) break;
-      float score[kAtOnce], larger = top[g];
-#pragma unroll
-      for (int p = 0; p < kAtOnce; ++p) {
-        score[p] = 0;
-#pragma unroll
-        for (int j = 0; j < kPer; ++j) score[p] += q[g][j] * k[p][j];
-      }
-#pragma unroll
-      for (int p = 0; p < kAtOnce; ++p) {
-        score[p] = warp_sum(score[p]);
-        if (s + p >= last) score[p] = -FLT_MAX;
-        larger = fmaxf(larger, score[p]);
-      }
-      const float fade = __expf(top[g] - larger);
-      top[g] = larger;
-      sum[g] *= fade;
-#pragma unroll
-      for (int j = 0; j < kPer; ++j) acc[g][j] *= fade;
-#pragma unroll
-      for (int p = 0; p < kAtOnce; ++p) {
-        const float weight = s + p < last ? __expf(score[p] - larger) : 0.0f;
-        sum[g] += weight;
-#pragma unroll
-        for (int j = 0; j < kPer; ++j) acc[g][j] += weight * v[p][j];
-      }
-    }
-    s += kAttendWarps * kAtOnce;
-    if (s < last) load(s, true, true);
-  }
-
-  // The warps' shares, merged into the block's, which stands behind them.
-  extern __shared__ float shares[];  // [warps + 1][most heads of a block][d + 2]
-  const int64_t floats = partial_floats(d), most = share.most();
-#pragma unroll
-  for (int g = 0; g < kShared; ++g) {
-    if (g >= shared_heads) break;
-    float* mine = shares + (warp * most + g) * floats;
-    if (lane == 0) {
-      mine[0] = top[g];
-      mine[1] = sum[g];
+      for (int i = 0; i < kPer; ++i) score[r] += q[i] * key[r].at(i);
     }
 #pragma unroll
-    for (int j = 0; j < kPer; ++j) {
-      const int64_t i = lane * kPer + j;
-      if (i < d) mine[2 + i] = acc[g][j];
+    for (int r = 0; r < kCount; ++r) {
+      score[r] = group_sum(score[r]);
+      if (at + r * kGroups < until) larger = fmaxf(larger, score[r]);
     }
-  }
-  __syncthreads();
-  float* const merged = shares + kAttendWarps * most * floats;
-  for (int64_t i = threadIdx.x; i < shared_heads * d; i += blockDim.x) {
-    const int64_t g = i / d, element = i % d;
-    float* out = merged + g * floats;
-    float largest, total, value;
-    merge<kAttendWarps>(element, largest, total, value,
-                        [&](int w, int64_t at) { return shares[(w * most + g) * floats + at]; });
-    out[2 + element] = value;
-    if (element == 0) {
-      out[0] = largest;
-      out[1] = total;
-    }
-  }
-  // Then the cluster's, of which every block makes a part.
-  const auto put = [&](int64_t part, int64_t parts, int64_t g, int64_t element, float largest,
-                       float total, float value) {
-    if (parts == 1) {
-      static_cast<T*>(a.out)[(t * a.heads + first_head + g) * d + element] =
-          narrowed<T>(value / total);
-      return;
-    }
-    float* out = shares_of(a, t, first_head + g) + part * floats;
-    out[2 + element] = value;
-    if (element == 0) {
-      out[0] = largest;
-      out[1] = total;
+    const float fade = __expf(top - larger);
+    top = larger;
+    sum *= fade;
+#pragma unroll
+    for (int i = 0; i < kPer; ++i) acc[i] *= fade;
+#pragma unroll
+    for (int r = 0; r < kCount; ++r) {
+      const float weight = at + r * kGroups < until ? __expf(score[r] - larger) : 0.0f;
+      sum += weight;
+#pragma unroll
+      for (int i = 0; i < kPer; ++i) acc[i] += weight * value[r].at(i);
     }
   };
-  int64_t parts = seen.splits;
-#if __CUDA_ARCH__ >= 900
-  if (all.cluster == kCluster) {
-    parts /= kCluster;
-    const unsigned here = cuda::shared_address(merged);
-    cuda::cluster_arrive();
-    cuda::cluster_wait();
-    for (int64_t i = split % kCluster * blockDim.x + threadIdx.x; i < shared_heads * d;
-         i += kCluster * blockDim.x) {
-      const int64_t g = i / d, element = i % d;
-      float largest, total, value;
-      merge<kCluster>(element, largest, total, value, [&](int rank, int64_t at) {
-        return cuda::load_cluster(cuda::cluster_address(
-            here + static_cast<unsigned>(g * floats + at) * sizeof(float), rank));
-      });
-      put(split / kCluster, parts, g, element, largest, total, value);
+  Row asked, key, value;
+  asked.load(static_cast<const T*>(a.q) + int64_t{t} * a.q_stride + (first_head + g) * d, part, d);
+  // The positions of this step go to the first warps of the last split.
+  const auto load_fresh = [&](int place) {
+    if constexpr (kTurns) {
+      const int64_t from = int64_t{place - old} * a.kv_stride + kv_head * d;
+      key.load(static_cast<const T*>(a.k) + from, part, d);
+      value.load(static_cast<const T*>(a.v) + from, part, d);
+    } else {
+      key.load(keys + int64_t{place} * d, part, d);
+      value.load(values + int64_t{place} * d, part, d);
     }
-    cuda::cluster_arrive();
-    cuda::cluster_wait();  // nobody leaves whose memory is still read
-  } else
-#endif
-  {
-    __syncthreads();
-    for (int64_t i = threadIdx.x; i < shared_heads * d; i += blockDim.x) {
-      const int64_t g = i / d, element = i % d;
-      const float* own = merged + g * floats;
-      put(split, parts, g, element, own[0], own[1], own[2 + element]);
+  };
+  int fresh = split == splits - 1 && w_part == 0 ? max(begin, old) : end;
+  if (fresh < end) load_fresh(min(fresh + group, end - 1));
+  if constexpr (kTurns) asked.turn(cos, sin, part);
+  const float scale = rsqrtf(static_cast<float>(d));
+#pragma unroll
+  for (int i = 0; i < kPer; ++i) {
+    q[i] = asked.at(i) * scale;
+    acc[i] = 0;
+  }
+#pragma unroll 1
+  while (s < last) {
+    absorb(k, v, std::integral_constant<int, kRounds>(), s + group, last);
+    s += round;
+    if (s < last) load();
+  }
+#pragma unroll 1
+  while (fresh < end) {
+    const int at = fresh + group, place = min(at, end - 1);
+    if constexpr (kTurns) {
+      if (t > 0) load_angles(place);  // with one token they are those of q
+      key.turn(cos, sin, part);
+      if (at == old + t && warp == 0 && chunk == 0) {  // each row has one writer
+        const int64_t to = (int64_t{kv_head} * a.capacity + place) * d;
+        key.store(static_cast<T*>(a.keys) + to, part);
+        value.store(static_cast<T*>(a.values) + to, part);
+      }
+    }
+    absorb(&key, &value, std::integral_constant<int, 1>(), at, end);
+    fresh += kGroups;
+    if (fresh < end) load_fresh(min(fresh + group, end - 1));
+  }
+
+  // The four positions of a warp, then the warps of a head, become one share.
+  extern __shared__ float warps[];  // [warp][d + 2]
+  float largest = top;
+#pragma unroll
+  for (int step = kGroupLanes; step < kWarp; step *= 2)
+    largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, step));
+  const float fade = __expf(top - largest);
+  sum *= fade;
+#pragma unroll
+  for (int step = kGroupLanes; step < kWarp; step *= 2) sum += __shfl_xor_sync(~0u, sum, step);
+  float* const mine = warps + warp * (d + 2);
+#pragma unroll
+  for (int i = 0; i < kPer; ++i) {
+    acc[i] *= fade;
+#pragma unroll
+    for (int step = kGroupLanes; step < kWarp; step *= 2)
+      acc[i] += __shfl_xor_sync(~0u, acc[i], step);
+  }
+  if (group == 0) {
+#pragma unroll
+    for (int i = 0; i < kPer; ++i)
+      if (kWhole || part * kPer + i < d) mine[2 + part * kPer + i] = acc[i];
+  }
+  if (lane == 0) {
+    mine[0] = largest;
+    mine[1] = sum;
+  }
+  __syncthreads();
+  const int64_t share = (int64_t{t} * a.heads + first_head) * kSplits + split;
+#pragma unroll 1
+  for (int i = threadIdx.x; i < count * d; i += kAttendWarps * kWarp) {
+    const int h = i / d, element = i - h * d;
+    float top_of_all = -FLT_MAX, total = 0, sum_of_all = 0;
+#pragma unroll 1
+    for (int w = h; w < parts * a.shared; w += a.shared)
+      top_of_all = fmaxf(top_of_all, warps[w * (d + 2)]);
+#pragma unroll 1
+    for (int w = h; w < parts * a.shared; w += a.shared) {
+      const float* one = warps + w * (d + 2);
+      const float share_fade = __expf(one[0] - top_of_all);
+      total += one[1] * share_fade;
+      sum_of_all += one[2 + element] * share_fade;
+    }
+    if (splits == 1) {
+      static_cast<T*>(a.out)[(int64_t{t} * a.heads + first_head) * d + i] =
+          narrowed<T>(sum_of_all / total);
+      continue;
+    }
+    const int64_t to = share + h * kSplits;
+    a.workspace[2 * a.shares() + to * d + element] = sum_of_all;
+    if (element == 0) {
+      a.workspace[2 * to] = top_of_all;
+      a.workspace[2 * to + 1] = total;
     }
   }
-  if (parts == 1) return;
-  auto* counters = reinterpret_cast<unsigned*>(static_cast<float*>(a.workspace) + share_floats(a));
-  if (is_last(counters + t * gridDim.y + blockIdx.y, static_cast<unsigned>(seen.splits)))
-    combine<T>(a, t, first_head, shared_heads, parts);
+  if (splits == 1) return;
+  auto* counters = reinterpret_cast<unsigned*>(a.workspace + a.counters());
+  if (is_last(counters + t * gridDim.y + blockIdx.y, static_cast<unsigned>(splits)))
+    combine<T>(a, t, first_head, count, splits);
 }
 
 __device__ float activated(Activation activation, float x) {
@@ -646,36 +654,29 @@ __global__ void widen_kernel(Widen w) {
 }
 
 /// Whether this device runs the code for compute capability 9.0, which launches a kernel before the
-/// one ahead of it is complete and knows clusters; others run what is made from that for 8.0.
-bool hopper() {
-  static const bool is = [] {
-    int device = 0, major = 0, minor = 0;
-    cudaGetDevice(&device);
-    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-    cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-    return major == 9 && minor == 0;
-  }();
-  return is;
+/// one ahead of it is complete; others run what is made from that for 8.0.
+bool overlaps() {
+  int device = 0, major = 0, minor = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  return major == 9 && minor == 0;
 }
 
 template <class Operands>
 void launch(void (*kernel)(Operands), dim3 blocks, int64_t threads, size_t shared, void* queue,
-            const Operands& operands, int cluster = 1) {
-  cudaLaunchAttribute attributes[2];
+            const Operands& operands) {
+  static const bool early = overlaps();
+  cudaLaunchAttribute attribute;
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config = {};
   config.gridDim = blocks;
   config.blockDim = dim3(static_cast<unsigned>((threads + kWarp - 1) / kWarp * kWarp));
   config.dynamicSmemBytes = shared;
   config.stream = static_cast<cudaStream_t>(queue);
-  config.attrs = attributes;
-  if (hopper()) {
-    attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
-  }
-  if (cluster > 1) {
-    attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
-    attributes[config.numAttrs++].val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
-  }
+  config.attrs = &attribute;
+  config.numAttrs = early ? 1 : 0;
   cudaLaunchKernelEx(&config, kernel, operands);
 }
 
@@ -720,44 +721,75 @@ void rotate(const Rotate& r, void* queue) {
   });
 }
 
+/// r: where the kernel turns q and k itself.
+Attention attention_of(const Attend& a, const Rotate& r) {
+  const int64_t group = a.heads / a.kv_heads;
+  Attention all = {};
+  all.q = a.q;
+  all.k = r.k;
+  all.v = r.v;
+  all.cos = r.cos;
+  all.sin = r.sin;
+  all.keys = const_cast<void*>(a.keys);
+  all.values = const_cast<void*>(a.values);
+  all.out = a.out;
+  all.position = a.position;
+  all.workspace = static_cast<float*>(a.workspace);
+  all.tokens = static_cast<int>(a.tokens);
+  all.heads = static_cast<int>(a.heads);
+  all.kv_heads = static_cast<int>(a.kv_heads);
+  all.d = static_cast<int>(a.head_dim);
+  all.capacity = static_cast<int>(a.capacity);
+  all.window = static_cast<int>(a.window);
+  all.q_stride = static_cast<int>(a.q_stride > 0 ? a.q_stride : a.heads * a.head_dim);
+  all.kv_stride = static_cast<int>(r.stride > 0 ? r.stride : a.kv_heads * a.head_dim);
+  all.shared = static_cast<int>(std::min<int64_t>(group, kAttendWarps));
+  all.chunks = static_cast<int>((group + all.shared - 1) / all.shared);
+  return all;
+}
+
 size_t attend_workspace_bytes(const Attend& a) {
-  const int64_t counters = a.tokens * a.kv_heads * Shared(a).chunks;
-  return static_cast<size_t>(share_floats(a) + counters) * sizeof(float);
+  const Attention all = attention_of(a, {});
+  return static_cast<size_t>(all.counters() + a.tokens * a.kv_heads * all.chunks) * sizeof(float);
 }
 
-template <class T, int kShared, bool kTurns>
-void attend_of(const Attend& a, const Rotate& r, void* queue) {
-  const Shared share(a);
-  const dim3 blocks(count(kSplits), count(a.kv_heads * share.chunks), count(a.tokens));
-  const auto shared =
-      static_cast<size_t>((kAttendWarps + 1) * share.most() * partial_floats(a.head_dim)) *
-      sizeof(float);  // 73 KiB for 8 heads of 256
-  const auto kernel = a.head_dim <= 64    ? attend_kernel<T, 2, kShared, kTurns>
-                      : a.head_dim <= 128 ? attend_kernel<T, 4, kShared, kTurns>
-                                          : attend_kernel<T, 8, kShared, kTurns>;
-  if (shared > 48 * 1024)
-    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                         static_cast<int>(shared));
-  const int cluster = hopper() ? kCluster : 1;
-  launch(kernel, blocks, kAttendWarps * kWarp, shared, queue, Attention{a, r, cluster}, cluster);
+template <class T, bool kWhole, bool kTurns>
+void launch_attend(const Attention& a, void* queue) {
+  const auto kernel = a.d <= 64    ? attend_kernel<T, 8, kWhole, kTurns>
+                      : a.d <= 128 ? attend_kernel<T, 16, kWhole, kTurns>
+                                   : attend_kernel<T, 32, kWhole, kTurns>;
+  const auto shared = static_cast<size_t>(kAttendWarps * (a.d + 2)) * sizeof(float);
+  launch(kernel, dim3(kSplits, count(a.kv_heads * a.chunks), count(a.tokens)), kAttendWarps * kWarp,
+         shared, queue, a);
 }
 
-template <bool kTurns>
-void attend_turned(const Attend& a, const Rotate& r, void* queue) {
+/// Whether rows of the cache and of `all` can be read 16 bytes at a time, by 8 lanes evenly.
+bool whole_rows(const Attention& a, int64_t bytes) {
+  if (a.d != 64 && a.d != 128 && a.d != 256) return false;
+  for (const void* at : {a.q, a.k, a.v, a.cos, a.sin, static_cast<const void*>(a.keys),
+                         static_cast<const void*>(a.values)})
+    if (reinterpret_cast<uintptr_t>(at) % 16 != 0) return false;
+  return a.q_stride * bytes % 16 == 0 && a.kv_stride * bytes % 16 == 0;
+}
+
+void attend(const Attend& a, void* queue) {
+  const Attention all = attention_of(a, {});
   with_dtype(a.dtype, [&](auto element) {
     using T = decltype(element);
-    Shared(a).most() <= 4 ? attend_of<T, 4, kTurns>(a, r, queue)
-                          : attend_of<T, kMostShared, kTurns>(a, r, queue);
+    whole_rows(all, sizeof(T)) ? launch_attend<T, true, false>(all, queue)
+                               : launch_attend<T, false, false>(all, queue);
   });
 }
 
-void attend(const Attend& a, void* queue) { attend_turned<false>(a, {}, queue); }
-
 void rotate_and_attend(const Rotate& r, const Attend& a, void* queue) {
-  const bool fits = a.head_dim == 64 || a.head_dim == 128 || a.head_dim == 256;
-  if (fits && r.cos != nullptr) return attend_turned<true>(a, r, queue);
-  rotate(r, queue);
-  attend(a, queue);
+  const Attention all = attention_of(a, r);
+  with_dtype(a.dtype, [&](auto element) {
+    using T = decltype(element);
+    if (r.cos != nullptr && whole_rows(all, sizeof(T)))
+      return launch_attend<T, true, true>(all, queue);
+    rotate(r, queue);
+    attend(a, queue);
+  });
 }
 
 void activate(const Activate& a, void* queue) {

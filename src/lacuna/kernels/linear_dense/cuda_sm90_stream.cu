@@ -33,9 +33,10 @@ constexpr int kConsumers = 16;
 constexpr int kThreads = (kConsumers + 1) * 32;
 constexpr int kUnitColumns = 256;  // 16 bytes a lane
 constexpr int kUnitBytes = 2 * kUnitColumns;
-constexpr int kRingBytes = 200 * 1024;
+constexpr int kRingBytes = 192 * 1024;
 constexpr int kStageBytes = 32 * 1024;  // wanted; a row may be longer
 constexpr int kPieceBytes = 8 * 1024;   // of one copy
+constexpr int kAheadBytes = 64 * 1024;  // in flight before the kernel ahead is done
 constexpr int kMaxStages = 16;
 constexpr int kMaxRows = 32;  // of a stage
 
@@ -44,7 +45,7 @@ struct Params {
   const uint4* x;
   __nv_bfloat16* y;
   int n, row_bytes;
-  int rows_log2, stages;  // rows of a stage
+  int rows_log2, stages, at_once;  // rows of a stage; stages in flight before the wait
   int k_warps_log2;
   int sums_offset, barriers_offset;
 };
@@ -89,9 +90,14 @@ __global__ void __launch_bounds__(kThreads, 1) linear_stream_kernel(const Params
     }
     __syncwarp();
 #pragma unroll 1
-    for (int s = 0; s < min(p.stages, count); ++s) fill(s, s);
+    for (int s = 0; s < min(p.at_once, count); ++s) fill(s, s);
     __syncthreads();
     launch_next();
+#pragma unroll 1
+    for (int s = p.at_once; s < min(p.stages, count); ++s) {
+      barrier_wait(full + 8 * (s - p.at_once), 0);
+      fill(s, s);
+    }
     await_previous();
     // Lane `part` 2^rows_log2 + r adds up every so manieth K warp's sum of row r.
     const int r = lane & (rows - 1), part = lane >> p.rows_log2, parts = 32 >> p.rows_log2;
@@ -176,7 +182,7 @@ struct Shape {
 
 // How a shape is cut.
 struct Cut {
-  int blocks, rows_log2, stages, k_warps_log2, units;  // most units of a warp
+  int blocks, rows_log2, stages, at_once, k_warps_log2, units;  // most units of a warp
   int sums_offset, barriers_offset, shared_bytes;
 };
 
@@ -190,6 +196,7 @@ Cut cut_of(const Shape& shape, int multiprocessors) {
     ++c.rows_log2;
   const int stage_bytes = row_bytes << c.rows_log2;
   c.stages = std::min(kRingBytes / stage_bytes, kMaxStages);
+  c.at_once = std::clamp(kAheadBytes / stage_bytes, 1, c.stages);
   c.sums_offset = c.stages * stage_bytes;
   c.barriers_offset = c.sums_offset + c.stages * (4 << (c.rows_log2 + c.k_warps_log2));
   c.shared_bytes = c.barriers_offset + 2 * 8 * kMaxStages;
@@ -234,6 +241,7 @@ int run(const GpuLayout* layout, const GpuPlan* plan, const void* w, const void*
                     .row_bytes = static_cast<int>(shape.k * 2),
                     .rows_log2 = cut.rows_log2,
                     .stages = cut.stages,
+                    .at_once = overlap_previous ? cut.at_once : cut.stages,
                     .k_warps_log2 = cut.k_warps_log2,
                     .sums_offset = cut.sums_offset,
                     .barriers_offset = cut.barriers_offset};
