@@ -1,8 +1,8 @@
 // The idea: one token reads every weight once, so only the memory counts. Each multiprocessor has
-// one block whose producer keeps a ring of whole rows full with bulk copies; and as weights wait for
-// nobody, up to 192 KB of them are there before the kernel ahead is done (programmatic dependent
-// launch): what lies between two products is hidden behind it. Until then only 64 KB are in flight
-// at a time, for the kernel ahead loads too, and its loads wait behind them.
+// one block whose producer keeps a ring of whole rows full with bulk copies; and as weights wait
+// for nobody, up to 192 KB of them are there before the kernel ahead is done (programmatic
+// dependent launch): what lies between two products is hidden behind it. Until then only 64 KB are
+// in flight at a time, for the kernel ahead loads too, and its loads wait behind them.
 //
 //   block: rows [b N / blocks, (b+1) N / blocks), a stage = R whole rows as they lie in memory
 //
@@ -18,8 +18,8 @@
 // multiprocessor, in which four warps issue 104.
 //
 // A decode step of Llama-3.1-8B's shapes (bench/lab/cuda_decode_step): rings of 96 KB, of which two
-// blocks share a multiprocessor, cost 20 %, stages of 16 KB 2 to 12 %, everything in flight at once
-// 2 %.
+// blocks share a multiprocessor, cost 7 to 20 %, stages of 16 KB 2 to 12 %, everything in flight at
+// once 2 %.
 #include "lacuna/kernels/linear_dense/cuda_sm90_stream.h"
 
 #include <cuda_bf16.h>
