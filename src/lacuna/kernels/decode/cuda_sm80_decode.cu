@@ -388,7 +388,7 @@ template <class T, int kPer, bool kWhole, bool kTurns>
 __global__ void __launch_bounds__(kAttendWarps* kWarp, kPer * sizeof(T) <= 32 ? 2 : 1)
     attend_kernel(const Attention a) {
   using Row = Piece<T, kPer, kWhole>;
-  constexpr int kRounds = sizeof(Row) >= 128 ? 1 : 2;  // loads under way
+  constexpr int kRounds = sizeof(Row) >= 128 ? 1 : sizeof(Row) >= 64 ? 2 : 4;  // loads under way
   static_assert(kSplits == kWarp);
   const int warp = __shfl_sync(~0u, threadIdx.x / kWarp, 0), lane = threadIdx.x % kWarp;
   const int group = lane / kGroupLanes, part = lane % kGroupLanes;
