@@ -55,8 +55,12 @@
 #include <atomic>
 #include <cstring>
 
+#include "lacuna/kernels/cuda/sm90_async.h"
+
 namespace lacuna::kernels::linear_nm {
 namespace {
+
+using namespace cuda;  // copies and barriers
 
 constexpr int kTileRows = 16;
 constexpr int kUnitColumns = kMmaSpUnitColumns;
@@ -66,6 +70,9 @@ constexpr int kSteps = kUnitColumns / 32;
 constexpr int kUnitBytes = kMetadataBytes + kSteps * kStepBytes;  // 2,304
 constexpr int kMaxSharedBytes = 227 * 1024;
 constexpr int kMaxCluster = 8;
+// Stages of weights in flight while the kernel ahead still runs, whose own loads wait behind them
+// (all of them at once cost 2 to 3 % of a decode step).
+constexpr int kAhead = 1;
 
 // A warp's sums of 16 rows and 8 tokens, as the tensor cores leave them: [lane][4].
 constexpr int kFragmentFloats = kTileRows * 8;
@@ -85,91 +92,15 @@ struct Params {
   int row_tiles, units;
   int row_warps, k_warps, stage_units, stages, x_stages, x_first, producers;
   int row_warps_inverse;  // 2^16 / row_warps, rounded up
+  int at_once;            // stages of weights in flight before the kernel ahead is done
   int cluster_log2;
   int ring_offset, x_offset, sums_offset;  // bytes from the start of shared memory
   bool sums_apart;                         // not in the memory of the rings
 };
 
-__device__ __forceinline__ unsigned shared_address(const void* p) {
-  return static_cast<unsigned>(__cvta_generic_to_shared(p));
-}
-
-__device__ __forceinline__ void barrier_init(unsigned barrier, int count) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
-}
-
-__device__ __forceinline__ void barrier_init_fence() {
-  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-
-__device__ __forceinline__ void barrier_expect(unsigned barrier, unsigned bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
-               : "memory");
-}
-
-__device__ __forceinline__ void barrier_arrive(unsigned barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-
-__device__ __forceinline__ void barrier_wait(unsigned barrier, unsigned phase) {
-  unsigned done = 0;
-  while (!done) {
-    asm volatile(
-        "{\n .reg .pred p;\n"
-        " mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
-        " selp.u32 %0, 1, 0, p;\n}"
-        : "=r"(done)
-        : "r"(barrier), "r"(phase)
-        : "memory");
-  }
-}
-
-__device__ __forceinline__ void bulk_copy(unsigned to, const void* from, unsigned bytes,
-                                          unsigned barrier) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
-          "r"(to),
-      "l"(from), "r"(bytes), "r"(barrier)
-      : "memory");
-}
-
-__device__ __forceinline__ void copy16(unsigned to, const void* from) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
-}
-
-// One arrival of this thread, once all its copy16 so far have landed.
-__device__ __forceinline__ void barrier_arrive_after_copies(unsigned barrier) {
-  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
-}
-
-// The same as bulk_copy, for bytes that nobody will read again soon.
-__device__ __forceinline__ void bulk_copy_once(unsigned to, const void* from, unsigned bytes,
-                                               unsigned barrier, std::uint64_t policy) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
-      "[%0], [%1], %2, [%3], %4;" ::"r"(to),
-      "l"(from), "r"(bytes), "r"(barrier), "l"(policy)
-      : "memory");
-}
-
-__device__ __forceinline__ std::uint64_t evict_first() {
-  std::uint64_t policy;
-  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-  return policy;
-}
-
 // Says only that this thread came here (the mbarriers it made are published by their own fence).
 __device__ __forceinline__ void cluster_arrive_relaxed() {
   asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
-}
-
-__device__ __forceinline__ void cluster_arrive() {
-  asm volatile("barrier.cluster.arrive.release;" ::: "memory");
-}
-
-__device__ __forceinline__ void cluster_wait() {
-  asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
 }
 
 // Waits for bytes that other blocks of the cluster store.
@@ -192,13 +123,6 @@ __device__ __forceinline__ void store_shared4(unsigned address, const float (&v)
                : "memory");
 }
 
-// The same place in the shared memory of block `rank` of the cluster.
-__device__ __forceinline__ unsigned cluster_address(unsigned address, int rank) {
-  unsigned remote;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));
-  return remote;
-}
-
 // Stores into another block of the cluster; its barrier counts the bytes when they have come.
 __device__ __forceinline__ void store_cluster4(unsigned address, const float (&v)[4],
                                                unsigned barrier) {
@@ -212,15 +136,6 @@ __device__ __forceinline__ void store_cluster4(unsigned address, const float (&v
 // Among some warps of the block, each at a bar.sync of its own code path.
 __device__ __forceinline__ void barrier_of_warps(int name, int warps) {
   asm volatile("bar.sync %0, %1;" ::"r"(name), "r"(warps * 32) : "memory");
-}
-
-__device__ __forceinline__ uint4 load_shared4(unsigned address) {
-  uint4 v;
-  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "r"(address)
-               : "memory");
-  return v;
 }
 
 __device__ __forceinline__ uint2 load_shared2(unsigned address) {
@@ -335,8 +250,8 @@ __global__ void __launch_bounds__((max_warps(NT, MT) + 1) * 32, 1)
       cluster_arrive_relaxed();  // I have started: others may store into my memory.
     }
     barrier_of_warps(2, warps + p.producers);
-    asm volatile("griddepcontrol.launch_dependents;");
-    asm volatile("griddepcontrol.wait;" ::: "memory");
+    launch_next();
+    await_previous();
     bool full = false;  // all stages of x are in use
 #pragma unroll 1
     for (; unit < part; unit += span) {
@@ -385,12 +300,20 @@ __global__ void __launch_bounds__((max_warps(NT, MT) + 1) * 32, 1)
       for (int s = 0; s < p.stages; ++s) barrier_init(full + 8 * s, 1);
       barrier_init_fence();
 #pragma unroll 1
-      for (int s = 0, unit = 0; s < p.stages && unit < own; ++s, unit += span) fill(unit, s);
+      for (int s = 0, unit = 0; s < p.at_once && unit < own; ++s, unit += span) fill(unit, s);
     }
     __syncwarp();
     if (p.cluster_log2 > 0) cluster_arrive_relaxed();
     barrier_of_warps(2, warps + p.producers);
-    asm volatile("griddepcontrol.launch_dependents;");
+    launch_next();
+    if (lane == 0) {
+#pragma unroll 1
+      for (int s = p.at_once, unit = s * span; s < p.stages && unit < own; ++s, unit += span) {
+        barrier_wait(full + 8 * (s - p.at_once), 0);
+        fill(unit, s);
+      }
+    }
+    __syncwarp();
 
     float sums[MT][NT][4];
 #pragma unroll
@@ -607,24 +530,35 @@ __global__ void linear_nm_pack_kernel(const unsigned short* dense, int n, int k,
   *reinterpret_cast<uint2*>(unit + lane * 8) = make_uint2(metadata[0], metadata[1]);
 }
 
+constexpr int kUnpackWarps = 8;
+constexpr int kUnpackStride =
+    2 * kUnitColumns + 32;  // of a row in shared memory: no bank conflicts
+
 // The way back: one warp unpacks one unit, each lane the groups whose values it reads. The places
-// of a group lie in the metadata of the lane that mma.sp takes them from.
-__global__ void linear_nm_unpack_kernel(const unsigned char* packed, int n, int k, int row_tiles,
-                                        int units, unsigned short* dense) {
+// of a group lie in the metadata of the lane that mma.sp takes them from. Rows go through shared
+// memory, so that the warp stores 256 bytes of each.
+__global__ void __launch_bounds__(kUnpackWarps * 32)
+    linear_nm_unpack_kernel(const unsigned char* packed, int n, int k, int row_tiles, int units,
+                            unsigned short* dense, bool vectors) {
+  __shared__ __align__(16) unsigned char tiles[kUnpackWarps][kTileRows * kUnpackStride];
   const int lane = threadIdx.x & 31;
   const std::int64_t unit_index =
-      static_cast<std::int64_t>(blockIdx.x) * (blockDim.x >> 5) + (threadIdx.x >> 5);
+      static_cast<std::int64_t>(blockIdx.x) * kUnpackWarps + (threadIdx.x >> 5);
   if (unit_index >= static_cast<std::int64_t>(row_tiles) * units) return;
+  unsigned char* const own = tiles[threadIdx.x >> 5];
   const int tile = static_cast<int>(unit_index / units);
   const int column0 = static_cast<int>(unit_index % units) * kUnitColumns;
   const unsigned char* unit = packed + unit_index * kUnitBytes;
   const int g = lane >> 2, t = lane & 3;
   const uint2 metadata = *reinterpret_cast<const uint2*>(unit + lane * 8);
+  uint4 word[kSteps];
 #pragma unroll
   for (int s = 0; s < kSteps; ++s) {
-    const uint4 word =
-        *reinterpret_cast<const uint4*>(unit + kMetadataBytes + s * kStepBytes + lane * 16);
-    const unsigned values[4] = {word.x, word.y, word.z, word.w};
+    word[s] = *reinterpret_cast<const uint4*>(unit + kMetadataBytes + s * kStepBytes + lane * 16);
+  }
+#pragma unroll
+  for (int s = 0; s < kSteps; ++s) {
+    const unsigned values[4] = {word[s].x, word[s].y, word[s].z, word[s].w};
 #pragma unroll
     for (int half = 0; half < 2; ++half) {  // columns 0..15 and 16..31 of the step
       const unsigned places =
@@ -636,11 +570,29 @@ __global__ void linear_nm_unpack_kernel(const unsigned char* packed, int n, int 
         const unsigned long long group =
             static_cast<unsigned long long>(kept & 0xffff) << (16 * (place & 3)) |
             static_cast<unsigned long long>(kept >> 16) << (16 * (place >> 2 & 3));
-        const int row = tile * kTileRows + g + 8 * i;
-        if (row < n) {
-          *reinterpret_cast<unsigned long long*>(dense + static_cast<std::size_t>(row) * k +
-                                                 column0 + 32 * s + 16 * half + 4 * t) = group;
-        }
+        *reinterpret_cast<unsigned long long*>(own + (g + 8 * i) * kUnpackStride + 64 * s +
+                                               32 * half + 8 * t) = group;
+      }
+    }
+  }
+  __syncwarp();
+  const int row0 = tile * kTileRows;
+  unsigned short* const to = dense + static_cast<std::size_t>(row0) * k + column0;
+  if (vectors) {
+    const int half = lane >> 4, part = lane & 15;
+#pragma unroll
+    for (int r = half; r < kTileRows; r += 2) {
+      const uint4 v = *reinterpret_cast<const uint4*>(own + r * kUnpackStride + part * 16);
+      if (row0 + r < n) {
+        *reinterpret_cast<uint4*>(to + static_cast<std::size_t>(r) * k + part * 8) = v;
+      }
+    }
+  } else {  // dense is aligned to 8 bytes alone
+#pragma unroll
+    for (int r = 0; r < kTileRows; ++r) {
+      const uint2 v = *reinterpret_cast<const uint2*>(own + r * kUnpackStride + lane * 8);
+      if (row0 + r < n) {
+        *reinterpret_cast<uint2*>(to + static_cast<std::size_t>(r) * k + lane * 4) = v;
       }
     }
   }
@@ -794,9 +746,10 @@ cudaError_t mma_sp_unpack(const void* packed, std::int64_t n, std::int64_t k, vo
   }
   const int row_tiles = ceil_div(n, kTileRows), units = static_cast<int>(k / kUnitColumns);
   const std::int64_t warps = static_cast<std::int64_t>(row_tiles) * units;
-  linear_nm_unpack_kernel<<<ceil_div(warps, 8), 256, 0, stream>>>(
+  linear_nm_unpack_kernel<<<ceil_div(warps, kUnpackWarps), kUnpackWarps * 32, 0, stream>>>(
       static_cast<const unsigned char*>(packed), static_cast<int>(n), static_cast<int>(k),
-      row_tiles, units, static_cast<unsigned short*>(dense));
+      row_tiles, units, static_cast<unsigned short*>(dense),
+      reinterpret_cast<std::uintptr_t>(dense) % 16 == 0);
   return cudaGetLastError();
 }
 
@@ -888,6 +841,7 @@ cudaError_t mma_sp_run(const void* packed, const void* x, void* y, std::int64_t 
   p.x_offset = layout.x_offset;
   p.sums_offset = layout.sums_offset;
   p.sums_apart = layout.sums_apart;
+  p.at_once = overlap_previous ? std::min(kAhead, plan.stages) : plan.stages;
   p.x_first = overlap_previous ? 0 : std::min(plan.x_first, plan.x_stages);
   p.producers = plan.x_warps;
   p.row_warps_inverse = 65536 / plan.row_warps + 1;
