@@ -122,6 +122,10 @@ TEST(SparsityManager, NamesTheKernelThatWouldRun) {
   const auto bitmap = SparsityManager({.pattern = "unstructured"}).select_kernel();
   ASSERT_TRUE(bitmap.ok()) << bitmap.error().message;
   EXPECT_THAT(*bitmap, HasSubstr("linear_bitmap"));
+  const auto sparse =
+      SparsityManager({.pattern = "unstructured", .sparsity_ratio = 0.95}).select_kernel();
+  ASSERT_TRUE(sparse.ok()) << sparse.error().message;
+  EXPECT_THAT(*sparse, HasSubstr("linear_csr"));
 }
 
 }  // namespace

@@ -31,8 +31,7 @@ Result<std::vector<Problem>> problems_of_model(const fs::path& folder, const Tun
     }
   }
   if (problems.empty())
-    return not_possible("{}: no layer of it runs on kernels here (GPU or block weights).",
-                        folder.string());
+    return not_possible("{}: no layer of it runs on kernels here (GPU).", folder.string());
   return problems;
 }
 

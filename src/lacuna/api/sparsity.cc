@@ -114,22 +114,28 @@ Result<std::string> SparsityManager::select_kernel() const {
   LACUNA_CHECK(check_available(config_));
   LACUNA_TRY(const format::Pattern pattern, pattern_of(config_));
   LACUNA_TRY(const auto compute, api::resolve({.device = config_.backend}, DType::kBF16));
-  const auto* operation = kernels::linear_operation(pattern.kind);
   constexpr std::string_view kExpands = "expand, then the dense product of torch";
-  if (compute.device.is_cuda())
-    return fmt::format("{} on {} (no sparse kernel of ours runs there yet)", kExpands,
-                       compute.device.str());
-  if (operation == nullptr)
-    return fmt::format("{} (no kernel for {} yet)", kExpands, pattern.text());
   // A decode step of a matrix of the usual size; the choice depends on types and tokens, not on N.
-  kernels::Problem problem{.operation = std::string(operation->name),
-                           .activations = model::dtype_of(compute.dtype),
+  kernels::Problem problem{.activations = model::dtype_of(compute.dtype),
                            .outputs = 4096,
                            .inputs = 4096,
                            .tokens = 1,
                            .pattern = pattern,
                            .sparsity = config_.sparsity_ratio};
   if (pattern.kind == format::PatternKind::kKeepOf) problem.sparsity = pattern.sparsity();
+  if (compute.device.is_cuda()) {
+    const auto* operation = kernels::linear_operation(pattern.kind);
+    problem.operation = operation->name;
+    LACUNA_TRY(const auto* kernel,
+               kernels::choose_gpu_kernel(*operation, problem, kernels::Device::this_gpu()));
+    if (kernel == nullptr)
+      return fmt::format("{} on {} (`lacuna doctor --op {}` says why)", kExpands,
+                         compute.device.str(), problem.text());
+    return fmt::format("{}:{} for {}; more tokens: {}", operation->name, kernel->name,
+                       problem.text(), kExpands);
+  }
+  const auto* operation = kernels::linear_operation_on_cpu(problem);
+  problem.operation = operation->name;
   LACUNA_TRY(const auto plan, operation->plan(problem, kernels::Device::this_cpu()));
   return fmt::format("{}:{} for {}; more than {} tokens: {}", operation->name, plan.candidate->name,
                      problem.text(), format::kMaxTokens, kExpands);

@@ -12,7 +12,7 @@ namespace linear_coded = kernels::linear_coded;
 
 Result<CodedWeight> CodedWeight::make(const format::CompactMatrix& matrix, const Compute& compute) {
   const auto* operation = kernels::linear_operation(matrix.pattern.kind);
-  kernels::Problem problem{.operation = std::string(operation ? operation->name : "linear_bsr"),
+  kernels::Problem problem{.operation = std::string(operation->name),
                            .values = matrix.quantization.code == format::Code::kInt8
                                          ? kernels::Values::kInt8
                                          : kernels::Values::kInt4G64,

@@ -25,7 +25,6 @@ Result<std::optional<GpuWeight>> GpuWeight::make(const kernels::Problem& problem
                                                  const Compute& compute,
                                                  const std::function<at::Tensor()>& dense) {
   const auto* operation = kernels::linear_operation(problem.pattern.kind);
-  if (operation == nullptr) return std::optional<GpuWeight>();
   LACUNA_TRY(const GpuLinearKernel* kernel,
              kernels::choose_gpu_kernel(*operation, problem, kernels::Device::this_gpu()));
   if (kernel == nullptr) return std::optional<GpuWeight>();

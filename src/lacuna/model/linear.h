@@ -29,7 +29,7 @@ void set_linear_clock(LinearClock* clock);
 /// y = x W^T + b. On the CPU up to 16 tokens run on the linear operations of kernels/, dense
 /// weights too; on a GPU up to 64 where liblacuna_cuda.so has a kernel for the weight (in bf16 on
 /// compute capability 9.0: 64 for 2:4, 4 for unstructured, 1 for dense weights). A compact weight
-/// stays compact in memory: more tokens, blocks, codes and what no kernel takes expand it into a
+/// stays compact in memory: more tokens, other codes and what no kernel takes expand it into a
 /// scratch shared by all layers and take the dense product. On a GPU a quantised weight is expanded
 /// once, when it is loaded, and is a dense one from then on.
 class Linear {
