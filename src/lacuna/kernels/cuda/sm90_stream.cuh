@@ -41,7 +41,6 @@ inline constexpr int kFragmentFloats = kTileRows * 8;
 
 struct StreamParams {
   const unsigned char* weights;
-  const unsigned* offsets;  // of units, in 16 bytes from `weights`, where they differ in size
   const __nv_bfloat16* x;
   __nv_bfloat16* y;
   int n, k, t;
@@ -49,7 +48,8 @@ struct StreamParams {
   int row_warps, k_warps, stage_units, stages, x_stages, x_first, producers;
   int row_warps_inverse;  // 2^16 / row_warps, rounded up
   int cluster_log2;
-  int tile_stage_bytes;                                    // of one row tile in a stage of a ring
+  int unit_bytes;        // from one unit to the next, in memory and in a stage
+  int tile_stage_bytes;  // of one row tile in a stage of a ring
   int ring_offset, scratch_offset, x_offset, sums_offset;  // bytes from the start of shared memory
   bool sums_apart;                                         // not in the memory of the rings
 };

@@ -25,31 +25,29 @@ constexpr int kPlacesBytes = kMetadataBytes + kSteps * kStepBytes;  // of form k
 // Metadata of a tile whose two values of a group stand at columns 0 and 1, or 2 and 3.
 constexpr unsigned kFirstColumns = 0x44444444, kLastColumns = 0xeeeeeeee;
 
-// What a form of units is made of. List l of a unit holds the values that stand in 16 rows and 32
-// columns (step l % 4), at columns 0 and 1 of each group of 4, or 2 and 3 (l / 4).
+// What a form of units is made of. A tile holds, expanded, the values that stand at columns 0 and 1
+// of each group of 4, as the fragments of four steps; form kLists has another, of columns 2 and 3.
 template <bool kPairs>
 struct Form {
-  static constexpr int kLists = kPairs ? kSteps : 2 * kSteps;
-  static constexpr int kListsAt = kPairs ? kPlacesBytes : 0;
-  static constexpr int kTileBytes = kLists * kStepBytes;  // the lists, expanded
-  static constexpr int kRounds = kPairs ? 2 : 4;          // of 32 quads that wait in registers
+  static constexpr int kTiles = kPairs ? 1 : 2;
+  static constexpr int kListAt = kPairs ? kPlacesBytes : 0;
+  static constexpr int kTileBytes = kTiles * kSteps * kStepBytes;
+  static constexpr int kRounds = kPairs ? 2 : 4;  // of 32 fours that wait in registers
 };
 
-// List entries come in fours: before them a count of fours and a word for each 32, whose bits tell
-// where the next list begins.
-__host__ __device__ constexpr int head_bytes(int quads) { return (quads + 95) / 64 * 8; }
+// Head of a list: the fours of entries that follow, the place of further ones in 16 bytes from the
+// first unit, or 0.
+constexpr int kHeadBytes = 16;
+constexpr int kFourBytes = 16;
 
-// Bytes of a unit.
+// Bytes of a unit with so many fours. All units of a matrix have one size; further fours of a unit
+// stand behind the units.
 template <bool kPairs>
-__host__ __device__ constexpr int unit_bytes(int quads) {
-  return (Form<kPairs>::kListsAt + head_bytes(quads) + quads * 12 + 15) / 16 * 16;
+__host__ __device__ constexpr int unit_bytes(int fours) {
+  return Form<kPairs>::kListAt + kHeadBytes + fours * kFourBytes;
 }
 
-__device__ __forceinline__ unsigned load_shared1(unsigned address) {
-  unsigned v;
-  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(address) : "memory");
-  return v;
-}
+constexpr int kUnitAlignment = 32;
 
 __device__ __forceinline__ void store_shared_half(unsigned address, unsigned v) {
   asm volatile("st.shared.u16 [%0], %1;" ::"r"(address), "h"(static_cast<unsigned short>(v))
@@ -70,6 +68,27 @@ __device__ __forceinline__ void multiply_sp(float (&c)[4], const uint4& a, const
         "r"(metadata), "n"(kSelector));
 }
 
+// Writes four entries (a value, and its place in the tile in the high half) to their places.
+__device__ __forceinline__ void scatter(unsigned tile, const uint4& entries) {
+  store_shared_half(tile + (entries.x >> 16), entries.x);
+  store_shared_half(tile + (entries.y >> 16), entries.y);
+  store_shared_half(tile + (entries.z >> 16), entries.z);
+  store_shared_half(tile + (entries.w >> 16), entries.w);
+}
+
+// Expands what a list has beyond the rounds in registers, and elsewhere: few lists do.
+__device__ __noinline__ void scatter_rest(unsigned list, unsigned first, const unsigned char* units,
+                                          unsigned tile, int lane) {
+  const uint2 head = cuda::load_shared2(list);
+  for (unsigned q = first + lane; q < head.x; q += 32) {
+    scatter(tile, cuda::load_shared4(list + kHeadBytes + q * kFourBytes));
+  }
+  if (head.y == 0) return;
+  const uint4* rest = reinterpret_cast<const uint4*>(units) + head.y;
+  const unsigned fours = rest->x;
+  for (unsigned q = lane; q < fours; q += 32) scatter(tile, rest[1 + q]);
+}
+
 template <bool kPairs>
 struct SplitWeights {
   static constexpr bool kExpands = true;
@@ -87,34 +106,14 @@ struct SplitWeights {
     const StreamParams& p;
     const cuda::StreamSlice s;
     const unsigned ring, full;
-    unsigned tile;  // where lists are expanded
-    // Lane i: where the weights of round i of 32 begin and end, of these 32 rounds and the next.
-    unsigned begin[MT], end[MT], next_begin[MT], next_end[MT];
-    int filled = 0;                // rounds asked for
+    unsigned tile;                 // where lists are expanded
     unsigned loaded[MT], now[MT];  // the units whose lists were loaded last, and expanded last
-    int quads[MT];                 // of the lists loaded last, as their first rounds:
-    unsigned begins[MT][kRounds], places[MT][kRounds];
-    uint2 values[MT][kRounds];
+    uint2 heads[MT];               // of the lists loaded last, as their first rounds:
+    uint4 entries[MT][kRounds];
 
     __device__ __forceinline__ Reader(const StreamParams& params, const cuda::StreamSlice& slice,
                                       unsigned ring_address, unsigned full_barriers)
-        : p(params), s(slice), ring(ring_address), full(full_barriers) {
-      load_offsets(0, begin, end);
-      load_offsets(32, next_begin, next_end);
-    }
-
-    __device__ __forceinline__ void load_offsets(int round0, unsigned (&b)[MT], unsigned (&e)[MT]) {
-      const int unit = (round0 + s.lane) * s.span;
-      if (unit >= s.own) return;
-      const int units = min(p.stage_units, s.own - unit);
-#pragma unroll
-      for (int m = 0; m < MT; ++m) {
-        const std::size_t row = min(s.first_tile + m, p.row_tiles - 1);
-        const unsigned* from = p.offsets + row * p.units + s.first + unit;
-        b[m] = __ldg(from);
-        e[m] = __ldg(from + units);
-      }
-    }
+        : p(params), s(slice), ring(ring_address), full(full_barriers) {}
 
     // Where lists are expanded is zero before and after each unit.
     __device__ __forceinline__ void prepare(unsigned scratch) {
@@ -124,33 +123,18 @@ struct SplitWeights {
         clear_shared4(tile + i);
     }
 
-    __device__ __forceinline__ void fill(int, int slot) {
-      const int i = filled & 31;
-      if (i == 0 && filled > 0) {
-#pragma unroll
-        for (int m = 0; m < MT; ++m) {
-          begin[m] = next_begin[m];
-          end[m] = next_end[m];
-        }
-        load_offsets(filled + 32, next_begin, next_end);
-      }
-      ++filled;
-      unsigned from[MT], bytes[MT], sum = 0;
+    __device__ __forceinline__ void fill(int unit, int slot) {
+      if (s.lane != 0) return;
+      const unsigned bytes = min(p.stage_units, s.own - unit) * p.unit_bytes;
+      cuda::barrier_expect(full + 8 * slot, MT * bytes);
+      const std::uint64_t policy = cuda::evict_first();
 #pragma unroll
       for (int m = 0; m < MT; ++m) {
-        from[m] = __shfl_sync(~0u, begin[m], i);
-        bytes[m] = (__shfl_sync(~0u, end[m], i) - from[m]) * 16;
-        sum += bytes[m];
-      }
-      if (s.lane == 0) {
-        const std::uint64_t policy = cuda::evict_first();
-        cuda::barrier_expect(full + 8 * slot, sum);
-#pragma unroll
-        for (int m = 0; m < MT; ++m) {
-          cuda::bulk_copy_once(ring + (slot * MT + m) * p.tile_stage_bytes,
-                               p.weights + static_cast<std::size_t>(from[m]) * 16, bytes[m],
-                               full + 8 * slot, policy);
-        }
+        // A tile past the end repeats the last one: its sums are never stored.
+        const std::size_t row = min(s.first_tile + m, p.row_tiles - 1);
+        cuda::bulk_copy_once(ring + (slot * MT + m) * p.tile_stage_bytes,
+                             p.weights + (row * p.units + s.first + unit) * p.unit_bytes, bytes,
+                             full + 8 * slot, policy);
       }
     }
 
@@ -162,35 +146,24 @@ struct SplitWeights {
 
     __device__ __forceinline__ void load_next() {
 #pragma unroll
-      for (int m = 0; m < MT; ++m) loaded[m] += unit_bytes<kPairs>(quads[m]);
+      for (int m = 0; m < MT; ++m) loaded[m] += p.unit_bytes;
       load_lists();
     }
 
+    // A lane beyond the last four takes the last one again: it writes what another writes, too.
     __device__ __forceinline__ void load_lists() {
 #pragma unroll
-      for (int m = 0; m < MT; ++m) quads[m] = load_shared1(loaded[m] + Form<kPairs>::kListsAt);
+      for (int m = 0; m < MT; ++m) heads[m] = cuda::load_shared2(loaded[m] + Form<kPairs>::kListAt);
 #pragma unroll
       for (int m = 0; m < MT; ++m) {
-        const unsigned lists = loaded[m] + Form<kPairs>::kListsAt;
-        const unsigned value = lists + head_bytes(quads[m]) + 8 * s.lane;
-        const unsigned place = value + 8 * quads[m] - 4 * s.lane;
+        const unsigned from = loaded[m] + Form<kPairs>::kListAt + kHeadBytes;
 #pragma unroll
         for (int r = 0; r < kRounds; ++r) {
-          if (32 * r + s.lane < quads[m]) {
-            begins[m][r] = load_shared1(lists + 4 + 4 * r);
-            values[m][r] = cuda::load_shared2(value + 256 * r);
-            places[m][r] = load_shared1(place + 128 * r);
-          }
+          if (r > 0 && heads[m].x <= 32 * r) break;
+          entries[m][r] =
+              cuda::load_shared4(from + min(32 * r + s.lane, heads[m].x - 1) * kFourBytes);
         }
       }
-    }
-
-    // Writes four entries to where they stand in the fragments of list `list`.
-    static __device__ __forceinline__ void scatter(unsigned list, uint2 value, unsigned place) {
-      store_shared_half(__dp4a(place, 0x2u, list), value.x);
-      store_shared_half(__dp4a(place, 0x200u, list), value.x >> 16);
-      store_shared_half(__dp4a(place, 0x20000u, list), value.y);
-      store_shared_half(__dp4a(place, 0x2000000u, list), value.y >> 16);
     }
 
     // Expands the lists loaded last.
@@ -198,25 +171,14 @@ struct SplitWeights {
 #pragma unroll
       for (int m = 0; m < MT; ++m) {
         now[m] = loaded[m];
-        unsigned to = tile + m * Form<kPairs>::kTileBytes;
+        const unsigned to = tile + m * Form<kPairs>::kTileBytes;
 #pragma unroll
         for (int r = 0; r < kRounds; ++r) {
-          if (32 * r + s.lane < quads[m]) {
-            scatter(to + __popc(begins[m][r] << (31 - s.lane)) * kStepBytes, values[m][r],
-                    places[m][r]);
-            to += __popc(begins[m][r]) * kStepBytes;
-          }
+          if (r > 0 && heads[m].x <= 32 * r) break;
+          scatter(to, entries[m][r]);
         }
-        if (quads[m] > 32 * kRounds) {  // Longer lists than most.
-          const unsigned lists = now[m] + Form<kPairs>::kListsAt;
-          const unsigned value = lists + head_bytes(quads[m]), place = value + 8 * quads[m];
-#pragma unroll 1
-          for (int q = 32 * kRounds + s.lane; q < quads[m]; q += 32) {
-            const unsigned next = load_shared1(lists + 4 + q / 32 * 4);
-            scatter(to + __popc(next << (31 - s.lane)) * kStepBytes,
-                    cuda::load_shared2(value + 8 * q), load_shared1(place + 4 * q));
-            to += __popc(next) * kStepBytes;
-          }
+        if (heads[m].y != 0 || heads[m].x > 32 * kRounds) {
+          scatter_rest(now[m] + Form<kPairs>::kListAt, 32 * kRounds, p.weights, to, s.lane);
         }
       }
       __syncwarp();
@@ -319,14 +281,14 @@ __device__ __forceinline__ void listed_of(const unsigned (&v)[4], unsigned (&lis
   listed[1] = kept == 4 || (kept == 3 && v[0] == 0) ? v[1] : 0;
 }
 
-// The entries of a list that stand in bank `lane` of shared memory, so that entries in this order
-// meet few conflicts. Entry i: half i % 2 of word lane + 32 (i / 2).
+// The values that stand in bank `lane` of shared memory in a step of a tile: value i is half i % 2
+// of word lane + 32 (i / 2).
 template <bool kPairs>
 __device__ __forceinline__ void list_entries(const unsigned short* dense, int n, int k, int row0,
-                                             int column0, int list, int lane,
+                                             int column0, int tile, int step, int lane,
                                              unsigned (&entry)[8]) {
   const int row = row0 + (lane >> 4) + 8 * (lane & 1);
-  const int column = column0 + 32 * (list % kSteps) + 4 * ((lane >> 2 & 3) + 4 * (lane >> 1 & 1));
+  const int column = column0 + 32 * step + 4 * ((lane >> 2 & 3) + 4 * (lane >> 1 & 1));
 #pragma unroll
   for (int w = 0; w < 4; ++w) {
     unsigned v[4];
@@ -337,47 +299,46 @@ __device__ __forceinline__ void list_entries(const unsigned short* dense, int n,
       entry[2 * w] = listed[0];
       entry[2 * w + 1] = listed[1];
     } else {
-      entry[2 * w] = list < kSteps ? v[0] : v[2];
-      entry[2 * w + 1] = list < kSteps ? v[1] : v[3];
+      entry[2 * w] = tile == 0 ? v[0] : v[2];
+      entry[2 * w + 1] = tile == 0 ? v[1] : v[3];
     }
   }
 }
 
-__device__ __forceinline__ int count_entries(const unsigned (&entry)[8]) {
+// Entries of a unit that stand in bank `lane`.
+template <bool kPairs>
+__device__ __forceinline__ int count_entries(const unsigned short* dense, int n, int k, int row0,
+                                             int column0, int lane) {
   int count = 0;
+#pragma unroll 1
+  for (int i = 0; i < Form<kPairs>::kTiles * kSteps; ++i) {
+    unsigned entry[8];
+    list_entries<kPairs>(dense, n, k, row0, column0, i / kSteps, i % kSteps, lane, entry);
 #pragma unroll
-  for (int i = 0; i < 8; ++i) count += entry[i] != 0;
+    for (int j = 0; j < 8; ++j) count += entry[j] != 0;
+  }
   return count;
 }
 
-// Fours of a list: the last entry fills the last of them up, and no list is empty (it then writes
-// a zero).
-__device__ __forceinline__ int quads_of(int entries) { return max((entries + 3) / 4, 1); }
+// No list is empty: it then writes a zero.
+__host__ __device__ constexpr int fours_of(int entries) {
+  return entries > 0 ? (entries + 3) / 4 : 1;
+}
 
-// One warp a unit: its size in 16 bytes, in both forms, and the values it keeps.
+// One warp a unit: its fours in both forms, and the values it keeps.
 __global__ void __launch_bounds__(256)
     split_count_kernel(const unsigned short* dense, int n, int k, int units, std::int64_t all,
-                       uint2* sizes, unsigned long long* kept) {
+                       uint2* fours, unsigned long long* kept) {
   const int lane = threadIdx.x & 31;
   const std::int64_t index =
       static_cast<std::int64_t>(blockIdx.x) * (blockDim.x >> 5) + (threadIdx.x >> 5);
   if (index >= all) return;
   const int row0 = static_cast<int>(index / units) * kTileRows;
   const int column0 = static_cast<int>(index % units) * kUnitColumns;
-  int of_pairs = 0, of_lists = 0, values = 0;
-#pragma unroll 1
-  for (int list = 0; list < 2 * kSteps; ++list) {
-    unsigned entry[8];
-    list_entries<false>(dense, n, k, row0, column0, list, lane, entry);
-    const int entries = __reduce_add_sync(~0u, count_entries(entry));
-    values += entries;
-    of_lists += quads_of(entries);
-    if (list >= kSteps) continue;
-    list_entries<true>(dense, n, k, row0, column0, list, lane, entry);
-    of_pairs += quads_of(__reduce_add_sync(~0u, count_entries(entry)));
-  }
+  const int listed = __reduce_add_sync(~0u, count_entries<true>(dense, n, k, row0, column0, lane));
+  const int values = __reduce_add_sync(~0u, count_entries<false>(dense, n, k, row0, column0, lane));
   if (lane == 0) {
-    sizes[index] = make_uint2(unit_bytes<true>(of_pairs) / 16, unit_bytes<false>(of_lists) / 16);
+    fours[index] = make_uint2(fours_of(listed), fours_of(values));
     atomicAdd(kept, static_cast<unsigned long long>(values));
   }
 }
@@ -412,14 +373,14 @@ __device__ __forceinline__ unsigned placed_of(const unsigned (&v)[4], unsigned* 
 template <bool kPairs>
 __global__ void __launch_bounds__(256)
     split_pack_kernel(const unsigned short* dense, int n, int k, int units, std::int64_t all,
-                      const unsigned* offsets, unsigned char* packed) {
+                      int unit_stride, const unsigned* elsewhere, unsigned char* packed) {
   const int lane = threadIdx.x & 31;
   const std::int64_t index =
       static_cast<std::int64_t>(blockIdx.x) * (blockDim.x >> 5) + (threadIdx.x >> 5);
   if (index >= all) return;
   const int row0 = static_cast<int>(index / units) * kTileRows;
   const int column0 = static_cast<int>(index % units) * kUnitColumns;
-  unsigned char* unit = packed + static_cast<std::size_t>(offsets[index]) * 16;
+  unsigned char* unit = packed + index * unit_stride;
 
   if constexpr (kPairs) {
     const int g = lane >> 2, t = lane & 3;
@@ -450,64 +411,59 @@ __global__ void __launch_bounds__(256)
     *reinterpret_cast<uint2*>(unit + lane * 8) = make_uint2(metadata[0], metadata[1]);
   }
 
-  int starts[Form<kPairs>::kLists + 1];  // fours before each list
-  starts[0] = 0;
+  // Entries in the order of their banks fill lane 0's fours of all rounds, then lane 1's: lanes
+  // that store at once then meet in few banks.
+  const int count = count_entries<kPairs>(dense, n, k, row0, column0, lane);
+  int before = count;
 #pragma unroll
-  for (int list = 0; list < Form<kPairs>::kLists; ++list) {
-    unsigned entry[8];
-    list_entries<kPairs>(dense, n, k, row0, column0, list, lane, entry);
-    starts[list + 1] = starts[list] + quads_of(__reduce_add_sync(~0u, count_entries(entry)));
+  for (int d = 1; d < 32; d *= 2) {
+    const int other = __shfl_up_sync(~0u, before, d);
+    if (lane >= d) before += other;
   }
-  const int quads = starts[Form<kPairs>::kLists], rounds = (quads + 31) / 32;
-  unsigned char* lists = unit + Form<kPairs>::kListsAt;
-  for (int r = lane; r < rounds + 1; r += 32) {
-    unsigned word = 0;
-    if (r == 0) {
-      word = quads;
+  const int total = __shfl_sync(~0u, before, 31);
+  before -= count;
+  const int fours = fours_of(total), rounds = (fours + 31) / 32,
+            long_lanes = fours - 32 * (rounds - 1);
+  const int here = min(fours, (unit_stride - unit_bytes<kPairs>(0)) / kFourBytes);
+  unsigned* list = reinterpret_cast<unsigned*>(unit + Form<kPairs>::kListAt);
+  unsigned* rest =
+      reinterpret_cast<unsigned*>(packed + static_cast<std::size_t>(elsewhere[index]) * 16);
+  if (lane == 0) {
+    list[0] = here;
+    list[1] = elsewhere[index];
+    if (elsewhere[index] != 0) rest[0] = fours - here;
+  }
+  const auto store = [&](int i, unsigned entry) {
+    int to_lane, slot;  // of a lane's entries
+    if (i < long_lanes * 4 * rounds) {
+      to_lane = i / (4 * rounds);
+      slot = i % (4 * rounds);
     } else {
-#pragma unroll
-      for (int list = 1; list < Form<kPairs>::kLists; ++list) {
-        if (starts[list] / 32 == r - 1) word |= 1u << (starts[list] % 32);
-      }
+      i -= long_lanes * 4 * rounds;
+      to_lane = long_lanes + i / (4 * (rounds - 1));
+      slot = i % (4 * (rounds - 1));
     }
-    reinterpret_cast<unsigned*>(lists)[r] = word;
-  }
-  unsigned short* values = reinterpret_cast<unsigned short*>(lists + head_bytes(quads));
-  unsigned char* places = lists + head_bytes(quads) + 8 * quads;
+    const int four = 32 * (slot / 4) + to_lane;
+    if (four < here) {
+      list[4 + 4 * four + slot % 4] = entry;
+    } else {
+      rest[4 + 4 * (four - here) + slot % 4] = entry;
+    }
+  };
+  unsigned last = 0;
 #pragma unroll 1
-  for (int list = 0; list < Form<kPairs>::kLists; ++list) {
+  for (int i = 0; i < Form<kPairs>::kTiles * kSteps; ++i) {
     unsigned entry[8];
-    list_entries<kPairs>(dense, n, k, row0, column0, list, lane, entry);
-    const int count = count_entries(entry);
-    int before = count;
+    list_entries<kPairs>(dense, n, k, row0, column0, i / kSteps, i % kSteps, lane, entry);
 #pragma unroll
-    for (int d = 1; d < 32; d *= 2) {
-      const int other = __shfl_up_sync(~0u, before, d);
-      if (lane >= d) before += other;
+    for (int j = 0; j < 8; ++j) {
+      if (entry[j] == 0) continue;
+      last = entry[j] | (i * kStepBytes + 4 * (lane + 32 * (j / 2)) + 2 * (j % 2)) << 16;
+      store(before++, last);
     }
-    const int total = __shfl_sync(~0u, before, 31);
-    before -= count;
-    int start = 0;
-#pragma unroll
-    for (int i = 0; i < Form<kPairs>::kLists; ++i) {
-      if (i == list) start = 4 * starts[i];
-    }
-    int to = start + before;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      if (entry[i] == 0) continue;
-      values[to] = entry[i];
-      places[to] = 2 * (lane + 32 * (i / 2)) + i % 2;
-      for (int j = to + 1; to == start + total - 1 && j % 4 != 0; ++j) {
-        values[j] = entry[i];
-        places[j] = places[to];
-      }
-      ++to;
-    }
-    if (total == 0 && lane < 4) {
-      values[start + lane] = 0;
-      places[start + lane] = 0;
-    }
+  }
+  if (before == total && (count > 0 || (total == 0 && lane == 0))) {  // The last entry fills up.
+    for (int i = total; i < 4 * fours; ++i) store(i, last);
   }
 }
 
@@ -516,15 +472,15 @@ constexpr int kUnpackWarps = 4;
 // One warp unpacks one unit, through a tile in shared memory.
 template <bool kPairs>
 __global__ void __launch_bounds__(kUnpackWarps * 32)
-    split_unpack_kernel(const unsigned char* packed, const unsigned* offsets, int n, int k,
-                        int units, std::int64_t all, unsigned short* dense) {
+    split_unpack_kernel(const unsigned char* packed, int unit_stride, int n, int k, int units,
+                        std::int64_t all, unsigned short* dense) {
   __shared__ uint2 tiles[kUnpackWarps][kTileRows][kUnitColumns / 4];
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   const std::int64_t index = static_cast<std::int64_t>(blockIdx.x) * kUnpackWarps + warp;
   if (index >= all) return;
   const int row0 = static_cast<int>(index / units) * kTileRows;
   const int column0 = static_cast<int>(index % units) * kUnitColumns;
-  const unsigned char* unit = packed + static_cast<std::size_t>(offsets[index]) * 16;
+  const unsigned char* unit = packed + index * unit_stride;
   const auto tile = tiles[warp];
 #pragma unroll
   for (int row = 0; row < kTileRows; ++row) tile[row][lane] = make_uint2(0, 0);
@@ -556,28 +512,19 @@ __global__ void __launch_bounds__(kUnpackWarps * 32)
     }
     __syncwarp();
   }
-  const unsigned char* lists = unit + Form<kPairs>::kListsAt;
-  const unsigned* words = reinterpret_cast<const unsigned*>(lists);
-  const int quads = words[0], rounds = (quads + 31) / 32;
-  const unsigned char* values = lists + head_bytes(quads);
-  int list0 = 0;
-#pragma unroll 1
-  for (int r = 0; r < rounds; ++r) {
-    const unsigned begins = words[1 + r];
-    const int quad = 32 * r + lane;
-    if (quad < quads) {
-      const int list = list0 + __popc(begins << (31 - lane));
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const unsigned short v = reinterpret_cast<const unsigned short*>(values)[4 * quad + i];
-        const int place = (values + 8 * quads)[4 * quad + i];
-        const int fragment_lane = place >> 3, part = place >> 1 & 3;
-        const int column = 32 * (list % kSteps) + 4 * ((fragment_lane & 3) + 4 * (part >> 1)) +
-                           2 * (list / kSteps) + (place & 1);
-        if (v != 0) *at((fragment_lane >> 2) + 8 * (part & 1), column) = v;
-      }
-    }
-    list0 += __popc(begins);
+  const auto put = [&](unsigned entry) {
+    const int word = entry >> 18 & 127, step = entry >> 25 & 3, other = entry >> 27 & 1;
+    const int fragment_lane = word >> 2, part = word & 3;
+    const int column =
+        32 * step + 4 * ((fragment_lane & 3) + 4 * (part >> 1)) + 2 * other + (entry >> 17 & 1);
+    if ((entry & 0xffff) != 0) *at((fragment_lane >> 2) + 8 * (part & 1), column) = entry & 0xffff;
+  };
+  const unsigned* list = reinterpret_cast<const unsigned*>(unit + Form<kPairs>::kListAt);
+  for (unsigned i = lane; i < 4 * list[0]; i += 32) put(list[4 + i]);
+  if (list[1] != 0) {
+    const unsigned* rest =
+        reinterpret_cast<const unsigned*>(packed) + 4 * static_cast<std::size_t>(list[1]);
+    for (unsigned i = lane; i < 4 * rest[0]; i += 32) put(rest[4 + i]);
   }
   __syncwarp();
   for (int row = 0; row < kTileRows && row0 + row < n; ++row) {
@@ -613,7 +560,7 @@ cuda::StreamKernel find_kernel(SplitForm form, int token_tiles, int tiles_per_wa
 
 cuda::StreamShared shared_of(const SplitLayout& layout, const SplitPlan& plan) {
   return cuda::stream_shared(
-      plan, layout.max_unit_bytes,
+      plan, layout.unit_bytes,
       layout.form == SplitForm::kPairs ? Form<true>::kTileBytes : Form<false>::kTileBytes);
 }
 
@@ -628,15 +575,19 @@ bool plan_ok(const SplitPlan& plan) {
 
 bool layout_ok(const SplitLayout& l) {
   return split_shape_refusal(l.n, l.k, 1) == nullptr &&
-         (l.form == SplitForm::kPairs || l.form == SplitForm::kLists) && l.max_unit_bytes > 0;
+         (l.form == SplitForm::kPairs || l.form == SplitForm::kLists) && l.unit_bytes > 0;
 }
 
 std::int64_t units_of(std::int64_t n, std::int64_t k) {
   return static_cast<std::int64_t>(ceil_div(n, kTileRows)) * (k / kUnitColumns);
 }
 
-// Scratch: what is kept | sizes of the units in both forms, then where each begins.
-constexpr std::size_t kSizesAt = 128;
+// Scratch: what is kept | fours of each unit in both forms, then where its lists stand if
+// elsewhere.
+constexpr std::size_t kFoursAt = 128;
+constexpr int kMostFours = kTileRows * kUnitColumns / 4;
+// Entries elsewhere keep a warp waiting as long as so many bytes of weights would.
+constexpr int kElsewhereCost = 8192;
 
 }  // namespace
 
@@ -652,7 +603,7 @@ const char* split_refusal(std::int64_t n, std::int64_t k, int t, int device) {
 }
 
 std::size_t split_scratch_bytes(std::int64_t n, std::int64_t k) {
-  return kSizesAt + (units_of(n, k) + 1) * 8;
+  return kFoursAt + (units_of(n, k) + 1) * 8;
 }
 
 cudaError_t split_measure(const void* dense, std::int64_t n, std::int64_t k, void* scratch,
@@ -664,17 +615,17 @@ cudaError_t split_measure(const void* dense, std::int64_t n, std::int64_t k, voi
   }
   const std::int64_t all = units_of(n, k);
   unsigned char* const base = static_cast<unsigned char*>(scratch);
-  cudaError_t error = cudaMemsetAsync(scratch, 0, kSizesAt, stream);
+  cudaError_t error = cudaMemsetAsync(scratch, 0, kFoursAt, stream);
   if (error != cudaSuccess) return error;
   split_count_kernel<<<ceil_div(all, 8), 256, 0, stream>>>(
       static_cast<const unsigned short*>(dense), static_cast<int>(n), static_cast<int>(k),
-      static_cast<int>(k / kUnitColumns), all, reinterpret_cast<uint2*>(base + kSizesAt),
+      static_cast<int>(k / kUnitColumns), all, reinterpret_cast<uint2*>(base + kFoursAt),
       reinterpret_cast<unsigned long long*>(base));
   error = cudaGetLastError();
-  std::vector<uint2> sizes(all);
+  std::vector<uint2> fours(all);
   unsigned long long kept = 0;
   if (error == cudaSuccess) {
-    error = cudaMemcpyAsync(sizes.data(), base + kSizesAt, all * sizeof(uint2),
+    error = cudaMemcpyAsync(fours.data(), base + kFoursAt, all * sizeof(uint2),
                             cudaMemcpyDeviceToHost, stream);
   }
   if (error == cudaSuccess) {
@@ -690,19 +641,37 @@ cudaError_t split_measure(const void* dense, std::int64_t n, std::int64_t k, voi
   if (l.form == SplitForm::kChoose) {
     l.form = l.kept * 4 <= n * k ? SplitForm::kLists : SplitForm::kPairs;
   }
-  std::vector<unsigned> offsets(all + 1);
-  std::uint64_t total = 0;
-  for (std::int64_t i = 0; i < all; ++i) {
-    const unsigned size = l.form == SplitForm::kPairs ? sizes[i].x : sizes[i].y;
-    offsets[i] = static_cast<unsigned>(total);
-    l.max_unit_bytes = std::max(l.max_unit_bytes, static_cast<int>(size * 16));
-    total += size;
+  const bool pairs = l.form == SplitForm::kPairs;
+  const auto fours_in = [&](std::int64_t i) { return pairs ? fours[i].x : fours[i].y; };
+
+  // The size of a unit: what it adds to all of them against what is left to stand elsewhere.
+  std::vector<std::int64_t> units_with(kMostFours + 1, 0);
+  for (std::int64_t i = 0; i < all; ++i) ++units_with[fours_in(i)];
+  const int least = pairs ? unit_bytes<true>(0) : unit_bytes<false>(0);
+  std::int64_t best = -1, beyond = 0;
+  for (int f = kMostFours; f >= 0; --f) {  // `beyond` units have more than f
+    const int bytes =
+        (least + f * kFourBytes + kUnitAlignment - 1) / kUnitAlignment * kUnitAlignment;
+    const std::int64_t cost = all * bytes + beyond * kElsewhereCost;
+    if (best < 0 || cost <= best) {
+      best = cost;
+      l.unit_bytes = bytes;
+    }
+    beyond += units_with[f];
   }
-  if (total >= (1ull << 32)) return cudaErrorNotSupported;
-  offsets[all] = static_cast<unsigned>(total);
-  l.units_at = ((all + 1) * 4 + 127) / 128 * 128;
-  l.packed_bytes = l.units_at + total * 16;
-  error = cudaMemcpyAsync(base + kSizesAt, offsets.data(), offsets.size() * 4,
+  std::vector<unsigned> elsewhere(all, 0);
+  std::uint64_t end = static_cast<std::uint64_t>(all) * l.unit_bytes / 16;
+  const int here = (l.unit_bytes - least) / kFourBytes;
+  for (std::int64_t i = 0; i < all; ++i) {
+    const int rest = fours_in(i) - here;
+    if (rest <= 0) continue;
+    elsewhere[i] = static_cast<unsigned>(end);
+    end += 1 + rest;
+    ++l.elsewhere;
+  }
+  if (end >= (1ull << 32)) return cudaErrorNotSupported;
+  l.packed_bytes = end * 16;
+  error = cudaMemcpyAsync(base + kFoursAt, elsewhere.data(), elsewhere.size() * 4,
                           cudaMemcpyHostToDevice, stream);
   if (error == cudaSuccess) error = cudaStreamSynchronize(stream);
   if (error == cudaSuccess) *layout = l;
@@ -717,20 +686,16 @@ cudaError_t split_pack(const void* dense, const void* scratch, const SplitLayout
     return cudaErrorInvalidValue;
   }
   const std::int64_t all = units_of(layout.n, layout.k);
-  unsigned char* const to = static_cast<unsigned char*>(packed);
-  cudaError_t error =
-      cudaMemsetAsync(packed, 0, layout.packed_bytes, stream);  // of the ends of units
-  if (error == cudaSuccess) {
-    error = cudaMemcpyAsync(to, static_cast<const unsigned char*>(scratch) + kSizesAt,
-                            (all + 1) * 4, cudaMemcpyDeviceToDevice, stream);
-  }
+  const cudaError_t error =
+      cudaMemsetAsync(packed, 0, layout.packed_bytes, stream);  // the ends of units
   if (error != cudaSuccess) return error;
   const auto kernel =
       layout.form == SplitForm::kPairs ? split_pack_kernel<true> : split_pack_kernel<false>;
   kernel<<<ceil_div(all, 8), 256, 0, stream>>>(
       static_cast<const unsigned short*>(dense), static_cast<int>(layout.n),
-      static_cast<int>(layout.k), static_cast<int>(layout.k / kUnitColumns), all,
-      reinterpret_cast<const unsigned*>(to), to + layout.units_at);
+      static_cast<int>(layout.k), static_cast<int>(layout.k / kUnitColumns), all, layout.unit_bytes,
+      reinterpret_cast<const unsigned*>(static_cast<const unsigned char*>(scratch) + kFoursAt),
+      static_cast<unsigned char*>(packed));
   return cudaGetLastError();
 }
 
@@ -742,11 +707,10 @@ cudaError_t split_unpack(const void* packed, const SplitLayout& layout, void* de
     return cudaErrorInvalidValue;
   }
   const std::int64_t all = units_of(layout.n, layout.k);
-  const unsigned char* const from = static_cast<const unsigned char*>(packed);
   const auto kernel =
       layout.form == SplitForm::kPairs ? split_unpack_kernel<true> : split_unpack_kernel<false>;
   kernel<<<ceil_div(all, kUnpackWarps), kUnpackWarps * 32, 0, stream>>>(
-      from + layout.units_at, reinterpret_cast<const unsigned*>(from), static_cast<int>(layout.n),
+      static_cast<const unsigned char*>(packed), layout.unit_bytes, static_cast<int>(layout.n),
       static_cast<int>(layout.k), static_cast<int>(layout.k / kUnitColumns), all,
       static_cast<unsigned short*>(dense));
   return cudaGetLastError();
@@ -827,8 +791,8 @@ cudaError_t split_run(const void* packed, const SplitLayout& layout, const void*
     return cudaErrorInvalidValue;
   }
   StreamParams p = {};
-  p.offsets = static_cast<const unsigned*>(packed);
-  p.weights = static_cast<const unsigned char*>(packed) + layout.units_at;
+  p.weights = static_cast<const unsigned char*>(packed);
+  p.unit_bytes = layout.unit_bytes;
   p.x = static_cast<const __nv_bfloat16*>(x);
   p.y = static_cast<__nv_bfloat16*>(y);
   p.n = static_cast<int>(layout.n);

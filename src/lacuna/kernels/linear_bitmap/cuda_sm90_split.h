@@ -24,9 +24,9 @@ enum class SplitForm : int {
 struct SplitLayout {
   std::int64_t n = 0, k = 0;
   SplitForm form = SplitForm::kChoose;
-  int max_unit_bytes = 0;    // of the largest unit
-  std::int64_t kept = 0;     // values that are not zero
-  std::size_t units_at = 0;  // bytes before the units: where each of them begins
+  int unit_bytes = 0;          // of a unit of 16 rows x 128 columns
+  std::int64_t kept = 0;       // values that are not zero
+  std::int64_t elsewhere = 0;  // units whose lists are too long and stand behind the units
   std::size_t packed_bytes = 0;
 };
 
