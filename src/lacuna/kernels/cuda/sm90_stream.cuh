@@ -48,7 +48,8 @@ struct StreamParams {
   int row_warps, k_warps, stage_units, stages, x_stages, x_first, producers;
   int row_warps_inverse;  // 2^16 / row_warps, rounded up
   int cluster_log2;
-  int unit_bytes;        // from one unit to the next, in memory and in a stage
+  int unit_bytes;        // from one unit to the next
+  int fours;             // of entries in a unit (cuda_sm90_scatter)
   int tile_stage_bytes;  // of one row tile in a stage of a ring
   int ring_offset, scratch_offset, x_offset, sums_offset;  // bytes from the start of shared memory
   bool sums_apart;                                         // not in the memory of the rings
@@ -255,9 +256,24 @@ __global__ void __launch_bounds__((Weights::max_warps(NT, MT) + 1) * 32, 1)
       const unsigned to = shared_base + p.x_offset + stage * x_stage_bytes;
       const __nv_bfloat16* from = p.x + (first_unit + unit) * kUnitColumns;
       const int units = min(span, part - unit);
+      int bytes = units * (2 * kUnitColumns);  // of one token
+      if constexpr (Weights::kAnyColumns) {    // Beyond the last column x is zero.
+        const int left = 2 * (p.k - (first_unit + unit) * kUnitColumns);
+        if (left < bytes) {
+#pragma unroll 1
+          for (int token = producer; token < p.t; token += p.producers) {
+            for (int i = left + 16 * lane; i < bytes; i += 512) {
+              store_shared4(to + token * x_stride + i, {0.f, 0.f, 0.f, 0.f});
+            }
+          }
+          bytes = left;
+          __threadfence_block();
+          __syncwarp();
+        }
+      }
       if constexpr (kLoads) {
-        const int pieces = units * (2 * kUnitColumns / 16);  // of one token
-        const int shift = pieces < 32 ? 4 : 5;               // 16 or 32 lanes side by side on it
+        const int pieces = bytes / 16;
+        const int shift = pieces < 32 ? 4 : 5;  // 16 or 32 lanes side by side on it
         const int column = lane & ((1 << shift) - 1);
 #pragma unroll 2
         for (int token = producer * (32 >> shift) + (lane >> shift); token < p.t;
@@ -270,7 +286,6 @@ __global__ void __launch_bounds__((Weights::max_warps(NT, MT) + 1) * 32, 1)
         }
         barrier_arrive_after_copies(x_full + 8 * stage);
       } else {
-        const unsigned bytes = units * (2 * kUnitColumns);
         if (lane == 0) {
           const int tokens = (p.t - producer + p.producers - 1) / p.producers;
           barrier_expect(x_full + 8 * stage, max(tokens, 0) * bytes);
@@ -334,21 +349,10 @@ __global__ void __launch_bounds__((Weights::max_warps(NT, MT) + 1) * 32, 1)
   } else {  // A consumer: fetches its own weights and multiplies.
     const int k_warp = (warp * p.row_warps_inverse) >> 16, row_warp = warp - k_warp * p.row_warps;
     const int first_tile = (row_group * p.row_warps + row_warp) * MT;
-    const unsigned full = shared_base + 8 * warp * p.stages;
-    const unsigned ring = shared_base + p.ring_offset + warp * p.stages * MT * p.tile_stage_bytes;
     const int own = part - k_warp * p.stage_units;  // of a round that starts at u, own - u are mine
     typename Weights::template Reader<MT> reader(
-        p, {warp, lane, first_tile, first_unit + part - own, own, span}, ring, full);
-
-    if (lane == 0) {
-#pragma unroll 1
-      for (int s = 0; s < p.stages; ++s) barrier_init(full + 8 * s, 1);
-      barrier_init_fence();
-    }
-    __syncwarp();
-#pragma unroll 1
-    for (int s = 0, unit = 0; s < p.stages && unit < own; ++s, unit += span) reader.fill(unit, s);
-    reader.prepare(shared_base + p.scratch_offset);
+        p, {warp, lane, first_tile, first_unit + part - own, own, span}, shared_base);
+    reader.start();
     __syncwarp();
     if (p.cluster_log2 > 0) cluster_arrive_relaxed();
     barrier_of_warps(2, warps + p.producers);
@@ -362,55 +366,22 @@ __global__ void __launch_bounds__((Weights::max_warps(NT, MT) + 1) * 32, 1)
 #pragma unroll
         for (int i = 0; i < 4; ++i) sums[m][j][i] = 0.f;
 
-    int slot = 0, x_stage = 0;
-    unsigned phase = 0, x_phase = 0;
+    int x_stage = 0;
+    unsigned x_phase = 0;
     const unsigned x_lane = shared_base + p.x_offset + (lane & 7) * x_stride + (lane >> 3) * 16 +
                             k_warp * p.stage_units * (2 * kUnitColumns);
-    if constexpr (Weights::kExpands) {
-      if (own > 0) {
-        barrier_wait(full, 0);
-        reader.load(0);
-      }
-    }
 #pragma unroll 1
     for (int unit = 0; unit < part; unit += span) {
       const unsigned x = x_lane + x_stage * x_stage_bytes;
-      const bool mine = unit < own;
-      const int units = min(p.stage_units, own - unit);
-      if constexpr (!Weights::kExpands) {
-        barrier_wait(x_full + 8 * x_stage, x_phase);
-        if (mine) {
-          barrier_wait(full + 8 * slot, phase);
-#pragma unroll 1
-          for (int u = 0; u < units; ++u) {
-            reader.template multiply<NT>(sums, slot, u, x + u * (2 * kUnitColumns), x_stride);
-          }
-        }
-      } else if (mine) {  // Expands a unit; multiplies it while the next one's lists are loaded.
-#pragma unroll 1
-        for (int u = 0; u < units; ++u) {
-          reader.expand();
-          if (u + 1 < units) {
-            reader.load_next();
-          } else if (unit + span < own) {
-            const bool last = slot + 1 == p.stages;
-            barrier_wait(full + (last ? 0 : 8 * (slot + 1)), last ? phase ^ 1 : phase);
-            reader.load(last ? 0 : slot + 1);
-          }
-          if (u == 0) barrier_wait(x_full + 8 * x_stage, x_phase);
-          reader.template multiply<NT>(sums, x + u * (2 * kUnitColumns), x_stride);
-        }
+      const auto wait_for_x = [&] { barrier_wait(x_full + 8 * x_stage, x_phase); };
+      if (unit < own) {
+        reader.template multiply<NT>(sums, unit, x, x_stride, wait_for_x);
       } else {
-        barrier_wait(x_full + 8 * x_stage, x_phase);
+        wait_for_x();
       }
       __syncwarp();
       if (lane == 0) barrier_arrive(x_empty + 8 * x_stage);
-      const int next = unit + p.stages * span;
-      if (next < own) reader.fill(next, slot);
-      if (++slot == p.stages) {
-        slot = 0;
-        phase ^= 1;
-      }
+      if (unit < own) reader.next(unit);
       if (++x_stage == p.x_stages) {
         x_stage = 0;
         x_phase ^= 1;
@@ -498,13 +469,14 @@ struct StreamShared {
   bool sums_apart;
 };
 
-// `unit_bytes`: of the largest unit. `scratch_bytes`: of a warp, for each row tile.
-inline StreamShared stream_shared(const StreamPlan& plan, int unit_bytes, int scratch_bytes) {
+// `tile_stage_bytes`: of one row tile in a stage of a warp's ring, 0 without a ring;
+// `scratch_bytes`: of one row tile of a warp.
+inline StreamShared stream_shared(const StreamPlan& plan, int tile_stage_bytes, int scratch_bytes) {
   const int warps = plan.row_warps * plan.k_warps;
   StreamShared s;
-  s.tile_stage_bytes = plan.stage_units * unit_bytes;
+  s.tile_stage_bytes = tile_stage_bytes;
   s.ring_offset = (8 * (warps * plan.stages + 2 * plan.x_stages + 1) + 127) / 128 * 128;
-  s.scratch_offset = s.ring_offset + warps * plan.stages * plan.tiles_per_warp * s.tile_stage_bytes;
+  s.scratch_offset = s.ring_offset + warps * plan.stages * plan.tiles_per_warp * tile_stage_bytes;
   s.x_offset = s.scratch_offset + warps * plan.tiles_per_warp * scratch_bytes;
   const int x_stride = plan.stage_units * plan.k_warps * 2 * kUnitColumns + 16;
   const int x_end = s.x_offset + plan.x_stages * plan.token_tiles * 8 * x_stride;

@@ -1,7 +1,7 @@
-// Study of the unstructured bf16 kernel on sparse tensor cores (cuda_sm90_split) against cuBLAS and
+// Study of the unstructured bf16 kernel on tensor cores (cuda_sm90_scatter) against cuBLAS and
 // cuBLASLt on one GPU.
 //   bench --check [small]              tests against float64 and the host; small for sanitizers
-//   bench sweep OUT.csv SHAPES PS TS   times cuts of both forms, e.g. sweep s.csv 05 50,80 8,16
+//   bench tune OUT.csv SHAPES PS TS    the same with the fastest cut, e.g. tune s.csv 05 50,80 8,16
 //   bench final OUT.csv SHAPES PS TS   times the planned kernel against the best dense product
 //   bench unpack OUT.csv SHAPES PS     times packing and unpacking
 //   bench one OUT.csv SHAPE P T        three launches, for a profiler
@@ -9,34 +9,34 @@
 // before its result was compared. SHAPES are digits, indices into kShapes; PS sparsities in
 // percent. Build (CUDA 13):
 //   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -Isrc -cudart static
-//     bench/lab/cuda_linear_split/bench.cu src/lacuna/kernels/linear_bitmap/cuda_sm90_split.cu
+//     bench/lab/cuda_linear_scatter/bench.cu src/lacuna/kernels/linear_bitmap/cuda_sm90_scatter.cu
 //     -lcublas -lcublasLt -o build/gpu/bench
 #include "../cuda_harness.h"
-#include "lacuna/kernels/linear_bitmap/cuda_sm90_split.h"
+#include "lacuna/kernels/linear_bitmap/cuda_sm90_scatter.h"
 
 namespace lb = lacuna::kernels::linear_bitmap;
 
 static FILE* csv;
 
 struct Packed {
-  lb::SplitLayout layout;
+  lb::ScatterLayout layout;
   unsigned char* bytes = nullptr;
   Packed() = default;
   Packed(const Packed&) = delete;
   Packed(Packed&& o) : layout(o.layout), bytes(o.bytes) { o.bytes = nullptr; }
   ~Packed() { cudaFree(bytes); }
 };
-static Packed pack(const bf16* w, int n, int k, lb::SplitForm form, void* scratch) {
+static Packed pack(const bf16* w, int n, int k, int fours, void* scratch) {
   Packed p;
-  p.layout.form = form;
-  CK(lb::split_measure(w, n, k, scratch, &p.layout, st));
+  p.layout.fours = fours;
+  CK(lb::scatter_measure(w, n, k, scratch, &p.layout, st));
   CK(cudaMalloc(&p.bytes, p.layout.packed_bytes));
   CK(cudaMemsetAsync(p.bytes, 0xff, p.layout.packed_bytes, st));
-  CK(lb::split_pack(w, scratch, p.layout, p.bytes, st));
+  CK(lb::scatter_pack(w, scratch, p.layout, p.bytes, st));
   return p;
 }
 
-static const int kMaxT = (int)lb::kSplitMaxTokens;
+static const int kMaxT = (int)lb::kScatterMaxTokens;
 
 struct Problem {
   int n, k, percent;
@@ -55,7 +55,7 @@ struct Problem {
       generate(d, i);
     }
     CK(cudaMalloc(&tmp, db));
-    CK(cudaMalloc(&scratch, lb::split_scratch_bytes(n, k)));
+    CK(cudaMalloc(&scratch, lb::scatter_scratch_bytes(n, k)));
     CK(cudaMalloc(&x, (size_t)kMaxT * k * 2));
     CK(cudaMalloc(&y, (size_t)kMaxT * n * 2));
     CK(cudaMalloc(&y2, (size_t)kMaxT * n * 2));
@@ -76,13 +76,13 @@ struct Problem {
     gen_unstructured<<<2048, 256, 0, st>>>(d, n, k, 1.f / sqrtf(k), 77 + i, percent, 0);
   }
   // Packs enough copies of different random weights.
-  void pack_all(lb::SplitForm form) {
+  void pack_all() {
     packed.clear();
     size_t bytes = 0;
     for (int i = 0; bytes < 1100000000 || i < 4; i++) {
       const bf16* d = i < (int)dense.size() ? dense[i] : tmp;
       if (d == tmp) generate(tmp, i);
-      packed.push_back(pack(d, n, k, form, scratch));
+      packed.push_back(pack(d, n, k, 0, scratch));
       bytes += packed.back().layout.packed_bytes;
     }
     CK(cudaStreamSynchronize(st));
@@ -93,10 +93,10 @@ struct Problem {
     return b / packed.size();
   }
   void reference(int t) { CB(gemm_ex(dense[0], x, ref, CUDA_R_32F, n, k, t)); }
-  cudaError_t run(int i, int t, const lb::SplitPlan& plan, bool pdl) {
-    return lb::split_run(packed[i].bytes, packed[i].layout, x, y, t, plan, pdl, st);
+  cudaError_t run(int i, int t, const lb::ScatterPlan& plan, bool pdl) {
+    return lb::scatter_run(packed[i].bytes, packed[i].layout, x, y, t, plan, pdl, st);
   }
-  double check(int t, const lb::SplitPlan& p, bool pdl) {
+  double check(int t, const lb::ScatterPlan& p, bool pdl) {
     CK(cudaMemsetAsync(y, 0xff, (size_t)n * t * 2, st));
     const cudaError_t e = run(0, t, p, pdl);
     if (e != cudaSuccess) {
@@ -106,7 +106,7 @@ struct Problem {
     CK(cudaStreamSynchronize(st));
     return norm_error(y, ref, (size_t)n * t);
   }
-  unsigned moving(int t, const lb::SplitPlan& p) {
+  unsigned moving(int t, const lb::ScatterPlan& p) {
     unsigned worst = 0;
     CK(cudaMemcpyAsync(y2, y, (size_t)n * t * 2, cudaMemcpyDeviceToDevice, st));
     for (int i = 0; i < 3; i++) {
@@ -117,32 +117,32 @@ struct Problem {
     return worst;
   }
   // Of all packed copies: some have larger units than the first.
-  bool fits(const lb::SplitPlan& p) const {
+  bool fits(const lb::ScatterPlan& p) const {
     for (auto& q : packed) {
-      const size_t bytes = lb::split_shared_bytes(q.layout, p);
+      const size_t bytes = lb::scatter_shared_bytes(q.layout, p);
       if (bytes == 0 || bytes > 227 * 1024) return false;
     }
     return true;
   }
-  lb::SplitPlan planned(int t) const {
-    lb::SplitPlan plan;
+  lb::ScatterPlan planned(int t) const {
+    lb::ScatterPlan plan;
     for (auto& q : packed) {
-      CK(lb::split_plan(q.layout, t, &plan));
+      CK(lb::scatter_plan(q.layout, t, &plan));
       if (fits(plan)) break;
     }
     return plan;
   }
 };
-static std::string name_of(const lb::SplitLayout& l, const lb::SplitPlan& p) {
+static std::string name_of(const lb::ScatterLayout& l, const lb::ScatterPlan& p) {
   char b[96];
-  snprintf(b, sizeof b, "%c NT%d MT%d RW%d KW%d U%d S%d X%d C%d P%d",
-           l.form == lb::SplitForm::kPairs ? 'P' : 'L', p.token_tiles, p.tiles_per_warp,
-           p.row_warps, p.k_warps, p.stage_units, p.stages, p.x_stages, p.cluster, p.x_warps);
+  snprintf(b, sizeof b, "F%d NT%d MT%d RW%d KW%d U%d X%d C%d P%d", l.fours, p.token_tiles,
+           p.tiles_per_warp, p.row_warps, p.k_warps, p.stage_units, p.x_stages, p.cluster,
+           p.x_warps);
   return b;
 }
 
-// A cut from LAB_CUT, e.g. 2,1,14,1,1,3,3,1,2 (as name_of prints it), else `plan`.
-static lb::SplitPlan cut_wished(lb::SplitPlan plan) {
+// A cut from LAB_CUT, e.g. 2,1,14,1,1,3,1,2 (as name_of prints it), else `plan`.
+static lb::ScatterPlan cut_wished(lb::ScatterPlan plan) {
   if (const char* wish = getenv("LAB_CUT")) {
     const vector<int> v = numbers(wish);
     plan.token_tiles = v[0];
@@ -150,121 +150,75 @@ static lb::SplitPlan cut_wished(lb::SplitPlan plan) {
     plan.row_warps = v[2];
     plan.k_warps = v[3];
     plan.stage_units = v[4];
-    plan.stages = v[5];
-    plan.x_stages = v[6];
-    plan.cluster = v[7];
-    plan.x_warps = v[8];
+    plan.x_stages = v[5];
+    plan.cluster = v[6];
+    plan.x_warps = v[7];
   }
   return plan;
 }
 
 // Cuts worth timing: all blocks in one wave.
-static vector<lb::SplitPlan> cuts(const Problem& p, int t, bool wide) {
+static vector<lb::ScatterPlan> cuts(const Problem& p, int t) {
   static const int at_once[9] = {0, 132, 66, 0, 30, 0, 0, 0, 15};
-  vector<lb::SplitPlan> all;
+  vector<lb::ScatterPlan> all;
   const int nt = t <= 8 ? 1 : t <= 16 ? 2 : 4, tiles = (p.n + 15) / 16, units = p.k / 128;
   for (int cluster : {1, 2, 4, 8})
     for (int mt : {1, 2}) {
       const int groups = at_once[cluster], part = units / cluster;
       const int rw = ((tiles + groups - 1) / groups + mt - 1) / mt;
-      for (int kw : {1, 2, 3, 4, 5, 6, 8}) {
+      for (int kw : {1, 2, 3, 4, 5, 6, 8, 10}) {
         const int warps = rw * kw;
         if (kw > part || warps < 7) continue;
-        for (int su : {1, 2})
-          for (int stages : {2, 3, 4})
-            for (int xs : {2, 3})
-              for (int producers : {2, 3, 4}) {
-                const int rounds = (part + su * kw - 1) / (su * kw);
-                if (su * kw > part || xs > rounds || stages > rounds) continue;
-                if (!wide && (xs == 3) != (t <= 16)) continue;
-                if (!wide && (producers == 2) != (t > 8 && t <= 16)) continue;
-                if (!wide && (producers == 4) != (t > 16)) continue;
-                lb::SplitPlan q;
-                q.token_tiles = nt;
-                q.tiles_per_warp = mt;
-                q.row_warps = rw;
-                q.k_warps = kw;
-                q.stage_units = su;
-                q.stages = stages;
-                q.x_stages = xs;
-                q.cluster = cluster;
-                q.x_warps = producers;
-                if (p.fits(q)) all.push_back(q);
-              }
+        for (int su : {1, 2, 4})
+          for (int xs : {2, 3})
+            for (int producers : {nt == 1 ? 3 : nt}) {
+              const int rounds = (part + su * kw - 1) / (su * kw);
+              if (su * kw > part || xs > rounds || (xs == 2) != (nt == 4 || rounds == 2)) continue;
+              lb::ScatterPlan q;
+              q.token_tiles = nt;
+              q.tiles_per_warp = mt;
+              q.row_warps = rw;
+              q.k_warps = kw;
+              q.stage_units = su;
+              q.x_stages = xs;
+              q.cluster = cluster;
+              q.x_warps = producers;
+              if (p.fits(q)) all.push_back(q);
+            }
       }
     }
   return all;
 }
 
-static void sweep(const char* shapes, const vector<int>& percents, const vector<int>& ts) {
-  const bool wide = getenv("LAB_WIDE") != nullptr;
-  for (const char* s = shapes; *s; s++) {
-    const Shape sh = kShapes[*s - '0'];
-    vector<double> dense(ts.size(), NAN);
-    for (int percent : percents) {
-      Problem p(sh.n, sh.k, percent);
-      if (percent == percents[0]) {
-        for (size_t q = 0; q < ts.size(); q++) {
-          p.reference(ts[q]);
-          vector<Rival> rivals = dense_rivals(p.dense, p.x, p.y, p.ref, sh.n, sh.k, ts[q]);
-          for (Rival& r : rivals) {
-            interleave({&r.graph}, 3);
-            dense[q] = fmin(dense[q], median(r.graph).us);
-          }
-        }
-      }
-      for (auto form : {lb::SplitForm::kPairs, lb::SplitForm::kLists}) {
-        if (getenv("LAB_FORM") && atoi(getenv("LAB_FORM")) != (int)form) continue;
-        p.pack_all(form);
-        const int copies = (int)p.packed.size();
-        const double guess = p.mean_bytes() / 3.5e6 + 3;
-        for (size_t q = 0; q < ts.size(); q++) {
-          const int t = ts[q];
-          p.reference(t);
-          struct Row {
-            double us;
-            lb::SplitPlan plan;
-          };
-          vector<Row> rows;
-          int wrong = 0;
-          vector<lb::SplitPlan> all = cuts(p, t, wide);
-          all.push_back(p.planned(t));
-          const std::string chosen = name_of(p.packed[0].layout, all.back());
-          double chosen_us = NAN;
-          for (const auto& c : all) {
-            const double e = p.check(t, c, false);
-            if (e < 0) continue;
-            if (!(e < 2.5e-3) && !getenv("LAB_ANY")) {
-              if (wrong++ < 3)
-                printf("WRONG %dx%d %d%% T=%d %s %g\n", sh.n, sh.k, percent, t,
-                       name_of(p.packed[0].layout, c).c_str(), e);
-              continue;
-            }
-            const Time g =
-                time_graph([&](int i) { return p.run(i, t, c, false); }, copies, guess, 2, 400);
-            rows.push_back({g.us, c});
-            if (&c == &all.back()) chosen_us = g.us;
-            fprintf(csv, "sweep,%d,%d,%d,%d,%s,%.3f,%.3f,%.0f,%.5f\n", sh.n, sh.k, percent, t,
-                    name_of(p.packed[0].layout, c).c_str(), dense[q], g.us, p.mean_bytes(), e);
-          }
-          std::sort(rows.begin(), rows.end(),
-                    [](const Row& a, const Row& b) { return a.us < b.us; });
-          printf("## %dx%d %d%% T=%d dense %.2f, %zu cuts, bytes %.3f, planned %s %.2f (%.2f)\n",
-                 sh.n, sh.k, percent, t, dense[q], rows.size(), p.mean_bytes() / (2. * sh.n * sh.k),
-                 chosen.c_str(), chosen_us, dense[q] / chosen_us);
-          for (size_t i = 0; i < rows.size() && i < 3; i++)
-            printf("  %-40s %7.2f (%.2f) %.0f GB/s\n",
-                   name_of(p.packed[0].layout, rows[i].plan).c_str(), rows[i].us,
-                   dense[q] / rows[i].us, p.mean_bytes() / rows[i].us / 1e3);
-        }
-        fflush(stdout);
-        fflush(csv);
-      }
+// Times all cuts shortly; the fastest first.
+struct Timed {
+  double us;
+  lb::ScatterPlan plan;
+};
+static vector<Timed> time_cuts(Problem& p, int t) {
+  vector<Timed> rows;
+  const double guess = p.mean_bytes() / 3.5e6 + 3;
+  for (const auto& c : cuts(p, t)) {
+    const double e = p.check(t, c, false);
+    if (e < 0) continue;
+    if (!(e < 2.5e-3) && !getenv("LAB_ANY")) {
+      printf("WRONG %dx%d %d%% T=%d %s %g\n", p.n, p.k, p.percent, t,
+             name_of(p.packed[0].layout, c).c_str(), e);
+      continue;
     }
+    const Time g = time_graph([&](int i) { return p.run(i, t, c, false); }, (int)p.packed.size(),
+                              guess, 2, 400);
+    rows.push_back({g.us, c});
+    fprintf(csv, "cut,%d,%d,%d,%d,%s,%.3f,%.0f,%.5f\n", p.n, p.k, p.percent, t,
+            name_of(p.packed[0].layout, c).c_str(), g.us, p.mean_bytes(), e);
   }
+  std::sort(rows.begin(), rows.end(), [](const Timed& a, const Timed& b) { return a.us < b.us; });
+  return rows;
 }
 
-static void final_run(const char* shapes, const vector<int>& percents, const vector<int>& ts) {
+// `tuned`: with the best cut found here, not the planned one.
+static void final_run(const char* shapes, const vector<int>& percents, const vector<int>& ts,
+                      bool tuned) {
   fprintf(csv,
           "n,k,percent,t,dense_us,dense_low,dense_high,dense_algorithm,plan,graph_us,graph_low,"
           "graph_high,pdl_us,pdl_low,pdl_high,packed_bytes,error,moved\n");
@@ -274,11 +228,16 @@ static void final_run(const char* shapes, const vector<int>& percents, const vec
     for (int percent : percents) {
       const Shape sh = kShapes[*s - '0'];
       Problem p(sh.n, sh.k, percent);
-      p.pack_all(getenv("LAB_FORM") ? (lb::SplitForm)atoi(getenv("LAB_FORM"))
-                                    : lb::SplitForm::kChoose);
+      p.pack_all();
       for (int t : ts) {
         p.reference(t);
-        const lb::SplitPlan plan = p.planned(t);
+        lb::ScatterPlan plan = p.planned(t);
+        if (tuned) {
+          const vector<Timed> rows = time_cuts(p, t);
+          for (size_t i = 0; i < rows.size() && i < 3; i++)
+            printf("  %.2f %s\n", rows[i].us, name_of(p.packed[0].layout, rows[i].plan).c_str());
+          if (!rows.empty()) plan = rows[0].plan;
+        }
         const double e = p.check(t, plan, false), e2 = p.check(t, plan, true);
         const std::string name = name_of(p.packed[0].layout, plan);
         if (!(e >= 0 && e < 2.5e-3) || fabs(e - e2) > 1e-9) {
@@ -336,26 +295,26 @@ static void unpack_run(const char* shapes, const vector<int>& percents) {
     for (int percent : percents) {
       const Shape sh = kShapes[*s - '0'];
       Problem p(sh.n, sh.k, percent);
-      p.pack_all(lb::SplitForm::kChoose);
+      p.pack_all();
       const int copies = (int)p.packed.size();
       const Time u = time_graph(
           [&](int i) {
-            return lb::split_unpack(p.packed[i].bytes, p.packed[i].layout,
-                                    p.dense[i % p.dense.size()], st);
+            return lb::scatter_unpack(p.packed[i].bytes, p.packed[i].layout,
+                                      p.dense[i % p.dense.size()], st);
           },
           copies, 100, 5, 2000);
       float measure_ms = 0, pack_ms = 0;
-      lb::SplitLayout layout;
+      lb::ScatterLayout layout;
       for (int i = 0; i < 2; i++) {
         p.generate(p.tmp, 0);
         CK(cudaEventRecord(e0, st));
         layout = {};
-        CK(lb::split_measure(p.tmp, sh.n, sh.k, p.scratch, &layout, st));
+        CK(lb::scatter_measure(p.tmp, sh.n, sh.k, p.scratch, &layout, st));
         CK(cudaEventRecord(e1, st));
         CK(cudaEventSynchronize(e1));
         CK(cudaEventElapsedTime(&measure_ms, e0, e1));
         CK(cudaEventRecord(e0, st));
-        CK(lb::split_pack(p.tmp, p.scratch, layout, p.packed[0].bytes, st));
+        CK(lb::scatter_pack(p.tmp, p.scratch, layout, p.packed[0].bytes, st));
         CK(cudaEventRecord(e1, st));
         CK(cudaEventSynchronize(e1));
         CK(cudaEventElapsedTime(&pack_ms, e0, e1));
@@ -372,12 +331,11 @@ struct Case {
   int n, k;
   float percent;
   int uneven;
-  lb::SplitForm form;
+  int fours;
 };
 static std::string name_of(const Case& c) {
   char b[96];
-  snprintf(b, sizeof b, "%dx%d %.0f%% uneven %d form %d", c.n, c.k, c.percent, c.uneven,
-           (int)c.form);
+  snprintf(b, sizeof b, "%dx%d %.0f%% uneven %d fours %d", c.n, c.k, c.percent, c.uneven, c.fours);
   return b;
 }
 // Some T and cuts on one weight, with and without overlap, against float64. The error may be half a
@@ -386,14 +344,14 @@ static int check_case(const Case& c, const vector<int>& ts, int* total) {
   const int n = c.n, k = c.k;
   const size_t size = (size_t)n * k;
   Buffer<bf16> w(size), back(size), x((size_t)kMaxT * k);
-  Buffer<unsigned char> scratch(lb::split_scratch_bytes(n, k));
+  Buffer<unsigned char> scratch(lb::scatter_scratch_bytes(n, k));
   Buffer<double> ref((size_t)kMaxT * n), mag((size_t)kMaxT * n);
   gen_unstructured<<<512, 256, 0, st>>>(w.p, n, k, 1.f / sqrtf(k), n * 31 + k, c.percent, c.uneven);
   gen_x<<<64, 256, 0, st>>>(x.p, x.n, n + 3);
-  const Packed p = pack(w.p, n, k, c.form, scratch.p);
+  const Packed p = pack(w.p, n, k, c.fours, scratch.p);
   int bad = 0;
   CK(cudaMemsetAsync(back.p, 0xff, size * 2, st));
-  CK(lb::split_unpack(p.bytes, p.layout, back.p, st));
+  CK(lb::scatter_unpack(p.bytes, p.layout, back.p, st));
   CK(cudaMemsetAsync(d_count, 0, 4, st));
   count_unequal<<<256, 256, 0, st>>>((unsigned short*)back.p, (unsigned short*)w.p, size, d_count);
   unsigned unequal;
@@ -408,30 +366,28 @@ static int check_case(const Case& c, const vector<int>& ts, int* total) {
   CK(cudaStreamSynchronize(st));
   const vector<double> r = ref.read(), m = mag.read();
   for (int t : ts) {
-    lb::SplitPlan plan;
-    CK(lb::split_plan(p.layout, t, &plan));
-    vector<lb::SplitPlan> plans = {plan};
+    lb::ScatterPlan plan;
+    CK(lb::scatter_plan(p.layout, t, &plan));
+    vector<lb::ScatterPlan> plans = {plan};
     for (int variant = 0; variant < 6; variant++) {  // odd cuts
-      lb::SplitPlan q = plan;
+      lb::ScatterPlan q = plan;
       q.tiles_per_warp = 1 + variant % 2;
-      q.cluster = std::min(1 << (variant % 4), k / 128);
-      if (q.cluster == 3) q.cluster = 2;
-      if (q.cluster > 4 && q.cluster < 8) q.cluster = 4;
+      q.cluster = 1 << (variant % 4);
+      while (q.cluster > (k + 127) / 128) q.cluster /= 2;
       q.row_warps = 1 + variant % 3;
       q.k_warps = 1 + variant % 4;
       q.stage_units = 1 + variant % 3;
-      q.stages = 1 + variant % 3;
       q.x_stages = 1 + variant % 2;
       q.x_warps = 1 + variant % 4;
       plans.push_back(q);
     }
     for (size_t v = 0; v < plans.size(); v++) {
-      const size_t need = lb::split_shared_bytes(p.layout, plans[v]);
+      const size_t need = lb::scatter_shared_bytes(p.layout, plans[v]);
       if (v > 0 && (need == 0 || need > 227 * 1024)) continue;
       Buffer<unsigned short> y((size_t)n * t + 64);
       CK(cudaMemset(y.p, 0xff, y.n * 2));
       CK(cudaDeviceSynchronize());
-      CK(lb::split_run(p.bytes, p.layout, x.p, y.p, t, plans[v], (t + v) % 2, st));
+      CK(lb::scatter_run(p.bytes, p.layout, x.p, y.p, t, plans[v], (t + v) % 2, st));
       CK(cudaStreamSynchronize(st));
       const vector<unsigned short> got = y.read();
       int wrong = 0;
@@ -452,8 +408,8 @@ static int check_case(const Case& c, const vector<int>& ts, int* total) {
   return bad;
 }
 // NaN and Inf of W reach exactly the outputs of their rows; of x, every output whose row keeps
-// them. (A column may also be multiplied as a zero, so that Inf becomes NaN.)
-static int check_special(lb::SplitForm form, int t) {
+// them. All others of that token meet a zero, and are NaN as well
+static int check_special(int fours, int t) {
   const int n = 77, k = 1280;
   g_state = t;
   vector<unsigned short> w((size_t)n * k, 0), x((size_t)t * k);
@@ -474,12 +430,12 @@ static int check_special(lb::SplitForm form, int t) {
         want[(size_t)q * n + r] +=
             (double)value(w[(size_t)r * k + c]) * value(x[(size_t)q * k + c]);
   Buffer<unsigned short> dw(w), dx(x), dy((size_t)n * t), back((size_t)n * k);
-  Buffer<unsigned char> scratch(lb::split_scratch_bytes(n, k));
-  const Packed p = pack((bf16*)dw.p, n, k, form, scratch.p);
-  lb::SplitPlan plan;
-  CK(lb::split_plan(p.layout, t, &plan));
-  CK(lb::split_run(p.bytes, p.layout, dx.p, dy.p, t, plan, false, st));
-  CK(lb::split_unpack(p.bytes, p.layout, back.p, st));
+  Buffer<unsigned char> scratch(lb::scatter_scratch_bytes(n, k));
+  const Packed p = pack((bf16*)dw.p, n, k, fours, scratch.p);
+  lb::ScatterPlan plan;
+  CK(lb::scatter_plan(p.layout, t, &plan));
+  CK(lb::scatter_run(p.bytes, p.layout, dx.p, dy.p, t, plan, false, st));
+  CK(lb::scatter_unpack(p.bytes, p.layout, back.p, st));
   CK(cudaStreamSynchronize(st));
   const vector<unsigned short> y = dy.read(), again = back.read();
   int wrong = again != w, special = 0;
@@ -489,31 +445,31 @@ static int check_special(lb::SplitForm form, int t) {
     if (!(got == ref || (!std::isfinite(got) && !std::isfinite(ref))) && wrong++ < 3)
       printf("  special: row %zu token %zu got %g want %g\n", i % n, i / n, got, ref);
   }
-  if (wrong) printf("BAD special values, form %d, T=%d: %d\n", (int)form, t, wrong);
+  if (wrong) printf("BAD special values, fours %d, T=%d: %d\n", fours, t, wrong);
   return wrong != 0 || special == 0;
 }
 // The same bits 100 times while another stream keeps the memory busy; packing again, too.
-static int check_repeats(lb::SplitForm form) {
+static int check_repeats(int fours) {
   const int n = 6144, k = 4096;
   Buffer<bf16> w((size_t)n * k), x((size_t)kMaxT * k), y((size_t)kMaxT * n),
       first((size_t)kMaxT * n), load((size_t)64 << 20);
-  Buffer<unsigned char> scratch(lb::split_scratch_bytes(n, k));
+  Buffer<unsigned char> scratch(lb::scatter_scratch_bytes(n, k));
   gen_unstructured<<<512, 256, 0, st>>>(w.p, n, k, 1.f / 64, 3, 70, 0);
   gen_x<<<64, 256, 0, st>>>(x.p, (size_t)kMaxT * k, 4);
-  const Packed a = pack(w.p, n, k, form, scratch.p), b = pack(w.p, n, k, form, scratch.p);
+  const Packed a = pack(w.p, n, k, fours, scratch.p), b = pack(w.p, n, k, fours, scratch.p);
   CK(cudaStreamSynchronize(st));
   int moved = a.layout.packed_bytes != b.layout.packed_bytes, runs = 1;
   if (!moved) moved += differing((bf16*)a.bytes, (bf16*)b.bytes, a.layout.packed_bytes / 2) != 0;
   cudaStream_t other;
   CK(cudaStreamCreateWithFlags(&other, cudaStreamNonBlocking));
   for (int t : {5, 8, 16, 32}) {
-    lb::SplitPlan plan;
-    CK(lb::split_plan(a.layout, t, &plan));
-    CK(lb::split_run(a.bytes, a.layout, x.p, first.p, t, plan, false, st));
+    lb::ScatterPlan plan;
+    CK(lb::scatter_plan(a.layout, t, &plan));
+    CK(lb::scatter_run(a.bytes, a.layout, x.p, first.p, t, plan, false, st));
     for (int i = 0; i < 100; i++, runs++) {
       if (i % 4 == 0) gen_x<<<64 + i, 128, 0, other>>>(load.p, load.n / 16, i);
       CK(cudaMemsetAsync(y.p, 0xff, (size_t)n * t * 2, st));
-      CK(lb::split_run(i % 3 ? a.bytes : b.bytes, a.layout, x.p, y.p, t, plan, i % 2, st));
+      CK(lb::scatter_run(i % 3 ? a.bytes : b.bytes, a.layout, x.p, y.p, t, plan, i % 2, st));
       moved += differing(y.p, first.p, (size_t)n * t) != 0;
     }
   }
@@ -524,44 +480,41 @@ static int check_repeats(lb::SplitForm form) {
 }
 static int check(const std::string& size) {
   int bad = 0, total = 0;
-  const auto forms = {lb::SplitForm::kPairs, lb::SplitForm::kLists};
   if (size == "small") {
-    for (auto form : forms) {
-      bad += check_case({100, 384, 60, 1, form}, {1, 13, 32}, &total);
-      bad += check_case({33, 128, 50, 0, form}, {8}, &total);
-      bad += check_special(form, 16);
-      total++;
-    }
+    bad += check_case({100, 384, 60, 1, 0}, {1, 13, 32}, &total);
+    bad += check_case({33, 136, 50, 0, 40}, {8, 16}, &total);
+    bad += check_case({48, 1024, 85, 0, 0}, {5}, &total);
+    bad += check_special(0, 16);
+    total++;
     printf("check small: %d of %d bad\n", bad, total);
     return bad;
   }
   vector<int> every;
   for (int t = 1; t <= kMaxT; t++) every.push_back(t);
-  for (auto form : forms) {
-    for (int t : {1, 5, 8, 16, 31, 32}) bad += check_special(form, t), total++;
-    bad += check_case({1000, 1024, 60, 1, form}, every, &total);
-    bad += check_case({333, 640, 75, 0, form}, every, &total);
-    for (float percent : {0.f, 30.f, 60.f, 95.f, 100.f})
-      for (int uneven : {0, 1})
-        for (auto [n, k] : {std::pair{1, 128},
-                            {1, 4096},
-                            {3, 256},
-                            {31, 384},
-                            {32, 640},
-                            {65, 1152},
-                            {257, 128},
-                            {1023, 2048},
-                            {4100, 640},
-                            {9000, 128}})
-          bad += check_case({n, k, percent, uneven, form}, {1, 7, 16, 29}, &total);
-    for (auto [n, k] : {std::pair{4096, 4096}, {6144, 4096}, {4096, 14336}})
-      for (float percent : {50.f, 80.f})
-        bad += check_case({n, k, percent, 0, form}, {5, 8, 16, 32}, &total);
-    bad += check_case({100000, 128, 50, 1, form}, {8, 32}, &total);
-    bad += check_case({300, 28672, 50, 1, form}, {8, 32}, &total);
-    bad += check_repeats(form);
-    total++;
+  for (int fours : {0, 20, 100, 288}) {
+    for (int t : {1, 5, 8, 16, 31, 32}) bad += check_special(fours, t), total++;
+    bad += check_case({1000, 1024, 60, 1, fours}, every, &total);
+    bad += check_case({333, 680, 75, 0, fours}, every, &total);
   }
+  for (float percent : {0.f, 30.f, 60.f, 95.f, 99.5f, 100.f})
+    for (int uneven : {0, 1})
+      for (auto [n, k] : {std::pair{1, 8},
+                          {1, 4096},
+                          {3, 256},
+                          {31, 392},
+                          {32, 640},
+                          {65, 1144},
+                          {257, 128},
+                          {1023, 2048},
+                          {4100, 576},
+                          {9000, 64}})
+        bad += check_case({n, k, percent, uneven, 0}, {1, 7, 16, 29}, &total);
+  for (auto [n, k] : {std::pair{4096, 4096}, {6144, 4096}, {4096, 14336}})
+    for (float percent : {50.f, 60.f, 70.f, 80.f, 90.f})
+      bad += check_case({n, k, percent, 0, 0}, {5, 8, 16, 32}, &total);
+  bad += check_case({100000, 136, 50, 1, 0}, {8, 32}, &total);
+  bad += check_case({300, 28672, 50, 1, 0}, {8, 32}, &total);
+  for (int fours : {0, 100}) bad += check_repeats(fours), total++;
   printf("check: %d of %d bad\n", bad, total);
   return bad;
 }
@@ -573,14 +526,14 @@ int main(int argc, char** argv) {
   setup_dense();
   csv = fopen(argv[2], "w");
   if (!csv) return 2;
-  if (mode == "sweep") sweep(argv[3], numbers(argv[4]), numbers(argv[5]));
-  if (mode == "final") final_run(argv[3], numbers(argv[4]), numbers(argv[5]));
+  if (mode == "final" || mode == "tune") {
+    final_run(argv[3], numbers(argv[4]), numbers(argv[5]), mode == "tune");
+  }
   if (mode == "one") {  // for a profiler
     Problem p(kShapes[argv[3][0] - '0'].n, kShapes[argv[3][0] - '0'].k, atoi(argv[4]));
-    p.pack_all(getenv("LAB_FORM") ? (lb::SplitForm)atoi(getenv("LAB_FORM"))
-                                  : lb::SplitForm::kChoose);
+    p.pack_all();
     const int t = atoi(argv[5]);
-    const lb::SplitPlan plan = cut_wished(p.planned(t));
+    const lb::ScatterPlan plan = cut_wished(p.planned(t));
     printf("%s\n", name_of(p.packed[0].layout, plan).c_str());
     for (int i = 0; i < 3; i++) CK(p.run(i, t, plan, false));
   }
