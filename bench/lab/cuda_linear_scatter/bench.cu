@@ -26,8 +26,10 @@ struct Packed {
   Packed(Packed&& o) : layout(o.layout), bytes(o.bytes) { o.bytes = nullptr; }
   ~Packed() { cudaFree(bytes); }
 };
-static Packed pack(const bf16* w, int n, int k, int fours, void* scratch) {
+static Packed pack(const bf16* w, int n, int k, int fours, void* scratch,
+                   lb::ScatterForm form = lb::ScatterForm::kChoose) {
   Packed p;
+  p.layout.form = form;
   p.layout.fours = fours;
   CK(lb::scatter_measure(w, n, k, scratch, &p.layout, st));
   CK(cudaMalloc(&p.bytes, p.layout.packed_bytes));
@@ -78,11 +80,12 @@ struct Problem {
   // Packs enough copies of different random weights.
   void pack_all() {
     packed.clear();
+    const auto form = (lb::ScatterForm)(getenv("LAB_FORM") ? atoi(getenv("LAB_FORM")) : 0);
     size_t bytes = 0;
     for (int i = 0; bytes < 1100000000 || i < 4; i++) {
       const bf16* d = i < (int)dense.size() ? dense[i] : tmp;
       if (d == tmp) generate(tmp, i);
-      packed.push_back(pack(d, n, k, 0, scratch));
+      packed.push_back(pack(d, n, k, 0, scratch, form));
       bytes += packed.back().layout.packed_bytes;
     }
     CK(cudaStreamSynchronize(st));
@@ -135,9 +138,9 @@ struct Problem {
 };
 static std::string name_of(const lb::ScatterLayout& l, const lb::ScatterPlan& p) {
   char b[96];
-  snprintf(b, sizeof b, "F%d NT%d MT%d RW%d KW%d U%d X%d C%d P%d", l.fours, p.token_tiles,
-           p.tiles_per_warp, p.row_warps, p.k_warps, p.stage_units, p.x_stages, p.cluster,
-           p.x_warps);
+  snprintf(b, sizeof b, "%c%d NT%d MT%d RW%d KW%d U%d X%d C%d P%d",
+           l.form == lb::ScatterForm::kPairs ? 'P' : 'L', l.fours, p.token_tiles, p.tiles_per_warp,
+           p.row_warps, p.k_warps, p.stage_units, p.x_stages, p.cluster, p.x_warps);
   return b;
 }
 
@@ -332,10 +335,12 @@ struct Case {
   float percent;
   int uneven;
   int fours;
+  lb::ScatterForm form;
 };
 static std::string name_of(const Case& c) {
   char b[96];
-  snprintf(b, sizeof b, "%dx%d %.0f%% uneven %d fours %d", c.n, c.k, c.percent, c.uneven, c.fours);
+  snprintf(b, sizeof b, "%dx%d %.0f%% uneven %d fours %d form %d", c.n, c.k, c.percent, c.uneven,
+           c.fours, (int)c.form);
   return b;
 }
 // Some T and cuts on one weight, with and without overlap, against float64. The error may be half a
@@ -348,7 +353,7 @@ static int check_case(const Case& c, const vector<int>& ts, int* total) {
   Buffer<double> ref((size_t)kMaxT * n), mag((size_t)kMaxT * n);
   gen_unstructured<<<512, 256, 0, st>>>(w.p, n, k, 1.f / sqrtf(k), n * 31 + k, c.percent, c.uneven);
   gen_x<<<64, 256, 0, st>>>(x.p, x.n, n + 3);
-  const Packed p = pack(w.p, n, k, c.fours, scratch.p);
+  const Packed p = pack(w.p, n, k, c.fours, scratch.p, c.form);
   int bad = 0;
   CK(cudaMemsetAsync(back.p, 0xff, size * 2, st));
   CK(lb::scatter_unpack(p.bytes, p.layout, back.p, st));
@@ -409,7 +414,7 @@ static int check_case(const Case& c, const vector<int>& ts, int* total) {
 }
 // NaN and Inf of W reach exactly the outputs of their rows; of x, every output whose row keeps
 // them. All others of that token meet a zero, and are NaN as well
-static int check_special(int fours, int t) {
+static int check_special(int fours, int t, lb::ScatterForm form) {
   const int n = 77, k = 1280;
   g_state = t;
   vector<unsigned short> w((size_t)n * k, 0), x((size_t)t * k);
@@ -431,7 +436,7 @@ static int check_special(int fours, int t) {
             (double)value(w[(size_t)r * k + c]) * value(x[(size_t)q * k + c]);
   Buffer<unsigned short> dw(w), dx(x), dy((size_t)n * t), back((size_t)n * k);
   Buffer<unsigned char> scratch(lb::scatter_scratch_bytes(n, k));
-  const Packed p = pack((bf16*)dw.p, n, k, fours, scratch.p);
+  const Packed p = pack((bf16*)dw.p, n, k, fours, scratch.p, form);
   lb::ScatterPlan plan;
   CK(lb::scatter_plan(p.layout, t, &plan));
   CK(lb::scatter_run(p.bytes, p.layout, dx.p, dy.p, t, plan, false, st));
@@ -449,14 +454,15 @@ static int check_special(int fours, int t) {
   return wrong != 0 || special == 0;
 }
 // The same bits 100 times while another stream keeps the memory busy; packing again, too.
-static int check_repeats(int fours) {
+static int check_repeats(int fours, lb::ScatterForm form) {
   const int n = 6144, k = 4096;
   Buffer<bf16> w((size_t)n * k), x((size_t)kMaxT * k), y((size_t)kMaxT * n),
       first((size_t)kMaxT * n), load((size_t)64 << 20);
   Buffer<unsigned char> scratch(lb::scatter_scratch_bytes(n, k));
   gen_unstructured<<<512, 256, 0, st>>>(w.p, n, k, 1.f / 64, 3, 70, 0);
   gen_x<<<64, 256, 0, st>>>(x.p, (size_t)kMaxT * k, 4);
-  const Packed a = pack(w.p, n, k, fours, scratch.p), b = pack(w.p, n, k, fours, scratch.p);
+  const Packed a = pack(w.p, n, k, fours, scratch.p, form),
+               b = pack(w.p, n, k, fours, scratch.p, form);
   CK(cudaStreamSynchronize(st));
   int moved = a.layout.packed_bytes != b.layout.packed_bytes, runs = 1;
   if (!moved) moved += differing((bf16*)a.bytes, (bf16*)b.bytes, a.layout.packed_bytes / 2) != 0;
@@ -480,41 +486,46 @@ static int check_repeats(int fours) {
 }
 static int check(const std::string& size) {
   int bad = 0, total = 0;
+  const auto forms = {lb::ScatterForm::kPairs, lb::ScatterForm::kList};
   if (size == "small") {
-    bad += check_case({100, 384, 60, 1, 0}, {1, 13, 32}, &total);
-    bad += check_case({33, 136, 50, 0, 40}, {8, 16}, &total);
-    bad += check_case({48, 1024, 85, 0, 0}, {5}, &total);
-    bad += check_special(0, 16);
-    total++;
+    for (auto form : forms) {
+      bad += check_case({100, 384, 60, 1, 0, form}, {1, 13, 32}, &total);
+      bad += check_case({33, 136, 50, 0, 20, form}, {8, 16}, &total);
+      bad += check_case({48, 1024, 85, 0, 0, form}, {5}, &total);
+      bad += check_special(0, 16, form);
+      total++;
+    }
     printf("check small: %d of %d bad\n", bad, total);
     return bad;
   }
   vector<int> every;
   for (int t = 1; t <= kMaxT; t++) every.push_back(t);
-  for (int fours : {0, 20, 100, 288}) {
-    for (int t : {1, 5, 8, 16, 31, 32}) bad += check_special(fours, t), total++;
-    bad += check_case({1000, 1024, 60, 1, fours}, every, &total);
-    bad += check_case({333, 680, 75, 0, fours}, every, &total);
+  for (auto form : forms) {
+    for (int fours : {0, 20, 50, 100}) {
+      for (int t : {1, 5, 8, 16, 31, 32}) bad += check_special(fours, t, form), total++;
+      bad += check_case({1000, 1024, 60, 1, fours, form}, every, &total);
+      bad += check_case({333, 680, 75, 0, fours, form}, every, &total);
+    }
+    for (float percent : {0.f, 30.f, 60.f, 95.f, 99.5f, 100.f})
+      for (int uneven : {0, 1})
+        for (auto [n, k] : {std::pair{1, 8},
+                            {1, 4096},
+                            {3, 256},
+                            {31, 392},
+                            {32, 640},
+                            {65, 1144},
+                            {257, 128},
+                            {1023, 2048},
+                            {4100, 576},
+                            {9000, 64}})
+          bad += check_case({n, k, percent, uneven, 0, form}, {1, 7, 16, 29}, &total);
+    for (auto [n, k] : {std::pair{4096, 4096}, {6144, 4096}, {4096, 14336}})
+      for (float percent : {50.f, 60.f, 70.f, 80.f, 90.f})
+        bad += check_case({n, k, percent, 0, 0, form}, {5, 8, 16, 32}, &total);
+    bad += check_case({100000, 136, 50, 1, 0, form}, {8, 32}, &total);
+    bad += check_case({300, 28672, 50, 1, 0, form}, {8, 32}, &total);
+    for (int fours : {0, 50}) bad += check_repeats(fours, form), total++;
   }
-  for (float percent : {0.f, 30.f, 60.f, 95.f, 99.5f, 100.f})
-    for (int uneven : {0, 1})
-      for (auto [n, k] : {std::pair{1, 8},
-                          {1, 4096},
-                          {3, 256},
-                          {31, 392},
-                          {32, 640},
-                          {65, 1144},
-                          {257, 128},
-                          {1023, 2048},
-                          {4100, 576},
-                          {9000, 64}})
-        bad += check_case({n, k, percent, uneven, 0}, {1, 7, 16, 29}, &total);
-  for (auto [n, k] : {std::pair{4096, 4096}, {6144, 4096}, {4096, 14336}})
-    for (float percent : {50.f, 60.f, 70.f, 80.f, 90.f})
-      bad += check_case({n, k, percent, 0, 0}, {5, 8, 16, 32}, &total);
-  bad += check_case({100000, 136, 50, 1, 0}, {8, 32}, &total);
-  bad += check_case({300, 28672, 50, 1, 0}, {8, 32}, &total);
-  for (int fours : {0, 100}) bad += check_repeats(fours), total++;
   printf("check: %d of %d bad\n", bad, total);
   return bad;
 }

@@ -493,8 +493,8 @@ inline bool stream_plan_ok(const StreamPlan& p, int max_warps) {
   const int warps = p.row_warps * p.k_warps;
   return p.row_warps >= 1 && p.k_warps >= 1 && p.x_warps >= 1 && p.x_warps <= 4 &&
          warps + p.x_warps <= max_warps + 1 && p.stage_units >= 1 && p.stage_units <= 8 &&
-         p.stages >= 1 && p.stages <= 16 && p.x_stages >= 1 && p.x_stages <= 16 && p.x_first >= 0 &&
-         p.cluster >= 1 && p.cluster <= kMaxCluster && (p.cluster & (p.cluster - 1)) == 0;
+         p.x_stages >= 1 && p.x_stages <= 16 && p.x_first >= 0 && p.cluster >= 1 &&
+         p.cluster <= kMaxCluster && (p.cluster & (p.cluster - 1)) == 0;
 }
 
 // Clusters of blocks with all the shared memory that this device can hold at one time. The driver

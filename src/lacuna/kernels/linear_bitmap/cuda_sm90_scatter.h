@@ -13,10 +13,18 @@
 
 namespace lacuna::kernels::linear_bitmap {
 
+// What a unit of 16 rows x 128 columns is made of.
+enum class ScatterForm : int {
+  kChoose = 0,
+  kPairs = 1,  // two values of each group of 4 where mma.sp takes them, further ones in a list
+  kList = 2,   // a list of all
+};
+
 // How one W is packed. `scatter_measure` fills it; the packed bytes mean nothing without it.
 struct ScatterLayout {
   std::int64_t n = 0, k = 0;
-  int fours = 0;               // of values in a unit of 16 rows x 128 columns
+  ScatterForm form = ScatterForm::kChoose;
+  int fours = 0;               // of values in the list of a unit
   std::int64_t kept = 0;       // values that are not zero
   std::int64_t elsewhere = 0;  // units with more values, of which some stand behind the units
   std::size_t packed_bytes = 0;
@@ -33,8 +41,8 @@ const char* scatter_refusal(std::int64_t n, std::int64_t k, int t, int device);
 // Device memory that `scatter_measure` and `scatter_pack` need beside their operands.
 std::size_t scatter_scratch_bytes(std::int64_t n, std::int64_t k);
 
-// Counts what is kept in W (bf16, row-major, zeros already in place) and decides the layout. Fours
-// in *layout that are not 0 on entry are kept. -0.0 counts as zero. Waits for the stream. The
+// Counts what is kept in W (bf16, row-major, zeros already in place) and decides the layout. A
+// form and fours that are set on entry are kept. -0.0 counts as zero. Waits for the stream. The
 // scratch then belongs to this W until `scatter_pack` is done.
 // @shape dense [N,K], aligned to 8 bytes, scratch scatter_scratch_bytes(N, K)
 cudaError_t scatter_measure(const void* dense, std::int64_t n, std::int64_t k, void* scratch,
@@ -58,8 +66,8 @@ std::size_t scatter_shared_bytes(const ScatterLayout& layout, const ScatterPlan&
 
 // y = x · W^T, float32 sums, one rounding to bf16 at the end.
 // @shape x [T,K] and y [T,N] row-major and contiguous
-// @limits as scatter_refusal; every weight is multiplied, the dropped ones as zeros, so Inf and NaN
-//         of x give NaN as in a dense product
+// @limits as scatter_refusal; dropped weights are multiplied as zeros (in form kPairs some of them
+//         twice, some not at all), so Inf of x gives NaN or Inf
 // @cost layout.packed_bytes and 2 T N of y once; 2 T K of x for each group of rows, from L2
 // @determinism the same bits at every run of one packed W and plan: each sum has a fixed order
 // @errors cudaErrorInvalidValue on what the limits exclude, else what the launch returned
