@@ -174,7 +174,8 @@ static vector<lb::ScatterPlan> cuts(const Problem& p, int t) {
         if (kw > part || warps < 7) continue;
         for (int su : {1, 2, 4})
           for (int xs : {2, 3})
-            for (int producers : {nt == 1 ? 3 : nt}) {
+            for (int producers : {2, 3, 4}) {
+              if (nt == 1 ? producers > 3 : producers != nt) continue;
               const int rounds = (part + su * kw - 1) / (su * kw);
               if (su * kw > part || xs > rounds || (xs == 2) != (nt == 4 || rounds == 2)) continue;
               lb::ScatterPlan q;

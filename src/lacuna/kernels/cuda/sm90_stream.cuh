@@ -262,6 +262,7 @@ __global__ void __launch_bounds__((Weights::max_warps(NT, MT) + 1) * 32, 1)
         if (left < bytes) {
 #pragma unroll 1
           for (int token = producer; token < p.t; token += p.producers) {
+#pragma unroll 1
             for (int i = left + 16 * lane; i < bytes; i += 512) {
               store_shared4(to + token * x_stride + i, {0.f, 0.f, 0.f, 0.f});
             }

@@ -170,68 +170,63 @@ struct Scattered {
       return units[m] + static_cast<unsigned>(unit * p.unit_bytes);
     }
 
-    __device__ __forceinline__ void load_round(int m, int r, const unsigned char* unit) {
-      const unsigned char* list = unit + Form<kPairs>::kListAt + kValuesAt;
-      values[m][r] = load_once2(list + static_cast<unsigned>(8 * s.lane) + 256 * r);
-      places[m][r] = load_once(list + static_cast<unsigned>(8 * p.fours + 4 * s.lane) + 128 * r);
+    // All loads of a kind are asked for at one place: the few scoreboards of a warp make a wait for
+    // one of them a wait for those that were asked for after it as well.
+    __device__ __forceinline__ void load_lists(int unit) {
+#pragma unroll
+      for (int m = 0; m < MT; ++m) {
+        const unsigned char* list = unit_at(m, unit) + Form<kPairs>::kListAt;
+        const unsigned char* value = list + kValuesAt + static_cast<unsigned>(8 * s.lane);
+        const unsigned char* place =
+            list + kValuesAt + static_cast<unsigned>(8 * p.fours + 4 * s.lane);
+#pragma unroll
+        for (int r = 0; r < kRounds; ++r) {
+          if (32 * r + s.lane < p.fours) {
+            values[m][r] = load_once2(value + 256 * r);
+            places[m][r] = load_once(place + 128 * r);
+          }
+        }
+        bank[m] = load_once_byte(list + static_cast<unsigned>(s.lane));
+        rest[m] = load_once(list + kRestAt);
+      }
     }
 
-    __device__ __forceinline__ void load_head(int m, const unsigned char* unit) {
-      bank[m] = load_once_byte(unit + Form<kPairs>::kListAt + static_cast<unsigned>(s.lane));
-      rest[m] = load_once(unit + Form<kPairs>::kListAt + kRestAt);
-    }
-
-    __device__ __forceinline__ void load_metadata(int m, const unsigned char* unit) {
-      metadata[m] = load_once2(unit + static_cast<unsigned>(8 * s.lane));
-    }
-
-    __device__ __forceinline__ void load_pairs(int m, int step, const unsigned char* unit) {
-      pairs[m][step] = load_once4(unit + static_cast<unsigned>(16 * s.lane) + kMetadataBytes +
-                                  step * kFragmentBytes);
+    __device__ __forceinline__ void load_pairs(int unit) {
+#pragma unroll
+      for (int m = 0; m < MT; ++m) {
+        const unsigned char* from = unit_at(m, unit);
+        metadata[m] = load_once2(from + static_cast<unsigned>(8 * s.lane));
+        from += kMetadataBytes + static_cast<unsigned>(16 * s.lane);
+#pragma unroll
+        for (int step = 0; step < kSteps; ++step) {
+          pairs[m][step] = load_once4(from + step * kFragmentBytes);
+        }
+      }
     }
 
     __device__ __forceinline__ void start() {
       if (s.own > 0) {
-#pragma unroll
-        for (int m = 0; m < MT; ++m) {
-          const unsigned char* unit = unit_at(m, 0);
-#pragma unroll
-          for (int r = 0; r < kRounds; ++r) {
-            if (32 * r + s.lane < p.fours) load_round(m, r, unit);
-          }
-          load_head(m, unit);
-          if constexpr (kPairs) {
-            load_metadata(m, unit);
-#pragma unroll
-            for (int step = 0; step < kSteps; ++step) load_pairs(m, step, unit);
-          }
-        }
+        if constexpr (kPairs) load_pairs(0);
+        load_lists(0);
       }
 #pragma unroll 1
       for (int i = s.lane * 16; i < MT * kTileBytes; i += 512) clear_shared4(tile + i);
     }
 
-    // Expands the lists loaded last; their registers ask for the unit `next` as soon as they are
-    // free.
-    __device__ __forceinline__ void expand(int next) {
-      const bool more = next < s.own;
+    // Expands the lists loaded last.
+    __device__ __forceinline__ void expand() {
 #pragma unroll
       for (int m = 0; m < MT; ++m) {
-        const unsigned char* unit = unit_at(m, next);
         const unsigned to = tile + m * kTileBytes + 4 * bank[m];
 #pragma unroll
         for (int r = 0; r < kRounds; ++r) {
-          if (32 * r + s.lane < p.fours) {
-            scatter<kPairs>(to, values[m][r], places[m][r]);
-            if (more) load_round(m, r, unit);
-          }
+          if (32 * r + s.lane < p.fours) scatter<kPairs>(to, values[m][r], places[m][r]);
         }
         if (rest[m] != 0) {
           scatter_rest(
               reinterpret_cast<const unsigned*>(p.weights) + static_cast<std::size_t>(rest[m]) * 4,
               tile + m * kTileBytes, s.lane);
         }
-        if (more) load_head(m, unit);
       }
       __syncwarp();
     }
@@ -255,7 +250,16 @@ struct Scattered {
       }
     }
 
-    // Expands a unit, and multiplies it while the next one comes.
+    template <int NT>
+    __device__ __forceinline__ void load_x(unsigned x, unsigned x_stride, int step,
+                                           uint4 (&fragments)[NT]) {
+#pragma unroll
+      for (int j = 0; j < NT; ++j) {
+        fragments[j] = cuda::load_matrices(x + j * 8 * x_stride + step * 64);
+      }
+    }
+
+    // Multiplies a round of units, while the next ones come.
     template <int NT, class Wait>
     __device__ __forceinline__ void multiply(float (&sums)[MT][NT][4], int round, unsigned x,
                                              unsigned x_stride, const Wait& wait_for_x) {
@@ -263,21 +267,13 @@ struct Scattered {
 #pragma unroll 1
       for (int u = 0; u < units_here; ++u) {
         const int next = u + 1 < units_here ? round + u + 1 : round + s.span;
-        expand(next);
-        if (u == 0) wait_for_x();
         const unsigned b = x + u * (2 * kUnitColumns);
-        Step steps[2];
-        load_step(0, steps[0]);
+        uint4 fragments[NT];
+        if constexpr (kPairs) {
+          if (u == 0) wait_for_x();
 #pragma unroll
-        for (int step = 0; step < kSteps; ++step) {
-          uint4 fragments[NT];
-#pragma unroll
-          for (int j = 0; j < NT; ++j) {
-            fragments[j] = cuda::load_matrices(b + j * 8 * x_stride + step * 64);
-          }
-          if (step + 1 < kSteps) load_step(step + 1, steps[(step + 1) % 2]);
-          const Step& a = steps[step % 2];
-          if constexpr (kPairs) {
+          for (int step = 0; step < kSteps; ++step) {
+            load_x(b, x_stride, step, fragments);
 #pragma unroll
             for (int j = 0; j < NT; ++j) {
 #pragma unroll
@@ -289,34 +285,35 @@ struct Scattered {
                   multiply_pairs<1>(sums[m][j], pairs[m][step], fragments[j], e);
                 }
               }
+            }
+          }
+          if (next < s.own) load_pairs(next);
+        }
+        expand();
+        if (next < s.own) load_lists(next);
+        if (!kPairs && u == 0) wait_for_x();
+        Step steps[2];
+        load_step(0, steps[0]);
+#pragma unroll
+        for (int step = 0; step < kSteps; ++step) {
+          load_x(b, x_stride, step, fragments);
+          if (step + 1 < kSteps) load_step(step + 1, steps[(step + 1) % 2]);
+          const Step& a = steps[step % 2];
+#pragma unroll
+          for (int i = 0; i < kFragments; ++i) {
+#pragma unroll
+            for (int j = 0; j < NT; ++j) {
 #pragma unroll
               for (int m = 0; m < MT; ++m) {
-                multiply_pairs<0>(sums[m][j], a.a[m][0], fragments[j], kFirstColumns);
-              }
-            }
-            if (next < s.own) {
-#pragma unroll
-              for (int m = 0; m < MT; ++m) load_pairs(m, step, unit_at(m, next));
-            }
-          } else {
-#pragma unroll
-            for (int i = 0; i < 2; ++i) {
-#pragma unroll
-              for (int j = 0; j < NT; ++j) {
-#pragma unroll
-                for (int m = 0; m < MT; ++m) {
-                  linear_bitmap::multiply(sums[m][j], a.a[m][i % kFragments],
+                if constexpr (kPairs) {
+                  multiply_pairs<0>(sums[m][j], a.a[m][i], fragments[j], kFirstColumns);
+                } else {
+                  linear_bitmap::multiply(sums[m][j], a.a[m][i],
                                           i == 0 ? fragments[j].x : fragments[j].z,
                                           i == 0 ? fragments[j].y : fragments[j].w);
                 }
               }
             }
-          }
-        }
-        if constexpr (kPairs) {
-          if (next < s.own) {
-#pragma unroll
-            for (int m = 0; m < MT; ++m) load_metadata(m, unit_at(m, next));
           }
         }
         __syncwarp();
