@@ -1,3 +1,53 @@
+// The idea: tensor cores want whole fragments, and the memory of the chip is fast enough that few
+// instructions may be spent on making them. So nothing is counted or searched: every kept value
+// says where it stands in a fragment in shared memory, and a warp stores it there. A fragment is
+// read once, and cleared by the lane that has read it. Where two of four columns or more are likely
+// to be kept, most values need not even that: two of each group of four go to the sparse tensor
+// cores as they lie (form kPairs), and only what is left, 19 % at half of all kept, 4 % at a fifth,
+// is scattered, into fragments whose two places of a group are always columns 0 and 1: of three
+// kept values one, of four two can be chosen to stand there. With fewer kept values all are
+// scattered (form kList).
+//
+// Packed W: units of 16 rows x 128 columns, all of one size, ordered [row tile][unit along K]; then
+// what found no place in its unit.
+//
+//   unit, kPairs  |metadata 256|step 0: values 512|step 1|step 2|step 3|list|   as cuda_sm90_mma_sp
+//   unit, kList   |list|
+//
+//   list    0           32      36    40                  40 + 8 F              40 + 12 F
+//           +-----------+-------+-----+-------------------+---------------------+
+//           | banks     | rest  |  -  | values            | places              |   F fours
+//           | 1 byte a  |       |     | lane l, round r:  | 1 byte a value      |
+//           | lane      |       |     | four 32 r + l     |                     |
+//           +-----------+-------+-----+-------------------+---------------------+
+//     place    | row of 128 bytes | bank behind the lane's | half |   kPairs 4 + 3 + 1 bits
+//                                                                   kList  5 + 2 + 1 bits
+//     rest     where the values stand that F fours have no room for, in 16 bytes from the start;
+//              0: none. There: a count, then a value and its address in the tile each
+//     Values are in the order of their banks, a lane's behind each other: a store of 32 lanes then
+//     takes 1.9 turns, 3.5 if they lay anywhere. Spare slots hold a lane's last value again.
+//
+//   tile    [fragment][lane][4 words][2 bf16], as one 16-byte load a lane gives an operand; kPairs
+//   4
+//           fragments of 32 columns (2 KB), kList 8 of 16 (4 KB)
+//
+// F is chosen for the matrix: what a larger one adds to every unit against what finds no place.
+// How a block is made of consumers of weights and producers of x: kernels/cuda/sm90_stream.cuh.
+//
+// Bytes: 12 a four, 40 a unit; kPairs 2,304 more. 0.74 of dense at 50 % zeros, 0.67, 0.63 at 60 and
+// 70 %, 0.34 at 80 % (kList), 0.19 at 90 %.
+// A unit costs (two row tiles a warp, 16 tokens): kPairs 132 instructions and 56 turns of shared
+// memory, kList at 80 % 203 and 115; a unit of dense bytes takes 241 cycles to read.
+//
+// What counts here, measured (bench/lab/cuda_linear_scatter has the tables):
+// - All loads of one kind at one place in the code. Asking for a register's next value as soon as it
+//   is free made waits for older loads wait for newer ones: up to 26 % slower.
+// - Units of one size: with a table of their places the first weights waited for it, 0.5 us a kernel.
+// - Weights straight into registers: 2 to 9 % faster than through a ring in shared memory, whose
+//   turns decide.
+// Tried and lost: all values in lists at 50 to 70 % (0.93 to 1.23 of dense), slots given so that
+// stores meet fewer banks (nothing to gain: a bank has more values than a lane has slots), units
+// aligned to 128 bytes instead of 32 (equal).
 #include "lacuna/kernels/linear_bitmap/cuda_sm90_scatter.h"
 
 #include <cuda_bf16.h>
@@ -5,6 +55,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <initializer_list>
 #include <vector>
 
 #include "lacuna/kernels/cuda/sm90_stream.cuh"
@@ -887,40 +938,57 @@ cudaError_t scatter_plan(const ScatterLayout& layout, int t, ScatterPlan* plan) 
   const int tiles = ceil_div(layout.n, kTileRows), units = ceil_div(layout.k, kUnitColumns);
   ScatterPlan p;
   p.token_tiles = t <= 8 ? 1 : t <= 16 ? 2 : 4;
-  const auto clusters = [&](int cluster, int* at_once) {
-    return cuda::clusters_at_once(find_kernel(layout, p.token_tiles, 1), cluster,
-                                  known[kind_of(layout)][p.token_tiles / 2], at_once);
+  p.x_warps = t <= 16 ? 2 : 4;
+  const int most_of_one = max_warps(layout, p.token_tiles, 1) + 1 - p.x_warps;
+  const int most_of_two = max_warps(layout, p.token_tiles, 2) + 1 - p.x_warps;
+  int at_once[kMaxCluster + 1] = {};
+  for (int cluster = 1; cluster <= kMaxCluster; cluster *= 2) {
+    const cudaError_t error =
+        cuda::clusters_at_once(find_kernel(layout, p.token_tiles, 1), cluster,
+                               known[kind_of(layout)][p.token_tiles / 2], &at_once[cluster]);
+    if (error != cudaSuccess) return error;
+  }
+  // Warps of two row tiles that a block of such a cluster needs for all rows to be in one wave.
+  const auto row_warps = [&](int cluster) {
+    return ceil_div(ceil_div(tiles, at_once[cluster]), 2);
   };
-  int at_once = 0, row_tiles = 0;
-  for (p.cluster = 1;; p.cluster *= 2) {
-    const cudaError_t error = clusters(p.cluster, &at_once);
-    if (error != cudaSuccess) return error;
-    row_tiles = ceil_div(tiles, at_once);
-    const bool idle = tiles * 4 < at_once * 3;
-    const bool enough = row_tiles >= 9 || (t <= 8 && p.cluster >= 2);
-    if ((enough && !idle) || p.cluster == kMaxCluster || units < 4 * p.cluster) break;
+  const auto first_with = [&](std::initializer_list<int> clusters, int least) {
+    for (const int cluster : clusters) {
+      const int warps = row_warps(cluster);
+      if (least <= warps && warps <= most_of_two && units >= 2 * cluster) return cluster;
+    }
+    return 0;
+  };
+  // Pairs want many rows in a block, which then read little of x; lists, which keep a warp longer,
+  // want warps along K.
+  p.cluster = 0;
+  if (t > 16) {
+    p.cluster = first_with({1, 2, 4}, 7);
+  } else if (pairs_in(layout)) {
+    p.cluster = first_with({2, 4, 8}, 9);
+    if (p.cluster == 0) p.cluster = first_with({1, 2, 4, 8}, 7);
   }
-  while (p.cluster > 1 && units < 2 * p.cluster) {
-    p.cluster /= 2;
-    const cudaError_t error = clusters(p.cluster, &at_once);
-    if (error != cudaSuccess) return error;
-    row_tiles = ceil_div(tiles, at_once);
-  }
+  if (p.cluster == 0) p.cluster = row_warps(2) > most_of_two ? 1 : 2;
+  while (p.cluster > 1 && units < 2 * p.cluster) p.cluster /= 2;
+
+  int row_tiles = ceil_div(tiles, at_once[p.cluster]);
+  const bool one = row_tiles == 1 || (t <= 8 && pairs_in(layout) && p.cluster == kMaxCluster &&
+                                      row_tiles <= most_of_one);
+  p.tiles_per_warp = one ? 1 : 2;
+  const int most = one ? most_of_one : most_of_two;
+  const int waves = ceil_div(row_tiles, most * p.tiles_per_warp);
+  if (waves > 1) row_tiles = ceil_div(tiles, static_cast<std::int64_t>(at_once[p.cluster]) * waves);
   const int part = ceil_div(units, p.cluster);
-  for (p.tiles_per_warp = row_tiles >= 12 ? 2 : 1; p.tiles_per_warp >= 1; --p.tiles_per_warp) {
-    const int limit = max_warps(layout, p.token_tiles, p.tiles_per_warp);
-    const int wanted_x_warps = t > 8 && t <= 16 ? 2 : t > 16 ? 4 : 3;
-    const int most = limit + 1 - 2;
-    int rows = row_tiles;
-    const int waves = ceil_div(rows, most * p.tiles_per_warp);
-    if (waves > 1) rows = ceil_div(tiles, static_cast<std::int64_t>(at_once) * waves);
-    p.row_warps = ceil_div(rows, p.tiles_per_warp);
-    for (p.k_warps = std::clamp(most / p.row_warps, 1, std::min(6, part)); p.k_warps >= 1;
-         --p.k_warps) {
-      p.x_warps = std::clamp(limit + 1 - p.row_warps * p.k_warps, 1, wanted_x_warps);
-      for (p.stage_units = part >= 8 * p.k_warps ? 2 : 1; p.stage_units >= 1; --p.stage_units) {
+  for (p.row_warps = ceil_div(row_tiles, p.tiles_per_warp); p.row_warps >= 1; p.row_warps /= 2) {
+    const int wanted = std::min(t > 16 ? 8 : 14, most) / p.row_warps;
+    for (p.k_warps = std::clamp(wanted, 1, std::min(6, part)); p.k_warps >= 1; --p.k_warps) {
+      const int warps = p.row_warps * p.k_warps;
+      if (t <= 8) p.x_warps = warps < most ? 3 : 2;
+      const bool two = part >= (t > 16 ? 4 : 6) * p.k_warps && (p.k_warps <= 2 || t <= 8 || t > 16);
+      for (p.stage_units = two ? 2 : 1; p.stage_units >= 1; --p.stage_units) {
         const int rounds = ceil_div(part, p.stage_units * p.k_warps);
-        for (p.x_stages = std::min(3, rounds); p.x_stages >= std::min(2, rounds); --p.x_stages) {
+        for (p.x_stages = std::min(t > 16 ? 2 : 3, rounds); p.x_stages >= std::min(2, rounds);
+             --p.x_stages) {
           const std::size_t bytes = scatter_shared_bytes(layout, p);
           if (bytes > 0 && bytes <= kMaxSharedBytes) {
             *plan = p;
