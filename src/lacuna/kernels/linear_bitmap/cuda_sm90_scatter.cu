@@ -40,9 +40,11 @@
 // memory, kList at 80 % 203 and 115; a unit of dense bytes takes 241 cycles to read.
 //
 // What counts here, measured (bench/lab/cuda_linear_scatter has the tables):
-// - All loads of one kind at one place in the code. Asking for a register's next value as soon as it
+// - All loads of one kind at one place in the code. Asking for a register's next value as soon as
+// it
 //   is free made waits for older loads wait for newer ones: up to 26 % slower.
-// - Units of one size: with a table of their places the first weights waited for it, 0.5 us a kernel.
+// - Units of one size: with a table of their places the first weights waited for it, 0.5 us a
+// kernel.
 // - Weights straight into registers: 2 to 9 % faster than through a ring in shared memory, whose
 //   turns decide.
 // Tried and lost: all values in lists at 50 to 70 % (0.93 to 1.23 of dense), slots given so that
