@@ -252,6 +252,90 @@ TEST_P(Decode, RotatesAndKeepsKeysAndValues) {
     }
 }
 
+// What one product of q, k and v leaves: each token's side by side.
+TEST_P(Decode, RotatesAttendsAndActivatesRowsOfOneProduct) {
+  const int64_t d = 20, tokens = 3, heads = 4, kv_heads = 2, capacity = 11;
+  const int64_t width = (heads + 2 * kv_heads) * d;
+  const int32_t position = 6;
+  Array all = Array::random(dtype(), tokens * width, 1);
+  Array q(dtype(), tokens * heads * d), k(dtype(), tokens * kv_heads * d),
+      v(dtype(), tokens * kv_heads * d);
+  for (int64_t t = 0; t < tokens; ++t) {
+    const auto split = [&](Array& to, int64_t first, int64_t count) {
+      for (int64_t i = 0; i < count; ++i) to.set(t * count + i, all[t * width + first + i]);
+    };
+    split(q, 0, heads * d);
+    split(k, heads * d, kv_heads * d);
+    split(v, (heads + kv_heads) * d, kv_heads * d);
+  }
+  Array cos = Array::random(dtype(), capacity * d, 4),
+        sin = Array::random(dtype(), capacity * d, 5);
+  const auto attended = [&](void* q_at, void* k_at, void* v_at, int64_t stride) {
+    Array keys = Array::random(dtype(), kv_heads * capacity * d, 6);
+    Array values = Array::random(dtype(), kv_heads * capacity * d, 7);
+    Array out(dtype(), tokens * heads * d);
+    std::vector<double> result;
+    run().rotate_and_attend({.dtype = dtype(),
+                             .tokens = tokens,
+                             .heads = heads,
+                             .kv_heads = kv_heads,
+                             .head_dim = d,
+                             .capacity = capacity,
+                             .stride = stride,
+                             .q = q_at,
+                             .k = k_at,
+                             .v = v_at,
+                             .cos = cos.data(),
+                             .sin = sin.data(),
+                             .keys = keys.data(),
+                             .values = values.data(),
+                             .position = &position},
+                            {.dtype = dtype(),
+                             .tokens = tokens,
+                             .heads = heads,
+                             .kv_heads = kv_heads,
+                             .head_dim = d,
+                             .capacity = capacity,
+                             .q_stride = stride,
+                             .q = q_at,
+                             .keys = keys.data(),
+                             .values = values.data(),
+                             .position = &position,
+                             .out = out.data()},
+                            &executor_);
+    for (int64_t i = 0; i < tokens * heads * d; ++i) result.push_back(out[i]);
+    for (int64_t i = 0; i < kv_heads * capacity * d; ++i) result.push_back(keys[i] + values[i]);
+    return result;
+  };
+  auto* first = static_cast<std::byte*>(all.data());
+  const auto bytes = static_cast<int64_t>(size_bytes(dtype()));
+  EXPECT_EQ(
+      attended(first, first + heads * d * bytes, first + (heads + kv_heads) * d * bytes, width),
+      attended(q.data(), k.data(), v.data(), 0));
+
+  const int64_t inner = 9000;  // more than one task
+  Array both = Array::random(dtype(), 2 * 2 * inner, 8), out(dtype(), 2 * inner);
+  run().activate({.dtype = dtype(),
+                  .count = 2 * inner,
+                  .width = inner,
+                  .stride = 2 * inner,
+                  .gate = both.data(),
+                  .up = static_cast<std::byte*>(both.data()) + inner * bytes,
+                  .out = out.data()},
+                 &executor_);
+  for (int64_t row = 0; row < 2; ++row) {
+    Array one(dtype(), inner);
+    auto* gate = static_cast<std::byte*>(both.data()) + row * 2 * inner * bytes;
+    run().activate({.dtype = dtype(),
+                    .count = inner,
+                    .gate = gate,
+                    .up = gate + inner * bytes,
+                    .out = one.data()},
+                   &executor_);
+    for (int64_t i = 0; i < inner; ++i) ASSERT_EQ(out[row * inner + i], one[i]);
+  }
+}
+
 TEST_P(Decode, AttendsToWhatItMaySee) {
   struct Shape {
     int64_t d, heads, kv_heads, tokens, window;

@@ -114,6 +114,14 @@ TEST(GpuCandidates, say_what_they_need) {
             "needs bf16 values and bf16 activations");
   EXPECT_EQ(refusal("linear_bitmap:bf16:64x64x8:0.6", scatter, with_gpu(8, 9)),
             "needs compute capability 9.0 (this GPU has 8.9)");
+  const char* stream = "cuda_sm90_stream";
+  EXPECT_THAT(refusal("linear_dense:bf16:1x8x1", stream, hopper),
+              AnyOf("", HasSubstr("needs the GPU kernels")));
+  EXPECT_EQ(refusal("linear_dense:bf16:64x64x2", stream, hopper), "needs 1 token");
+  EXPECT_THAT(refusal("linear_dense:bf16:64x60x1", stream, hopper), HasSubstr("multiple of 8"));
+  EXPECT_THAT(refusal("linear_dense:bf16:64x32776x1", stream, hopper), HasSubstr("at most 32768"));
+  EXPECT_EQ(refusal("linear_dense:f16:64x64x1", stream, hopper),
+            "needs bf16 values and bf16 activations");
   for (const char* problem : {"linear_nm:f32:7x9x500:3:5", "linear_bitmap:int8:7x9x500:0.5"}) {
     EXPECT_EQ(refusal(problem, kExpandCublas, hopper), "");
     EXPECT_EQ(refusal(problem, kExpandCublas, Device{}), "needs weights on a GPU");

@@ -125,7 +125,7 @@ TEST_P(GpuDecode, RotatesAndAttends) {
     const Pair values = random({s.kv_heads, capacity, s.d});
     const Pair cos = random({capacity, s.d}), sin = random({capacity, s.d});
     const Pair position = ints({s.position});
-    const Pair workspace(at::empty({16 * 64 * 32 * 260}, at::kFloat));
+    const Pair workspace(at::zeros({16 * 64 * 32 * 260}, at::kFloat));
     for (const bool turns : {true, false})
       compare(
           [&](bool gpu, const decode::Operations& run, void* queue) {
@@ -165,6 +165,91 @@ TEST_P(GpuDecode, RotatesAndAttends) {
   }
 }
 
+TEST_P(GpuDecode, RotatesAndAttendsAtOnceOverRowsOfOneProduct) {
+  struct Shape {
+    int64_t d, heads, kv_heads, tokens, window;
+    int32_t position;
+  };
+  for (const Shape& s : std::vector<Shape>{{64, 9, 3, 1, 0, 0},
+                                           {64, 32, 8, 5, 0, 500},
+                                           {128, 32, 8, 1, 0, 1023},
+                                           {128, 32, 8, 1, 0, 31},
+                                           {128, 32, 8, 7, 0, 4000},
+                                           {128, 16, 1, 2, 0, 33},
+                                           {128, 12, 12, 16, 0, 700},
+                                           {256, 4, 2, 1, 0, 129},
+                                           {64, 2, 2, 16, 7, 60},
+                                           {128, 4, 2, 3, 2, 9},
+                                           {80, 4, 4, 3, 0, 40}}) {
+    const int64_t capacity = s.position + s.tokens + 3;
+    const int64_t width = (s.heads + 2 * s.kv_heads) * s.d;
+    const Pair qkv = random({s.tokens, width}), out = random({s.tokens, s.heads, s.d});
+    const Pair keys = random({s.kv_heads, capacity, s.d});
+    const Pair values = random({s.kv_heads, capacity, s.d});
+    const Pair cos = random({capacity, s.d}), sin = random({capacity, s.d});
+    const Pair position = ints({s.position});
+    const Pair workspace(at::zeros({16 * 64 * 32 * 260}, at::kFloat));
+    const auto size = static_cast<int64_t>(c10::elementSize(GetParam()));
+    for (const bool turns : {true, false})
+      compare(
+          [&](bool gpu, const decode::Operations& run, void* queue) {
+            auto* q = static_cast<std::byte*>(at_of(qkv, gpu));
+            run.rotate_and_attend({.dtype = dtype(),
+                                   .tokens = s.tokens,
+                                   .heads = s.heads,
+                                   .kv_heads = s.kv_heads,
+                                   .head_dim = s.d,
+                                   .capacity = capacity,
+                                   .stride = width,
+                                   .q = q,
+                                   .k = q + s.heads * s.d * size,
+                                   .v = q + (s.heads + s.kv_heads) * s.d * size,
+                                   .cos = turns ? at_of(cos, gpu) : nullptr,
+                                   .sin = turns ? at_of(sin, gpu) : nullptr,
+                                   .keys = at_of(keys, gpu),
+                                   .values = at_of(values, gpu),
+                                   .position = ints_at(position, gpu)},
+                                  {.dtype = dtype(),
+                                   .tokens = s.tokens,
+                                   .heads = s.heads,
+                                   .kv_heads = s.kv_heads,
+                                   .head_dim = s.d,
+                                   .capacity = capacity,
+                                   .window = s.window,
+                                   .q_stride = width,
+                                   .q = q,
+                                   .keys = at_of(keys, gpu),
+                                   .values = at_of(values, gpu),
+                                   .position = ints_at(position, gpu),
+                                   .out = at_of(out, gpu),
+                                   .workspace = at_of(workspace, gpu)},
+                                  queue);
+            // The same rows for the next round.
+            if (gpu) qkv.gpu.copy_(qkv.cpu);
+          },
+          {&keys, &values, &out},
+          fmt::format("d {} heads {} position {} turns {}", s.d, s.heads, s.position, turns));
+  }
+}
+
+TEST_P(GpuDecode, ActivatesRowsOfOneProduct) {
+  const Pair both = random({5, 2 * 999}), out = random({5, 999});
+  const auto size = static_cast<int64_t>(c10::elementSize(GetParam()));
+  compare(
+      [&](bool gpu, const decode::Operations& run, void* queue) {
+        auto* gate = static_cast<std::byte*>(at_of(both, gpu));
+        run.activate({.dtype = dtype(),
+                      .count = 5 * 999,
+                      .width = 999,
+                      .stride = 2 * 999,
+                      .gate = gate,
+                      .up = gate + 999 * size,
+                      .out = at_of(out, gpu)},
+                     queue);
+      },
+      {&out}, "rows");
+}
+
 TEST_P(GpuDecode, Activates) {
   for (const Activation activation : {Activation::kSilu, Activation::kGelu, Activation::kGeluTanh,
                                       Activation::kRelu, Activation::kRelu2}) {
@@ -185,7 +270,8 @@ TEST_P(GpuDecode, Activates) {
 }
 
 TEST_P(GpuDecode, WidensAndFindsTheFirstOfTheLargest) {
-  for (const int64_t count : {1, 33, 50000})
+  const Pair workspace(at::zeros({decode::kWidenWorkspaceBytes}, at::kByte));
+  for (const int64_t count : {1, 33, 600, 50000, 200001})
     for (const bool finite : {true, false}) {
       Pair logits = random({count});
       if (!finite) logits = Pair(logits.cpu.index_fill(0, at::tensor({count / 2}), NAN));
@@ -196,7 +282,8 @@ TEST_P(GpuDecode, WidensAndFindsTheFirstOfTheLargest) {
                        .count = count,
                        .logits = at_of(logits, gpu),
                        .wide = static_cast<float*>(at_of(wide, gpu)),
-                       .best = static_cast<int32_t*>(at_of(best, gpu))},
+                       .best = static_cast<int32_t*>(at_of(best, gpu)),
+                       .workspace = at_of(workspace, gpu)},
                       queue);
           },
           {&wide, &best}, fmt::format("count {}", count));

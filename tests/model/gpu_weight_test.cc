@@ -316,6 +316,97 @@ TEST_F(GpuWeight24, RunsADecodeStepAsTheCpuDoes) {
   }
 }
 
+TEST_F(GpuWeight24, DenseOfOneTokenStaysWithinItsBound) {
+  for (const int64_t outputs : {1, 2, 131, 133, 1000, 4099})
+    for (const int64_t inputs :
+         {8, 248, 256, 264, 576, 1000, 2048, 4096, 4104, 8192, 14336, 32768}) {
+      const at::Tensor weight = at::randn({outputs, inputs}).to(kGpu.device, at::kBFloat16);
+      const Linear linear = Linear::dense(weight, std::nullopt);
+      const at::Tensor x = at::randn({1, inputs}).to(kGpu.device, at::kBFloat16);
+      at::Tensor y = at::full({outputs + 8}, 7, x.options());
+      linear.forward_into(x.const_data_ptr(), 1, y.mutable_data_ptr(), Executor::serial());
+      const at::Tensor wide = weight.to(at::kDouble), wide_x = x.to(at::kDouble);
+      const at::Tensor exact = at::linear(wide_x, wide)[0];
+      const at::Tensor sums = at::linear(wide_x.abs(), wide.abs())[0];
+      const at::Tensor excess = (y.narrow(0, 0, outputs).to(at::kDouble) - exact).abs() -
+                                bound(exact, sums, inputs, false);
+      EXPECT_LE(excess.max().item<double>(), 0) << outputs << "x" << inputs;
+      EXPECT_TRUE(at::equal(y.narrow(0, outputs, 8), at::full({8}, 7, x.options())));
+      EXPECT_TRUE(at::equal(linear.forward(x)[0], y.narrow(0, 0, outputs)));
+      const at::Tensor more = at::randn({2, inputs}).to(kGpu.device, at::kBFloat16);
+      EXPECT_TRUE(at::equal(linear.forward(more), at::linear(more, weight)));
+    }
+}
+
+TEST_F(GpuWeight24, DenseKeepsNaNWhereItBelongs) {
+  at::Tensor weight = at::randn({300, 264}).to(kGpu.device, at::kBFloat16);
+  weight[17][263] = std::numeric_limits<float>::quiet_NaN();
+  weight[18][0] = std::numeric_limits<float>::infinity();
+  const at::Tensor x = at::ones({1, 264}, weight.options());
+  const at::Tensor y = Linear::dense(weight, std::nullopt).forward(x)[0];
+  EXPECT_TRUE(y[17].isnan().item<bool>());
+  EXPECT_TRUE(y[18].isinf().item<bool>());
+  EXPECT_EQ(y.isfinite().sum().item<int64_t>(), 298);
+}
+
+/// Slices of one Linear: the same as each alone, in every way in; and after one is replaced.
+TEST_F(GpuWeight24, JoinsWhatReadsTheSameX) {
+  const c10::InferenceMode inference;
+  const std::vector<int64_t> rows = {192, 48, 40};
+  for (const char* kind : {"dense", "2:4", "unstructured"})
+    for (const bool with_bias : {false, true}) {
+      std::vector<Linear::Stored> stored;
+      std::vector<at::Tensor> weights, biases;
+      for (const int64_t n : rows) {
+        weights.push_back((at::randn({n, 256}) * mask24(n, 256)).to(at::kBFloat16));
+        biases.push_back(at::randn({n}).to(kGpu.device, at::kBFloat16));
+        Linear::Stored part;
+        if (kind == std::string("dense"))
+          part.weight = weights.back().to(kGpu.device);
+        else
+          part.weight = must(format::compress(
+              unwrap(weights.back()),
+              kind == std::string("2:4") ? Pattern::keep_of(2, 4) : Pattern::unstructured()));
+        if (with_bias) part.bias = biases.back();
+        stored.push_back(std::move(part));
+      }
+      std::vector<Linear> parts = must(Linear::together(std::move(stored), kGpu));
+      const std::vector<const Linear*> all = {&parts[0], &parts[1], &parts[2]};
+      const Linear* whole = Linear::whole_of(all);
+      ASSERT_NE(whole, nullptr) << kind;
+      EXPECT_EQ(Linear::whole_of({&parts[0], &parts[1]}), nullptr);
+      EXPECT_EQ(Linear::whole_of({&parts[1], &parts[0], &parts[2]}), nullptr);
+      size_t bytes = 0;
+      for (const Linear& part : parts) bytes += part.weight_bytes();
+      EXPECT_EQ(bytes, whole->weight_bytes());
+      const auto check = [&](size_t i) {
+        const at::Tensor w = weights[i].to(kGpu.device);
+        EXPECT_TRUE(at::equal(parts[i].weight(), w)) << kind << i;
+        EXPECT_EQ(parts[i].out_features(), rows[i]);
+        EXPECT_EQ(parts[i].in_features(), 256);
+        EXPECT_TRUE(parts[i].recordable());
+        for (const int64_t tokens : {1, 3, 16, 70}) {
+          const at::Tensor x = at::randn({tokens, 256}).to(kGpu.device, at::kBFloat16);
+          const at::Tensor expected =
+              at::linear(x.to(at::kDouble), w.to(at::kDouble),
+                         with_bias ? std::optional(biases[i].to(at::kDouble)) : std::nullopt);
+          const at::Tensor y = parts[i].forward(x);
+          EXPECT_TRUE(at::allclose(y.to(at::kDouble), expected, 0x1p-6, 0x1p-6)) << kind << i;
+          at::Tensor raw = at::full_like(y, NAN);
+          parts[i].forward_into(x.const_data_ptr(), tokens, raw.mutable_data_ptr(),
+                                Executor::serial());
+          EXPECT_TRUE(at::allclose(raw.to(at::kDouble), expected, 0x1p-6, 0x1p-6))
+              << kind << i << " tokens " << tokens;
+        }
+      };
+      for (size_t i = 0; i < parts.size(); ++i) check(i);
+      weights[1] = at::randn({48, 256}).to(at::kBFloat16);
+      parts[1].set_weight(weights[1].to(kGpu.device));
+      EXPECT_EQ(Linear::whole_of(all), nullptr);
+      for (size_t i = 0; i < parts.size(); ++i) check(i);
+    }
+}
+
 TEST_F(GpuWeight24, GivesTheSameOnRawMemory) {
   const c10::InferenceMode inference;
   for (const bool with_bias : {false, true}) {

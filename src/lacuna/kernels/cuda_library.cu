@@ -7,6 +7,7 @@
 #include "lacuna/kernels/gpu_abi.h"
 #include "lacuna/kernels/linear_bitmap/cuda_sm90_gap.h"
 #include "lacuna/kernels/linear_bitmap/cuda_sm90_scatter.h"
+#include "lacuna/kernels/linear_dense/cuda_sm90_stream.h"
 #include "lacuna/kernels/linear_nm/cuda_sm90_mma_sp.h"
 
 namespace lacuna::kernels {
@@ -15,6 +16,7 @@ namespace {
 constexpr const GpuLinearKernel* kLinear[] = {
     &linear_bitmap::kGap,
     &linear_bitmap::kScatter,
+    &linear_dense::kStream,
     &linear_nm::kMmaSp,
 };
 

@@ -28,7 +28,8 @@ struct GpuPackReport {
 };
 
 /// How one weight is packed: the kernel's own, made by its measure(). The packed bytes mean nothing
-/// without it.
+/// without it. Where it has no bytes, the kernel reads W as it is: pack() does nothing, and run()
+/// and unpack() take W (aligned to 16 bytes) for the packed weight.
 struct GpuLayout {
   size_t packed_bytes;
   alignas(16) unsigned char storage[112];
@@ -122,7 +123,7 @@ T held(const Holder* holder) {
 }
 
 /// Changes with any struct above.
-inline constexpr int32_t kGpuAbiVersion = 2;
+inline constexpr int32_t kGpuAbiVersion = 3;
 inline constexpr const char* kGpuTableSymbol = "lacuna_gpu_table";
 
 }  // namespace lacuna::kernels

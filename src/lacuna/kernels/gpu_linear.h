@@ -14,7 +14,7 @@ namespace lacuna::kernels {
 using GpuCandidates = CandidateList<Candidate>;
 /// The last of every list of a sparse weight: expand it into a scratch, then the dense product.
 inline constexpr const char* kExpandCublas = "cuda_expand_cublas";
-/// The only one of a dense weight.
+/// The last of the list of a dense weight.
 inline constexpr const char* kCublas = "cuda_cublas";
 
 /// Loads a liblacuna_cuda.so for the life of the program. It needs no GPU to be loaded.

@@ -76,6 +76,26 @@ struct Block::State {
     return linear.forward(x);
   }
 
+  /// `count` Linears from `place` on, which all read x: one product where they are slices of one.
+  std::vector<at::Tensor> apply_all(size_t place, size_t count, const at::Tensor& x,
+                                    const LinearObserver* observer) const {
+    std::vector<const Linear*> parts;
+    std::vector<int64_t> widths;
+    for (size_t i = place; i < place + count; ++i) {
+      parts.push_back(&linears[i].second);
+      widths.push_back(parts.back()->out_features());
+    }
+    const Linear* whole = Linear::whole_of(parts);
+    std::vector<at::Tensor> each;
+    for (size_t i = place; i < place + count; ++i) {
+      if (whole == nullptr)
+        each.push_back(apply(i, x, observer));
+      else if (observer != nullptr)
+        (*observer)(linears[i].first, x);
+    }
+    return whole == nullptr ? each : whole->forward(x).split_with_sizes(widths, -1);
+  }
+
   at::Tensor normalize(NormPlace place, const at::Tensor& x) const {
     return norms[place].second.forward(x);
   }
@@ -87,9 +107,10 @@ struct Block::State {
 
   at::Tensor attention(const at::Tensor& x, const Rotary& positions, KvCache* cache,
                        const LinearObserver* observer) const {
-    at::Tensor q = split(apply(kQ, x, observer), heads);
-    at::Tensor k = split(apply(kK, x, observer), kv_heads);
-    at::Tensor v = split(apply(kV, x, observer), kv_heads);
+    const std::vector<at::Tensor> qkv = apply_all(kQ, 3, x, observer);
+    at::Tensor q = split(qkv[kQ], heads);
+    at::Tensor k = split(qkv[kK], kv_heads);
+    at::Tensor v = split(qkv[kV], kv_heads);
     if (qk_norm()) {
       q = normalize(kQNorm, q);
       k = normalize(kKNorm, k);
@@ -106,8 +127,8 @@ struct Block::State {
   at::Tensor mlp(const at::Tensor& x, const LinearObserver* observer) const {
     const size_t down = linears.size() - 1, up = down - 1, gate = down - 2;
     if (!gated()) return apply(down, activate(activation, apply(up, x, observer)), observer);
-    const at::Tensor opened = activate(activation, apply(gate, x, observer));
-    return apply(down, opened * apply(up, x, observer), observer);
+    const std::vector<at::Tensor> both = apply_all(gate, 2, x, observer);
+    return apply(down, activate(activation, both[0]) * both[1], observer);
   }
 };
 
@@ -135,9 +156,14 @@ Result<Block> Block::load(const io::Checkpoint& checkpoint, const io::DecoderSpe
     LACUNA_CHECK(add_norm(spec.q_norm, io::NormKind::kRms, spec.head_dim));
     LACUNA_CHECK(add_norm(spec.k_norm, io::NormKind::kRms, spec.head_dim));
   }
-  for (const io::LinearSpec& linear : spec.block_linears()) {
-    LACUNA_TRY(Linear read, read_linear(checkpoint, prefix, linear, compute));
-    state->linears.emplace_back(linear.name, std::move(read));
+  // In the order of the forward pass, those that read the same x together.
+  std::vector<std::vector<io::LinearSpec>> groups = {{spec.q, spec.k, spec.v}, {spec.o}};
+  groups.push_back(spec.gated ? std::vector{spec.gate, spec.up} : std::vector{spec.up});
+  groups.push_back({spec.down});
+  for (const std::vector<io::LinearSpec>& group : groups) {
+    LACUNA_TRY(std::vector<Linear> read, read_linears(checkpoint, prefix, group, compute));
+    for (size_t i = 0; i < group.size(); ++i)
+      state->linears.emplace_back(group[i].name, std::move(read[i]));
   }
   Block block;
   block.state_ = std::move(state);

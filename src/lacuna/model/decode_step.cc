@@ -25,15 +25,23 @@ struct DecodeStep::State {
   std::unique_ptr<DecodeDevice> device;
   const decode::Operations& run;
   at::Tensor arena;
-  // Of kMaxTokens tokens each; `delta` is what the residual stream gains.
-  std::byte *embedded = nullptr, *hidden = nullptr, *normed = nullptr, *q = nullptr, *k = nullptr,
-            *v = nullptr, *attended = nullptr, *delta = nullptr, *gate = nullptr, *up = nullptr;
+  // Of kMaxTokens tokens each; `delta` is what the residual stream gains. q, k and v, as well as
+  // gate and up, lie side by side, token by token, where one product makes them, else one after the
+  // other.
+  std::byte *embedded = nullptr, *hidden = nullptr, *normed = nullptr, *qkv = nullptr,
+            *attended = nullptr, *delta = nullptr, *gate_up = nullptr, *active = nullptr;
   std::byte* logits = nullptr;            // of one token
   std::byte* attend_workspace = nullptr;  // of attention over kMaxTokens tokens
-  at::Tensor wide;                        // float32 [vocab]
+  std::byte* widen_workspace = nullptr;
+  at::Tensor wide;  // float32 [vocab]
   at::Tensor cos, sin;
   // Where the cache lay when the step was recorded, and how long its rows were.
   std::pair<const void*, int64_t> recorded_cache;
+  /// The Linears of a block; `qkv` and `gate_up` where they are one.
+  struct Products {
+    const Linear *qkv, *q, *k, *v, *o, *gate_up, *gate, *up, *down;
+  };
+  std::vector<Products> products;
 
   State(const Decoder& of, KvCache& into, const decode::Operations* operations)
       : decoder(of),
@@ -53,16 +61,15 @@ struct DecodeStep::State {
         {&embedded, rows(spec.embedding_width)},
         {&hidden, rows(spec.hidden)},
         {&normed, rows(spec.hidden)},
-        {&q, rows(q_width)},
-        {&k, rows(kv_width)},
-        {&v, rows(kv_width)},
+        {&qkv, rows(q_width + 2 * kv_width)},
         {&attended, rows(q_width)},
         {&delta, rows(spec.hidden)},
-        {&gate, rows(spec.intermediate)},
-        {&up, rows(spec.intermediate)},
+        {&gate_up, rows((spec.gated ? 2 : 1) * spec.intermediate)},
+        {&active, rows(spec.intermediate)},
         {&logits, spec.vocab * width},
         {&attend_workspace,
-         static_cast<int64_t>(run.attend_workspace_bytes(attend(0, kMaxTokens)))}};
+         static_cast<int64_t>(run.attend_workspace_bytes(attend(0, kMaxTokens, 0)))},
+        {&widen_workspace, decode::kWidenWorkspaceBytes}};
     constexpr int64_t kAlignment = 256;
     const auto padded = [&](int64_t bytes) {
       return (bytes + kAlignment - 1) / kAlignment * kAlignment;
@@ -70,7 +77,7 @@ struct DecodeStep::State {
     int64_t total = kAlignment;
     for (const Part& part : parts) total += padded(part.bytes);
     const auto options = at::TensorOptions().device(of.compute().device);
-    arena = at::empty({total}, options.dtype(at::kByte));
+    arena = at::zeros({total}, options.dtype(at::kByte));  // the workspaces want it so
     auto* next = static_cast<std::byte*>(arena.mutable_data_ptr());
     next += -reinterpret_cast<uintptr_t>(next) & (kAlignment - 1);
     for (const Part& part : parts) {
@@ -78,13 +85,27 @@ struct DecodeStep::State {
       next += padded(part.bytes);
     }
     wide = at::empty({spec.vocab}, options.dtype(at::kFloat));
+    for (const Block& block : of.blocks()) {
+      const auto linear = [&](const io::LinearSpec& named) { return &block.linear(named.name); };
+      Products p = {.q = linear(spec.q),
+                    .k = linear(spec.k),
+                    .v = linear(spec.v),
+                    .o = linear(spec.o),
+                    .gate = spec.gated ? linear(spec.gate) : nullptr,
+                    .up = linear(spec.up),
+                    .down = linear(spec.down)};
+      p.qkv = Linear::whole_of({p.q, p.k, p.v});
+      p.gate_up = spec.gated ? Linear::whole_of({p.gate, p.up}) : nullptr;
+      products.push_back(p);
+    }
   }
 
   ~State() { device->finish(); }  // before the arena goes back
   State(const State&) = delete;
   State& operator=(const State&) = delete;
 
-  decode::Attend attend(int64_t layer, int64_t tokens) const {
+  /// @param stride  of the rows of q; 0: side by side
+  decode::Attend attend(int64_t layer, int64_t tokens, int64_t stride) const {
     return {.dtype = dtype,
             .tokens = tokens,
             .heads = spec.heads,
@@ -92,7 +113,8 @@ struct DecodeStep::State {
             .head_dim = spec.head_dim,
             .capacity = cache.reserved(),
             .window = spec.sliding_window.value_or(0),
-            .q = q,
+            .q_stride = stride,
+            .q = qkv,
             .keys = cache.keys(layer).const_data_ptr(),
             .values = cache.values(layer).const_data_ptr(),
             .position = device->position(),
@@ -119,9 +141,9 @@ struct DecodeStep::State {
   void apply(const Linear& linear, int64_t tokens, const void* x, void* y) {
     linear.forward_into(x, tokens, y, device->executor());
   }
-  void apply(const Block& block, const io::LinearSpec& linear, int64_t tokens, const void* x,
-             void* y) {
-    apply(block.linear(linear.name), tokens, x, y);
+  /// So many elements further on.
+  std::byte* after(std::byte* from, int64_t elements) const {
+    return from + elements * static_cast<int64_t>(size_bytes(dtype));
   }
 
   void embed(const std::vector<int32_t>& ids) {
@@ -156,44 +178,73 @@ struct DecodeStep::State {
 
   /// delta = o(attention(x)).
   void attention(const Block& block, int64_t layer, int64_t tokens, const void* x) {
-    apply(block, spec.q, tokens, x, q);
-    apply(block, spec.k, tokens, x, k);
-    apply(block, spec.v, tokens, x, v);
-    if (spec.qk_norm) {
-      normalize(block.norm(spec.q_norm), tokens * spec.heads, q, nullptr, nullptr, q);
-      normalize(block.norm(spec.k_norm), tokens * spec.kv_heads, k, nullptr, nullptr, k);
+    const Products& p = products[static_cast<size_t>(layer)];
+    const int64_t q_width = spec.heads * spec.head_dim, kv_width = spec.kv_heads * spec.head_dim;
+    const bool joined = p.qkv != nullptr;
+    const int64_t rows = joined ? 1 : tokens, stride = joined ? q_width + 2 * kv_width : 0;
+    std::byte* const q = qkv;
+    std::byte* const k = after(q, rows * q_width);
+    std::byte* const v = after(k, rows * kv_width);
+    if (joined) {
+      apply(*p.qkv, tokens, x, qkv);
+    } else {
+      apply(*p.q, tokens, x, q);
+      apply(*p.k, tokens, x, k);
+      apply(*p.v, tokens, x, v);
     }
-    run.rotate({.dtype = dtype,
-                .tokens = tokens,
-                .heads = spec.heads,
-                .kv_heads = spec.kv_heads,
-                .head_dim = spec.head_dim,
-                .capacity = cache.reserved(),
-                .q = q,
-                .k = k,
-                .v = v,
-                .cos = data(cos),
-                .sin = data(sin),
-                .keys = cache.keys(layer).mutable_data_ptr(),
-                .values = cache.values(layer).mutable_data_ptr(),
-                .position = device->position()},
-               device->queue());
-    run.attend(attend(layer, tokens), device->queue());
-    apply(block, spec.o, tokens, attended, delta);
+    if (spec.qk_norm) {
+      const int64_t at_once = joined ? 1 : tokens;  // whose heads lie side by side
+      for (int64_t t = 0; t < tokens; t += at_once) {
+        const auto heads = [&](const Norm& norm, int64_t count, std::byte* first) {
+          void* const from = after(first, t * stride);
+          normalize(norm, at_once * count, from, nullptr, nullptr, from);
+        };
+        heads(block.norm(spec.q_norm), spec.heads, q);
+        heads(block.norm(spec.k_norm), spec.kv_heads, k);
+      }
+    }
+    run.rotate_and_attend({.dtype = dtype,
+                           .tokens = tokens,
+                           .heads = spec.heads,
+                           .kv_heads = spec.kv_heads,
+                           .head_dim = spec.head_dim,
+                           .capacity = cache.reserved(),
+                           .stride = stride,
+                           .q = q,
+                           .k = k,
+                           .v = v,
+                           .cos = data(cos),
+                           .sin = data(sin),
+                           .keys = cache.keys(layer).mutable_data_ptr(),
+                           .values = cache.values(layer).mutable_data_ptr(),
+                           .position = device->position()},
+                          attend(layer, tokens, stride), device->queue());
+    apply(*p.o, tokens, attended, delta);
   }
 
   /// delta = down(act(gate(x)) * up(x)).
-  void feed_forward(const Block& block, int64_t tokens, const void* x) {
-    if (spec.gated) apply(block, spec.gate, tokens, x, gate);
-    apply(block, spec.up, tokens, x, up);
+  void feed_forward(int64_t layer, int64_t tokens, const void* x) {
+    const Products& p = products[static_cast<size_t>(layer)];
+    const int64_t width = spec.intermediate;
+    const bool joined = p.gate_up != nullptr;
+    std::byte* const gate = gate_up;
+    std::byte* const up = spec.gated ? after(gate, (joined ? 1 : tokens) * width) : gate_up;
+    if (joined) {
+      apply(*p.gate_up, tokens, x, gate_up);
+    } else {
+      if (spec.gated) apply(*p.gate, tokens, x, gate);
+      apply(*p.up, tokens, x, up);
+    }
     run.activate({.dtype = dtype,
                   .activation = spec.activation,
-                  .count = tokens * spec.intermediate,
+                  .count = tokens * width,
+                  .width = width,
+                  .stride = joined ? 2 * width : 0,
                   .gate = spec.gated ? gate : nullptr,
                   .up = up,
-                  .out = up},
+                  .out = active},
                  device->queue());
-    apply(block, spec.down, tokens, up, delta);
+    apply(*p.down, tokens, active, delta);
   }
 
   /// The whole sequence, from ids to logits.
@@ -209,12 +260,12 @@ struct DecodeStep::State {
         normalize(first, tokens, hidden, gained, hidden, normed);
         attention(block, layer, tokens, normed);
         normalize(second, tokens, hidden, delta, hidden, normed);
-        feed_forward(block, tokens, normed);
+        feed_forward(layer, tokens, normed);
         gained = delta;
       } else {
         attention(block, layer, tokens, hidden);
         normalize(first, tokens, hidden, delta, nullptr, hidden);
-        feed_forward(block, tokens, hidden);
+        feed_forward(layer, tokens, hidden);
         normalize(second, tokens, hidden, delta, nullptr, hidden);
       }
     }
@@ -251,7 +302,8 @@ struct DecodeStep::State {
                .count = spec.vocab,
                .logits = logits,
                .wide = wide.mutable_data_ptr<float>(),
-               .best = device->best()},
+               .best = device->best(),
+               .workspace = widen_workspace},
               device->queue());
   }
 

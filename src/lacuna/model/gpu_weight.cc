@@ -40,7 +40,7 @@ Status GpuWeight::pack(const at::Tensor& dense, const format::Pattern& pattern) 
   const at::Tensor scratch = device_bytes(kernel_->scratch_bytes(rows_, columns_), compute_.device);
   check(kernel_->measure(w, rows_, columns_, scratch.mutable_data_ptr(), &layout_, stream),
         *kernel_, "measure");
-  packed_ = device_bytes(layout_.packed_bytes, compute_.device);
+  packed_ = layout_.packed_bytes > 0 ? device_bytes(layout_.packed_bytes, compute_.device) : dense;
   const at::Tensor report = device_bytes(sizeof(kernels::GpuPackReport), compute_.device).zero_();
   check(kernel_->pack(&layout_, w, scratch.const_data_ptr(), packed_.mutable_data_ptr(),
                       static_cast<kernels::GpuPackReport*>(report.mutable_data_ptr()), stream),
@@ -85,6 +85,7 @@ void GpuWeight::run(const void* x, int64_t tokens, void* y, void* workspace, boo
 }
 
 at::Tensor GpuWeight::expanded() const {
+  if (layout_.packed_bytes == 0) return packed_;
   at::Tensor out = scratch(rows_, columns_, compute_);
   check(kernel_->unpack(&layout_, packed_.const_data_ptr(), out.mutable_data_ptr(),
                         gpu_stream(compute_.device)),

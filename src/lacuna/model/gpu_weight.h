@@ -1,4 +1,4 @@
-// A sparse weight on a GPU, packed for a kernel of liblacuna_cuda.so.
+// A weight on a GPU, packed for a kernel of liblacuna_cuda.so or read by it as it is.
 #pragma once
 
 #include <functional>
@@ -10,8 +10,9 @@
 
 namespace lacuna::model {
 
-/// y = x W^T + b. Few tokens (64 for 2:4) run on the kernel that W is packed for; more expand W
-/// into the scratch and take the dense product. Everything goes onto torch's current stream.
+/// y = x W^T + b. Few tokens (64 for 2:4, 1 for a dense W) run on the kernel that W is packed for;
+/// more expand W into the scratch, unless it is dense, and take the dense product. Everything goes
+/// onto torch's current stream.
 class GpuWeight {
  public:
   /// W packed for the kernel that its problem gets with one token, or nothing where that is the
@@ -32,7 +33,8 @@ class GpuWeight {
   size_t workspace_bytes(int64_t tokens) const {
     return kernel_->workspace_bytes(&layout_, &plan(tokens));
   }
-  /// Dense, in the shared scratch: good until the next expansion on this thread.
+  /// Dense, in the shared scratch: good until the next expansion on this thread. Of a dense W
+  /// itself.
   at::Tensor expanded() const;
   size_t bytes() const { return packed_.nbytes(); }
   const kernels::GpuLinearKernel& kernel() const { return *kernel_; }
@@ -51,7 +53,7 @@ class GpuWeight {
   int64_t rows_, columns_;
   Compute compute_;
   kernels::GpuLayout layout_ = {};
-  at::Tensor packed_;
+  at::Tensor packed_;                    // W itself where the layout packs nothing
   std::vector<kernels::GpuPlan> plans_;  // for 1, 2, ... tokens
 };
 

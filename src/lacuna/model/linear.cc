@@ -200,6 +200,115 @@ Result<Linear> Linear::compact(CompactMatrix weight, std::optional<at::Tensor> b
   return linear;
 }
 
+Result<std::optional<Linear>> Linear::pack_together(const std::vector<Stored>& parts,
+                                                    const Compute& compute) {
+  std::vector<CompactMatrix> matrices;
+  std::vector<at::Tensor> biases;
+  int64_t rows = 0;
+  double zeros = 0;
+  for (const Stored& part : parts) {
+    const auto* stored = std::get_if<CompactMatrix>(&part.weight);
+    if (stored == nullptr || !stored->quantization.none() ||
+        stored->pattern.kind == PatternKind::kBlock)
+      return std::optional<Linear>();
+    matrices.push_back(rounded_to(compute.dtype, *stored));
+    const CompactMatrix& matrix = matrices.back();
+    const CompactMatrix& first = matrices.front();
+    if (matrix.pattern != first.pattern || matrix.columns != first.columns ||
+        matrix.values_dtype != first.values_dtype)
+      return std::optional<Linear>();
+    rows += matrix.rows;
+    zeros += sparsity_of(matrix) * static_cast<double>(matrix.rows);
+    if (part.bias) biases.push_back(*part.bias);
+  }
+  const CompactMatrix& first = matrices.front();
+  auto compact = std::make_shared<Compact>();
+  compact->compute = compute;
+  compact->matrix = {.pattern = first.pattern,
+                     .rows = rows,
+                     .columns = first.columns,
+                     .values_dtype = first.values_dtype};
+  const auto problem =
+      decode_problem_of(first.pattern, first.values_dtype, rows, first.columns,
+                        rows > 0 ? zeros / static_cast<double>(rows) : 0.0, compute);
+  LACUNA_TRY(compact->packed, GpuWeight::make(problem, compute, [&] {
+               std::vector<at::Tensor> dense;
+               for (const CompactMatrix& matrix : matrices)
+                 dense.push_back(DeviceCompact(matrix, compute).expand(compute).clone());
+               return at::cat(dense);
+             }));
+  if (!compact->packed) return std::optional<Linear>();
+  Linear whole;
+  whole.compact_ = std::move(compact);
+  if (!biases.empty()) whole.bias_ = at::cat(biases);
+  return std::optional<Linear>(std::move(whole));
+}
+
+void Linear::slice(const std::shared_ptr<const Linear>& whole, std::vector<Linear>& parts) {
+  int64_t first = 0;
+  for (Linear& part : parts) {
+    if (!whole->compact_) part.set_weight(whole->dense_.narrow(0, first, part.rows_));
+    part.whole_ = whole;
+    part.first_ = first;
+    first += part.rows_;
+  }
+}
+
+Result<std::vector<Linear>> Linear::together(std::vector<Stored> parts, const Compute& compute) {
+  std::vector<Linear> linears(parts.size());
+  const auto with_bias = std::count_if(parts.begin(), parts.end(),
+                                       [](const Stored& part) { return part.bias.has_value(); });
+  const bool joins = compute.device.is_cuda() && parts.size() > 1 &&
+                     (with_bias == 0 || with_bias == static_cast<int64_t>(parts.size()));
+  if (joins) {
+    LACUNA_TRY(auto packed, pack_together(parts, compute));
+    if (packed) {
+      for (size_t i = 0; i < parts.size(); ++i) {
+        linears[i].rows_ = std::get<CompactMatrix>(parts[i].weight).rows;
+        linears[i].bias_ = std::move(parts[i].bias);
+      }
+      slice(std::make_shared<const Linear>(std::move(*packed)), linears);
+      return linears;
+    }
+  }
+  for (size_t i = 0; i < parts.size(); ++i) {
+    if (auto* matrix = std::get_if<CompactMatrix>(&parts[i].weight)) {
+      LACUNA_TRY(linears[i], compact(std::move(*matrix), std::move(parts[i].bias), compute));
+    } else {
+      linears[i] =
+          dense(std::move(std::get<at::Tensor>(parts[i].weight)), std::move(parts[i].bias));
+    }
+  }
+  if (!joins) return linears;
+  std::vector<at::Tensor> weights, biases;
+  for (Linear& linear : linears) {
+    if (linear.compact_ || linear.dense_.size(1) != linears.front().in_features()) return linears;
+    weights.push_back(linear.dense_);
+    if (linear.bias_) biases.push_back(*linear.bias_);
+    linear.rows_ = linear.dense_.size(0);
+  }
+  slice(std::make_shared<const Linear>(dense(
+            at::cat(weights), biases.empty() ? std::nullopt : std::optional(at::cat(biases)))),
+        linears);
+  return linears;
+}
+
+const Linear* Linear::whole_of(const std::vector<const Linear*>& parts) {
+  const Linear* whole = parts.front()->whole_.get();
+  if (whole == nullptr) return nullptr;
+  int64_t next = 0;
+  for (const Linear* part : parts) {
+    if (part->whole_.get() != whole || part->first_ != next) return nullptr;
+    next += part->rows_;
+  }
+  return next == whole->out_features() ? whole : nullptr;
+}
+
+Compute Linear::compute() const {
+  if (in_packed_whole()) return whole_->compute();
+  return compact_ ? compact_->compute : Compute{dense_.device(), dense_.scalar_type()};
+}
+
 void set_linear_clock(LinearClock* clock) { linear_clock = clock; }
 
 namespace {
@@ -235,6 +344,8 @@ at::Tensor Linear::forward(const at::Tensor& x) const {
 }
 
 at::Tensor Linear::multiply(const at::Tensor& x) const {
+  if (in_packed_whole()) return whole_->multiply(x).narrow(-1, first_, rows_).contiguous();
+  if (gpu_) return gpu_->multiply(x, bias_);
   if (compact_ && compact_->packed) return compact_->packed->multiply(x, bias_);
   if (compact_ && compact_->coded) return compact_->coded->multiply(x, bias_);
   if (few_tokens_ && !x.requires_grad() &&
@@ -247,8 +358,7 @@ at::Tensor Linear::multiply(const at::Tensor& x) const {
 
 void Linear::forward_into(const void* x, int64_t tokens, void* y, const Executor& executor) const {
   counted([&] {
-    const Compute compute =
-        compact_ ? compact_->compute : Compute{dense_.device(), dense_.scalar_type()};
+    const Compute compute = this->compute();
     if (compute.device.is_cuda()) return forward_on_gpu(x, tokens, y, compute);
     const format::RowProduct product{.dtype = dtype_of(compute.dtype),
                                      .tokens = tokens,
@@ -268,14 +378,24 @@ void Linear::forward_into(const void* x, int64_t tokens, void* y, const Executor
 
 void Linear::forward_on_gpu(const void* x, int64_t tokens, void* y, const Compute& compute) const {
   at::Tensor out = view(y, {tokens, out_features()}, compute);
-  if (compact_ && compact_->packed && tokens <= compact_->packed->max_tokens() &&
-      compact_->packed->workspace_bytes(tokens) == 0) {
-    compact_->packed->run(x, tokens, y, nullptr, /*overlap=*/true);
+  const GpuWeight* kernel = gpu_.get();
+  if (compact_ && compact_->packed) kernel = &*compact_->packed;
+  if (in_packed_whole()) kernel = &*whole_->compact_->packed;
+  if (kernel != nullptr && tokens <= kernel->max_tokens() && kernel->workspace_bytes(tokens) == 0) {
+    if (in_packed_whole()) {  // all rows into the scratch, whose memory a recording holds
+      const at::Tensor all = scratch(tokens, whole_->out_features(), compute);
+      kernel->run(x, tokens, all.mutable_data_ptr(), nullptr, /*overlap=*/true);
+      out.copy_(all.narrow(1, first_, rows_));
+    } else {
+      kernel->run(x, tokens, y, nullptr, /*overlap=*/true);
+    }
     if (bias_) out.add_(*bias_);
     return;
   }
   const at::Tensor input = view(const_cast<void*>(x), {tokens, in_features()}, compute);
-  const at::Tensor weight = compact_ ? compact_->expanded() : dense_;
+  const at::Tensor weight = in_packed_whole() ? kernel->expanded().narrow(0, first_, rows_)
+                            : compact_        ? compact_->expanded()
+                                              : dense_;
   if (bias_)
     at::addmm_out(out, *bias_, input, weight.t());
   else
@@ -283,13 +403,13 @@ void Linear::forward_on_gpu(const void* x, int64_t tokens, void* y, const Comput
 }
 
 bool Linear::recordable() const {
-  if (!compact_) return true;
+  if (in_packed_whole() || !compact_) return true;
   return compact_->packed.has_value() ||
          (compact_->device && compact_->device->expands_by_kernel(compact_->compute));
 }
 
 at::Tensor Linear::rows(const at::Tensor& ids) const {
-  if (!compact_) return at::embedding(dense_, ids);
+  if (!compact_) return at::embedding(weight(), ids);
   const CompactMatrix& matrix = compact_->matrix;
   if (matrix.quantization.none()) return at::embedding(compact_->expanded(), ids);
   const at::Tensor flat = ids.to(at::kInt).contiguous().view({-1});
@@ -302,6 +422,7 @@ at::Tensor Linear::rows(const at::Tensor& ids) const {
 
 void Linear::rows_into(const int32_t* ids, int64_t count, void* out,
                        const Executor& executor) const {
+  TORCH_CHECK(!in_packed_whole(), "rows_into: the weight is on a GPU");
   const int64_t total = out_features();
   for (int64_t i = 0; i < count; ++i)
     TORCH_CHECK(ids[i] >= 0 && ids[i] < total, "rows: no row ", ids[i], " of ", total);
@@ -327,13 +448,27 @@ void Linear::rows_into(const int32_t* ids, int64_t count, void* out,
   });
 }
 
-at::Tensor Linear::weight() const { return compact_ ? compact_->expanded().clone() : dense_; }
+at::Tensor Linear::weight() const {
+  if (in_packed_whole()) return whole_->compact_->expanded().narrow(0, first_, rows_).clone();
+  return compact_ ? compact_->expanded().clone() : dense_;
+}
 
 void Linear::set_weight(at::Tensor weight) {
   compact_.reset();
   few_tokens_.reset();
+  gpu_.reset();
+  whole_.reset();
   dense_ = std::move(weight);
   const at::ScalarType dtype = dense_.scalar_type();
+  if (dense_.is_cuda() && dense_.is_contiguous() && !dense_.requires_grad() && dense_.numel() > 0) {
+    const Compute compute{dense_.device(), dtype};
+    auto made = GpuWeight::make(
+        decode_problem_of({}, dtype_of(dtype), dense_.size(0), dense_.size(1), 0.0, compute),
+        compute, [&] { return dense_; });
+    if (made.ok() && made.value())
+      gpu_ = std::make_shared<const GpuWeight>(*std::move(made).value());
+    return;
+  }
   const bool rows = dense_.is_cpu() && dense_.is_contiguous() && !dense_.requires_grad() &&
                     (dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf);
   if (!rows || dense_.numel() == 0) return;
@@ -343,15 +478,29 @@ void Linear::set_weight(at::Tensor weight) {
   if (plan.ok()) few_tokens_ = std::move(plan).value();
 }
 
-bool Linear::is_compact() const { return compact_ != nullptr; }
-int64_t Linear::out_features() const { return compact_ ? compact_->matrix.rows : dense_.size(0); }
-int64_t Linear::in_features() const { return compact_ ? compact_->matrix.columns : dense_.size(1); }
+bool Linear::is_compact() const { return compact_ != nullptr || in_packed_whole(); }
+int64_t Linear::out_features() const {
+  if (in_packed_whole()) return rows_;
+  return compact_ ? compact_->matrix.rows : dense_.size(0);
+}
+int64_t Linear::in_features() const {
+  if (in_packed_whole()) return whole_->in_features();
+  return compact_ ? compact_->matrix.columns : dense_.size(1);
+}
 
 std::optional<kernels::Problem> Linear::decode_problem() const {
   if (!few_tokens_) return std::nullopt;
   return few_tokens_->decode_problem();
 }
 
-size_t Linear::weight_bytes() const { return compact_ ? compact_->bytes() : dense_.nbytes(); }
+size_t Linear::weight_bytes() const {
+  if (in_packed_whole()) {  // its share; the shares of all slices make up the whole
+    const size_t all = whole_->weight_bytes();
+    const auto rows = static_cast<size_t>(whole_->out_features());
+    const auto before = [&](int64_t row) { return all * static_cast<size_t>(row) / rows; };
+    return before(first_ + rows_) - before(first_);
+  }
+  return compact_ ? compact_->bytes() : dense_.nbytes();
+}
 
 }  // namespace lacuna::model

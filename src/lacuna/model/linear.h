@@ -6,6 +6,8 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <variant>
+#include <vector>
 
 #include "lacuna/core/status.h"
 #include "lacuna/io/checkpoint.h"
@@ -13,6 +15,8 @@
 #include "lacuna/model/torch.h"
 
 namespace lacuna::model {
+
+class GpuWeight;
 
 /// Counts what Linear::forward and forward_into take, for profiles.
 struct LinearClock {
@@ -23,11 +27,11 @@ struct LinearClock {
 void set_linear_clock(LinearClock* clock);
 
 /// y = x W^T + b. On the CPU up to 16 tokens run on the linear operations of kernels/, dense
-/// weights too; on a GPU up to 64 where liblacuna_cuda.so has a kernel for the weight (2:4 in bf16
-/// on compute capability 9.0). A compact weight stays compact in memory: more tokens, blocks, codes
-/// and what no kernel takes expand it into a scratch shared by all layers and take the dense
-/// product. On a GPU a quantised weight is expanded once, when it is loaded, and is a dense one
-/// from then on.
+/// weights too; on a GPU up to 64 where liblacuna_cuda.so has a kernel for the weight (in bf16 on
+/// compute capability 9.0: 64 for 2:4, 4 for unstructured, 1 for dense weights). A compact weight
+/// stays compact in memory: more tokens, blocks, codes and what no kernel takes expand it into a
+/// scratch shared by all layers and take the dense product. On a GPU a quantised weight is expanded
+/// once, when it is loaded, and is a dense one from then on.
 class Linear {
  public:
   Linear() = default;
@@ -35,6 +39,18 @@ class Linear {
   static Linear dense(at::Tensor weight, std::optional<at::Tensor> bias);
   static Result<Linear> compact(format::CompactMatrix weight, std::optional<at::Tensor> bias,
                                 const Compute& compute);
+
+  /// A weight as a checkpoint stores it, and its bias in the type of the computation.
+  struct Stored {
+    std::variant<at::Tensor, format::CompactMatrix> weight;
+    std::optional<at::Tensor> bias;
+  };
+  /// Linears that read the same x. On a GPU, where all are dense or one kernel takes all of them,
+  /// they become slices of one Linear that has all their rows: one product in place of several.
+  static Result<std::vector<Linear>> together(std::vector<Stored> parts, const Compute& compute);
+  /// The Linear of which these are the slices, all of them and in order; null if there is none. It
+  /// lives as long as they do.
+  static const Linear* whole_of(const std::vector<const Linear*>& parts);
 
   /// @param x [..., in] -> [..., out]
   at::Tensor forward(const at::Tensor& x) const;
@@ -69,9 +85,18 @@ class Linear {
   class RowKernels;
   at::Tensor multiply(const at::Tensor& x) const;
   void forward_on_gpu(const void* x, int64_t tokens, void* y, const Compute& compute) const;
-  at::Tensor dense_;
+  static Result<std::optional<Linear>> pack_together(const std::vector<Stored>& parts,
+                                                     const Compute& compute);
+  static void slice(const std::shared_ptr<const Linear>& whole, std::vector<Linear>& parts);
+  /// Whether the rows are to be had from the whole alone, which is packed.
+  bool in_packed_whole() const { return whole_ != nullptr && !dense_.defined(); }
+  Compute compute() const;
+  at::Tensor dense_;                     ///< of a dense weight, maybe a slice of a larger one
+  std::shared_ptr<const Linear> whole_;  ///< of a slice
+  int64_t first_ = 0, rows_ = 0;         ///< of a slice: its rows in the whole
   std::shared_ptr<const Compact> compact_;
   std::shared_ptr<const RowKernels> few_tokens_;  ///< of whichever weight is set, or null
+  std::shared_ptr<const GpuWeight> gpu_;          ///< of a dense weight on a GPU, or null
   std::optional<at::Tensor> bias_;
 };
 

@@ -27,18 +27,33 @@ Result<at::Tensor> read_tensor(const io::Checkpoint& checkpoint, const std::stri
   return place(tensor, compute);
 }
 
+Result<std::vector<Linear>> read_linears(const io::Checkpoint& checkpoint,
+                                         const std::string& prefix,
+                                         const std::vector<io::LinearSpec>& specs,
+                                         const Compute& compute) {
+  std::vector<Linear::Stored> parts;
+  for (const io::LinearSpec& spec : specs) {
+    const std::string name = prefix + spec.name + ".weight";
+    LACUNA_CHECK(check_shape(checkpoint, name, {spec.out, spec.in}));
+    Linear::Stored part;
+    if (spec.bias) {
+      LACUNA_TRY(part.bias,
+                 read_tensor(checkpoint, prefix + spec.name + ".bias", {spec.out}, compute));
+    }
+    LACUNA_TRY(io::Weight weight, checkpoint.weight(name));
+    if (auto* matrix = std::get_if<format::CompactMatrix>(&weight))
+      part.weight = std::move(*matrix);
+    else
+      part.weight = place(std::get<Tensor>(weight), compute);
+    parts.push_back(std::move(part));
+  }
+  return Linear::together(std::move(parts), compute);
+}
+
 Result<Linear> read_linear(const io::Checkpoint& checkpoint, const std::string& prefix,
                            const io::LinearSpec& spec, const Compute& compute) {
-  const std::string name = prefix + spec.name + ".weight";
-  LACUNA_CHECK(check_shape(checkpoint, name, {spec.out, spec.in}));
-  std::optional<at::Tensor> bias;
-  if (spec.bias) {
-    LACUNA_TRY(bias, read_tensor(checkpoint, prefix + spec.name + ".bias", {spec.out}, compute));
-  }
-  LACUNA_TRY(io::Weight weight, checkpoint.weight(name));
-  if (auto* matrix = std::get_if<format::CompactMatrix>(&weight))
-    return Linear::compact(std::move(*matrix), std::move(bias), compute);
-  return Linear::dense(place(std::get<Tensor>(weight), compute), std::move(bias));
+  LACUNA_TRY(std::vector<Linear> one, read_linears(checkpoint, prefix, {spec}, compute));
+  return std::move(one.front());
 }
 
 Result<Norm> Norm::read(const io::Checkpoint& checkpoint, const std::string& name,

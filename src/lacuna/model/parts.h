@@ -5,6 +5,7 @@
 
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "lacuna/core/status.h"
 #include "lacuna/io/checkpoint.h"
@@ -19,7 +20,14 @@ namespace lacuna::model {
 /// @errors kBadInput: missing, or not of this shape (tensor named)
 Result<at::Tensor> read_tensor(const io::Checkpoint& checkpoint, const std::string& name,
                                const Shape& shape, const Compute& compute);
-/// Reads `prefix + spec.name` as it is stored, dense or compact. @errors as read_tensor
+/// Reads `prefix + spec.name` of Linears that read the same x, as they are stored, dense or
+/// compact.
+/// @errors as read_tensor
+Result<std::vector<Linear>> read_linears(const io::Checkpoint& checkpoint,
+                                         const std::string& prefix,
+                                         const std::vector<io::LinearSpec>& specs,
+                                         const Compute& compute);
+/// One of them.
 Result<Linear> read_linear(const io::Checkpoint& checkpoint, const std::string& prefix,
                            const io::LinearSpec& spec, const Compute& compute);
 

@@ -25,6 +25,7 @@
 #include <atomic>
 #include <cstdint>
 
+#include "lacuna/kernels/cuda/sm90_async.h"
 #include "lacuna/kernels/cuda/sm90_stream_plan.h"
 
 namespace lacuna::kernels::cuda {
@@ -47,6 +48,7 @@ struct StreamParams {
   int row_tiles, units;
   int row_warps, k_warps, stage_units, stages, x_stages, x_first, producers;
   int row_warps_inverse;  // 2^16 / row_warps, rounded up
+  int at_once;            // stages of weights in flight before the kernel ahead is done
   int cluster_log2;
   int unit_bytes;        // from one unit to the next
   int fours;             // of entries in a unit (cuda_sm90_scatter)
@@ -64,86 +66,9 @@ struct StreamSlice {
   int own, span;
 };
 
-__device__ __forceinline__ unsigned shared_address(const void* p) {
-  return static_cast<unsigned>(__cvta_generic_to_shared(p));
-}
-
-__device__ __forceinline__ void barrier_init(unsigned barrier, int count) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
-}
-
-__device__ __forceinline__ void barrier_init_fence() {
-  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-
-__device__ __forceinline__ void barrier_expect(unsigned barrier, unsigned bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
-               : "memory");
-}
-
-__device__ __forceinline__ void barrier_arrive(unsigned barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-
-__device__ __forceinline__ void barrier_wait(unsigned barrier, unsigned phase) {
-  unsigned done = 0;
-  while (!done) {
-    asm volatile(
-        "{\n .reg .pred p;\n"
-        " mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
-        " selp.u32 %0, 1, 0, p;\n}"
-        : "=r"(done)
-        : "r"(barrier), "r"(phase)
-        : "memory");
-  }
-}
-
-__device__ __forceinline__ void bulk_copy(unsigned to, const void* from, unsigned bytes,
-                                          unsigned barrier) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
-          "r"(to),
-      "l"(from), "r"(bytes), "r"(barrier)
-      : "memory");
-}
-
-__device__ __forceinline__ void copy16(unsigned to, const void* from) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
-}
-
-// One arrival of this thread, once all its copy16 so far have landed.
-__device__ __forceinline__ void barrier_arrive_after_copies(unsigned barrier) {
-  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
-}
-
-// The same as bulk_copy, for bytes that nobody will read again soon.
-__device__ __forceinline__ void bulk_copy_once(unsigned to, const void* from, unsigned bytes,
-                                               unsigned barrier, std::uint64_t policy) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
-      "[%0], [%1], %2, [%3], %4;" ::"r"(to),
-      "l"(from), "r"(bytes), "r"(barrier), "l"(policy)
-      : "memory");
-}
-
-__device__ __forceinline__ std::uint64_t evict_first() {
-  std::uint64_t policy;
-  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-  return policy;
-}
-
 // Says only that this thread came here (the mbarriers it made are published by their own fence).
 __device__ __forceinline__ void cluster_arrive_relaxed() {
   asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
-}
-
-__device__ __forceinline__ void cluster_arrive() {
-  asm volatile("barrier.cluster.arrive.release;" ::: "memory");
-}
-
-__device__ __forceinline__ void cluster_wait() {
-  asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
 }
 
 // Waits for bytes that other blocks of the cluster store.
@@ -166,13 +91,6 @@ __device__ __forceinline__ void store_shared4(unsigned address, const float (&v)
                : "memory");
 }
 
-// The same place in the shared memory of block `rank` of the cluster.
-__device__ __forceinline__ unsigned cluster_address(unsigned address, int rank) {
-  unsigned remote;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));
-  return remote;
-}
-
 // Stores into another block of the cluster; its barrier counts the bytes when they have come.
 __device__ __forceinline__ void store_cluster4(unsigned address, const float (&v)[4],
                                                unsigned barrier) {
@@ -186,15 +104,6 @@ __device__ __forceinline__ void store_cluster4(unsigned address, const float (&v
 // Among some warps of the block, each at a bar.sync of its own code path.
 __device__ __forceinline__ void barrier_of_warps(int name, int warps) {
   asm volatile("bar.sync %0, %1;" ::"r"(name), "r"(warps * 32) : "memory");
-}
-
-__device__ __forceinline__ uint4 load_shared4(unsigned address) {
-  uint4 v;
-  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "r"(address)
-               : "memory");
-  return v;
 }
 
 __device__ __forceinline__ uint2 load_shared2(unsigned address) {
@@ -324,8 +233,8 @@ __global__ void __launch_bounds__((Weights::max_warps(NT, MT) + 1) * 32, 1)
       cluster_arrive_relaxed();  // I have started: others may store into my memory.
     }
     barrier_of_warps(2, warps + p.producers);
-    asm volatile("griddepcontrol.launch_dependents;");
-    asm volatile("griddepcontrol.wait;" ::: "memory");
+    launch_next();
+    await_previous();
     bool full = false;  // all stages of x are in use
 #pragma unroll 1
     for (; unit < part; unit += span) {
@@ -357,7 +266,9 @@ __global__ void __launch_bounds__((Weights::max_warps(NT, MT) + 1) * 32, 1)
     __syncwarp();
     if (p.cluster_log2 > 0) cluster_arrive_relaxed();
     barrier_of_warps(2, warps + p.producers);
-    asm volatile("griddepcontrol.launch_dependents;");
+    launch_next();
+    reader.start_rest();
+    __syncwarp();
 
     float sums[MT][NT][4];
 #pragma unroll

@@ -288,13 +288,15 @@ void rotate(const Rotate& r, void*) {
     const Elements<kType> q(r.q), k(r.k), v(r.v), cos(r.cos), sin(r.sin), keys(r.keys),
         values(r.values);
     const int64_t d = r.head_dim;
+    const int64_t q_stride = r.stride > 0 ? r.stride : r.heads * d;
+    const int64_t kv_stride = r.stride > 0 ? r.stride : r.kv_heads * d;
     for (int64_t t = 0; t < r.tokens; ++t) {
       const int64_t position = *r.position + t, angles = position * d;
       if (cos)
         for (int64_t h = 0; h < r.heads; ++h)
-          turn(q, (t * r.heads + h) * d, cos, sin, angles, d, q, (t * r.heads + h) * d);
+          turn(q, t * q_stride + h * d, cos, sin, angles, d, q, t * q_stride + h * d);
       for (int64_t h = 0; h < r.kv_heads; ++h) {
-        const int64_t from = (t * r.kv_heads + h) * d, to = (h * r.capacity + position) * d;
+        const int64_t from = t * kv_stride + h * d, to = (h * r.capacity + position) * d;
         const auto bytes = static_cast<size_t>(d) * sizeof(*k.data);
         if (cos)
           turn(k, from, cos, sin, angles, d, keys, to);
@@ -314,12 +316,13 @@ void attend_head(const Attend& a, int64_t token, int64_t head) {
   const int64_t d = a.head_dim, vectors = (d + kLanes - 1) / kLanes;
   const int64_t kv_head = head / (a.heads / a.kv_heads);
   const int64_t base = kv_head * a.capacity * d, place = (token * a.heads + head) * d;
+  const int64_t asks = a.q_stride > 0 ? token * a.q_stride + head * d : place;
   const auto lanes = [&](int64_t vector) { return std::min(kLanes, d - vector * kLanes); };
   const float scale = 1.0f / std::sqrt(static_cast<float>(d));
 
   Floats query[kMaxHeadDim / kLanes], result[kMaxHeadDim / kLanes] = {};
   for (int64_t j = 0; j < vectors; ++j)
-    query[j] = queries.load(place + j * kLanes, lanes(j)) * scale;
+    query[j] = queries.load(asks + j * kLanes, lanes(j)) * scale;
   const int64_t end = *a.position + token + 1;
   const int64_t begin = a.window > 0 ? std::max<int64_t>(0, end - a.window) : 0;
   float highest = -std::numeric_limits<float>::infinity(), sum = 0;
@@ -388,6 +391,11 @@ void attend(const Attend& a, void* queue) {
   });
 }
 
+void rotate_and_attend(const Rotate& r, const Attend& a, void* queue) {
+  rotate(r, queue);
+  attend(a, queue);
+}
+
 LACUNA_INLINE Floats activated(Activation activation, Floats x) {
   switch (activation) {
     case Activation::kSilu:
@@ -414,15 +422,18 @@ LACUNA_INLINE Floats activated(Activation activation, Floats x) {
 void activate(const Activate& a, void* queue) {
   with_dtype(a.dtype, [&]<DType kType>() {
     const Elements<kType> gate(a.gate), up(a.up), out(a.out);
-    const int64_t tasks = (a.count + kElementsOfATask - 1) / kElementsOfATask;
-    executor_of(queue).parallel_for(tasks, [&](int64_t task) {
-      const int64_t first = task * kElementsOfATask;
-      for_vectors(std::min(kElementsOfATask, a.count - first), [&](int64_t i, int64_t count) {
-        const Floats u = up.load(first + i, count);
+    const int64_t width = a.stride > 0 ? a.width : a.count;
+    const int64_t rows = width > 0 ? a.count / width : 0;
+    const int64_t tasks = (width + kElementsOfATask - 1) / kElementsOfATask;  // of a row
+    executor_of(queue).parallel_for(rows * tasks, [&](int64_t task) {
+      const int64_t row = task / tasks, first = task % tasks * kElementsOfATask;
+      const int64_t from = row * a.stride + first, to = row * width + first;
+      for_vectors(std::min(kElementsOfATask, width - first), [&](int64_t i, int64_t count) {
+        const Floats u = up.load(from + i, count);
         const Floats value =
-            gate ? rounded<kType>(activated(a.activation, gate.load(first + i, count))) * u
+            gate ? rounded<kType>(activated(a.activation, gate.load(from + i, count))) * u
                  : activated(a.activation, u);
-        out.store(first + i, value, count);
+        out.store(to + i, value, count);
       });
     });
   });
@@ -455,7 +466,8 @@ void widen(const Widen& w, void*) {
 }
 
 constexpr Operations operations(const char* name) {
-  return {name, gather, normalize, rotate, attend_workspace_bytes, attend, activate, widen};
+  return {name,     gather, normalize, rotate, attend_workspace_bytes, attend, rotate_and_attend,
+          activate, widen};
 }
 
 }  // namespace

@@ -2,19 +2,26 @@
 // counts is how soon each is done: one block for a row, a thread for a few elements, and attention
 // split over the positions so that every multiprocessor takes part.
 //
-//   attend   block (split, key head, token)   4 warps, a position each in turn; a lane holds
-//            head_dim / 32 elements of q, of every query head that shares the key head
-//            -> largest score, sum, weighted values of the split, in float32
-//   combine  block (head, token)              splits in their order: the same bits at every run
+//   attend   block (split, key head, token)   8 warps, of which each has one query head of the key
+//            head and a part of the split's positions, four at a time: 8 lanes a position, a lane
+//            holds head_dim / 8 elements. It turns q and the key of this step itself.
+//            -> largest score, sum, weighted values of the split, in float32; the last block of
+//            them to be done adds up the splits in their order: the same bits at every run
+//
+// Instructions are cold at every launch, so short code counts more than few operations: the same
+// work with query heads in a loop, unrolled, took twice as long, and so did clusters of splits
+// summed in shared memory.
 //
 // Positions and ids come from device memory, so that a recorded step serves every token. Every
 // kernel lets the next one be launched early: a linear operation fetches its first weights while
-// the small kernel before it runs.
+// the small kernel before it runs. What earlier steps have left (keys, values, angles) is fetched
+// before the kernel ahead is done.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
 #include <algorithm>
 #include <cfloat>
+#include <type_traits>
 
 #include "lacuna/kernels/decode/cuda_sm80_decode.h"
 
@@ -89,6 +96,24 @@ __device__ float block_sum(float v, float* shared) {
   return sum;
 }
 
+/// Whether this block is the last of `blocks` to come here; what the others have written before is
+/// there for it. The counter starts at 0 and is left so.
+__device__ bool is_last(unsigned* counter, unsigned blocks) {
+  __shared__ bool last;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    unsigned before;  // the barriers carry the order over to all threads
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;"
+                 : "=r"(before)
+                 : "l"(counter)
+                 : "memory");
+    last = before == blocks - 1;
+    if (last) *counter = 0;
+  }
+  __syncthreads();
+  return last;
+}
+
 template <class T>
 __global__ void gather_kernel(Gather g) {
   follow();
@@ -96,7 +121,8 @@ __global__ void gather_kernel(Gather g) {
   const int64_t row = g.ids != nullptr ? g.ids[t] : *g.position + g.offset + t;
   const T* from = static_cast<const T*>(g.table) + row * g.width;
   T* to = static_cast<T*>(g.out) + t * g.width;
-  for (int64_t i = threadIdx.x; i < g.width; i += blockDim.x)
+  for (int64_t i = int64_t{blockIdx.y} * blockDim.x + threadIdx.x; i < g.width;
+       i += int64_t{gridDim.y} * blockDim.x)
     to[i] = g.add ? narrowed<T>(widened(to[i]) + widened(from[i])) : from[i];
 }
 
@@ -173,217 +199,372 @@ __global__ void normalize_kernel(Normalize n) {
 
 template <class T>
 __global__ void rotate_kernel(Rotate r) {
-  follow();
   const int64_t d = r.head_dim, half = d / 2, all = r.heads + r.kv_heads;
   const int64_t t = blockIdx.x / all, h = blockIdx.x % all;
   const bool is_key = h >= r.heads;
   const int64_t head = is_key ? h - r.heads : h, position = *r.position + t;
-  const T* from = is_key ? static_cast<const T*>(r.k) + (t * r.kv_heads + head) * d
-                         : static_cast<const T*>(r.q) + (t * r.heads + head) * d;
+  const int64_t q_stride = r.stride > 0 ? r.stride : r.heads * d;
+  const int64_t kv_stride = r.stride > 0 ? r.stride : r.kv_heads * d;
+  const T* from = is_key ? static_cast<const T*>(r.k) + t * kv_stride + head * d
+                         : static_cast<const T*>(r.q) + t * q_stride + head * d;
   const int64_t slot = (head * r.capacity + position) * d;
-  T* to = is_key ? static_cast<T*>(r.keys) + slot : static_cast<T*>(r.q) + (t * r.heads + head) * d;
+  T* to = is_key ? static_cast<T*>(r.keys) + slot : static_cast<T*>(r.q) + t * q_stride + head * d;
   const T* cos = static_cast<const T*>(r.cos) + position * d;
   const T* sin = static_cast<const T*>(r.sin) + position * d;
-  for (int64_t i = threadIdx.x; i < half; i += blockDim.x) {
+  const int64_t i = threadIdx.x;  // the block has as many threads as half a head has elements
+  const bool turns = r.cos != nullptr && i < half;
+  float angle[4] = {};
+  if (turns) {
+    angle[0] = widened(cos[i]);
+    angle[1] = widened(sin[i]);
+    angle[2] = widened(cos[half + i]);
+    angle[3] = widened(sin[half + i]);
+  }
+  follow();
+  if (turns) {
     const float low = widened(from[i]), high = widened(from[half + i]);
-    if (r.cos != nullptr) {
-      to[i] = narrowed<T>(rounded<T>(low * widened(cos[i])) + rounded<T>(-high * widened(sin[i])));
-      to[half + i] = narrowed<T>(rounded<T>(high * widened(cos[half + i])) +
-                                 rounded<T>(low * widened(sin[half + i])));
-    }
+    to[i] = narrowed<T>(rounded<T>(low * angle[0]) + rounded<T>(-high * angle[1]));
+    to[half + i] = narrowed<T>(rounded<T>(high * angle[2]) + rounded<T>(low * angle[3]));
   }
   if (!is_key) return;
-  const T* v = static_cast<const T*>(r.v) + (t * r.kv_heads + head) * d;
+  const T* v = static_cast<const T*>(r.v) + t * kv_stride + head * d;
   T* values = static_cast<T*>(r.values) + slot;
-  for (int64_t i = threadIdx.x; i < d; i += blockDim.x) {
-    if (r.cos == nullptr) to[i] = from[i];
-    values[i] = v[i];
+  for (int64_t j = i; j < d; j += blockDim.x) {
+    if (r.cos == nullptr) to[j] = from[j];
+    values[j] = v[j];
   }
 }
 
-constexpr int kAttendWarps = 4;
-constexpr int kAtOnce = 4;  // positions that a warp has under way
-constexpr int64_t kSplits = 64;
-constexpr int kMostShared = 8;  // query heads of a key head that a block takes at once
+constexpr int kAttendWarps = 8;
+constexpr int kSplits = 32;
+constexpr int kGroupLanes = 8;  // of a position
+constexpr int kGroups = kWarp / kGroupLanes;
 
-/// One split's share of a head: the largest score, the sum of the weights, and head_dim weighted
-/// values.
-__host__ __device__ int64_t partial_floats(int64_t head_dim) { return head_dim + 2; }
+/// What attend_kernel reads and writes. Without `cos` q has been turned, and the keys and values of
+/// this step are in the cache; else the kernel turns q and k and puts k and v into the cache.
+struct Attention {
+  const void *q, *k, *v, *cos, *sin;
+  void *keys, *values, *out;
+  const int32_t* position;
+  float* workspace;  // headers [token][head][split], values [token][head][split][d], counters
+  int tokens, heads, kv_heads, d, capacity, window, q_stride, kv_stride;
+  int shared, chunks;  // query heads of a key head that a block takes, blocks for all of them
+  __host__ __device__ int64_t shares() const { return int64_t{tokens} * heads * kSplits; }
+  __host__ __device__ int64_t counters() const { return shares() * (d + 2); }
+};
 
-/// What a token sees, and how it is split: whole rounds of all warps, as few splits as that gives.
-struct Seen {
-  int64_t begin, end, each, splits;
-  __device__ Seen(const Attend& a, int64_t token) {
-    constexpr int64_t kRound = kAttendWarps * kAtOnce;
-    end = *a.position + token + 1;
-    begin = a.window > 0 && end > a.window ? end - a.window : 0;
-    each = ((end - begin + kSplits - 1) / kSplits + kRound - 1) / kRound * kRound;
-    splits = (end - begin + each - 1) / each;
+/// Element i of a row that lies in words.
+template <class T>
+__device__ float element(const unsigned* words, int i) {
+  if constexpr (sizeof(T) == 4) {
+    return __uint_as_float(words[i]);
+  } else {
+    const unsigned word = words[i / 2];
+    if constexpr (std::is_same_v<T, __nv_bfloat16>)
+      return __uint_as_float(i % 2 != 0 ? word & 0xffff0000u : word << 16);
+    else
+      return __half2float(__ushort_as_half(static_cast<unsigned short>(word >> (i % 2 * 16))));
+  }
+}
+/// Two elements rounded into a word.
+template <class T>
+__device__ unsigned packed(float low, float high) {
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
+    return *reinterpret_cast<const unsigned*>(&both);
+  } else {
+    const __half2 both = __floats2half2_rn(low, high);
+    return *reinterpret_cast<const unsigned*>(&both);
+  }
+}
+__device__ unsigned bits_of(float v) { return __float_as_uint(v); }
+__device__ unsigned bits_of(__nv_bfloat16 v) { return __bfloat16_as_ushort(v); }
+__device__ unsigned bits_of(__half v) { return __half_as_ushort(v); }
+
+/// A lane's kPer elements of a row, as they lie in memory; those past `d` are 0. With kWhole there
+/// are none.
+template <class T, int kPer, bool kWhole>
+struct Piece {
+  static constexpr int kOfWord = 4 / sizeof(T), kWords = kPer / kOfWord;
+  alignas(16) unsigned words[kWords];
+  __device__ void load(const T* row, int part, int d) {
+    if constexpr (kWhole) {
+#pragma unroll
+      for (int j = 0; j < kWords; j += 4) {
+        const uint4 four = *reinterpret_cast<const uint4*>(row + part * kPer + j * kOfWord);
+        words[j] = four.x;
+        words[j + 1] = four.y;
+        words[j + 2] = four.z;
+        words[j + 3] = four.w;
+      }
+    } else {
+#pragma unroll
+      for (int j = 0; j < kWords; ++j) {
+        words[j] = 0;
+#pragma unroll
+        for (int i = 0; i < kOfWord; ++i) {
+          const int place = part * kPer + j * kOfWord + i;
+          if (place < d) words[j] |= bits_of(row[place]) << (i * 16);
+        }
+      }
+    }
+  }
+  __device__ void store(T* row, int part) const {  // a whole row
+#pragma unroll
+    for (int j = 0; j < kWords; j += 4)
+      *reinterpret_cast<uint4*>(row + part * kPer + j * kOfWord) =
+          make_uint4(words[j], words[j + 1], words[j + 2], words[j + 3]);
+  }
+  __device__ float at(int i) const { return element<T>(words, i); }
+  /// The row turned; the partner of element i lies half the lanes away. All lanes call it.
+  __device__ void turn(const Piece& cos, const Piece& sin, int part) {
+    const float sign = part < kGroupLanes / 2 ? -1.0f : 1.0f;
+#pragma unroll
+    for (int j = 0; j < kWords; ++j) {
+      const unsigned partners = __shfl_xor_sync(~0u, words[j], kGroupLanes / 2);
+      const int i = j * kOfWord;
+      const float other = sign * element<T>(&partners, 0);
+      if constexpr (kOfWord == 1) {
+        words[j] =
+            __float_as_uint(__fadd_rn(__fmul_rn(at(i), cos.at(i)), __fmul_rn(other, sin.at(i))));
+      } else {
+        const float other1 = sign * element<T>(&partners, 1);
+        const unsigned own = packed<T>(at(i) * cos.at(i), at(i + 1) * cos.at(i + 1));
+        const unsigned turned = packed<T>(other * sin.at(i), other1 * sin.at(i + 1));
+        words[j] = packed<T>(element<T>(&own, 0) + element<T>(&turned, 0),
+                             element<T>(&own, 1) + element<T>(&turned, 1));
+      }
+    }
   }
 };
 
-/// kPer elements of a row for this lane; those past `d` are 0.
-template <class T, int kPer>
-__device__ void load_lane(const T* row, int lane, int64_t d, float (&out)[kPer]) {
-  if (d == kPer * kWarp) {
-    constexpr int kCount = sizeof(T) * kPer > 16 ? 16 / sizeof(T) : kPer;
+/// The sum over the lanes of one position.
+__device__ float group_sum(float v) {
 #pragma unroll
-    for (int j = 0; j < kPer; j += kCount) {
-      const auto part = *reinterpret_cast<const Neighbours<T, kCount>*>(row + lane * kPer + j);
-#pragma unroll
-      for (int i = 0; i < kCount; ++i) out[j + i] = widened(part.of[i]);
-    }
-    return;
-  }
-#pragma unroll
-  for (int j = 0; j < kPer; ++j) {
-    const int64_t i = lane * kPer + j;
-    out[j] = i < d ? widened(row[i]) : 0.0f;
-  }
+  for (int step = kGroupLanes / 2; step > 0; step /= 2) v += __shfl_xor_sync(~0u, v, step);
+  return v;
 }
 
-template <class T, int kPer>
-__global__ void attend_kernel(Attend a) {
-  follow();
-  const int64_t split = blockIdx.x, t = blockIdx.z;
-  const Seen seen(a, t);
-  if (split >= seen.splits) return;
-  const int64_t group = a.heads / a.kv_heads, chunks = (group + kMostShared - 1) / kMostShared;
-  const int64_t kv_head = blockIdx.y / chunks, first_of_group = blockIdx.y % chunks * kMostShared;
-  const int shared_heads = static_cast<int>(
-      group - first_of_group < kMostShared ? group - first_of_group : int64_t{kMostShared});
-  const int64_t d = a.head_dim;
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const int64_t first = seen.begin + split * seen.each;
-  const int64_t last = first + seen.each < seen.end ? first + seen.each : seen.end;
-  const T* keys = static_cast<const T*>(a.keys) + kv_head * a.capacity * d;
-  const T* values = static_cast<const T*>(a.values) + kv_head * a.capacity * d;
-
-  const float scale = 1.0f / sqrtf(static_cast<float>(d));
-  float q[kMostShared][kPer], acc[kMostShared][kPer], top[kMostShared], sum[kMostShared];
-#pragma unroll
-  for (int g = 0; g < kMostShared; ++g) {
-    top[g] = -FLT_MAX;
-    sum[g] = 0;
-    if (g < shared_heads) {
-      const int64_t head = kv_head * group + first_of_group + g;
-      load_lane<T, kPer>(static_cast<const T*>(a.q) + (t * a.heads + head) * d, lane, d, q[g]);
-    }
-#pragma unroll
-    for (int j = 0; j < kPer; ++j) {
-      acc[g][j] = 0;
-      q[g][j] *= scale;
-    }
-  }
-  for (int64_t s = first + warp * kAtOnce; s < last; s += kAttendWarps * kAtOnce) {
-    float k[kAtOnce][kPer], v[kAtOnce][kPer];
-#pragma unroll
-    for (int p = 0; p < kAtOnce; ++p) {  // past the last: it again, with no weight
-      const int64_t row = (s + p < last ? s + p : last - 1) * d;
-      load_lane<T, kPer>(keys + row, lane, d, k[p]);
-      load_lane<T, kPer>(values + row, lane, d, v[p]);
-    }
-#pragma unroll
-    for (int g = 0; g < kMostShared; ++g) {
-      if (g >= shared_heads) break;
-      float score[kAtOnce], larger = top[g];
-#pragma unroll
-      for (int p = 0; p < kAtOnce; ++p) {
-        score[p] = 0;
-#pragma unroll
-        for (int j = 0; j < kPer; ++j) score[p] += q[g][j] * k[p][j];
-      }
-#pragma unroll
-      for (int p = 0; p < kAtOnce; ++p) {
-        score[p] = warp_sum(score[p]);
-        if (s + p >= last) score[p] = -FLT_MAX;
-        larger = fmaxf(larger, score[p]);
-      }
-      const float fade = __expf(top[g] - larger);
-      top[g] = larger;
-      sum[g] *= fade;
-#pragma unroll
-      for (int j = 0; j < kPer; ++j) acc[g][j] *= fade;
-#pragma unroll
-      for (int p = 0; p < kAtOnce; ++p) {
-        const float weight = s + p < last ? __expf(score[p] - larger) : 0.0f;
-        sum[g] += weight;
-#pragma unroll
-        for (int j = 0; j < kPer; ++j) acc[g][j] += weight * v[p][j];
-      }
-    }
-  }
-
-  // The four warps' shares, added in their order.
-  extern __shared__ float shares[];  // [warps][kMostShared][d + 2]
-  const int64_t floats = partial_floats(d);
-#pragma unroll
-  for (int g = 0; g < kMostShared; ++g) {
-    if (g >= shared_heads) break;
-    float* mine = shares + (warp * kMostShared + g) * floats;
-    if (lane == 0) {
-      mine[0] = top[g];
-      mine[1] = sum[g];
-    }
-#pragma unroll
-    for (int j = 0; j < kPer; ++j) {
-      const int64_t i = lane * kPer + j;
-      if (i < d) mine[2 + i] = acc[g][j];
-    }
-  }
-  __syncthreads();
-  for (int64_t i = threadIdx.x; i < shared_heads * d; i += blockDim.x) {
-    const int64_t g = i / d, element = i % d;
-    float largest = -FLT_MAX, all = 0, value = 0;
-    for (int w = 0; w < kAttendWarps; ++w)
-      largest = fmaxf(largest, shares[(w * kMostShared + g) * floats]);
-    for (int w = 0; w < kAttendWarps; ++w) {
-      const float* share = shares + (w * kMostShared + g) * floats;
-      const float fade = __expf(share[0] - largest);
-      all += share[1] * fade;
-      value += share[2 + element] * fade;
-    }
-    const int64_t head = kv_head * group + first_of_group + g;
-    float* out =
-        static_cast<float*>(a.workspace) + ((t * a.heads + head) * kSplits + split) * floats;
-    out[2 + element] = value;
-    if (element == 0) {
-      out[0] = largest;
-      out[1] = all;
-    }
-  }
-}
-
+/// The shares of all splits for the heads first .. first + count - 1 of a token, added up in their
+/// order.
 template <class T>
-__global__ void combine_kernel(Attend a) {
-  follow();
-  __shared__ float weights[kSplits];
-  const int64_t head = blockIdx.x, t = blockIdx.y, floats = partial_floats(a.head_dim);
-  const Seen seen(a, t);
-  const float* parts =
-      static_cast<const float*>(a.workspace) + (t * a.heads + head) * kSplits * floats;
-  if (threadIdx.x < kWarp) {  // a lane weighs two splits
-    float top[2], sum[2];
+__device__ void combine(const Attention& a, int t, int first, int count, int splits) {
+  __shared__ float weights[kAttendWarps][kSplits];
+  constexpr int kAhead = 20;  // shares asked for at once
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, d = a.d;
+  const int64_t share = (int64_t{t} * a.heads + first) * kSplits;
+  const float* const values = a.workspace + 2 * a.shares() + share * d;
+  float ahead[kAhead];
+  const auto ask = [&](int i) {
+    const float* from = values + (i / d * (kSplits - 1) * d + i);
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int64_t split = threadIdx.x + i * kWarp;
-      top[i] = split < seen.splits ? parts[split * floats] : -FLT_MAX;
-      sum[i] = split < seen.splits ? parts[split * floats + 1] : 0.0f;
+    for (int s = 0; s < kAhead; ++s) ahead[s] = s < splits ? __ldcg(from + s * d) : 0.0f;
+  };
+  int i = threadIdx.x;
+  if (i < count * d) ask(i);
+  const float* header = a.workspace + 2 * (share + min(warp, count - 1) * kSplits + lane);
+  const float top = lane < splits ? __ldcg(header) : -FLT_MAX;  // a warp a head, a lane a split
+  const float sum = lane < splits ? __ldcg(header + 1) : 0.0f;
+  const float largest = over_warp(top, [](float x, float y) { return fmaxf(x, y); });
+  const float fade = __expf(top - largest);
+  weights[warp][lane] = fade / warp_sum(sum * fade);
+  __syncthreads();
+#pragma unroll 1
+  while (i < count * d) {
+    const int g = i / d;
+    float value = 0;
+#pragma unroll
+    for (int s = 0; s < kAhead; ++s) value += weights[g][s] * ahead[s];
+#pragma unroll 1
+    for (int s = kAhead; s < splits; ++s)
+      value += weights[g][s] * __ldcg(values + (g * (kSplits - 1) * d + i) + s * d);
+    static_cast<T*>(a.out)[(int64_t{t} * a.heads + first) * d + i] = narrowed<T>(value);
+    i += kAttendWarps * kWarp;
+    if (i < count * d) ask(i);
+  }
+}
+
+template <class T, int kPer, bool kWhole, bool kTurns>
+__global__ void __launch_bounds__(kAttendWarps* kWarp, kPer * sizeof(T) <= 32 ? 2 : 1)
+    attend_kernel(const Attention a) {
+  using Row = Piece<T, kPer, kWhole>;
+  constexpr int kRounds = sizeof(Row) >= 128 ? 1 : 2;  // loads under way
+  static_assert(kSplits == kWarp);
+  const int warp = __shfl_sync(~0u, threadIdx.x / kWarp, 0), lane = threadIdx.x % kWarp;
+  const int group = lane / kGroupLanes, part = lane % kGroupLanes;
+  const int split = blockIdx.x, t = blockIdx.z, d = a.d;
+  // Positions before `old` are of earlier steps; those from there on, `fresh` of them, of this one.
+  // (Shuffled, as the warp's number is, so that the compiler knows them to be the same in all
+  // lanes.)
+  const int old = __shfl_sync(~0u, *a.position, 0), end = old + t + 1;
+  const int begin = a.window > 0 && end > a.window ? end - a.window : 0;
+  const int parts = kAttendWarps / a.shared, round = parts * (kGroups * kRounds);
+  const int cached = old > begin ? old - begin : 0;
+  const int each = ((cached + kSplits - 1) / kSplits + round - 1) / round * round;
+  const int splits = each > 0 ? (cached + each - 1) / each : 1;
+  if (split >= splits) return;
+  const int chunk = blockIdx.y % a.chunks, kv_head = blockIdx.y / a.chunks;
+  const int group_heads = a.heads / a.kv_heads, first_of_group = chunk * a.shared;
+  const int count = min(group_heads - first_of_group, a.shared);  // heads of this block
+  const int first_head = kv_head * group_heads + first_of_group;
+  // A warp too many does the last head's work again, or nothing, and nobody reads it.
+  const int w_part = warp / a.shared, g = min(warp - w_part * a.shared, count - 1);
+  const int last = w_part < parts ? min(begin + (split + 1) * each, begin + cached) : 0;
+  const T* const keys = static_cast<const T*>(a.keys) + int64_t{kv_head} * a.capacity * d;
+  const T* const values = static_cast<const T*>(a.values) + int64_t{kv_head} * a.capacity * d;
+
+  Row k[kRounds], v[kRounds];
+  int s = begin + split * each + w_part * (kGroups * kRounds);  // of the warp's first lanes
+  const auto load = [&] {
+#pragma unroll
+    for (int r = 0; r < kRounds; ++r) {
+      // Past the last: it again.
+      const int64_t at = int64_t{min(s + group + r * kGroups, last - 1)} * d;
+      k[r].load(keys + at, part, d);
+      v[r].load(values + at, part, d);
     }
-    const float largest =
-        over_warp(fmaxf(top[0], top[1]), [](float x, float y) { return fmaxf(x, y); });
-    const float fade[2] = {__expf(top[0] - largest), __expf(top[1] - largest)};
-    const float all = warp_sum(sum[0] * fade[0] + sum[1] * fade[1]);
+  };
+  if (s < last) load();
+  Row cos, sin;
+  const auto load_angles = [&](int place) {
+    cos.load(static_cast<const T*>(a.cos) + int64_t{place} * d, part, d);
+    sin.load(static_cast<const T*>(a.sin) + int64_t{place} * d, part, d);
+  };
+  if constexpr (kTurns) load_angles(old + t);
+  follow();
+
+  float top = -FLT_MAX, sum = 0, q[kPer], acc[kPer];
+  const auto absorb = [&](const Row* key, const Row* value, auto rounds, int at, int until) {
+    constexpr int kCount = decltype(rounds)::value;
+    float score[kCount], larger = top;
 #pragma unroll
-    for (int i = 0; i < 2; ++i) weights[threadIdx.x + i * kWarp] = fade[i] / all;
+    for (int r = 0; r < kCount; ++r) {
+      score[r] = 0;
+#pragma unroll
+      for (int i = 0; i < kPer; ++i) score[r] += q[i] * key[r].at(i);
+    }
+#pragma unroll
+    for (int r = 0; r < kCount; ++r) {
+      score[r] = group_sum(score[r]);
+      if (at + r * kGroups < until) larger = fmaxf(larger, score[r]);
+    }
+    const float fade = __expf(top - larger);
+    top = larger;
+    sum *= fade;
+#pragma unroll
+    for (int i = 0; i < kPer; ++i) acc[i] *= fade;
+#pragma unroll
+    for (int r = 0; r < kCount; ++r) {
+      const float weight = at + r * kGroups < until ? __expf(score[r] - larger) : 0.0f;
+      sum += weight;
+#pragma unroll
+      for (int i = 0; i < kPer; ++i) acc[i] += weight * value[r].at(i);
+    }
+  };
+  Row asked, key, value;
+  asked.load(static_cast<const T*>(a.q) + int64_t{t} * a.q_stride + (first_head + g) * d, part, d);
+  // The positions of this step go to the first warps of the last split.
+  const auto load_fresh = [&](int place) {
+    if constexpr (kTurns) {
+      const int64_t from = int64_t{place - old} * a.kv_stride + kv_head * d;
+      key.load(static_cast<const T*>(a.k) + from, part, d);
+      value.load(static_cast<const T*>(a.v) + from, part, d);
+    } else {
+      key.load(keys + int64_t{place} * d, part, d);
+      value.load(values + int64_t{place} * d, part, d);
+    }
+  };
+  int fresh = split == splits - 1 && w_part == 0 ? max(begin, old) : end;
+  if (fresh < end) load_fresh(min(fresh + group, end - 1));
+  if constexpr (kTurns) asked.turn(cos, sin, part);
+  const float scale = rsqrtf(static_cast<float>(d));
+#pragma unroll
+  for (int i = 0; i < kPer; ++i) {
+    q[i] = asked.at(i) * scale;
+    acc[i] = 0;
+  }
+#pragma unroll 1
+  while (s < last) {
+    absorb(k, v, std::integral_constant<int, kRounds>(), s + group, last);
+    s += round;
+    if (s < last) load();
+  }
+#pragma unroll 1
+  while (fresh < end) {
+    const int at = fresh + group, place = min(at, end - 1);
+    if constexpr (kTurns) {
+      if (t > 0) load_angles(place);  // with one token they are those of q
+      key.turn(cos, sin, part);
+      if (at == old + t && warp == 0 && chunk == 0) {  // each row has one writer
+        const int64_t to = (int64_t{kv_head} * a.capacity + place) * d;
+        key.store(static_cast<T*>(a.keys) + to, part);
+        value.store(static_cast<T*>(a.values) + to, part);
+      }
+    }
+    absorb(&key, &value, std::integral_constant<int, 1>(), at, end);
+    fresh += kGroups;
+    if (fresh < end) load_fresh(min(fresh + group, end - 1));
+  }
+
+  // The four positions of a warp, then the warps of a head, become one share.
+  extern __shared__ float warps[];  // [warp][d + 2]
+  float largest = top;
+#pragma unroll
+  for (int step = kGroupLanes; step < kWarp; step *= 2)
+    largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, step));
+  const float fade = __expf(top - largest);
+  sum *= fade;
+#pragma unroll
+  for (int step = kGroupLanes; step < kWarp; step *= 2) sum += __shfl_xor_sync(~0u, sum, step);
+  float* const mine = warps + warp * (d + 2);
+#pragma unroll
+  for (int i = 0; i < kPer; ++i) {
+    acc[i] *= fade;
+#pragma unroll
+    for (int step = kGroupLanes; step < kWarp; step *= 2)
+      acc[i] += __shfl_xor_sync(~0u, acc[i], step);
+  }
+  if (group == 0) {
+#pragma unroll
+    for (int i = 0; i < kPer; ++i)
+      if (kWhole || part * kPer + i < d) mine[2 + part * kPer + i] = acc[i];
+  }
+  if (lane == 0) {
+    mine[0] = largest;
+    mine[1] = sum;
   }
   __syncthreads();
-  for (int64_t i = threadIdx.x; i < a.head_dim; i += blockDim.x) {
-    float value = 0;
-#pragma unroll 8
-    for (int64_t s = 0; s < seen.splits; ++s) value += weights[s] * parts[s * floats + 2 + i];
-    static_cast<T*>(a.out)[(t * a.heads + head) * a.head_dim + i] = narrowed<T>(value);
+  const int64_t share = (int64_t{t} * a.heads + first_head) * kSplits + split;
+#pragma unroll 1
+  for (int i = threadIdx.x; i < count * d; i += kAttendWarps * kWarp) {
+    const int h = i / d, element = i - h * d;
+    float top_of_all = -FLT_MAX, total = 0, sum_of_all = 0;
+#pragma unroll 1
+    for (int w = h; w < parts * a.shared; w += a.shared)
+      top_of_all = fmaxf(top_of_all, warps[w * (d + 2)]);
+#pragma unroll 1
+    for (int w = h; w < parts * a.shared; w += a.shared) {
+      const float* one = warps + w * (d + 2);
+      const float share_fade = __expf(one[0] - top_of_all);
+      total += one[1] * share_fade;
+      sum_of_all += one[2 + element] * share_fade;
+    }
+    if (splits == 1) {
+      static_cast<T*>(a.out)[(int64_t{t} * a.heads + first_head) * d + i] =
+          narrowed<T>(sum_of_all / total);
+      continue;
+    }
+    const int64_t to = share + h * kSplits;
+    a.workspace[2 * a.shares() + to * d + element] = sum_of_all;
+    if (element == 0) {
+      a.workspace[2 * to] = top_of_all;
+      a.workspace[2 * to + 1] = total;
+    }
   }
+  if (splits == 1) return;
+  auto* counters = reinterpret_cast<unsigned*>(a.workspace + a.counters());
+  if (is_last(counters + t * gridDim.y + blockIdx.y, static_cast<unsigned>(splits)))
+    combine<T>(a, t, first_head, count, splits);
 }
 
 __device__ float activated(Activation activation, float x) {
@@ -407,56 +588,79 @@ __global__ void activate_kernel(Activate a) {
   follow();
   const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (i >= a.count) return;
-  const float up = widened(static_cast<const T*>(a.up)[i]);
+  const int64_t from = a.stride > 0 ? i / a.width * a.stride + i % a.width : i;
+  const float up = widened(static_cast<const T*>(a.up)[from]);
   static_cast<T*>(a.out)[i] = narrowed<T>(
       a.gate == nullptr
           ? activated(a.activation, up)
-          : rounded<T>(activated(a.activation, widened(static_cast<const T*>(a.gate)[i]))) * up);
+          : rounded<T>(activated(a.activation, widened(static_cast<const T*>(a.gate)[from]))) * up);
 }
+
+/// The largest logit so far.
+struct Best {
+  float value = -FLT_MAX;
+  int place = INT_MAX;
+  int odd = 0;  // whether a logit is not a finite number
+  __device__ void take(float other, int at) {
+    if (other > value || (other == value && at < place)) {
+      value = other;
+      place = at;
+    }
+  }
+  /// That of the block, in its first thread.
+  __device__ void over_block() {
+    __shared__ float values[kWarp];
+    __shared__ int places[kWarp];
+    for (int step = kWarp / 2; step > 0; step /= 2)
+      take(__shfl_xor_sync(~0u, value, step), __shfl_xor_sync(~0u, place, step));
+    __syncthreads();
+    if (threadIdx.x % kWarp == 0) {
+      values[threadIdx.x / kWarp] = value;
+      places[threadIdx.x / kWarp] = place;
+    }
+    odd = __syncthreads_or(odd);
+    if (threadIdx.x == 0)
+      for (int warp = 1; warp < static_cast<int>(blockDim.x) / kWarp; ++warp)
+        take(values[warp], places[warp]);
+  }
+};
+
+constexpr int kWidenThreads = 256;
+constexpr int64_t kWidenBlocks =
+    kWidenWorkspaceBytes / sizeof(Best) - 1;  // the last holds a counter
 
 template <class T>
 __global__ void widen_kernel(Widen w) {
   follow();
-  __shared__ float values[kWarp];
-  __shared__ int places[kWarp];
-  __shared__ int odd;
-  if (threadIdx.x == 0) odd = 0;
-  __syncthreads();
-  float best = -FLT_MAX;
-  int place = INT_MAX;
-  bool finite = true;
-  const auto better = [&](float value, int at) {
-    if (value > best || (value == best && at < place)) {
-      best = value;
-      place = at;
-    }
-  };
-  for (int64_t i = threadIdx.x; i < w.count; i += blockDim.x) {
+  Best best;
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < w.count;
+       i += int64_t{gridDim.x} * blockDim.x) {
     const float value = widened(static_cast<const T*>(w.logits)[i]);
     w.wide[i] = value;
-    finite &= fabsf(value) <= FLT_MAX;
-    better(value, static_cast<int>(i));
+    best.odd |= !(fabsf(value) <= FLT_MAX);
+    best.take(value, static_cast<int>(i));
   }
-  if (!finite) atomicOr(&odd, 1);
-  for (int step = kWarp / 2; step > 0; step /= 2)
-    better(__shfl_xor_sync(~0u, best, step), __shfl_xor_sync(~0u, place, step));
-  if (threadIdx.x % kWarp == 0) {
-    values[threadIdx.x / kWarp] = best;
-    places[threadIdx.x / kWarp] = place;
+  best.over_block();
+  auto* all = static_cast<Best*>(w.workspace);
+  if (threadIdx.x == 0) all[blockIdx.x] = best;
+  if (!is_last(reinterpret_cast<unsigned*>(all + kWidenBlocks), gridDim.x)) return;
+  best = Best();
+  for (unsigned block = threadIdx.x; block < gridDim.x; block += blockDim.x) {
+    best.take(__ldcg(&all[block].value), __ldcg(&all[block].place));
+    best.odd |= __ldcg(&all[block].odd);
   }
-  __syncthreads();
-  if (threadIdx.x != 0) return;
-  for (int warp = 1; warp < static_cast<int>(blockDim.x) / kWarp; ++warp)
-    better(values[warp], places[warp]);
-  *w.best = odd ? -1 : place;
+  best.over_block();
+  if (threadIdx.x == 0) *w.best = best.odd ? -1 : best.place;
 }
 
-/// Whether this device launches a kernel before the one ahead of it is complete.
+/// Whether this device runs the code for compute capability 9.0, which launches a kernel before the
+/// one ahead of it is complete; others run what is made from that for 8.0.
 bool overlaps() {
-  int device = 0, major = 0;
+  int device = 0, major = 0, minor = 0;
   cudaGetDevice(&device);
   cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  return major >= 9;
+  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  return major == 9 && minor == 0;
 }
 
 template <class Operands>
@@ -480,7 +684,9 @@ unsigned count(int64_t blocks) { return static_cast<unsigned>(blocks); }
 
 void gather(const Gather& g, void* queue) {
   with_dtype(g.dtype, [&](auto element) {
-    launch(gather_kernel<decltype(element)>, count(g.tokens), 256, 0, queue, g);
+    launch(gather_kernel<decltype(element)>,
+           dim3(count(g.tokens), count(std::min<int64_t>((g.width + 255) / 256, 65535))), 256, 0,
+           queue, g);
   });
 }
 
@@ -515,23 +721,74 @@ void rotate(const Rotate& r, void* queue) {
   });
 }
 
+/// r: where the kernel turns q and k itself.
+Attention attention_of(const Attend& a, const Rotate& r) {
+  const int64_t group = a.heads / a.kv_heads;
+  Attention all = {};
+  all.q = a.q;
+  all.k = r.k;
+  all.v = r.v;
+  all.cos = r.cos;
+  all.sin = r.sin;
+  all.keys = const_cast<void*>(a.keys);
+  all.values = const_cast<void*>(a.values);
+  all.out = a.out;
+  all.position = a.position;
+  all.workspace = static_cast<float*>(a.workspace);
+  all.tokens = static_cast<int>(a.tokens);
+  all.heads = static_cast<int>(a.heads);
+  all.kv_heads = static_cast<int>(a.kv_heads);
+  all.d = static_cast<int>(a.head_dim);
+  all.capacity = static_cast<int>(a.capacity);
+  all.window = static_cast<int>(a.window);
+  all.q_stride = static_cast<int>(a.q_stride > 0 ? a.q_stride : a.heads * a.head_dim);
+  all.kv_stride = static_cast<int>(r.stride > 0 ? r.stride : a.kv_heads * a.head_dim);
+  all.shared = static_cast<int>(std::min<int64_t>(group, kAttendWarps));
+  all.chunks = static_cast<int>((group + all.shared - 1) / all.shared);
+  return all;
+}
+
 size_t attend_workspace_bytes(const Attend& a) {
-  return static_cast<size_t>(a.tokens * a.heads * kSplits * partial_floats(a.head_dim)) *
-         sizeof(float);
+  const Attention all = attention_of(a, {});
+  return static_cast<size_t>(all.counters() + a.tokens * a.kv_heads * all.chunks) * sizeof(float);
+}
+
+template <class T, bool kWhole, bool kTurns>
+void launch_attend(const Attention& a, void* queue) {
+  const auto kernel = a.d <= 64    ? attend_kernel<T, 8, kWhole, kTurns>
+                      : a.d <= 128 ? attend_kernel<T, 16, kWhole, kTurns>
+                                   : attend_kernel<T, 32, kWhole, kTurns>;
+  const auto shared = static_cast<size_t>(kAttendWarps * (a.d + 2)) * sizeof(float);
+  launch(kernel, dim3(kSplits, count(a.kv_heads * a.chunks), count(a.tokens)), kAttendWarps * kWarp,
+         shared, queue, a);
+}
+
+/// Whether rows of the cache and of `all` can be read 16 bytes at a time, by 8 lanes evenly.
+bool whole_rows(const Attention& a, int64_t bytes) {
+  if (a.d != 64 && a.d != 128 && a.d != 256) return false;
+  for (const void* at : {a.q, a.k, a.v, a.cos, a.sin, static_cast<const void*>(a.keys),
+                         static_cast<const void*>(a.values)})
+    if (reinterpret_cast<uintptr_t>(at) % 16 != 0) return false;
+  return a.q_stride * bytes % 16 == 0 && a.kv_stride * bytes % 16 == 0;
 }
 
 void attend(const Attend& a, void* queue) {
-  const int64_t group = a.heads / a.kv_heads, chunks = (group + kMostShared - 1) / kMostShared;
-  const dim3 blocks(count(kSplits), count(a.kv_heads * chunks), count(a.tokens));
-  const auto shared = static_cast<size_t>(kAttendWarps * kMostShared * partial_floats(a.head_dim)) *
-                      sizeof(float);  // 33 KiB for heads of 256
+  const Attention all = attention_of(a, {});
   with_dtype(a.dtype, [&](auto element) {
     using T = decltype(element);
-    const auto kernel = a.head_dim <= 64    ? attend_kernel<T, 2>
-                        : a.head_dim <= 128 ? attend_kernel<T, 4>
-                                            : attend_kernel<T, 8>;
-    launch(kernel, blocks, kAttendWarps * kWarp, shared, queue, a);
-    launch(combine_kernel<T>, dim3(count(a.heads), count(a.tokens)), a.head_dim, 0, queue, a);
+    whole_rows(all, sizeof(T)) ? launch_attend<T, true, false>(all, queue)
+                               : launch_attend<T, false, false>(all, queue);
+  });
+}
+
+void rotate_and_attend(const Rotate& r, const Attend& a, void* queue) {
+  const Attention all = attention_of(a, r);
+  with_dtype(a.dtype, [&](auto element) {
+    using T = decltype(element);
+    if (r.cos != nullptr && whole_rows(all, sizeof(T)))
+      return launch_attend<T, true, true>(all, queue);
+    rotate(r, queue);
+    attend(a, queue);
   });
 }
 
@@ -544,13 +801,17 @@ void activate(const Activate& a, void* queue) {
 }
 
 void widen(const Widen& w, void* queue) {
-  with_dtype(w.dtype,
-             [&](auto element) { launch(widen_kernel<decltype(element)>, 1, 1024, 0, queue, w); });
+  with_dtype(w.dtype, [&](auto element) {
+    const int64_t blocks = (w.count + 2 * kWidenThreads - 1) / (2 * kWidenThreads);
+    launch(widen_kernel<decltype(element)>, count(std::clamp<int64_t>(blocks, 1, kWidenBlocks)),
+           kWidenThreads, 0, queue, w);
+  });
 }
 
 }  // namespace
 
-const Operations kCuda = {"cuda_sm80", gather,   normalize, rotate, attend_workspace_bytes,
-                          attend,      activate, widen};
+const Operations kCuda = {
+    "cuda_sm80",       gather,   normalize, rotate, attend_workspace_bytes, attend,
+    rotate_and_attend, activate, widen};
 
 }  // namespace lacuna::kernels::decode

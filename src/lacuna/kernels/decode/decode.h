@@ -20,6 +20,8 @@ namespace lacuna::kernels::decode {
 inline constexpr int64_t kMaxHeadDim = 256;
 /// Widest row that a GPU normalizes.
 inline constexpr int64_t kMaxGpuRow = 16384;
+/// Of Widen.
+inline constexpr int64_t kWidenWorkspaceBytes = 4096;
 
 /// out[t] = table[row(t)], or out[t] += it (rounded to the type). Row t is ids[t], or without ids
 /// `*position` + offset + t.
@@ -58,6 +60,7 @@ struct Normalize {
 struct Rotate {
   DType dtype = DType::kBF16;
   int64_t tokens = 0, heads = 0, kv_heads = 0, head_dim = 0, capacity = 0;
+  int64_t stride = 0;  ///< elements from a token's q, k or v to the next token's; 0: side by side
   void* q = nullptr;
   const void* k = nullptr;
   const void* v = nullptr;
@@ -76,20 +79,24 @@ struct Rotate {
 struct Attend {
   DType dtype = DType::kBF16;
   int64_t tokens = 0, heads = 0, kv_heads = 0, head_dim = 0, capacity = 0, window = 0;
+  int64_t q_stride = 0;  ///< elements from a token's q to the next token's; 0: side by side
   const void* q = nullptr;
   const void* keys = nullptr;
   const void* values = nullptr;
   const int32_t* position = nullptr;
   void* out = nullptr;
-  void* workspace = nullptr;  ///< Operations::attend_workspace_bytes
+  /// Operations::attend_workspace_bytes, zero before the first call (every call leaves zero what
+  /// has to be).
+  void* workspace = nullptr;
 };
 
 /// out = act(gate) * up, the activation rounded before the product; without a gate out = act(up).
-/// @shape gate, up, out [count], any of them the same memory
+/// @shape gate, up, out [count], any of them the same memory; with a stride gate and up have rows
+/// of `width`, `stride` apart, and out has its own memory, where they lie side by side
 struct Activate {
   DType dtype = DType::kBF16;
   Activation activation = Activation::kSilu;
-  int64_t count = 0;
+  int64_t count = 0, width = 0, stride = 0;
   const void* gate = nullptr;
   const void* up = nullptr;
   void* out = nullptr;
@@ -104,6 +111,8 @@ struct Widen {
   const void* logits = nullptr;
   float* wide = nullptr;
   int32_t* best = nullptr;
+  /// kWidenWorkspaceBytes, zero before the first call, on a GPU.
+  void* workspace = nullptr;
 };
 
 /// The functions of one device. `queue` is what orders them: an Executor* on a CPU, where they
@@ -118,6 +127,8 @@ struct Operations {
   void (*rotate)(const Rotate&, void* queue) = nullptr;
   size_t (*attend_workspace_bytes)(const Attend&) = nullptr;
   void (*attend)(const Attend&, void* queue) = nullptr;
+  /// Both, of the same tokens and cache. Afterwards q holds what nobody should read.
+  void (*rotate_and_attend)(const Rotate&, const Attend&, void* queue) = nullptr;
   void (*activate)(const Activate&, void* queue) = nullptr;
   void (*widen)(const Widen&, void* queue) = nullptr;
 };

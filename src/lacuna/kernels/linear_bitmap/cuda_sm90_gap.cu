@@ -53,6 +53,8 @@
 #include <utility>
 #include <vector>
 
+#include "lacuna/kernels/cuda/sm90_async.h"
+
 namespace lacuna::kernels::linear_bitmap {
 namespace {
 
@@ -286,9 +288,7 @@ struct Params {
   bool overlap, x_vectors;
 };
 
-__device__ __forceinline__ unsigned shared_address(const void* p) {
-  return static_cast<unsigned>(__cvta_generic_to_shared(p));
-}
+using cuda::shared_address;
 
 __device__ __forceinline__ uint4 load_once16(const unsigned char* p) {
   uint4 v;
@@ -442,9 +442,9 @@ __global__ void __launch_bounds__(kWarps * 32, 1) linear_gap_kernel(const Params
   for (int i = threadIdx.x; i < 32 + block_rows; i += kThreads) {
     copy4(spans_at + i * 4, table + 128 + i * 4);
   }
-  if (p.overlap) asm volatile("griddepcontrol.wait;" ::: "memory");
+  if (p.overlap) cuda::await_previous();
   fetch_x();
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+  cuda::launch_next();
 
   // The warp's chunks are [begin, begin + count) of the block's.
   const unsigned total = __shfl_sync(~0u, first_chunk, 31);
@@ -565,20 +565,26 @@ done:
 // ---------- unpacking ----------
 
 constexpr int kTileColumns = 64;
-constexpr int kTileStride = kTileColumns * 2 + 16;  // bytes of a row of a tile
+constexpr int kRingBytes = 256;  // 128 columns of a row
 constexpr int kUnpackWarps = 4;
 
-// One warp unpacks one stream. Each lane walks its places at its own pace, a tile of 64 columns at
-// a time, into shared memory; the warp then writes the tile's rows, zeros included.
+// One warp unpacks one stream. Each lane walks its places at its own pace, 8 (3 bits) or 4 (4 bits)
+// at a time, which reach over less than 64 columns, and puts them into a ring of 128 columns in
+// shared memory. When all have passed 64 columns, the warp writes those of every row, zeros
+// included. The ring of lane l begins 16 l bytes later, so that lanes at one column meet few of
+// each other's banks.
 template <int kBits>
-__global__ void __launch_bounds__(kUnpackWarps * 32)
+__global__ void __launch_bounds__(kUnpackWarps * 32, 6)
     gap_unpack_kernel(const Params p, int warps, unsigned short* dense, bool vectors) {
   constexpr int kPlanes = planes(kBits), kUnit = unit_bytes(kBits);
-  __shared__ __align__(16) unsigned char tiles[kUnpackWarps][32 * kTileStride];
+  constexpr int kStep = kBits == 3 ? 8 : 4, kSteps = kChunkValues / kStep;
+  constexpr unsigned kMask = kBits == 3 ? 0x07070707u : 0x0f0f0f0fu;
+  __shared__ __align__(1024) unsigned char rings[kUnpackWarps][32 * kRingBytes];
   const int lane = threadIdx.x & 31;
   const unsigned stream = blockIdx.x * kUnpackWarps + (threadIdx.x >> 5);
   if (stream >= static_cast<unsigned>(p.blocks * warps)) return;
-  unsigned char* const tile = tiles[threadIdx.x >> 5];
+  unsigned char* const ring = rings[threadIdx.x >> 5];
+  const unsigned own = shared_address(ring) + lane * kRingBytes;
   const unsigned block = stream / warps, warp = stream % warps;
   const unsigned* table = reinterpret_cast<const unsigned*>(
       p.packed + static_cast<std::size_t>(block) * p.table_stride);
@@ -589,8 +595,8 @@ __global__ void __launch_bounds__(kUnpackWarps * 32)
   const unsigned char* weights = p.weights + static_cast<std::size_t>(stream) * p.pitch;
   const int rows = 1 << p.rows_log2;
 
-  for (int i = lane; i < 32 * kTileStride / 16; i += 32) {
-    reinterpret_cast<uint4*>(tile)[i] = make_uint4(0, 0, 0, 0);
+  for (int i = lane; i < 32 * kRingBytes / 16; i += 32) {
+    reinterpret_cast<uint4*>(ring)[i] = make_uint4(0, 0, 0, 0);
   }
   __syncwarp();
 
@@ -606,6 +612,11 @@ __global__ void __launch_bounds__(kUnpackWarps * 32)
     }
     *values = *reinterpret_cast<const uint4*>(unit + kPlanes * kPlaneBytes + c * kChunkValueBytes +
                                               lane * 16);
+  };
+  auto put = [&](unsigned at, unsigned value) {  // at: 2 column + 16 lane
+    asm volatile("st.shared.u16 [%0], %1;" ::"r"((at & (kRingBytes - 1)) | own),
+                 "h"(static_cast<unsigned short>(value))
+                 : "memory");
   };
 
   int group = __popc(__ballot_sync(~0u, first_chunk <= begin)) - 1;
@@ -626,60 +637,95 @@ __global__ void __launch_bounds__(kUnpackWarps * 32)
       first = false;
       // The last lane of a row writes up to its end, the others up to their last place.
       const bool to_end = end == group_end && lane >= 32 - rows;
-      int left = (end - chunk) * kChunkValues, next_chunk = chunk + 1;
+      int left = (end - chunk) * kSteps, next_chunk = chunk + 1;
       unsigned gaps, next_gaps = 0;
       uint4 values, next_values = make_uint4(0, 0, 0, 0);
       fetch(chunk, &gaps, &values);
       if (next_chunk < end) fetch(next_chunk, &next_gaps, &next_values);
-      unsigned long long low = values.x | static_cast<unsigned long long>(values.y) << 32;
-      unsigned long long high = values.z | static_cast<unsigned long long>(values.w) << 32;
-      int column = start, base = start & ~(kTileColumns - 1), stop = p.k;
+      int base = start & ~(kTileColumns - 1), stop = p.k;
+      unsigned at = 2 * start + 16 * lane;  // of the column after the last place
+      // What this lane writes of a tile: 16 bytes of rows lane / 8, + 4, ...
+      const int part = lane & 7;
+      unsigned short* to[8];
+      unsigned from_ring[8], has_row = 0;
+#pragma unroll
+      for (int q = 0; q < 8; ++q) {
+        const int r = q * 4 + lane / 8;
+        const int r_row = __shfl_sync(~0u, row, r), r_base = __shfl_sync(~0u, base, r);
+        to[q] = dense + static_cast<std::size_t>(max(r_row, 0)) * p.k + r_base + part * 8;
+        from_ring[q] = r * kRingBytes + ((2 * r_base + 16 * r + 16 * part) & (kRingBytes - 1));
+        has_row |= static_cast<unsigned>(r_row >= 0) << q;
+      }
       for (;;) {
-        unsigned char* const own = tile + lane * kTileStride;
-        while (left > 0) {
-          const int at = column + static_cast<int>(gaps & ((1 << kBits) - 1));
-          if (at >= base + kTileColumns) break;
-          *reinterpret_cast<unsigned short*>(own + (at - base) * 2) =
-              static_cast<unsigned short>(low);
-          column = at + 1;
-          gaps >>= 4;
-          low = low >> 16 | high << 48;
-          high >>= 16;
-          if ((--left & (kChunkValues - 1)) == 0 && left > 0) {
-            gaps = next_gaps;
-            low = next_values.x | static_cast<unsigned long long>(next_values.y) << 32;
-            high = next_values.z | static_cast<unsigned long long>(next_values.w) << 32;
-            if (++next_chunk < end) fetch(next_chunk, &next_gaps, &next_values);
+        for (;;) {
+          const unsigned tile_end = 2 * (base + kTileColumns) + 16 * lane;
+          const bool more = left > 0 && at < tile_end;
+          if (!__any_sync(~0u, more)) break;
+          if (more) {
+            const unsigned even = gaps & kMask, odd = gaps >> 4 & kMask;
+            const unsigned odd_sums = (even + odd) * 0x01010101u;
+            const unsigned even_sums = odd_sums - odd;
+            const unsigned v[4] = {values.x, values.y, values.z, values.w};
+            const unsigned before = at;
+#pragma unroll
+            for (int j = 0; j < kStep / 2; ++j) {
+              const unsigned a0 = __dp4a(even_sums, 2u << (8 * j), before) + 4 * j;
+              const unsigned a1 = __dp4a(odd_sums, 2u << (8 * j), before) + 4 * j + 2;
+              put(a0, v[j]);
+              put(a1, v[j] >> 16);
+              at = a1 + 2;
+            }
+            --left;
+            bool more_of_chunk = false;
+            if constexpr (kSteps > 1) {
+              more_of_chunk = left % kSteps != 0;
+              gaps >>= 4 * kStep;
+              values.x = values.z;
+              values.y = values.w;
+            }
+            if (!more_of_chunk && left > 0) {
+              gaps = next_gaps;
+              values = next_values;
+              if (++next_chunk < end) fetch(next_chunk, &next_gaps, &next_values);
+            }
           }
         }
-        if (left == 0 && !to_end) stop = min(column, p.k);
+        if (left == 0 && !to_end) stop = min(static_cast<int>(at - 16 * lane) / 2, p.k);
         const int from = max(start, base), until = row < 0 ? 0 : min(stop, base + kTileColumns);
         __syncwarp();
-#pragma unroll 2
-        for (int q = 0; q < 8; ++q) {
-          const int r = q * 4 + lane / 8, part = lane % 8;
-          const int r_row = __shfl_sync(~0u, row, r), r_from = __shfl_sync(~0u, from, r);
-          const int r_until = __shfl_sync(~0u, until, r);
-          const int c0 = __shfl_sync(~0u, base, r) + part * 8;
-          uint4* const at = reinterpret_cast<uint4*>(tile + r * kTileStride + part * 16);
-          const uint4 v = *at;
-          *at = make_uint4(0, 0, 0, 0);
-          if (c0 + 8 <= r_from || c0 >= r_until) continue;
-          unsigned short* const to = dense + static_cast<std::size_t>(r_row) * p.k + c0;
-          if (vectors && c0 >= r_from && c0 + 8 <= r_until) {
-            *reinterpret_cast<uint4*>(to) = v;
-          } else {
+        if (vectors && __all_sync(~0u, row < 0 || until - from == kTileColumns)) {
+#pragma unroll
+          for (int q = 0; q < 8; ++q) {
+            uint4* const held = reinterpret_cast<uint4*>(ring + from_ring[q]);
+            const uint4 v = *held;
+            *held = make_uint4(0, 0, 0, 0);
+            if (has_row >> q & 1) *reinterpret_cast<uint4*>(to[q]) = v;
+          }
+        } else {
+#pragma unroll
+          for (int q = 0; q < 8; ++q) {
+            const int r = q * 4 + lane / 8;
+            const int r_from = __shfl_sync(~0u, from, r), r_until = __shfl_sync(~0u, until, r);
+            const int c0 = __shfl_sync(~0u, base, r) + part * 8;
+            uint4* const held = reinterpret_cast<uint4*>(ring + from_ring[q]);
+            const uint4 v = *held;
+            *held = make_uint4(0, 0, 0, 0);
             const unsigned w[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
             for (int e = 0; e < 8; ++e) {
               if (c0 + e >= r_from && c0 + e < r_until) {
-                to[e] = static_cast<unsigned short>(w[e / 2] >> (16 * (e & 1)));
+                to[q][e] = static_cast<unsigned short>(w[e / 2] >> (16 * (e & 1)));
               }
             }
           }
         }
         __syncwarp();
         base += kTileColumns;
+#pragma unroll
+        for (int q = 0; q < 8; ++q) {
+          to[q] += kTileColumns;
+          from_ring[q] ^= kRingBytes / 2;
+        }
         if (!__any_sync(~0u, left > 0 || base < stop)) break;
       }
       chunk = end;

@@ -373,6 +373,7 @@ struct Scattered {
       }
     }
 
+    __device__ __forceinline__ void start_rest() {}
     __device__ __forceinline__ void next(int) {}
   };
 };

@@ -1,5 +1,6 @@
 // The candidates of linear_dense, special to general, the reference last.
 #include "lacuna/kernels/linear_dense/cpu.h"
+#include "lacuna/kernels/linear_dense/cuda_sm90_stream_limits.h"
 #include "lacuna/kernels/linear_dense/linear_dense.h"
 
 namespace lacuna::kernels::linear_dense {
@@ -26,6 +27,15 @@ Support avx2(const Problem& problem, const Device& device) {
        needs(device.cpu.avx2 && device.cpu.fma && device.cpu.f16c, "AVX2, FMA and F16C")});
 }
 
+Support stream(const Problem& problem, const Device& device) {
+  const char* shape = stream_shape_refusal(problem.outputs, problem.inputs, problem.tokens);
+  return Support::all({needs(problem.pattern.kind == format::PatternKind::kDense, "a dense weight"),
+                       needs(problem.values == Values::kBF16 && problem.activations == DType::kBF16,
+                             "bf16 values and bf16 activations"),
+                       shape != nullptr ? Support::no("{}", shape) : Support::yes(),
+                       supports_gpu_kernel(device, 9, 0)});
+}
+
 }  // namespace
 
 LinearCandidates& candidates() {
@@ -41,7 +51,8 @@ LinearCandidates& candidates() {
 }
 
 GpuCandidates& gpu_candidates() {
-  static GpuCandidates list{{kCublas, supports_dense_product<format::PatternKind::kDense>}};
+  static GpuCandidates list{{"cuda_sm90_stream", stream},
+                            {kCublas, supports_dense_product<format::PatternKind::kDense>}};
   return list;
 }
 

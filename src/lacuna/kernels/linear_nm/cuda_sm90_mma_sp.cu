@@ -60,6 +60,9 @@ constexpr int kUnitColumns = kMmaSpUnitColumns;
 static_assert(kUnitColumns == cuda::kUnitColumns);
 constexpr int kMetadataBytes = 256;
 constexpr int kUnitBytes = kMetadataBytes + kSteps * kStepBytes;  // 2,304
+// Stages of weights in flight while the kernel ahead still runs, whose own loads wait behind them
+// (all of them at once cost 2 to 3 % of a decode step).
+constexpr int kAhead = 1;
 
 template <int kSelector>
 __device__ __forceinline__ void multiply(float (&c)[4], const uint4& a, const uint4& b,
@@ -122,7 +125,18 @@ struct TwoOfFour {
       for (int i = 0; i < p.stages; ++i) cuda::barrier_init(full + 8 * i, 1);
       cuda::barrier_init_fence();
 #pragma unroll 1
-      for (int i = 0, unit = 0; i < p.stages && unit < s.own; ++i, unit += s.span) fill(unit, i);
+      for (int i = 0, unit = 0; i < p.at_once && unit < s.own; ++i, unit += s.span) fill(unit, i);
+    }
+
+    // What start() has left, once the next kernel may be launched.
+    __device__ __forceinline__ void start_rest() {
+      if (s.lane != 0) return;
+#pragma unroll 1
+      for (int i = p.at_once, unit = i * s.span; i < p.stages && unit < s.own;
+           ++i, unit += s.span) {
+        cuda::barrier_wait(full + 8 * (i - p.at_once), 0);
+        fill(unit, i);
+      }
     }
 
     template <int NT, class Wait>
@@ -257,24 +271,35 @@ __global__ void linear_nm_pack_kernel(const unsigned short* dense, int n, int k,
   *reinterpret_cast<uint2*>(unit + lane * 8) = make_uint2(metadata[0], metadata[1]);
 }
 
+constexpr int kUnpackWarps = 8;
+constexpr int kUnpackStride =
+    2 * kUnitColumns + 32;  // of a row in shared memory: no bank conflicts
+
 // The way back: one warp unpacks one unit, each lane the groups whose values it reads. The places
-// of a group lie in the metadata of the lane that mma.sp takes them from.
-__global__ void linear_nm_unpack_kernel(const unsigned char* packed, int n, int k, int row_tiles,
-                                        int units, unsigned short* dense) {
+// of a group lie in the metadata of the lane that mma.sp takes them from. Rows go through shared
+// memory, so that the warp stores 256 bytes of each.
+__global__ void __launch_bounds__(kUnpackWarps * 32)
+    linear_nm_unpack_kernel(const unsigned char* packed, int n, int k, int row_tiles, int units,
+                            unsigned short* dense, bool vectors) {
+  __shared__ __align__(16) unsigned char tiles[kUnpackWarps][kTileRows * kUnpackStride];
   const int lane = threadIdx.x & 31;
   const std::int64_t unit_index =
-      static_cast<std::int64_t>(blockIdx.x) * (blockDim.x >> 5) + (threadIdx.x >> 5);
+      static_cast<std::int64_t>(blockIdx.x) * kUnpackWarps + (threadIdx.x >> 5);
   if (unit_index >= static_cast<std::int64_t>(row_tiles) * units) return;
+  unsigned char* const own = tiles[threadIdx.x >> 5];
   const int tile = static_cast<int>(unit_index / units);
   const int column0 = static_cast<int>(unit_index % units) * kUnitColumns;
   const unsigned char* unit = packed + unit_index * kUnitBytes;
   const int g = lane >> 2, t = lane & 3;
   const uint2 metadata = *reinterpret_cast<const uint2*>(unit + lane * 8);
+  uint4 word[kSteps];
 #pragma unroll
   for (int s = 0; s < kSteps; ++s) {
-    const uint4 word =
-        *reinterpret_cast<const uint4*>(unit + kMetadataBytes + s * kStepBytes + lane * 16);
-    const unsigned values[4] = {word.x, word.y, word.z, word.w};
+    word[s] = *reinterpret_cast<const uint4*>(unit + kMetadataBytes + s * kStepBytes + lane * 16);
+  }
+#pragma unroll
+  for (int s = 0; s < kSteps; ++s) {
+    const unsigned values[4] = {word[s].x, word[s].y, word[s].z, word[s].w};
 #pragma unroll
     for (int half = 0; half < 2; ++half) {  // columns 0..15 and 16..31 of the step
       const unsigned places =
@@ -286,11 +311,29 @@ __global__ void linear_nm_unpack_kernel(const unsigned char* packed, int n, int 
         const unsigned long long group =
             static_cast<unsigned long long>(kept & 0xffff) << (16 * (place & 3)) |
             static_cast<unsigned long long>(kept >> 16) << (16 * (place >> 2 & 3));
-        const int row = tile * kTileRows + g + 8 * i;
-        if (row < n) {
-          *reinterpret_cast<unsigned long long*>(dense + static_cast<std::size_t>(row) * k +
-                                                 column0 + 32 * s + 16 * half + 4 * t) = group;
-        }
+        *reinterpret_cast<unsigned long long*>(own + (g + 8 * i) * kUnpackStride + 64 * s +
+                                               32 * half + 8 * t) = group;
+      }
+    }
+  }
+  __syncwarp();
+  const int row0 = tile * kTileRows;
+  unsigned short* const to = dense + static_cast<std::size_t>(row0) * k + column0;
+  if (vectors) {
+    const int half = lane >> 4, part = lane & 15;
+#pragma unroll
+    for (int r = half; r < kTileRows; r += 2) {
+      const uint4 v = *reinterpret_cast<const uint4*>(own + r * kUnpackStride + part * 16);
+      if (row0 + r < n) {
+        *reinterpret_cast<uint4*>(to + static_cast<std::size_t>(r) * k + part * 8) = v;
+      }
+    }
+  } else {  // dense is aligned to 8 bytes alone
+#pragma unroll
+    for (int r = 0; r < kTileRows; ++r) {
+      const uint2 v = *reinterpret_cast<const uint2*>(own + r * kUnpackStride + lane * 8);
+      if (row0 + r < n) {
+        *reinterpret_cast<uint2*>(to + static_cast<std::size_t>(r) * k + lane * 4) = v;
       }
     }
   }
@@ -394,9 +437,10 @@ cudaError_t mma_sp_unpack(const void* packed, std::int64_t n, std::int64_t k, vo
   }
   const int row_tiles = ceil_div(n, kTileRows), units = static_cast<int>(k / kUnitColumns);
   const std::int64_t warps = static_cast<std::int64_t>(row_tiles) * units;
-  linear_nm_unpack_kernel<<<ceil_div(warps, 8), 256, 0, stream>>>(
+  linear_nm_unpack_kernel<<<ceil_div(warps, kUnpackWarps), kUnpackWarps * 32, 0, stream>>>(
       static_cast<const unsigned char*>(packed), static_cast<int>(n), static_cast<int>(k),
-      row_tiles, units, static_cast<unsigned short*>(dense));
+      row_tiles, units, static_cast<unsigned short*>(dense),
+      reinterpret_cast<std::uintptr_t>(dense) % 16 == 0);
   return cudaGetLastError();
 }
 
@@ -475,6 +519,7 @@ cudaError_t mma_sp_run(const void* packed, const void* x, void* y, std::int64_t 
   p.n = static_cast<int>(n);
   p.k = static_cast<int>(k);
   p.t = t;
+  p.at_once = overlap_previous ? std::min(kAhead, plan.stages) : plan.stages;
   return cuda::stream_launch(find_kernel(plan.token_tiles, plan.tiles_per_warp), p, plan,
                              shared_of(plan), overlap_previous, stream);
 }
