@@ -59,6 +59,34 @@ __global__ void gen_x(bf16* x, size_t n, unsigned long long seed) {
        i += (size_t)gridDim.x * blockDim.x)
     x[i] = __float2bfloat16(normal(mix(i + seed * 0x1000003ull)));
 }
+// Each weight is kept with probability 1 - percent / 100; 0.8 % of the dropped ones are -0.0.
+// `uneven`: the probability varies from row to row and along K, and some rows hold nothing.
+__global__ void gen_unstructured(bf16* w, int n, int k, float scale, unsigned long long seed,
+                                 float percent, int uneven) {
+  for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < (size_t)n * k;
+       i += (size_t)gridDim.x * blockDim.x) {
+    const unsigned long long h = mix(i + seed * 0x1000003ull);
+    float drop = percent * 0.01f;
+    if (uneven) {
+      const unsigned long long row = mix(i / k + seed);
+      drop += 0.25f * sinf((float)(row & 1023)) + 0.1f * sinf((float)(i % k) * 0.01f);
+      if ((row >> 20) % 7 == 0) drop = 2.f;
+      if ((row >> 20) % 7 == 1) drop = -1.f;
+    }
+    const float u = (float)(h >> 40) * 0x1p-24f;
+    bf16 v = __float2bfloat16(normal(mix(h ^ 0x1111)) * scale);
+    if (u < drop) v = __float2bfloat16(h % 128 == 0 ? -0.f : 0.f);
+    w[i] = v;
+  }
+}
+// As the reference of an unpacked W: -0.0 becomes 0.0.
+__global__ void count_unequal(const unsigned short* a, const unsigned short* w, size_t n,
+                              unsigned* out) {
+  for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < n;
+       i += (size_t)gridDim.x * blockDim.x)
+    if (a[i] != (w[i] == 0x8000 ? 0 : w[i])) atomicAdd(out, 1u);
+}
+
 __global__ void reference64(const bf16* w, const bf16* x, double* y, double* mag, int n, int k,
                             int t) {
   const int row = blockIdx.x, token = blockIdx.y;

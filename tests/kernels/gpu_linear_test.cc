@@ -98,6 +98,22 @@ TEST(GpuCandidates, say_what_they_need) {
             "needs bf16 values and bf16 activations");
   EXPECT_EQ(refusal("linear_bitmap:bf16:64x65473x1:0.5", gap, hopper), "needs 1 to 65472 inputs");
   EXPECT_THAT(refusal("linear_bitmap:bf16:64x53001x2:0.5", gap, hopper), HasSubstr("53000"));
+  const char* scatter = "cuda_sm90_scatter";
+  EXPECT_THAT(refusal("linear_bitmap:bf16:1x8x32:0.6", scatter, hopper),
+              AnyOf("", HasSubstr("needs the GPU kernels")));
+  EXPECT_EQ(refusal("linear_bitmap:bf16:64x64x33:0.6", scatter, hopper), "needs 1 to 32 tokens");
+  EXPECT_THAT(refusal("linear_bitmap:bf16:64x64x16:0.45", scatter, hopper),
+              AnyOf("", HasSubstr("needs the GPU kernels")));
+  EXPECT_EQ(refusal("linear_bitmap:bf16:64x64x16:0.4", scatter, hopper),
+            "needs 45 % zeros or more");
+  EXPECT_EQ(refusal("linear_bitmap:bf16:64x64x17:0.5", scatter, hopper),
+            "needs 55 % zeros or more from 17 tokens on");
+  EXPECT_THAT(refusal("linear_bitmap:bf16:64x68x8:0.6", scatter, hopper),
+              HasSubstr("multiple of 8 inputs"));
+  EXPECT_EQ(refusal("linear_bitmap:f32:64x64x8:0.6", scatter, hopper),
+            "needs bf16 values and bf16 activations");
+  EXPECT_EQ(refusal("linear_bitmap:bf16:64x64x8:0.6", scatter, with_gpu(8, 9)),
+            "needs compute capability 9.0 (this GPU has 8.9)");
   const char* stream = "cuda_sm90_stream";
   EXPECT_THAT(refusal("linear_dense:bf16:1x8x1", stream, hopper),
               AnyOf("", HasSubstr("needs the GPU kernels")));

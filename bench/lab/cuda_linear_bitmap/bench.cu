@@ -17,34 +17,6 @@ namespace lb = lacuna::kernels::linear_bitmap;
 
 static FILE* csv;
 
-// Each weight is kept with probability 1 - percent / 100; 0.8 % of the dropped ones are -0.0.
-// `uneven`: the probability varies from row to row and along K, and some rows hold nothing.
-__global__ void gen_w(bf16* w, int n, int k, float scale, unsigned long long seed, float percent,
-                      int uneven) {
-  for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < (size_t)n * k;
-       i += (size_t)gridDim.x * blockDim.x) {
-    const unsigned long long h = mix(i + seed * 0x1000003ull);
-    float drop = percent * 0.01f;
-    if (uneven) {
-      const unsigned long long row = mix(i / k + seed);
-      drop += 0.25f * sinf((float)(row & 1023)) + 0.1f * sinf((float)(i % k) * 0.01f);
-      if ((row >> 20) % 7 == 0) drop = 2.f;
-      if ((row >> 20) % 7 == 1) drop = -1.f;
-    }
-    const float u = (float)(h >> 40) * 0x1p-24f;
-    bf16 v = __float2bfloat16(normal(mix(h ^ 0x1111)) * scale);
-    if (u < drop) v = __float2bfloat16(h % 128 == 0 ? -0.f : 0.f);
-    w[i] = v;
-  }
-}
-// As the reference of an unpacked W: -0.0 becomes 0.0.
-__global__ void count_unequal(const unsigned short* a, const unsigned short* w, size_t n,
-                              unsigned* out) {
-  for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < n;
-       i += (size_t)gridDim.x * blockDim.x)
-    if (a[i] != (w[i] == 0x8000 ? 0 : w[i])) atomicAdd(out, 1u);
-}
-
 struct Packed {
   lb::GapLayout layout;
   unsigned char* bytes = nullptr;
@@ -98,7 +70,7 @@ struct Problem {
     cudaFree(scratch);
   }
   void generate(bf16* d, int i) {
-    gen_w<<<2048, 256, 0, st>>>(d, n, k, 1.f / sqrtf(k), 77 + i, percent, 0);
+    gen_unstructured<<<2048, 256, 0, st>>>(d, n, k, 1.f / sqrtf(k), 77 + i, percent, 0);
   }
   // Packs enough copies of different random weights.
   void pack_all(const lb::GapLayout& wish) {
@@ -348,7 +320,7 @@ static int check_case(const Case& c, int* total) {
   Buffer<bf16> w(size), back(size), x((size_t)4 * k + 8);
   Buffer<unsigned char> scratch(lb::gap_scratch_bytes(n));
   Buffer<double> ref((size_t)4 * n), mag((size_t)4 * n);
-  gen_w<<<512, 256, 0, st>>>(w.p, n, k, 1.f / sqrtf(k), n * 31 + k, c.percent, c.uneven);
+  gen_unstructured<<<512, 256, 0, st>>>(w.p, n, k, 1.f / sqrtf(k), n * 31 + k, c.percent, c.uneven);
   gen_x<<<64, 256, 0, st>>>(x.p, x.n, n + 3);
   lb::GapLayout wish;
   wish.bits = c.bits;
@@ -451,7 +423,7 @@ static int check_repeats() {
   Buffer<bf16> w((size_t)n * k), x((size_t)4 * k), y((size_t)4 * n), first((size_t)4 * n),
       load((size_t)64 << 20);
   Buffer<unsigned char> scratch(lb::gap_scratch_bytes(n));
-  gen_w<<<512, 256, 0, st>>>(w.p, n, k, 1.f / 64, 3, 70, 0);
+  gen_unstructured<<<512, 256, 0, st>>>(w.p, n, k, 1.f / 64, 3, 70, 0);
   gen_x<<<64, 256, 0, st>>>(x.p, (size_t)4 * k, 4);
   const Packed a = pack(w.p, n, k, {}, scratch.p), b = pack(w.p, n, k, {}, scratch.p);
   CK(cudaStreamSynchronize(st));

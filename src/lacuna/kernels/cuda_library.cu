@@ -6,6 +6,7 @@
 #include "lacuna/kernels/expand/cuda_sm80_expand.h"
 #include "lacuna/kernels/gpu_abi.h"
 #include "lacuna/kernels/linear_bitmap/cuda_sm90_gap.h"
+#include "lacuna/kernels/linear_bitmap/cuda_sm90_scatter.h"
 #include "lacuna/kernels/linear_dense/cuda_sm90_stream.h"
 #include "lacuna/kernels/linear_nm/cuda_sm90_mma_sp.h"
 
@@ -14,6 +15,7 @@ namespace {
 
 constexpr const GpuLinearKernel* kLinear[] = {
     &linear_bitmap::kGap,
+    &linear_bitmap::kScatter,
     &linear_dense::kStream,
     &linear_nm::kMmaSp,
 };

@@ -1,6 +1,7 @@
 // The candidates of linear_bitmap, special to general, the reference last.
 #include "lacuna/kernels/linear_bitmap/cpu.h"
 #include "lacuna/kernels/linear_bitmap/cuda_sm90_gap_limits.h"
+#include "lacuna/kernels/linear_bitmap/cuda_sm90_scatter_limits.h"
 #include "lacuna/kernels/linear_bitmap/linear_bitmap.h"
 
 namespace lacuna::kernels::linear_bitmap {
@@ -29,16 +30,29 @@ Support avx2(const Problem& problem, const Device& device) {
        needs(device.cpu.avx2 && device.cpu.fma && device.cpu.f16c, "AVX2, FMA and F16C")});
 }
 
-/// A value and its gap take 19 or 20 bits.
-Support gap(const Problem& problem, const Device& device) {
-  const char* shape = gap_shape_refusal(problem.outputs, problem.inputs, problem.tokens);
+Support hopper(const Problem& problem, const Device& device, const char* shape_refusal,
+               const Support& zeros) {
   return Support::all(
       {needs(problem.pattern.kind == format::PatternKind::kUnstructured, "an unstructured pattern"),
        needs(problem.values == Values::kBF16 && problem.activations == DType::kBF16,
              "bf16 values and bf16 activations"),
-       needs(problem.sparsity >= 0.4, "40 % zeros or more"),
-       shape != nullptr ? Support::no("{}", shape) : Support::yes(),
+       zeros, shape_refusal != nullptr ? Support::no("{}", shape_refusal) : Support::yes(),
        supports_gpu_kernel(device, 9, 0)});
+}
+
+/// A value and its gap take 19 or 20 bits.
+Support gap(const Problem& problem, const Device& device) {
+  return hopper(problem, device, gap_shape_refusal(problem.outputs, problem.inputs, problem.tokens),
+                needs(problem.sparsity >= 0.4, "40 % zeros or more"));
+}
+
+/// 12 bits a weight at 50 % zeros, of 16.
+Support scatter(const Problem& problem, const Device& device) {
+  return hopper(problem, device,
+                scatter_shape_refusal(problem.outputs, problem.inputs, problem.tokens),
+                problem.tokens <= 16
+                    ? needs(problem.sparsity >= 0.45, "45 % zeros or more")
+                    : needs(problem.sparsity >= 0.55, "55 % zeros or more from 17 tokens on"));
 }
 
 }  // namespace
@@ -58,6 +72,7 @@ LinearCandidates& candidates() {
 GpuCandidates& gpu_candidates() {
   static GpuCandidates list{
       {"cuda_sm90_gap", gap},
+      {"cuda_sm90_scatter", scatter},
       {kExpandCublas, supports_dense_product<format::PatternKind::kUnstructured>}};
   return list;
 }

@@ -17,18 +17,7 @@
 //               high 16 bits row g+8, 4 bits a group: the places of the two kept values, rising.
 //               Steps 2w and 2w+1 differ in the selector of mma.sp.
 //
-// A block: row_warps x k_warps consumers and 1..4 producers of x. One round = stage_units units for
-// each consumer:
-//
-//              k warp 0    k warp 1   |  round 1 ...
-//            +-----------+-----------+
-//   row warp | own ring  | own ring  |  mt row tiles each, sums in registers over all rounds
-//      0     +-----------+-----------+
-//      1     |           |           |  x of the round: t tokens, each row 16 bytes longer
-//            +-----------+-----------+  (ldmatrix meets no conflict), one ring for the block
-//
-//   then fragment f (16 rows x 8 tokens) goes to slot f / cluster of block f % cluster: st.shared
-//   at home, st.async to the others. Each block adds its slots in a fixed order and stores y.
+// How a block is made of consumers of weights and producers of x: kernels/cuda/sm90_stream.cuh.
 //
 // Bytes: 1.125 N K of weights once (evict first), 2 T K / cluster of x for every block, from L2;
 // 4 T N of sums for each k warp and block of a cluster, within and between shared memories.
@@ -53,105 +42,27 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstring>
 
-#include "lacuna/kernels/cuda/sm90_async.h"
+#include "lacuna/kernels/cuda/sm90_stream.cuh"
 
 namespace lacuna::kernels::linear_nm {
 namespace {
 
-using namespace cuda;  // copies and barriers
+using cuda::ceil_div;
+using cuda::kMaxCluster;
+using cuda::kMaxSharedBytes;
+using cuda::kStepBytes;
+using cuda::kSteps;
+using cuda::kTileRows;
+using cuda::StreamParams;
 
-constexpr int kTileRows = 16;
 constexpr int kUnitColumns = kMmaSpUnitColumns;
+static_assert(kUnitColumns == cuda::kUnitColumns);
 constexpr int kMetadataBytes = 256;
-constexpr int kStepBytes = 512;  // values of 16 rows x 32 columns
-constexpr int kSteps = kUnitColumns / 32;
 constexpr int kUnitBytes = kMetadataBytes + kSteps * kStepBytes;  // 2,304
-constexpr int kMaxSharedBytes = 227 * 1024;
-constexpr int kMaxCluster = 8;
 // Stages of weights in flight while the kernel ahead still runs, whose own loads wait behind them
 // (all of them at once cost 2 to 3 % of a decode step).
 constexpr int kAhead = 1;
-
-// A warp's sums of 16 rows and 8 tokens, as the tensor cores leave them: [lane][4].
-constexpr int kFragmentFloats = kTileRows * 8;
-
-// Sums of NT x MT x 4 registers decide how many warps fit beside one producer of x. Registers are
-// given out four warps at a time: 17 warps leave 96 a thread, 16 leave 128, 12 leave 168.
-constexpr int max_warps(int token_tiles, int tiles_per_warp) {
-  const int fragments = token_tiles * tiles_per_warp;
-  return fragments > 16 ? 11 : fragments > 8 || token_tiles == 8 ? 15 : 16;
-}
-
-struct Params {
-  const unsigned char* weights;
-  const __nv_bfloat16* x;
-  __nv_bfloat16* y;
-  int n, k, t;
-  int row_tiles, units;
-  int row_warps, k_warps, stage_units, stages, x_stages, x_first, producers;
-  int row_warps_inverse;  // 2^16 / row_warps, rounded up
-  int at_once;            // stages of weights in flight before the kernel ahead is done
-  int cluster_log2;
-  int ring_offset, x_offset, sums_offset;  // bytes from the start of shared memory
-  bool sums_apart;                         // not in the memory of the rings
-};
-
-// Says only that this thread came here (the mbarriers it made are published by their own fence).
-__device__ __forceinline__ void cluster_arrive_relaxed() {
-  asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
-}
-
-// Waits for bytes that other blocks of the cluster store.
-__device__ __forceinline__ void barrier_wait_cluster(unsigned barrier, unsigned phase) {
-  unsigned done = 0;
-  while (!done) {
-    asm volatile(
-        "{\n .reg .pred p;\n"
-        " mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
-        " selp.u32 %0, 1, 0, p;\n}"
-        : "=r"(done)
-        : "r"(barrier), "r"(phase)
-        : "memory");
-  }
-}
-
-__device__ __forceinline__ void store_shared4(unsigned address, const float (&v)[4]) {
-  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(v[0]), "f"(v[1]),
-               "f"(v[2]), "f"(v[3])
-               : "memory");
-}
-
-// Stores into another block of the cluster; its barrier counts the bytes when they have come.
-__device__ __forceinline__ void store_cluster4(unsigned address, const float (&v)[4],
-                                               unsigned barrier) {
-  asm volatile(
-      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, "
-      "[%5];" ::"r"(address),
-      "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3]), "r"(barrier)
-      : "memory");
-}
-
-// Among some warps of the block, each at a bar.sync of its own code path.
-__device__ __forceinline__ void barrier_of_warps(int name, int warps) {
-  asm volatile("bar.sync %0, %1;" ::"r"(name), "r"(warps * 32) : "memory");
-}
-
-__device__ __forceinline__ uint2 load_shared2(unsigned address) {
-  uint2 v;
-  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(address) : "memory");
-  return v;
-}
-
-__device__ __forceinline__ uint4 load_matrices(unsigned address) {
-  uint4 v;
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "r"(address)
-               : "memory");
-  return v;
-}
 
 template <int kSelector>
 __device__ __forceinline__ void multiply(float (&c)[4], const uint4& a, const uint4& b,
@@ -164,291 +75,121 @@ __device__ __forceinline__ void multiply(float (&c)[4], const uint4& a, const ui
         "r"(metadata), "n"(kSelector));
 }
 
-// Instructions are cold at every launch: what runs once is kept short (no unrolling, no division)
-// and away from the first copies.
-template <int NT, int MT>
-__global__ void __launch_bounds__((max_warps(NT, MT) + 1) * 32, 1)
-    linear_nm_mma_sp_kernel(const Params p) {
-  extern __shared__ __align__(128) unsigned char shared[];
-  const unsigned shared_base = shared_address(shared);
-  const int warp = __shfl_sync(~0u, threadIdx.x >> 5, 0), lane = threadIdx.x & 31;
-  const int warps = p.row_warps * p.k_warps;
-  const int cluster = 1 << p.cluster_log2;
-  const int rank = static_cast<int>(blockIdx.x) & (cluster - 1);
-  const int row_group = static_cast<int>(blockIdx.x) >> p.cluster_log2;
-  const int first_unit = (rank * p.units) >> p.cluster_log2;
-  const int part = (((rank + 1) * p.units) >> p.cluster_log2) - first_unit;  // units of this block
-  const int span = p.stage_units * p.k_warps;                                // units of one round
-  const unsigned x_stride = span * (2 * kUnitColumns) + 16;  // 16 more: ldmatrix meets no conflict
-  const unsigned x_stage_bytes = NT * 8 * x_stride;
-  const int block_fragments = p.row_warps * MT * NT;
-  const int slots = (block_fragments + cluster - 1) >> p.cluster_log2;  // fragments summed here
+// The weights of sm90_stream.cuh: a ring for each warp, filled by bulk copies.
+struct TwoOfFour {
+  static constexpr bool kAnyColumns = false;
 
-  // Barriers: [warp][stage] weights have come; [x stage] x has come; [x stage] x has been read; the
-  // sums of the cluster's other blocks have come.
-  const unsigned x_full = shared_base + 8 * warps * p.stages;
-  const unsigned x_empty = x_full + 8 * p.x_stages;
-  const unsigned sums_full = x_empty + 8 * p.x_stages;
+  // Sums of NT x MT x 4 registers decide how many warps fit beside one producer of x. Registers are
+  // given out four warps at a time: 17 warps leave 96 a thread, 16 leave 128, 12 leave 168.
+  static constexpr int max_warps(int token_tiles, int tiles_per_warp) {
+    const int fragments = token_tiles * tiles_per_warp;
+    return fragments > 16 ? 11 : fragments > 8 || token_tiles == 8 ? 15 : 16;
+  }
 
-  if (warp >= warps) {                // A producer of x.
-    constexpr bool kLoads = NT == 1;  // by loads of 16 bytes; else by bulk copies, one a token
-    const int producer = warp - warps;
-    auto fetch = [&](int unit, int stage) {
-      const unsigned to = shared_base + p.x_offset + stage * x_stage_bytes;
-      const __nv_bfloat16* from = p.x + (first_unit + unit) * kUnitColumns;
-      const int units = min(span, part - unit);
-      if constexpr (kLoads) {
-        const int pieces = units * (2 * kUnitColumns / 16);  // of one token
-        const int shift = pieces < 32 ? 4 : 5;               // 16 or 32 lanes side by side on it
-        const int column = lane & ((1 << shift) - 1);
-#pragma unroll 2
-        for (int token = producer * (32 >> shift) + (lane >> shift); token < p.t;
-             token += p.producers * (32 >> shift)) {
-          const __nv_bfloat16* row = from + static_cast<std::size_t>(token) * p.k;
-#pragma unroll 1
-          for (int i = column; i < pieces; i += 1 << shift) {
-            copy16(to + token * x_stride + i * 16, row + i * 8);
-          }
-        }
-        barrier_arrive_after_copies(x_full + 8 * stage);
-      } else {
-        const unsigned bytes = units * (2 * kUnitColumns);
-        if (lane == 0) {
-          const int tokens = (p.t - producer + p.producers - 1) / p.producers;
-          barrier_expect(x_full + 8 * stage, max(tokens, 0) * bytes);
-        }
-        __syncwarp();
-#pragma unroll 1
-        for (int token = producer + lane * p.producers; token < p.t; token += 32 * p.producers) {
-          bulk_copy(to + token * x_stride, from + static_cast<std::size_t>(token) * p.k, bytes,
-                    x_full + 8 * stage);
-        }
-      }
-    };
-    if (warp == warps && lane == 0) {
-#pragma unroll 1
-      for (int s = 0; s < p.x_stages; ++s) {
-        barrier_init(x_full + 8 * s, kLoads ? 32 * p.producers : p.producers);
-        barrier_init(x_empty + 8 * s, warps);
-      }
-      barrier_init(sums_full, 1);
-      barrier_init_fence();
-    }
-    barrier_of_warps(1, p.producers);
-    // Copies are served in turn, and an x that comes late waits for every weight in flight. So the
-    // first stages of x are asked for at once, unless the previous kernel may still write x.
-    int unit = 0, stage = 0;
-    unsigned phase = 1;
-#pragma unroll 1
-    for (; stage < p.x_first && unit < part; ++stage, unit += span) fetch(unit, stage);
-    if (p.cluster_log2 > 0) {
-      if (warp == warps && lane == 0) {
-        const int fragments = (block_fragments - rank + cluster - 1) >> p.cluster_log2;
-        barrier_expect(sums_full, (cluster - 1) * p.k_warps * fragments * (kFragmentFloats * 4));
-      }
-      __syncwarp();
-      cluster_arrive_relaxed();  // I have started: others may store into my memory.
-    }
-    barrier_of_warps(2, warps + p.producers);
-    launch_next();
-    await_previous();
-    bool full = false;  // all stages of x are in use
-#pragma unroll 1
-    for (; unit < part; unit += span) {
-      if (stage == p.x_stages) {
-        stage = 0;
-        phase ^= 1;
-        full = true;
-      }
-      if (full) barrier_wait(x_empty + 8 * stage, phase);
-      fetch(unit, stage);
-      ++stage;
-    }
-    if (p.cluster_log2 > 0) cluster_wait();
-    if (!p.sums_apart) {
-      if (p.cluster_log2 > 0) {
-        cluster_arrive();
-        cluster_wait();
-      } else {
-        barrier_of_warps(2, warps + p.producers);
-      }
-    }
-  } else {  // A consumer: fetches its own weights and multiplies.
-    const int k_warp = (warp * p.row_warps_inverse) >> 16, row_warp = warp - k_warp * p.row_warps;
-    const int first_tile = (row_group * p.row_warps + row_warp) * MT;
-    const int stage_bytes = p.stage_units * kUnitBytes;
-    const unsigned full = shared_base + 8 * warp * p.stages;
-    const unsigned ring = shared_base + p.ring_offset + warp * p.stages * MT * stage_bytes;
-    const int own = part - k_warp * p.stage_units;  // of a round that starts at u, own - u are mine
+  template <int MT>
+  struct Reader {
+    const StreamParams& p;
+    const cuda::StreamSlice s;
+    const unsigned full, ring;  // barriers and stages of this warp
+    const int stage_bytes;
+    int slot = 0;
+    unsigned phase = 0;
 
-    // Fetches the round that starts at `unit` into ring slot `slot`; for one lane.
-    auto fill = [&](int unit, int slot) {
-      const unsigned bytes = min(p.stage_units, own - unit) * kUnitBytes;
-      barrier_expect(full + 8 * slot, MT * bytes);
-      const std::uint64_t policy = evict_first();
+    __device__ __forceinline__ Reader(const StreamParams& params, const cuda::StreamSlice& slice,
+                                      unsigned shared_base)
+        : p(params),
+          s(slice),
+          full(shared_base + 8 * slice.warp * params.stages),
+          ring(shared_base + params.ring_offset +
+               slice.warp * params.stages * MT * params.tile_stage_bytes),
+          stage_bytes(params.tile_stage_bytes) {}
+
+    // Fetches the round that starts at `unit` into ring slot `to`; for one lane.
+    __device__ __forceinline__ void fill(int unit, int to) {
+      const unsigned bytes = min(p.stage_units, s.own - unit) * kUnitBytes;
+      cuda::barrier_expect(full + 8 * to, MT * bytes);
+      const std::uint64_t policy = cuda::evict_first();
 #pragma unroll
       for (int m = 0; m < MT; ++m) {
         // A tile past the end repeats the last one: its sums are never stored.
-        const std::size_t tile = min(first_tile + m, p.row_tiles - 1);
-        bulk_copy_once(ring + (slot * MT + m) * stage_bytes,
-                       p.weights + (tile * p.units + first_unit + part - own + unit) * kUnitBytes,
-                       bytes, full + 8 * slot, policy);
-      }
-    };
-    if (lane == 0) {
-#pragma unroll 1
-      for (int s = 0; s < p.stages; ++s) barrier_init(full + 8 * s, 1);
-      barrier_init_fence();
-#pragma unroll 1
-      for (int s = 0, unit = 0; s < p.at_once && unit < own; ++s, unit += span) fill(unit, s);
-    }
-    __syncwarp();
-    if (p.cluster_log2 > 0) cluster_arrive_relaxed();
-    barrier_of_warps(2, warps + p.producers);
-    launch_next();
-    if (lane == 0) {
-#pragma unroll 1
-      for (int s = p.at_once, unit = s * span; s < p.stages && unit < own; ++s, unit += span) {
-        barrier_wait(full + 8 * (s - p.at_once), 0);
-        fill(unit, s);
+        const std::size_t tile = min(s.first_tile + m, p.row_tiles - 1);
+        cuda::bulk_copy_once(ring + (to * MT + m) * stage_bytes,
+                             p.weights + (tile * p.units + s.first + unit) * kUnitBytes, bytes,
+                             full + 8 * to, policy);
       }
     }
-    __syncwarp();
 
-    float sums[MT][NT][4];
-#pragma unroll
-    for (int m = 0; m < MT; ++m)
-#pragma unroll
-      for (int j = 0; j < NT; ++j)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) sums[m][j][i] = 0.f;
+    __device__ __forceinline__ void start() {
+      if (s.lane != 0) return;
+#pragma unroll 1
+      for (int i = 0; i < p.stages; ++i) cuda::barrier_init(full + 8 * i, 1);
+      cuda::barrier_init_fence();
+#pragma unroll 1
+      for (int i = 0, unit = 0; i < p.at_once && unit < s.own; ++i, unit += s.span) fill(unit, i);
+    }
 
-    int slot = 0, x_stage = 0;
-    unsigned phase = 0, x_phase = 0;
-    const unsigned x_lane = shared_base + p.x_offset + (lane & 7) * x_stride + (lane >> 3) * 16 +
-                            k_warp * p.stage_units * (2 * kUnitColumns);
+    // What start() has left, once the next kernel may be launched.
+    __device__ __forceinline__ void start_rest() {
+      if (s.lane != 0) return;
 #pragma unroll 1
-    for (int unit = 0; unit < part; unit += span) {
-      barrier_wait(x_full + 8 * x_stage, x_phase);
-      if (unit < own) {
-        barrier_wait(full + 8 * slot, phase);
-        const int units = min(p.stage_units, own - unit);
+      for (int i = p.at_once, unit = i * s.span; i < p.stages && unit < s.own;
+           ++i, unit += s.span) {
+        cuda::barrier_wait(full + 8 * (i - p.at_once), 0);
+        fill(unit, i);
+      }
+    }
+
+    template <int NT, class Wait>
+    __device__ __forceinline__ void multiply(float (&sums)[MT][NT][4], int unit, unsigned x,
+                                             unsigned x_stride, const Wait& wait_for_x) {
+      wait_for_x();
+      cuda::barrier_wait(full + 8 * slot, phase);
+      const int units = min(p.stage_units, s.own - unit);
 #pragma unroll 1
-        for (int u = 0; u < units; ++u) {
-          const unsigned w = ring + slot * MT * stage_bytes + u * kUnitBytes;
-          const unsigned b = x_lane + x_stage * x_stage_bytes + u * (2 * kUnitColumns);
-          uint2 metadata[MT];
+      for (int u = 0; u < units; ++u) {
+        const unsigned w = ring + slot * MT * stage_bytes + u * kUnitBytes;
+        const unsigned b = x + u * (2 * kUnitColumns);
+        uint2 metadata[MT];
 #pragma unroll
-          for (int m = 0; m < MT; ++m) metadata[m] = load_shared2(w + m * stage_bytes + lane * 8);
+        for (int m = 0; m < MT; ++m) {
+          metadata[m] = cuda::load_shared2(w + m * stage_bytes + s.lane * 8);
+        }
 #pragma unroll
-          for (int s = 0; s < kSteps; ++s) {
-            uint4 a[MT];
+        for (int step = 0; step < kSteps; ++step) {
+          uint4 a[MT];
+#pragma unroll
+          for (int m = 0; m < MT; ++m) {
+            a[m] = cuda::load_shared4(w + m * stage_bytes + kMetadataBytes + step * kStepBytes +
+                                      s.lane * 16);
+          }
+#pragma unroll
+          for (int j = 0; j < NT; ++j) {
+            const uint4 fragment = cuda::load_matrices(b + j * 8 * x_stride + step * 64);
 #pragma unroll
             for (int m = 0; m < MT; ++m) {
-              a[m] =
-                  load_shared4(w + m * stage_bytes + kMetadataBytes + s * kStepBytes + lane * 16);
-            }
-#pragma unroll
-            for (int j = 0; j < NT; ++j) {
-              const uint4 fragment = load_matrices(b + j * 8 * x_stride + s * 64);
-#pragma unroll
-              for (int m = 0; m < MT; ++m) {
-                const unsigned e = s < 2 ? metadata[m].x : metadata[m].y;
-                if (s % 2 == 0) {
-                  multiply<0>(sums[m][j], a[m], fragment, e);
-                } else {
-                  multiply<1>(sums[m][j], a[m], fragment, e);
-                }
+              const unsigned e = step < 2 ? metadata[m].x : metadata[m].y;
+              if (step % 2 == 0) {
+                linear_nm::multiply<0>(sums[m][j], a[m], fragment, e);
+              } else {
+                linear_nm::multiply<1>(sums[m][j], a[m], fragment, e);
               }
             }
           }
         }
       }
-      __syncwarp();
-      if (lane == 0) {
-        barrier_arrive(x_empty + 8 * x_stage);
-        const int next = unit + p.stages * span;
-        if (next < own) fill(next, slot);
-      }
+    }
+
+    // The round that starts at `unit` has been read.
+    __device__ __forceinline__ void next(int unit) {
+      const int later = unit + p.stages * s.span;
+      if (s.lane == 0 && later < s.own) fill(later, slot);
       if (++slot == p.stages) {
         slot = 0;
         phase ^= 1;
       }
-      if (++x_stage == p.x_stages) {
-        x_stage = 0;
-        x_phase ^= 1;
-      }
     }
-
-    if (p.cluster_log2 > 0) cluster_wait();  // All blocks of the cluster have started.
-    if (!p.sums_apart) {                     // All their rings must have been read.
-      if (p.cluster_log2 > 0) {
-        cluster_arrive();
-        cluster_wait();
-      } else {
-        barrier_of_warps(2, warps + p.producers);
-      }
-    }
-    // Fragment f of the block goes to slot f / cluster of block f % cluster.
-    const unsigned out = shared_base + p.sums_offset + lane * 16 +
-                         (rank * p.k_warps + k_warp) * slots * (kFragmentFloats * 4);
-#pragma unroll
-    for (int m = 0; m < MT; ++m)
-#pragma unroll
-      for (int j = 0; j < NT; ++j) {
-        const int f = (row_warp * MT + m) * NT + j;
-        const unsigned q = out + (f >> p.cluster_log2) * (kFragmentFloats * 4);
-        const int owner = f & (cluster - 1);
-        if (owner == rank) {
-          store_shared4(q, sums[m][j]);
-        } else {
-          store_cluster4(cluster_address(q, owner), sums[m][j], cluster_address(sums_full, owner));
-        }
-      }
-  }
-  __syncthreads();
-  if (p.cluster_log2 > 0) barrier_wait_cluster(sums_full, 0);
-
-  // All warps: add up the parts of K in their order, four rows of one token a lane, and store. A
-  // fragment lies as the tensor cores leave it: lane 4g+t has rows g and g+8 of tokens 2t and 2t+1.
-  // Neighbours take the four rows in different turns, else they would meet in one bank.
-  const int parts = p.k_warps << p.cluster_log2;
-  const int part_floats = slots * kFragmentFloats;
-  const int quarter = lane & 3, token_lane = lane >> 2, odd = quarter & 1;
-#pragma unroll 1
-  for (int s = warp; s < slots; s += warps + p.producers) {
-    const int f = (s << p.cluster_log2) + rank;
-    if (f >= block_fragments) break;
-    const float* q = reinterpret_cast<const float*>(shared + p.sums_offset) + s * kFragmentFloats +
-                     odd * 64 + (quarter >> 1) * 2 + (token_lane >> 1) * 4 + (token_lane & 1);
-    float turn[4] = {};
-#pragma unroll 2
-    for (int i = 0; i < parts; ++i) {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) turn[j] += q[(j ^ odd) * 16];
-      q += part_floats;
-    }
-    const float v[4] = {odd ? turn[1] : turn[0], odd ? turn[0] : turn[1], odd ? turn[3] : turn[2],
-                        odd ? turn[2] : turn[3]};
-    const int row = (row_group * p.row_warps * MT + f / NT) * kTileRows + quarter * 4;
-    const int token = (f % NT) * 8 + token_lane;
-    if (token >= p.t) continue;
-    __nv_bfloat16* y = p.y + static_cast<std::size_t>(token) * p.n + row;
-    if (p.n % 4 == 0) {
-      const __nv_bfloat162 low = __floats2bfloat162_rn(v[0], v[1]);
-      const __nv_bfloat162 high = __floats2bfloat162_rn(v[2], v[3]);
-      uint2 word;
-      word.x = *reinterpret_cast<const unsigned*>(&low);
-      word.y = *reinterpret_cast<const unsigned*>(&high);
-      if (row < p.n) *reinterpret_cast<uint2*>(y) = word;
-    } else {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        if (row + i < p.n) y[i] = __float2bfloat16_rn(v[i]);
-      }
-    }
-  }
-}
+  };
+};
 
 // One warp packs one unit. A lane writes its own fragments (see the picture) and its metadata.
 __global__ void linear_nm_pack_kernel(const unsigned short* dense, int n, int k, int row_tiles,
@@ -598,97 +339,47 @@ __global__ void __launch_bounds__(kUnpackWarps * 32)
   }
 }
 
-int ceil_div(std::int64_t a, std::int64_t b) { return static_cast<int>((a + b - 1) / b); }
-
-using Kernel = void (*)(const Params);
-
-Kernel find_kernel(int token_tiles, int tiles_per_warp) {
+cuda::StreamKernel find_kernel(int token_tiles, int tiles_per_warp) {
   switch (token_tiles * 16 + tiles_per_warp) {
     case 1 * 16 + 1:
-      return linear_nm_mma_sp_kernel<1, 1>;
+      return cuda::stream_kernel<TwoOfFour, 1, 1>;
     case 1 * 16 + 2:
-      return linear_nm_mma_sp_kernel<1, 2>;
+      return cuda::stream_kernel<TwoOfFour, 1, 2>;
     case 2 * 16 + 1:
-      return linear_nm_mma_sp_kernel<2, 1>;
+      return cuda::stream_kernel<TwoOfFour, 2, 1>;
     case 2 * 16 + 2:
-      return linear_nm_mma_sp_kernel<2, 2>;
+      return cuda::stream_kernel<TwoOfFour, 2, 2>;
     case 4 * 16 + 1:
-      return linear_nm_mma_sp_kernel<4, 1>;
+      return cuda::stream_kernel<TwoOfFour, 4, 1>;
     case 4 * 16 + 2:
-      return linear_nm_mma_sp_kernel<4, 2>;
+      return cuda::stream_kernel<TwoOfFour, 4, 2>;
     case 4 * 16 + 3:
-      return linear_nm_mma_sp_kernel<4, 3>;
+      return cuda::stream_kernel<TwoOfFour, 4, 3>;
     case 8 * 16 + 1:
-      return linear_nm_mma_sp_kernel<8, 1>;
+      return cuda::stream_kernel<TwoOfFour, 8, 1>;
     case 8 * 16 + 2:
-      return linear_nm_mma_sp_kernel<8, 2>;
+      return cuda::stream_kernel<TwoOfFour, 8, 2>;
     case 8 * 16 + 3:
-      return linear_nm_mma_sp_kernel<8, 3>;
+      return cuda::stream_kernel<TwoOfFour, 8, 3>;
     default:
       return nullptr;
   }
 }
 
-struct SharedLayout {
-  int ring_offset, x_offset, sums_offset, bytes;
-  bool sums_apart;
-};
-
-SharedLayout shared_layout(const MmaSpPlan& plan) {
-  const int warps = plan.row_warps * plan.k_warps;
-  SharedLayout layout;
-  layout.ring_offset = (8 * (warps * plan.stages + 2 * plan.x_stages + 1) + 127) / 128 * 128;
-  layout.x_offset = layout.ring_offset +
-                    warps * plan.stages * plan.tiles_per_warp * plan.stage_units * kUnitBytes;
-  const int x_stride = plan.stage_units * plan.k_warps * 2 * kUnitColumns + 16;
-  const int x_end = layout.x_offset + plan.x_stages * plan.token_tiles * 8 * x_stride;
-  const int fragments = plan.row_warps * plan.tiles_per_warp * plan.token_tiles;
-  const int sums = plan.cluster * plan.k_warps * ((fragments + plan.cluster - 1) / plan.cluster) *
-                   (kFragmentFloats * 4);
-  layout.sums_apart = x_end + sums <= kMaxSharedBytes;
-  layout.sums_offset = layout.sums_apart ? x_end : layout.ring_offset;
-  layout.bytes = std::max(x_end, layout.sums_offset + sums);
-  return layout;
+cuda::StreamShared shared_of(const MmaSpPlan& plan) {
+  return cuda::stream_shared(plan, plan.stage_units * kUnitBytes, 0);
 }
 
 bool plan_ok(const MmaSpPlan& p) {
-  const int warps = p.row_warps * p.k_warps;
-  return find_kernel(p.token_tiles, p.tiles_per_warp) != nullptr && p.row_warps >= 1 &&
-         p.k_warps >= 1 && p.x_warps >= 1 && p.x_warps <= 4 &&
-         warps + p.x_warps <= max_warps(p.token_tiles, p.tiles_per_warp) + 1 &&
-         p.stage_units >= 1 && p.stage_units <= 8 && p.stages >= 1 && p.stages <= 16 &&
-         p.x_stages >= 1 && p.x_stages <= 16 && p.x_first >= 0 && p.cluster >= 1 &&
-         p.cluster <= kMaxCluster && (p.cluster & (p.cluster - 1)) == 0;
+  return find_kernel(p.token_tiles, p.tiles_per_warp) != nullptr &&
+         cuda::stream_plan_ok(p, TwoOfFour::max_warps(p.token_tiles, p.tiles_per_warp)) &&
+         p.stages >= 1 && p.stages <= 16;
 }
 
-// Clusters of blocks with all the shared memory that this device can hold at one time. The driver
-// is asked once: plans are made by the thousand.
+// Clusters of blocks that this device can hold at one time, asked for once.
 cudaError_t clusters_at_once(int token_tiles, int cluster, int* count) {
-  static std::atomic<int> known[16][9][9];  // [device][token tiles][cluster], 0: not asked yet
-  int device = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error != cudaSuccess) return error;
-  std::atomic<int>* answer = device < 16 ? &known[device][token_tiles][cluster] : nullptr;
-  if (answer != nullptr && (*count = answer->load()) > 0) return cudaSuccess;
-  const Kernel kernel = find_kernel(token_tiles, 2);
-  error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMaxSharedBytes);
-  if (error != cudaSuccess) return error;
-  cudaLaunchAttribute attribute;
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = cluster;
-  attribute.val.clusterDim.y = 1;
-  attribute.val.clusterDim.z = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(cluster);
-  config.blockDim = dim3(256);
-  config.dynamicSmemBytes = kMaxSharedBytes;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  error = cudaOccupancyMaxActiveClusters(count, kernel, &config);
-  if (error == cudaSuccess && *count < 1) error = cudaErrorNotSupported;
-  if (error == cudaSuccess && answer != nullptr) answer->store(*count);
-  return error;
+  static std::atomic<int> known[9][16][9];  // [token tiles]
+  return cuda::clusters_at_once(find_kernel(token_tiles, 2), cluster, known[token_tiles], count);
 }
 
 }  // namespace
@@ -712,7 +403,7 @@ const char* mma_sp_refusal(std::int64_t n, std::int64_t k, int t, int device) {
 }
 
 std::size_t mma_sp_shared_bytes(const MmaSpPlan& plan) {
-  return plan_ok(plan) ? shared_layout(plan).bytes : 0;
+  return plan_ok(plan) ? shared_of(plan).bytes : 0;
 }
 
 cudaError_t mma_sp_pack(const void* dense, std::int64_t n, std::int64_t k, void* packed,
@@ -781,7 +472,8 @@ cudaError_t mma_sp_plan(std::int64_t n, std::int64_t k, int t, MmaSpPlan* plan) 
 
   // Two row tiles a warp halve the reads of x from shared memory; 6 to 9 warps are enough.
   p.tiles_per_warp = row_tiles == 1 ? 1 : p.token_tiles >= 4 && row_tiles > 16 ? 3 : 2;
-  const int most = max_warps(p.token_tiles, p.tiles_per_warp) - 1;
+  const int max_warps = TwoOfFour::max_warps(p.token_tiles, p.tiles_per_warp);
+  const int most = max_warps - 1;
   const int waves = ceil_div(row_tiles, most * p.tiles_per_warp);
   if (waves > 1) row_tiles = ceil_div(tiles, static_cast<std::int64_t>(at_once) * waves);
   p.row_warps = ceil_div(row_tiles, p.tiles_per_warp);
@@ -790,7 +482,7 @@ cudaError_t mma_sp_plan(std::int64_t n, std::int64_t k, int t, MmaSpPlan* plan) 
     for (p.k_warps = std::clamp(8 / p.row_warps, 1, std::min(6, part)); p.k_warps >= 1;
          --p.k_warps) {
       const int warps = p.row_warps * p.k_warps;
-      p.x_warps = std::min(wanted_x_warps, max_warps(p.token_tiles, p.tiles_per_warp) + 1 - warps);
+      p.x_warps = std::min(wanted_x_warps, max_warps + 1 - warps);
       // Two or three copies in flight a warp and tile: more of them only make x wait.
       const bool long_stages = t <= 8 && part > 4 * p.k_warps;
       for (p.stage_units = long_stages ? 2 : 1; p.stage_units >= 1; --p.stage_units) {
@@ -820,57 +512,16 @@ cudaError_t mma_sp_run(const void* packed, const void* x, void* y, std::int64_t 
       reinterpret_cast<std::uintptr_t>(y) % (n % 4 == 0 ? 8 : 2) != 0) {
     return cudaErrorInvalidValue;
   }
-  const SharedLayout layout = shared_layout(plan);
-  if (layout.bytes > kMaxSharedBytes) return cudaErrorInvalidValue;
-  Params p;
+  StreamParams p = {};
   p.weights = static_cast<const unsigned char*>(packed);
   p.x = static_cast<const __nv_bfloat16*>(x);
   p.y = static_cast<__nv_bfloat16*>(y);
   p.n = static_cast<int>(n);
   p.k = static_cast<int>(k);
   p.t = t;
-  p.row_tiles = ceil_div(n, kTileRows);
-  p.units = static_cast<int>(k / kUnitColumns);
-  p.row_warps = plan.row_warps;
-  p.k_warps = plan.k_warps;
-  p.stage_units = plan.stage_units;
-  p.stages = plan.stages;
-  p.x_stages = plan.x_stages;
-  p.cluster_log2 = plan.cluster == 1 ? 0 : plan.cluster == 2 ? 1 : plan.cluster == 4 ? 2 : 3;
-  p.ring_offset = layout.ring_offset;
-  p.x_offset = layout.x_offset;
-  p.sums_offset = layout.sums_offset;
-  p.sums_apart = layout.sums_apart;
   p.at_once = overlap_previous ? std::min(kAhead, plan.stages) : plan.stages;
-  p.x_first = overlap_previous ? 0 : std::min(plan.x_first, plan.x_stages);
-  p.producers = plan.x_warps;
-  p.row_warps_inverse = 65536 / plan.row_warps + 1;
-  if (p.units < plan.cluster) return cudaErrorInvalidValue;
-
-  const Kernel kernel = find_kernel(plan.token_tiles, plan.tiles_per_warp);
-  cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, layout.bytes);
-  if (error != cudaSuccess) return error;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(ceil_div(p.row_tiles, plan.row_warps * plan.tiles_per_warp) * plan.cluster);
-  config.blockDim = dim3((plan.row_warps * plan.k_warps + plan.x_warps) * 32);
-  config.dynamicSmemBytes = layout.bytes;
-  config.stream = stream;
-  cudaLaunchAttribute attributes[2];
-  config.attrs = attributes;
-  if (plan.cluster > 1) {
-    attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
-    attributes[config.numAttrs].val.clusterDim.x = plan.cluster;
-    attributes[config.numAttrs].val.clusterDim.y = 1;
-    attributes[config.numAttrs].val.clusterDim.z = 1;
-    ++config.numAttrs;
-  }
-  if (overlap_previous) {
-    attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[config.numAttrs].val.programmaticStreamSerializationAllowed = 1;
-    ++config.numAttrs;
-  }
-  return cudaLaunchKernelEx(&config, kernel, p);
+  return cuda::stream_launch(find_kernel(plan.token_tiles, plan.tiles_per_warp), p, plan,
+                             shared_of(plan), overlap_previous, stream);
 }
 
 namespace {

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "lacuna/kernels/cuda/sm90_stream_plan.h"
 #include "lacuna/kernels/gpu_abi.h"
 #include "lacuna/kernels/linear_nm/cuda_sm90_mma_sp_limits.h"
 
@@ -19,18 +20,7 @@ extern const GpuLinearKernel kMmaSp;
 using PackReport = GpuPackReport;
 
 // How one launch is cut. `mma_sp_plan` fills it; every field may be set by hand to measure others.
-struct MmaSpPlan {
-  int token_tiles = 0;     // of 8 tokens: 1, 2, 4 or 8
-  int tiles_per_warp = 0;  // row tiles (16 rows) that a warp multiplies with one x fragment
-  int row_warps = 0;       // warps side by side along N
-  int k_warps = 0;         // warps side by side along K, summed through shared memory
-  int stage_units = 0;     // units (128 columns) a warp fetches at a time
-  int stages = 0;          // depth of each warp's ring of weights
-  int x_stages = 0;        // depth of the block's ring of x
-  int cluster = 0;         // blocks that share rows and split K, summed through their shared memory
-  int x_first = 1;         // stages of x asked for before anything is waited for
-  int x_warps = 1;         // warps that fetch x
-};
+using MmaSpPlan = cuda::StreamPlan;
 
 // Bytes of packed weights: 9 bits a weight, rows padded to a multiple of 16.
 std::size_t mma_sp_packed_bytes(std::int64_t n, std::int64_t k);
