@@ -11,6 +11,7 @@ struct CpuFeatures {
   bool avx2 = false, fma = false, f16c = false;
   bool avx512 = false;  ///< F, BW, VL and DQ together
   bool avx512_vbmi2 = false, avx512_bf16 = false, avx512_vnni = false;
+  bool amx_bf16 = false;  ///< and its tiles; the system has permitted them to this process
   std::vector<std::string> list() const;
 };
 

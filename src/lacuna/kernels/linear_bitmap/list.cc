@@ -2,14 +2,26 @@
 #include "lacuna/kernels/linear_bitmap/cpu.h"
 #include "lacuna/kernels/linear_bitmap/cuda_sm90_gap_limits.h"
 #include "lacuna/kernels/linear_bitmap/linear_bitmap.h"
+#include "lacuna/kernels/tiled.h"
 
 namespace lacuna::kernels::linear_bitmap {
 namespace {
 
+Support right_pattern(const Problem& problem) {
+  return needs(problem.pattern.kind == format::PatternKind::kUnstructured,
+               "an unstructured pattern");
+}
+
 Support any_cpu(const Problem& problem, const Device& device) {
-  return Support::all({supports_rows(problem, device),
-                       needs(problem.pattern.kind == format::PatternKind::kUnstructured,
-                             "an unstructured pattern")});
+  return Support::all({supports_rows(problem, device), right_pattern(problem)});
+}
+
+Support amx_tiled(const Problem& problem, const Device& device) {
+  return Support::all({tiled::supports_amx_dot(problem, device), right_pattern(problem)});
+}
+
+Support avx512_tiled(const Problem& problem, const Device& device) {
+  return Support::all({tiled::supports_avx512_dot(problem, device), right_pattern(problem)});
 }
 
 /// Up to two tokens, float32 sums take no longer (the memory decides) and keep denormals.
@@ -46,7 +58,9 @@ Support gap(const Problem& problem, const Device& device) {
 LinearCandidates& candidates() {
   static LinearCandidates list {
 #if defined(__x86_64__)
-    row_candidate<kAvx512ExpandDot>("cpu_avx512_expand_dot", dot),
+    tiled::candidate<tiled::run_amx_dot>("cpu_amx_tiled_dot", amx_tiled),
+        tiled::candidate<tiled::run_avx512_dot>("cpu_avx512_tiled_dot", avx512_tiled),
+        row_candidate<kAvx512ExpandDot>("cpu_avx512_expand_dot", dot),
         row_candidate<kAvx512ExpandFma>("cpu_avx512_expand_fma", avx512),
         row_candidate<kAvx2Shuffle>("cpu_avx2_shuffle", avx2),
 #endif
