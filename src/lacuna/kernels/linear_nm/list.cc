@@ -15,12 +15,15 @@ Support any_cpu(const Problem& problem, const Device& device) {
   return Support::all({supports_rows(problem, device), right_pattern(problem)});
 }
 
+/// From 13 tokens on the tiles are faster than one token after the other, whatever the sparsity.
 Support amx_tiled(const Problem& problem, const Device& device) {
-  return Support::all({tiled::supports_amx_dot(problem, device), right_pattern(problem)});
+  return Support::all({tiled::supports_amx_dot(problem, device), right_pattern(problem),
+                       needs(problem.tokens >= 13, "13 tokens or more")});
 }
 
 Support avx512_tiled(const Problem& problem, const Device& device) {
-  return Support::all({tiled::supports_avx512_dot(problem, device), right_pattern(problem)});
+  return Support::all({tiled::supports_avx512_dot(problem, device), right_pattern(problem),
+                       needs(problem.tokens > format::kMaxTokens, "17 tokens or more")});
 }
 
 /// Up to two tokens, float32 sums take no longer (the memory decides) and keep denormals.

@@ -45,18 +45,19 @@ class AmxDot {
         _tile_loadd(3, sums + 768, 64);
       }
     }
+    const int64_t stride = weight_stride(chunks * kColumns);
     const auto step = [&]() __attribute__((always_inline)) {
-      _tile_loadd(4, w, 64);
+      _tile_loadd(4, w, stride);
       _tile_loadd(6, x, 64);
       _tile_dpbf16ps(0, 4, 6);
       if constexpr (kTokenTiles == 2) {
         _tile_loadd(7, x + kTileBytes, 64);
         _tile_dpbf16ps(1, 4, 7);
       }
-      _tile_loadd(5, w + kTileBytes, 64);
+      _tile_loadd(5, w + kTile * stride, stride);
       _tile_dpbf16ps(2, 5, 6);
       if constexpr (kTokenTiles == 2) _tile_dpbf16ps(3, 5, 7);
-      w += 2 * kTileBytes;
+      w += 64;
       x += kTokenTiles * kTileBytes;
       beside.step();
     };

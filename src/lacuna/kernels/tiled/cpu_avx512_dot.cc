@@ -11,6 +11,7 @@ struct Avx512Dot {
   template <int kTokenTiles, class Beside>
   LACUNA_INLINE_MEMBER void multiply(const std::byte* w, const std::byte* x, int64_t chunks,
                                      bool first, float* sums, Beside& beside) {
+    const int64_t stride = weight_stride(chunks * kColumns);
     for (int64_t row = 0; row < kPair; row += kRows) {
       float* to = sums + row / kTile * 512 + row % kTile * 16;
       __m512 sum[kRows][kTokenTiles];
@@ -19,7 +20,7 @@ struct Avx512Dot {
 #pragma GCC unroll 2
         for (int t = 0; t < kTokenTiles; ++t)
           sum[r][t] = first ? _mm512_setzero_ps() : _mm512_load_ps(to + r * 16 + t * 256);
-      const std::byte* weights = w + row * 64;
+      const std::byte* weights = w + row * stride;
       const std::byte* tokens = x;
       for (int64_t chunk = 0; chunk < chunks; ++chunk) {
         for (int pair = 0; pair < 16; ++pair) {
@@ -31,14 +32,14 @@ struct Avx512Dot {
 #pragma GCC unroll 8
           for (int r = 0; r < kRows; ++r) {
             int bits;
-            std::memcpy(&bits, weights + r * 64 + pair * 4, 4);
+            std::memcpy(&bits, weights + r * stride + pair * 4, 4);
             const auto weight = reinterpret_cast<__m512bh>(_mm512_set1_epi32(bits));
 #pragma GCC unroll 2
             for (int t = 0; t < kTokenTiles; ++t)
               sum[r][t] = _mm512_dpbf16_ps(sum[r][t], weight, input[t]);
           }
         }
-        weights += 2 * kTileBytes;
+        weights += 64;
         tokens += kTokenTiles * kTileBytes;
       }
 #pragma GCC unroll 8

@@ -4,10 +4,16 @@
 //   packed x   |32 columns of tokens 0..15 |16..31| next 32 columns | ...   then tokens 32..63, ...
 //              of a block of tokens and a block of K, then the next block of K
 //              a tile is 16 rows of 64 bytes: row p has columns 2p and 2p+1 of every token
-//   panel      |32 columns of rows 0..15 |16..31| next 32 columns | ...     then rows 32..63, ...
-//              a tile is 16 rows of 64 bytes: row r has 32 columns of one row of W
+//   weights    32 rows of one block of K, as they lie in W, a line more than they need apart: the
+//              16 rows of a tile then fall into different sets of a cache, and a row is written
+//              from front to back
 //   sums       16 rows of 16 tokens, float32
 #pragma once
+
+// g++ 12 warns of its own "undefined" operands inside its intrinsics, at whatever line inlines
+// them.
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 
 #include <atomic>
 #include <cstring>
@@ -130,6 +136,7 @@ class Beside {
     whole_ = (last_column - first_column) / kColumns;
     rest_ = (last_column - first_column) % kColumns;
     block_ = out;
+    stride_ = weight_stride(last_column - first_column);
     row_ = first;
     left_ = (last - first) * (whole_ + (rest_ != 0));
     if (left_ > 0) begin_row();
@@ -155,7 +162,7 @@ class Beside {
     const int64_t later = row_ + kAhead < count_ ? row_ + kAhead : (row_ + kAhead) % count_;
     ahead_ = values_[later];
     next_ = values_[row_];
-    out_ = block_ + row_ % kPair * 64;
+    out_ = block_ + row_ % kPair * stride_;
     in_row_ = whole_;
     if (rows_.bitmap == nullptr) return;
     bits_ = rows_.row_bits(panel_ + row_) + first_column_ / 8;
@@ -173,7 +180,7 @@ class Beside {
         ahead += bytes_a_chunk_;
         _mm512_store_si512(out, Source::take(bits, next));
         bits += 4;
-        out += 2 * kTileBytes;
+        out += 64;
       }
       bits_ = bits;
       next_ = next;
@@ -198,7 +205,7 @@ class Beside {
   static constexpr int64_t kAhead = 4;  // rows between what is expanded and what is fetched
   const RowsView& rows_;
   const std::byte* values_[kMostRows];  // where each row of the panel goes on
-  int64_t panel_ = 0, count_ = 0, bytes_a_chunk_ = 0;
+  int64_t panel_ = 0, count_ = 0, bytes_a_chunk_ = 0, stride_ = 0;
   int64_t first_column_ = 0, whole_ = 0, rest_ = 0, row_ = 0, left_ = 0, in_row_ = 0;
   const uint8_t* bits_ = nullptr;
   const std::byte *next_ = nullptr, *ahead_ = nullptr;
@@ -263,8 +270,8 @@ class Product {
   void work(int64_t slot) {
     std::byte* weights[2];
     weights[0] = x_ + layout_.x_bytes + slot * layout_.slot_bytes();
-    weights[1] = weights[0] + kWeightBytes;
-    auto* sums = reinterpret_cast<float*>(weights[1] + kWeightBytes);
+    weights[1] = weights[0] + layout_.weight_bytes;
+    auto* sums = reinterpret_cast<float*>(weights[1] + layout_.weight_bytes);
     Beside<Source> beside(rows_);
     Block block = next_panel(beside);
     if (!block.valid()) return;
