@@ -1,8 +1,8 @@
 // Many tokens on the CPU: the tiled products of kernels/tiled, with any blocking.
 //
-//   tiled KIND N K T THREADS ROUNDS [ISA ROWS COLUMNS TOKENS]...
+//   tiled KIND N K T THREADS ROUNDS [ROWS COLUMNS TOKENS]...
 //
-// KIND is dense, a share of zeros or 2:4. Each ISA (amx or avx512) with its panel of ROWS and
+// KIND is dense, a share of zeros or 2:4. Each panel of ROWS and
 // blocks of COLUMNS and TOKENS (0 0 0: what the library takes) runs once a round; the weight is
 // copied until the copies pass 1.5 GB (LACUNA_LAB_ROTATE), and every product takes the next copy.
 // Outputs are compared with the float64 definition, on some rows, before anything is timed.
@@ -86,22 +86,21 @@ struct Way {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc < 7 || (argc - 7) % 4 != 0) return std::puts("usage: see the head of tiled.cc"), 2;
+  if (argc < 7 || (argc - 7) % 3 != 0) return std::puts("usage: see the head of tiled.cc"), 2;
   const std::string kind = argv[1];
   const int64_t n = std::atoll(argv[2]), k = std::atoll(argv[3]), tokens = std::atoll(argv[4]);
   const int rounds = std::atoi(argv[6]);
   ThreadPool pool(std::atoi(argv[5]));
   if (!cpu_features().amx_bf16) std::puts("no AMX here");
   std::vector<Way> ways;
-  for (int i = 7; i < argc; i += 4) {
-    const bool amx = std::string(argv[i]) == "amx";
-    kernels::tiled::Blocking blocking{std::atoll(argv[i + 1]), std::atoll(argv[i + 2]),
-                                      std::atoll(argv[i + 3])};
+  for (int i = 7; i < argc; i += 3) {
+    kernels::tiled::Blocking blocking{std::atoll(argv[i]), std::atoll(argv[i + 1]),
+                                      std::atoll(argv[i + 2])};
     if (blocking.rows == 0) blocking = kernels::tiled::Blocking::of(tokens, n, k, pool.threads());
     blocking.columns = std::min(blocking.columns, (k + 31) / 32 * 32);
-    ways.push_back({std::string(argv[i]) + " " + std::to_string(blocking.rows) + "x" +
-                        std::to_string(blocking.columns) + "x" + std::to_string(blocking.tokens),
-                    amx ? kernels::tiled::run_amx_dot : kernels::tiled::run_avx512_dot,
+    ways.push_back({std::to_string(blocking.rows) + "x" + std::to_string(blocking.columns) + "x" +
+                        std::to_string(blocking.tokens),
+                    kernels::tiled::run_amx_dot,
                     blocking,
                     {}});
   }

@@ -42,13 +42,8 @@ using Run = void (*)(const format::RowsView& rows, const format::RowProduct& pro
 /// tdpbf16ps on tiles of 16 rows x 16 tokens x 32 columns. Takes denormals as zero.
 void run_amx_dot(const format::RowsView& rows, const format::RowProduct& product, void* workspace,
                  const Executor& executor, const Blocking& blocking);
-/// vdpbf16ps, 8 rows x 32 tokens in registers. Takes denormals as zero.
-void run_avx512_dot(const format::RowsView& rows, const format::RowProduct& product,
-                    void* workspace, const Executor& executor, const Blocking& blocking);
-
-/// Whether they can, whatever the pattern.
+/// Whether that can be, whatever the pattern.
 Support supports_amx_dot(const Problem& problem, const Device& device);
-Support supports_avx512_dot(const Problem& problem, const Device& device);
 
 /// The candidate that runs kRun.
 template <Run kRun>

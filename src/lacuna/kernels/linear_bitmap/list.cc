@@ -22,11 +22,6 @@ Support amx_tiled(const Problem& problem, const Device& device) {
                        needs(problem.tokens >= 13, "13 tokens or more")});
 }
 
-Support avx512_tiled(const Problem& problem, const Device& device) {
-  return Support::all({tiled::supports_avx512_dot(problem, device), right_pattern(problem),
-                       needs(problem.tokens > format::kMaxTokens, "17 tokens or more")});
-}
-
 /// Up to two tokens, float32 sums take no longer (the memory decides) and keep denormals.
 Support dot(const Problem& problem, const Device& device) {
   return Support::all({any_cpu(problem, device), supports_bf16_dot(problem, device),
@@ -62,7 +57,6 @@ LinearCandidates& candidates() {
   static LinearCandidates list {
 #if defined(__x86_64__)
     tiled::candidate<tiled::run_amx_dot>("cpu_amx_tiled_dot", amx_tiled),
-        tiled::candidate<tiled::run_avx512_dot>("cpu_avx512_tiled_dot", avx512_tiled),
         row_candidate<kAvx512ExpandDot>("cpu_avx512_expand_dot", dot),
         row_candidate<kAvx512ExpandFma>("cpu_avx512_expand_fma", avx512),
         row_candidate<kAvx2Shuffle>("cpu_avx2_shuffle", avx2),

@@ -19,11 +19,6 @@ Support amx_tiled(const Problem& problem, const Device& device) {
                        needs(problem.tokens > format::kMaxTokens, "17 tokens or more")});
 }
 
-Support avx512_tiled(const Problem& problem, const Device& device) {
-  return Support::all({tiled::supports_avx512_dot(problem, device), right_pattern(problem),
-                       needs(problem.tokens > format::kMaxTokens, "17 tokens or more")});
-}
-
 Support dot(const Problem& problem, const Device& device) {
   return Support::all({any_cpu(problem, device), supports_bf16_dot(problem, device)});
 }
@@ -45,7 +40,6 @@ LinearCandidates& candidates() {
   static LinearCandidates list {
 #if defined(__x86_64__)
     tiled::candidate<tiled::run_amx_dot>("cpu_amx_tiled_dot", amx_tiled),
-        tiled::candidate<tiled::run_avx512_dot>("cpu_avx512_tiled_dot", avx512_tiled),
         row_candidate<kAvx512Dot>("cpu_avx512_dot", dot),
         row_candidate<kAvx512Fma>("cpu_avx512_fma", avx512),
         row_candidate<kAvx2Fma>("cpu_avx2_fma", avx2),

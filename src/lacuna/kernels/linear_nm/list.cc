@@ -21,11 +21,6 @@ Support amx_tiled(const Problem& problem, const Device& device) {
                        needs(problem.tokens >= 13, "13 tokens or more")});
 }
 
-Support avx512_tiled(const Problem& problem, const Device& device) {
-  return Support::all({tiled::supports_avx512_dot(problem, device), right_pattern(problem),
-                       needs(problem.tokens > format::kMaxTokens, "17 tokens or more")});
-}
-
 /// Up to two tokens, float32 sums take no longer (the memory decides) and keep denormals.
 Support dot(const Problem& problem, const Device& device) {
   return Support::all({any_cpu(problem, device), supports_bf16_dot(problem, device),
@@ -67,7 +62,6 @@ LinearCandidates& candidates() {
   static LinearCandidates list {
 #if defined(__x86_64__)
     tiled::candidate<tiled::run_amx_dot>("cpu_amx_tiled_dot", amx_tiled),
-        tiled::candidate<tiled::run_avx512_dot>("cpu_avx512_tiled_dot", avx512_tiled),
         row_candidate<kAvx512FixedDot>("cpu_avx512_fixed_dot", fixed<16, dot>),
         row_candidate<kAvx512FixedFma>("cpu_avx512_fixed_fma", fixed<16, avx512>),
         row_candidate<kAvx512CountDot>("cpu_avx512_count_dot", dot),

@@ -46,7 +46,7 @@ class AmxDot {
       }
     }
     const int64_t stride = weight_stride(chunks * kColumns);
-    const auto step = [&]() __attribute__((always_inline)) {
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
       _tile_loadd(4, w, stride);
       _tile_loadd(6, x, 64);
       _tile_dpbf16ps(0, 4, 6);
@@ -60,15 +60,6 @@ class AmxDot {
       w += 64;
       x += kTokenTiles * kTileBytes;
       beside.step();
-    };
-    // The sums are fetched while the last steps run: stores that wait for their lines would hold up
-    // every load of the next product whose address ends in the same 12 bits.
-    const int64_t last = std::min<int64_t>(chunks, 16);
-    for (int64_t chunk = last; chunk < chunks; ++chunk) step();
-    const auto* lines = reinterpret_cast<const std::byte*>(sums);
-    for (int64_t chunk = 0; chunk < last; ++chunk) {
-      for (int line = 0; line < 4; ++line, lines += 64) _mm_prefetch(lines, _MM_HINT_T0);
-      step();
     }
     _tile_stored(0, sums, 64);
     _tile_stored(2, sums + 512, 64);

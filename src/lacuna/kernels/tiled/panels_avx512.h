@@ -1,5 +1,5 @@
-// What the tiled products of AVX-512 and AMX have in common: x packed, panels of W expanded, sums
-// written out, and the order in which that happens. A micro-kernel (Micro below) multiplies.
+// A tiled product but for its multiplication (Micro below): x packed, W expanded, sums written out,
+// and the order in which that happens.
 //
 //   packed x   |32 columns of tokens 0..15 |16..31| next 32 columns | ...   then tokens 32..63, ...
 //              of a block of tokens and a block of K, then the next block of K
@@ -17,6 +17,7 @@
 
 #include <atomic>
 #include <cstring>
+#include <thread>
 #include <utility>
 
 #include "lacuna/format/lanes_avx512.h"
@@ -176,7 +177,7 @@ class Beside {
       const std::byte *next = next_, *ahead = ahead_;
       std::byte* out = out_;
       for (int64_t i = 0; i < now; ++i) {
-        _mm_prefetch(ahead, _MM_HINT_T0);
+        _mm_prefetch(ahead, _MM_HINT_T1);
         ahead += bytes_a_chunk_;
         _mm512_store_si512(out, Source::take(bits, next));
         bits += 4;
@@ -257,17 +258,9 @@ class Product {
         panels_(ceil_div(rows.rows, blocking.rows)),
         x_(workspace) {}
 
-  void pack(const Executor& executor) {
-    executor.parallel_for(layout_.token_tiles, [&](int64_t tile) {
-      for (int64_t chunk = 0; chunk < layout_.chunks; chunk += chunks_from(chunk))
-        pack_tokens(product_, tile * kTile, chunk * kColumns,
-                    std::min((chunk + chunks_from(chunk)) * kColumns, rows_.columns),
-                    packed(tile / 2, chunk) + tile % 2 * kTileBytes, pair_stride(tile / 2));
-    });
-  }
-
   /// What one thread does with its buffers.
   void work(int64_t slot) {
+    pack();
     std::byte* weights[2];
     weights[0] = x_ + layout_.x_bytes + slot * layout_.slot_bytes();
     weights[1] = weights[0] + layout_.weight_bytes;
@@ -295,6 +288,24 @@ class Product {
     int64_t first_token_pair = 0;
     bool valid() const { return panel >= 0; }
   };
+
+  /// Has a share in packing x, and waits for those that others took: they are running, so this ends
+  /// even where one thread does all chunks of a job.
+  void pack() {
+    for (int64_t tile;
+         (tile = next_tile_.fetch_add(1, std::memory_order_relaxed)) < layout_.token_tiles;) {
+      for (int64_t chunk = 0; chunk < layout_.chunks; chunk += chunks_from(chunk))
+        pack_tokens(product_, tile * kTile, chunk * kColumns,
+                    std::min((chunk + chunks_from(chunk)) * kColumns, rows_.columns),
+                    packed(tile / 2, chunk) + tile % 2 * kTileBytes, pair_stride(tile / 2));
+      packed_tiles_.fetch_add(1, std::memory_order_release);
+    }
+    for (int spins = 0; packed_tiles_.load(std::memory_order_acquire) < layout_.token_tiles;)
+      if (++spins < 2000)
+        _mm_pause();
+      else
+        std::this_thread::yield();
+  }
 
   Block next_panel(Beside<Source>& beside) {
     const int64_t panel = next_panel_.fetch_add(1, std::memory_order_relaxed);
@@ -347,6 +358,8 @@ class Product {
       tokens += blocking_.tokens / kPair;
       if (tokens * kPair >= product_.tokens) tokens = 0;
     }
+    if (tokens == block.first_token_pair && chunk == block.first_chunk)
+      return beside.fetch(nullptr, 0);  // all of x is one block
     const int64_t pairs = ceil_div(rows_of(block.panel), kPair);
     const int64_t lines = tiles_from(tokens) * chunks_from(chunk) * (kTileBytes / 64);
     const int64_t from = lines * block.pair / pairs, to = lines * (block.pair + 1) / pairs;
@@ -387,7 +400,7 @@ class Product {
   const Layout layout_;
   const int64_t panels_;
   std::byte* x_;
-  std::atomic<int64_t> next_panel_{0};
+  std::atomic<int64_t> next_tile_{0}, packed_tiles_{0}, next_panel_{0};
 };
 
 template <class Micro, class Source>
@@ -397,7 +410,6 @@ void run_with(const RowsView& rows, const RowProduct& product, void* workspace,
   const int slots = std::clamp(executor.threads, 1, most_threads());
   Product<Micro, Source> whole(rows, product, static_cast<std::byte*>(workspace) + (-address & 63),
                                slots, blocking);
-  whole.pack(executor);
   executor.parallel_for(slots, [&](int64_t slot) { whole.work(slot); });
 }
 

@@ -14,26 +14,24 @@ size_t workspace_bytes(int64_t tokens, int64_t columns) {
 }
 
 Blocking Blocking::of(int64_t tokens, int64_t rows, int64_t columns, int threads) {
-  // Few tokens: the memory decides, and reads whole rows fastest. Many: 32 rows of a short block
-  // stay in the first-level cache, x and the sums of a panel in the second.
-  const bool few = tokens <= 64;
-  Blocking blocking{few ? kPair : kMostRows, few ? kMostColumns : 256, kMostTokens};
+  // Up to 64 tokens the memory decides, and gives whole rows fastest. With more, a short block of
+  // 32 rows stays in the first-level cache, x and the sums of a panel in the second; the more
+  // tokens, the more rows a panel needs lest x be read again too often.
+  Blocking blocking = tokens <= 64    ? Blocking{128, kMostColumns, kMostTokens}
+                      : tokens <= 128 ? Blocking{256, 1024, kMostTokens}
+                                      : Blocking{kMostRows, 256, kMostTokens};
   while (blocking.rows > kPair && rows < blocking.rows * 4 * threads) blocking.rows /= 2;
   blocking.columns = std::min(blocking.columns, ceil_div(columns, kColumns) * kColumns);
   return blocking;
 }
 
-Support supports_avx512_dot(const Problem& problem, const Device& device) {
-  return Support::all(
-      {needs(!device.gpu, "weights in host memory"),
-       needs(device.cpu.avx512_vbmi2 && device.cpu.avx512_bf16, "AVX-512 VBMI2 and BF16"),
-       needs(problem.values == Values::kBF16 && problem.activations == DType::kBF16,
-             "bf16 values and bf16 activations")});
-}
-
 Support supports_amx_dot(const Problem& problem, const Device& device) {
-  return Support::all(
-      {supports_avx512_dot(problem, device), needs(device.cpu.amx_bf16, "AMX with bf16")});
+  const CpuFeatures& cpu = device.cpu;
+  return Support::all({needs(!device.gpu, "weights in host memory"),
+                       needs(cpu.amx_bf16 && cpu.avx512_vbmi2 && cpu.avx512_bf16,
+                             "AMX with bf16, AVX-512 VBMI2 and BF16"),
+                       needs(problem.values == Values::kBF16 && problem.activations == DType::kBF16,
+                             "bf16 values and bf16 activations")});
 }
 
 }  // namespace lacuna::kernels::tiled
