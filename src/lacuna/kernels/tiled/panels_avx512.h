@@ -161,7 +161,8 @@ class Beside {
  private:
   void begin_row() {
     const int64_t later = row_ + kAhead < count_ ? row_ + kAhead : (row_ + kAhead) % count_;
-    ahead_ = values_[later];
+    ahead_ = values_[later] + 64;  // the last load of a block reaches a line past its values
+    _mm_prefetch(values_[later], _MM_HINT_T1);
     next_ = values_[row_];
     out_ = block_ + row_ % kPair * stride_;
     in_row_ = whole_;
