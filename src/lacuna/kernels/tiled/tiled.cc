@@ -14,12 +14,18 @@ size_t workspace_bytes(int64_t tokens, int64_t columns) {
 }
 
 Blocking Blocking::of(int64_t tokens, int64_t rows, int64_t columns, int threads) {
-  // Up to 64 tokens the memory decides, and gives whole rows fastest. With more, a short block of
-  // 32 rows stays in the first-level cache, x and the sums of a panel in the second; the more
-  // tokens, the more rows a panel needs lest x be read again too often.
-  Blocking blocking = tokens <= 64    ? Blocking{128, kMostColumns, kMostTokens}
-                      : tokens <= 128 ? Blocking{256, 1024, kMostTokens}
-                                      : Blocking{kMostRows, 256, kMostTokens};
+  // Up to 64 tokens the memory decides, and gives whole rows fastest, if 32 of them fit in the
+  // second-level cache. With more, a short block of 32 rows stays in the first-level cache, x and
+  // the sums of a panel in the second; the more tokens, the more rows a panel needs lest x be read
+  // again too often.
+  const bool few = tokens <= 64;
+  Blocking blocking{few             ? 128
+                    : tokens <= 128 ? 256
+                                    : kMostRows,
+                    few && columns <= kMostColumns ? kMostColumns
+                    : tokens <= 128                ? 1024
+                                                   : 256,
+                    kMostTokens};
   while (blocking.rows > kPair && rows < blocking.rows * 4 * threads) blocking.rows /= 2;
   blocking.columns = std::min(blocking.columns, ceil_div(columns, kColumns) * kColumns);
   return blocking;
