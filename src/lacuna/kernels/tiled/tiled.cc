@@ -18,14 +18,9 @@ Blocking Blocking::of(int64_t tokens, int64_t rows, int64_t columns, int threads
   // second-level cache. With more, a short block of 32 rows stays in the first-level cache, x and
   // the sums of a panel in the second; the more tokens, the more rows a panel needs lest x be read
   // again too often.
-  const bool few = tokens <= 64;
-  Blocking blocking{few             ? 128
-                    : tokens <= 128 ? 256
-                                    : kMostRows,
-                    few && columns <= kMostColumns ? kMostColumns
-                    : tokens <= 128                ? 1024
-                                                   : 256,
-                    kMostTokens};
+  Blocking blocking{kMostRows, 256, kMostTokens};
+  if (tokens <= 128) blocking = {256, 1024, kMostTokens};
+  if (tokens <= 64) blocking = {128, columns <= kMostColumns ? kMostColumns : 1024, kMostTokens};
   while (blocking.rows > kPair && rows < blocking.rows * 4 * threads) blocking.rows /= 2;
   blocking.columns = std::min(blocking.columns, ceil_div(columns, kColumns) * kColumns);
   return blocking;
