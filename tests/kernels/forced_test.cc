@@ -26,6 +26,30 @@ TEST(CheckForced, AcceptsWhatCanBeForcedAndNothing) {
   EXPECT_TRUE(forced("linear_nm:cuda_sm90_mma_sp,linear_bitmap:cuda_expand_cublas").ok());
 }
 
+TEST(CheckForced, PinsATiledCandidateForManyTokensAndRefusesItForFew) {
+  Device able;
+  able.cpu.avx512_vbmi2 = able.cpu.avx512_bf16 = able.cpu.amx_bf16 = true;
+  for (const LinearOperation& operation : linear_operations()) {
+    const char* pattern = operation.weight == format::PatternKind::kDense          ? ""
+                          : operation.weight == format::PatternKind::kUnstructured ? ":0.5"
+                                                                                   : ":2:4";
+    const std::string name(operation.name);
+    const Problem many = *Problem::parse(name + ":bf16:64x64x17" + pattern);
+    const Problem few = *Problem::parse(name + ":bf16:64x64x2" + pattern);
+    const std::string entry = name + ":cpu_amx_tiled_dot";
+    EXPECT_TRUE(forced(entry.c_str()).ok());
+    setenv("LACUNA_FORCE", entry.c_str(), 1);
+    const auto plan = operation.plan(many, able);
+    const auto refused = operation.plan(few, able);
+    unsetenv("LACUNA_FORCE");
+    ASSERT_TRUE(plan.ok()) << plan.error().message;
+    EXPECT_EQ(plan->candidate->name, "cpu_amx_tiled_dot");
+    ASSERT_FALSE(refused.ok()) << entry;
+    EXPECT_EQ(refused.error().code, Code::kNotPossible);
+    EXPECT_THAT(refused.error().message, HasSubstr("tokens or more"));
+  }
+}
+
 TEST(CheckForced, NamesAnUnknownOperationOrCandidate) {
   for (const char* value :
        {"linear_magic:reference", "reference", "linear_dense:reference,,", ":"}) {

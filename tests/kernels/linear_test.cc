@@ -70,9 +70,9 @@ const std::vector<Row>& support_matrix() {
           needs;
       row.values = dtypes(values);
       row.activations = dtypes(activations);
-      const auto ends = split(tokens, '-');  // "1-16"
+      const auto ends = split(tokens, '-');  // "1-16", "17-any"
       row.first_token = std::stoll(ends[0]);
-      row.last_token = std::stoll(ends[1]);
+      row.last_token = ends[1] == "any" ? std::numeric_limits<int64_t>::max() : std::stoll(ends[1]);
       for (const std::string& text : split(patterns, ','))
         row.patterns.push_back(*Pattern::parse(text));
       if (needs != "-") row.needs = split(needs, ',');
@@ -93,7 +93,8 @@ bool& feature(CpuFeatures& cpu, const std::string& name) {
       {"fma", &CpuFeatures::fma},
       {"f16c", &CpuFeatures::f16c},
       {"avx512_vbmi2", &CpuFeatures::avx512_vbmi2},
-      {"avx512_bf16", &CpuFeatures::avx512_bf16}};
+      {"avx512_bf16", &CpuFeatures::avx512_bf16},
+      {"amx_bf16", &CpuFeatures::amx_bf16}};
   return cpu.*members.at(name);
 }
 
@@ -150,7 +151,8 @@ TEST(SupportMatrix, every_candidate_takes_what_its_line_says_and_nothing_else) {
     for (const DType values : kAll)
       for (const DType activations : kAll)
         for (const Pattern& pattern : patterns)
-          for (int64_t tokens = 1; tokens <= 20; ++tokens) {
+          for (const int64_t tokens :
+               {1, 2, 3, 4, 5, 8, 11, 12, 13, 14, 15, 16, 17, 18, 20, 64, 65, 512, 100000}) {
             const Problem problem = problem_of(row, values, activations, tokens, pattern);
             const bool expected = has(row.values, values) && has(row.activations, activations) &&
                                   has(row.patterns, pattern) && tokens >= row.first_token &&
@@ -327,9 +329,9 @@ struct Case {
 };
 
 /// The candidates that the matrix wants and this CPU can run. Others are named, not skipped
-/// silently.
+/// silently. Those that would not be asked for so few tokens take them here.
 std::vector<Case> cases(const std::string& operation, DType values, DType activations,
-                        const Pattern& pattern) {
+                        const Pattern& pattern, int64_t tokens) {
   static std::set<std::string> named;
   std::vector<Case> all;
   for (const Row& row : support_matrix()) {
@@ -337,7 +339,8 @@ std::vector<Case> cases(const std::string& operation, DType values, DType activa
       return std::find(list.begin(), list.end(), item) != list.end();
     };
     if (row.operation != operation || !has(row.values, values) ||
-        !has(row.activations, activations) || !has(row.patterns, pattern))
+        !has(row.activations, activations) || !has(row.patterns, pattern) ||
+        tokens > row.last_token)
       continue;
     if (runs_here(row)) {
       all.push_back({row, candidates_of(operation).find(row.candidate)});
@@ -366,7 +369,7 @@ void check_exact(const Target& target, DType values, DType activations, int64_t 
                     [&](int64_t t, int64_t k) { return small_integer(seed + 2, t, k); });
   std::vector<double> exact(static_cast<size_t>(tokens * outputs));
   format::reference_row_product(weight.dense_view(), operands.product(), exact.data());
-  for (const Case& c : cases(target.operation, values, activations, target.pattern)) {
+  for (const Case& c : cases(target.operation, values, activations, target.pattern, tokens)) {
     run(*c.candidate, weight, operands);
     const auto label = ::testing::Message()
                        << c.candidate->name << " " << long_name(values) << " x "
@@ -393,6 +396,25 @@ TEST(Linear, exact_on_small_integers_for_all_widths_and_token_counts) {
             check_exact(target, values, activations, 5, inputs, tokens, tokens % 2 == 0);
 }
 
+/// Every number of tokens on both sides of the tiles, one column, row and token more and less than
+/// a tile, a block or a panel holds (kernels/tiled.h), and several of each.
+TEST(Linear, exact_on_small_integers_for_many_tokens) {
+  const DType type = DType::kBF16;
+  for (const Target& target : kTargets) {
+    for (int64_t tokens = 17; tokens <= 130; ++tokens)
+      check_exact(target, type, type, 37, 71, tokens, tokens % 2 == 0);
+    for (const int64_t tokens : {17, 33, 65, 130})
+      for (const int64_t inputs : {1, 2, 31, 32, 33, 64, 95, 255, 256, 257, 289, 513})
+        check_exact(target, type, type, 19, inputs, tokens, false);
+    for (const int64_t tokens : {18, 64, 65, 97})
+      for (const int64_t outputs : {1, 15, 16, 17, 31, 32, 33, 47, 63, 64, 65, 129})
+        check_exact(target, type, type, outputs, 67, tokens, true);
+    check_exact(target, type, type, 35, 4096 + 33, 20, true);      // blocks of 4096 columns
+    check_exact(target, type, type, 4200, 300, 65, true);          // panels of 512 rows
+    check_exact(target, type, type, 70, 300, 2 * 256 + 17, true);  // blocks of 256 tokens
+  }
+}
+
 TEST(Linear, exact_on_small_integers_for_all_heights) {
   for (const Target& target : kTargets)
     for (const DType values : kTypes)
@@ -409,7 +431,8 @@ TEST(Linear, bounded_error_on_normal_numbers) {
     for (const DType values : kTypes)
       for (const DType activations : kTypes)
         for (const int64_t inputs : {1, 7, 32, 333, 2048})
-          for (const int64_t tokens : {1, 4, 7, 16}) {
+          for (const int64_t tokens : {1, 4, 7, 16, 45, 80}) {
+            if (tokens > 16 && (values != DType::kBF16 || activations != DType::kBF16)) continue;
             const int64_t outputs = 9;
             const Weight weight(random_matrix(values, outputs, inputs, target.pattern, 0.5, inputs),
                                 target);
@@ -419,7 +442,8 @@ TEST(Linear, bounded_error_on_normal_numbers) {
             std::vector<double> exact(static_cast<size_t>(tokens * outputs)), sums = exact;
             format::reference_row_product(weight.dense_view(), operands.product(), exact.data(),
                                           sums.data());
-            for (const Case& c : cases(target.operation, values, activations, target.pattern)) {
+            for (const Case& c :
+                 cases(target.operation, values, activations, target.pattern, tokens)) {
               run(*c.candidate, weight, operands);
               ASSERT_TRUE(operands.surroundings_intact()) << c.candidate->name;
               for (int64_t t = 0; t < tokens; ++t)
@@ -435,7 +459,8 @@ TEST(Linear, bounded_error_on_normal_numbers) {
 }
 
 TEST(Linear, a_row_of_the_matrix_may_be_empty_or_full) {
-  for (const int64_t inputs : {31, 32, 100, 700})
+  for (const auto& [inputs, tokens] :
+       {std::pair<int64_t, int64_t>{31, 3}, {32, 3}, {100, 3}, {700, 3}, {100, 40}, {300, 70}})
     for (const DType dtype : kTypes)
       for (const Target& target : kTargets) {
         const Pattern& pattern = target.pattern;
@@ -447,13 +472,13 @@ TEST(Linear, a_row_of_the_matrix_may_be_empty_or_full) {
               return row % 3 == 0 || n > 66 ? 0.0f : row % 3 == 1 ? 1.0f : small_integer(4, n, k);
             });
         const Weight weight(bits, target);
-        Operands operands(dtype, 3, inputs, 70, false,
+        Operands operands(dtype, tokens, inputs, 70, false,
                           [](int64_t t, int64_t k) { return small_integer(5, t, k); });
-        std::vector<double> exact(3 * 70);
+        std::vector<double> exact(static_cast<size_t>(tokens * 70));
         format::reference_row_product(weight.dense_view(), operands.product(), exact.data());
-        for (const Case& c : cases(target.operation, dtype, dtype, pattern)) {
+        for (const Case& c : cases(target.operation, dtype, dtype, pattern, tokens)) {
           run(*c.candidate, weight, operands);
-          for (int64_t t = 0; t < 3; ++t)
+          for (int64_t t = 0; t < tokens; ++t)
             for (int64_t n = 0; n < 70; ++n)
               ASSERT_EQ(operands.y(t, n),
                         value_of(bits_of(static_cast<float>(exact[t * 70 + n]), dtype), dtype))
@@ -506,17 +531,19 @@ TEST(Linear, exact_at_every_sparsity_and_far_columns) {
 
 TEST(Linear, an_empty_matrix_gives_the_bias_and_no_rows_give_nothing) {
   for (const Target& target : kTargets)
-    for (const auto& [outputs, inputs] : {std::pair<int64_t, int64_t>{5, 0}, {0, 40}, {0, 0}}) {
-      const Weight weight(MatrixBits(DType::kBF16, outputs, inputs), target);
-      Operands operands(DType::kBF16, 2, inputs, outputs, true,
-                        [](int64_t t, int64_t k) { return small_integer(6, t, k); });
-      for (const Case& c : cases(target.operation, DType::kBF16, DType::kBF16, target.pattern)) {
-        run(*c.candidate, weight, operands);
-        EXPECT_TRUE(operands.surroundings_intact()) << c.candidate->name;
-        for (int64_t n = 0; n < outputs; ++n)
-          EXPECT_EQ(operands.y(1, n), small_integer(6, 2, n)) << c.candidate->name;
+    for (const auto& [outputs, inputs] : {std::pair<int64_t, int64_t>{5, 0}, {0, 40}, {0, 0}})
+      for (const int64_t tokens : {2, 18}) {
+        const Weight weight(MatrixBits(DType::kBF16, outputs, inputs), target);
+        Operands operands(DType::kBF16, tokens, inputs, outputs, true,
+                          [](int64_t t, int64_t k) { return small_integer(6, t, k); });
+        for (const Case& c :
+             cases(target.operation, DType::kBF16, DType::kBF16, target.pattern, tokens)) {
+          run(*c.candidate, weight, operands);
+          EXPECT_TRUE(operands.surroundings_intact()) << c.candidate->name;
+          for (int64_t n = 0; n < outputs; ++n)
+            EXPECT_EQ(operands.y(1, n), small_integer(6, tokens, n)) << c.candidate->name;
+        }
       }
-    }
 }
 
 /// NaN and infinity end where the dense product has them: 0 · infinity is NaN for a dropped weight.
@@ -550,7 +577,7 @@ TEST(Linear, nan_infinity_minus_zero_and_denormals) {
       format::reference_row_product(weight.dense_view(), operands.product(), exact.data(),
                                     sums.data());
       const auto denormal = [&](double v) { return v != 0 && std::fabs(v) < 0x1p-126; };
-      for (const Case& c : cases(target.operation, dtype, dtype, target.pattern)) {
+      for (const Case& c : cases(target.operation, dtype, dtype, target.pattern, tokens)) {
         run(*c.candidate, weight, operands);
         for (int64_t t = 0; t < tokens; ++t)
           for (int64_t n = 0; n < outputs; ++n) {
@@ -589,11 +616,12 @@ TEST(Linear, the_bits_depend_neither_on_threads_nor_on_companions) {
       const auto draw = [](int64_t, int64_t k) {
         return static_cast<float>(random_normal(5, 0, k));
       };
-      for (const Case& c : cases(target.operation, dtype, dtype, target.pattern)) {
+      for (const Case& c : cases(target.operation, dtype, dtype, target.pattern, 1)) {
         Operands alone(dtype, 1, inputs, outputs, false, draw);
         run(*c.candidate, weight, alone);
-        for (const int64_t tokens : {1, 2, 3, 4, 6, 7, 11, 16})
+        for (const int64_t tokens : {1, 2, 3, 4, 6, 7, 11, 16, 17, 40, 70, 300})
           for (ThreadPool* pool : {&two, &three}) {
+            if (tokens > c.row.last_token) continue;
             Operands together(dtype, tokens, inputs, outputs, false, draw);  // every token the same
             run(*c.candidate, weight, together, pool->executor());
             ASSERT_TRUE(together.surroundings_intact());
@@ -611,8 +639,13 @@ TEST(Linear, plan_chooses_explains_and_refuses) {
   const auto plan = linear_bitmap::plan(*Problem::parse("linear_bitmap:bf16:64x64x4:0.5"));
   ASSERT_TRUE(plan.ok()) << plan.error().message;
   EXPECT_GT(plan->workspace_bytes, 0u);
-  EXPECT_EQ(linear_bitmap::plan(*Problem::parse("linear_bitmap:bf16:64x64x17:0.5")).error().code,
+  const auto many = *Problem::parse("linear_bitmap:bf16:64x64x17:0.5");
+  EXPECT_EQ(linear_bitmap::plan(many, device_with({"avx512_vbmi2"})).error().code,
             Code::kNotPossible);
+  const auto tiled =
+      linear_bitmap::plan(many, device_with({"avx512_vbmi2", "avx512_bf16", "amx_bf16"}));
+  ASSERT_TRUE(tiled.ok()) << tiled.error().message;
+  EXPECT_EQ(tiled->candidate->name, "cpu_amx_tiled_dot");
   EXPECT_EQ(linear_bitmap::plan(*Problem::parse("linear_bitmap:int8:64x64x1:0.5")).error().code,
             Code::kNotPossible);
   EXPECT_EQ(linear_nm::plan(*Problem::parse("linear_bitmap:bf16:64x64x1:0.5")).error().code,

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "lacuna/core/large_block.h"
 #include "lacuna/format/quantize.h"
 #include "lacuna/format/rows.h"
 #include "lacuna/kernels/linear_coded/linear_coded.h"
@@ -96,11 +97,11 @@ Contender from_list(const C& candidate, std::string layout,
     return candidate.supports(problem, Device::this_cpu());
   };
   contender.scratch_bytes = scratch_bytes;
-  contender.run = [run, scratch_bytes, workspace = std::make_shared<std::vector<std::byte>>()](
+  contender.run = [run, scratch_bytes, workspace = std::make_shared<LargeBlock>()](
                       const Problem& problem, const Packed& weight, const at::Tensor& x,
                       at::Tensor& y) {
     if (!y.defined()) y = at::empty({problem.tokens, problem.outputs}, x.options());
-    workspace->resize(scratch_bytes(problem));
+    if (workspace->size() < scratch_bytes(problem)) *workspace = LargeBlock(scratch_bytes(problem));
     run(problem, weight,
         format::RowProduct{.dtype = problem.activations,
                            .tokens = problem.tokens,
@@ -317,8 +318,8 @@ Contender torch_dynamic_int8() {
   return contender;
 }
 
-/// model::Linear with more tokens than the kernels take: expands the weight into the scratch that
-/// all layers share, then takes the dense product.
+/// model::Linear with more tokens than a machine's kernels take: expands the weight into the
+/// scratch that all layers share, then takes the dense product.
 class CompactLinear : public Packed {
  public:
   static Result<std::unique_ptr<Packed>> pack(const Weight& weight) {
@@ -349,7 +350,7 @@ Contender expanded() {
   };
   contender.pack = CompactLinear::pack;
   contender.run = [](const Problem&, const Packed& weight, const at::Tensor& x, at::Tensor& y) {
-    y = static_cast<const CompactLinear&>(weight).linear().forward(x);
+    y = static_cast<const CompactLinear&>(weight).linear().multiply_expanded(x);
   };
   contender.scratch_bytes = [](const Problem& problem) {
     return static_cast<size_t>(problem.outputs * problem.inputs) * size_bytes(problem.activations);

@@ -5,8 +5,28 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace lacuna {
+namespace {
+
+#if defined(__x86_64__)
+/// Tiles are 8 KiB of state a thread, which Linux keeps only for processes that asked for it.
+bool may_use_tiles() {
+#if defined(__linux__)
+  constexpr long kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+  constexpr long kTileData = 18;               // XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
+
+}  // namespace
 
 std::vector<std::string> CpuFeatures::list() const {
   std::vector<std::string> names;
@@ -15,7 +35,8 @@ std::vector<std::string> CpuFeatures::list() const {
   };
   add(avx2, "avx2"), add(fma, "fma"), add(f16c, "f16c"), add(avx512, "avx512");
   add(avx512_vbmi2, "avx512_vbmi2"), add(avx512_bf16, "avx512_bf16"),
-      add(avx512_vnni, "avx512_vnni"), add(avx_vnni, "avx_vnni"), add(gfni, "gfni");
+      add(avx512_vnni, "avx512_vnni"), add(avx_vnni, "avx_vnni"), add(gfni, "gfni"),
+      add(amx_bf16, "amx_bf16");
   return names;
 }
 
@@ -35,6 +56,9 @@ const CpuFeatures& cpu_features() {
     unsigned a, b, c, d;
     if (__get_cpuid_count(7, 1, &a, &b, &c, &d)) f.avx_vnni = f.avx2 && (a >> 4 & 1);
     if (__get_cpuid(1, &a, &b, &c, &d)) f.f16c = f.avx2 && (c & bit_F16C);
+    constexpr unsigned kAmxBF16 = 1u << 22, kAmxTile = 1u << 24;  // of leaf 7
+    if (f.avx512 && __get_cpuid_count(7, 0, &a, &b, &c, &d))
+      f.amx_bf16 = (d & kAmxBF16) && (d & kAmxTile) && may_use_tiles();
     char brand[49] = {};
     for (unsigned leaf = 0; leaf < 3; ++leaf) {
       if (!__get_cpuid(0x80000002u + leaf, &a, &b, &c, &d)) break;

@@ -13,6 +13,7 @@ struct CpuFeatures {
   bool avx512_vbmi2 = false, avx512_bf16 = false, avx512_vnni = false;
   bool avx_vnni = false;  ///< vpdpbusd in 256 bits, without AVX-512
   bool gfni = false;
+  bool amx_bf16 = false;  ///< and its tiles; the system has permitted them to this process
   std::vector<std::string> list() const;
 };
 

@@ -1,23 +1,31 @@
-// How a Linear calls a kernel that was planned for each number of tokens.
+// How a Linear calls a kernel with the plan for its number of tokens.
 #pragma once
 
 #include <optional>
 #include <vector>
 
+#include "lacuna/core/large_block.h"
 #include "lacuna/format/row_product.h"
 #include "lacuna/model/torch.h"
 
 namespace lacuna::model {
 
-/// Calls run(plan, product, workspace) with the plan for the product's tokens; the workspace has
-/// plan.workspace_bytes.
+/// Calls run(plan, product, workspace); the workspace has plan.workspace_bytes.
+template <class Plan, class Run>
+void run_planned(const Plan& plan, const format::RowProduct& product, Run run) {
+  static thread_local LargeBlock workspace;  // grows to the largest plan and stays
+  if (workspace.size() < plan.workspace_bytes) {
+    workspace = {};  // give the old one back first
+    workspace = LargeBlock(plan.workspace_bytes);
+  }
+  run(plan, product, workspace.data());
+}
+
+/// The same with the plan for the product's tokens.
 /// @param plans  for 1, 2, ... tokens; there are at least product.tokens of them
 template <class Plan, class Run>
 void run_few_tokens(const format::RowProduct& product, const std::vector<Plan>& plans, Run run) {
-  const Plan& plan = plans[static_cast<size_t>(product.tokens - 1)];
-  static thread_local std::vector<std::byte> workspace;  // grows to the largest plan and stays
-  if (workspace.size() < plan.workspace_bytes) workspace.resize(plan.workspace_bytes);
-  run(plan, product, workspace.data());
+  run_planned(plans[static_cast<size_t>(product.tokens - 1)], product, run);
 }
 
 /// x [..., in] -> [..., outputs] through `run`, which fills a product's y.

@@ -91,8 +91,8 @@ double sparsity_of(const CompactMatrix& matrix) {
 
 }  // namespace
 
-/// The kernels that take up to format::kMaxTokens tokens to the rows of a weight in host memory,
-/// planned once.
+/// The kernels that take tokens to the rows of a weight in host memory: up to format::kMaxTokens
+/// planned once, more when they come.
 class Linear::RowKernels {
  public:
   /// @param rows  in the form that the problem's operation takes
@@ -100,6 +100,7 @@ class Linear::RowKernels {
                                                         kernels::Problem problem) {
     LACUNA_TRY(const auto* operation, kernels::find_linear_operation(problem.operation));
     auto kernels = std::make_shared<RowKernels>();
+    kernels->operation_ = operation;
     kernels->rows_ = rows;
     for (; problem.tokens <= format::kMaxTokens; ++problem.tokens) {
       LACUNA_TRY(auto plan, operation->plan(problem, kernels::Device::this_cpu()));
@@ -108,25 +109,32 @@ class Linear::RowKernels {
     return std::shared_ptr<const RowKernels>(std::move(kernels));
   }
 
-  /// @param product  in the dtype that was planned for, at most kMaxTokens tokens
-  void run(const format::RowProduct& product, const Executor& executor) const {
-    run_few_tokens(
-        product, plans_,
-        [&](const kernels::LinearPlan& plan, const format::RowProduct& operands, void* workspace) {
-          plan.candidate->run(rows_, operands, workspace, executor);
-        });
+  /// What takes so many tokens of this type, or null: no kernel does without a dense copy.
+  /// @param many  holds the plan for more than kMaxTokens
+  const kernels::LinearPlan* plan_for(DType dtype, int64_t tokens,
+                                      std::optional<kernels::LinearPlan>& many) const {
+    if (tokens <= 0 || dtype != decode_problem().activations) return nullptr;
+    if (tokens <= format::kMaxTokens) return &plans_[static_cast<size_t>(tokens - 1)];
+    kernels::Problem problem = decode_problem();
+    problem.tokens = tokens;
+    auto plan = operation_->plan(problem, kernels::Device::this_cpu());
+    if (!plan.ok()) return nullptr;
+    return &many.emplace(std::move(plan).value());
+  }
+
+  void run(const kernels::LinearPlan& plan, const format::RowProduct& product,
+           const Executor& executor) const {
+    run_planned(plan, product,
+                [&](const kernels::LinearPlan& of, const format::RowProduct& operands,
+                    void* workspace) { of.candidate->run(rows_, operands, workspace, executor); });
   }
 
   const kernels::Problem& decode_problem() const { return plans_.front().problem; }
 
-  bool takes(DType dtype, int64_t tokens) const {
-    return tokens > 0 && tokens <= format::kMaxTokens &&
-           dtype == plans_.front().problem.activations;
-  }
-
   int64_t rows() const { return rows_.rows; }
 
  private:
+  const kernels::LinearOperation* operation_ = nullptr;
   format::RowsView rows_;
   std::vector<kernels::LinearPlan> plans_;  // for 1, 2, ... tokens
 };
@@ -209,10 +217,10 @@ Result<Linear> Linear::compact(CompactMatrix weight, std::optional<at::Tensor> b
     if (problem.operation == kernels::linear_csr::kOperation) {
       LACUNA_TRY(compact->slices, kernels::linear_csr::Slices::pack(matrix, torch_executor()));
       keep_sizes_alone();
-      LACUNA_TRY(linear.few_tokens_, RowKernels::plan(compact->slices->view(), problem));
+      LACUNA_TRY(linear.row_kernels_, RowKernels::plan(compact->slices->view(), problem));
     } else {
       LACUNA_TRY(compact->rows, format::CompactRows::make(matrix));
-      LACUNA_TRY(linear.few_tokens_, RowKernels::plan(compact->rows->view(), problem));
+      LACUNA_TRY(linear.row_kernels_, RowKernels::plan(compact->rows->view(), problem));
     }
   }
   linear.compact_ = std::move(compact);
@@ -368,11 +376,18 @@ at::Tensor Linear::multiply(const at::Tensor& x) const {
   if (gpu_) return gpu_->multiply(x, bias_);
   if (compact_ && compact_->packed) return compact_->packed->multiply(x, bias_);
   if (compact_ && compact_->coded) return compact_->coded->multiply(x, bias_);
-  if (few_tokens_ && !x.requires_grad() &&
-      few_tokens_->takes(dtype_of(x.scalar_type()), x.numel() / std::max<int64_t>(1, x.size(-1))))
-    return multiply_few_tokens(
-        x, bias_, few_tokens_->rows(),
-        [&](const format::RowProduct& product) { few_tokens_->run(product, torch_executor()); });
+  std::optional<kernels::LinearPlan> many;
+  if (row_kernels_ && !x.requires_grad())
+    if (const auto* plan = row_kernels_->plan_for(
+            dtype_of(x.scalar_type()), x.numel() / std::max<int64_t>(1, x.size(-1)), many))
+      return multiply_few_tokens(x, bias_, row_kernels_->rows(),
+                                 [&](const format::RowProduct& product) {
+                                   row_kernels_->run(*plan, product, torch_executor());
+                                 });
+  return multiply_expanded(x);
+}
+
+at::Tensor Linear::multiply_expanded(const at::Tensor& x) const {
   return at::linear(x, compact_ ? compact_->expanded() : dense_, bias_);
 }
 
@@ -389,8 +404,10 @@ void Linear::forward_into(const void* x, int64_t tokens, void* y, const Executor
                                      .bias = bias_ ? bias_->const_data_ptr() : nullptr};
     if (compact_ && compact_->coded && tokens <= kernels::linear_coded::kMaxTokens)
       return compact_->coded->run(product, executor);
-    if (few_tokens_ && few_tokens_->takes(product.dtype, tokens))
-      return few_tokens_->run(product, executor);
+    std::optional<kernels::LinearPlan> many;
+    if (row_kernels_)
+      if (const auto* plan = row_kernels_->plan_for(product.dtype, tokens, many))
+        return row_kernels_->run(*plan, product, executor);
     view(y, {tokens, out_features()}, compute)
         .copy_(multiply(view(const_cast<void*>(x), {tokens, in_features()}, compute)));
   });
@@ -475,7 +492,7 @@ at::Tensor Linear::weight() const {
 
 void Linear::set_weight(at::Tensor weight) {
   compact_.reset();
-  few_tokens_.reset();
+  row_kernels_.reset();
   gpu_.reset();
   whole_.reset();
   dense_ = std::move(weight);
@@ -496,7 +513,7 @@ void Linear::set_weight(at::Tensor weight) {
       format::dense_rows(dense_.const_data_ptr(), dtype_of(dtype), dense_.size(0), dense_.size(1));
   auto plan = RowKernels::plan(
       view, decode_problem_of({}, view.dtype, view.rows, view.columns, 0.0, {at::kCPU, dtype}));
-  if (plan.ok()) few_tokens_ = std::move(plan).value();
+  if (plan.ok()) row_kernels_ = std::move(plan).value();
 }
 
 bool Linear::is_compact() const { return compact_ != nullptr || in_packed_whole(); }
@@ -510,8 +527,8 @@ int64_t Linear::in_features() const {
 }
 
 std::optional<kernels::Problem> Linear::decode_problem() const {
-  if (!few_tokens_) return std::nullopt;
-  return few_tokens_->decode_problem();
+  if (!row_kernels_) return std::nullopt;
+  return row_kernels_->decode_problem();
 }
 
 size_t Linear::weight_bytes() const {

@@ -27,11 +27,12 @@ struct LinearClock {
 void set_linear_clock(LinearClock* clock);
 
 /// y = x W^T + b. On the CPU up to 16 tokens run on the linear operations of kernels/, dense
-/// weights too; on a GPU up to 64 where liblacuna_cuda.so has a kernel for the weight (in bf16 on
-/// compute capability 9.0: 64 for 2:4, 4 for unstructured, 1 for dense weights). A compact weight
-/// stays compact in memory: more tokens, other codes and what no kernel takes expand it into a
-/// scratch shared by all layers and take the dense product. On a GPU a quantised weight is expanded
-/// once, when it is loaded, and is a dense one from then on.
+/// weights too, and any number where a kernel expands the weight tile by tile (bf16 with AMX); on a
+/// GPU up to 64 where liblacuna_cuda.so has a kernel for the weight (in bf16 on compute capability
+/// 9.0: 64 for 2:4, 4 for unstructured, 1 for dense weights). A compact weight stays compact in
+/// memory: more tokens, other codes and what no kernel takes expand it into a scratch shared by all
+/// layers and take the dense product. On a GPU a quantised weight is expanded once, when it is
+/// loaded, and is a dense one from then on.
 class Linear {
  public:
   Linear() = default;
@@ -54,9 +55,12 @@ class Linear {
 
   /// @param x [..., in] -> [..., out]
   at::Tensor forward(const at::Tensor& x) const;
-  /// The same on raw memory of the device, in the dtype of the computation and aligned to 16 bytes:
-  /// x [tokens, in] -> y [tokens, out]. On a CPU, where a kernel takes it, nothing allocates, locks
-  /// or asks torch after the first call of a thread. On a GPU it goes onto torch's current stream.
+  /// The same by the dense product whatever the tokens: a compact weight is expanded whole first.
+  at::Tensor multiply_expanded(const at::Tensor& x) const;
+  /// The same as forward() on raw memory of the device, in the dtype of the computation and aligned
+  /// to 16 bytes: x [tokens, in] -> y [tokens, out]. On a CPU, where a kernel takes it, nothing
+  /// allocates, locks or asks torch after the first call of a thread. On a GPU it goes onto torch's
+  /// current stream.
   /// @param executor  of a CPU
   void forward_into(const void* x, int64_t tokens, void* y, const Executor& executor) const;
   /// Whether forward_into() on a GPU allocates nothing once it has been called, so that what it
@@ -95,8 +99,8 @@ class Linear {
   std::shared_ptr<const Linear> whole_;  ///< of a slice
   int64_t first_ = 0, rows_ = 0;         ///< of a slice: its rows in the whole
   std::shared_ptr<const Compact> compact_;
-  std::shared_ptr<const RowKernels> few_tokens_;  ///< of whichever weight is set, or null
-  std::shared_ptr<const GpuWeight> gpu_;          ///< of a dense weight on a GPU, or null
+  std::shared_ptr<const RowKernels> row_kernels_;  ///< of whichever weight is set, or null
+  std::shared_ptr<const GpuWeight> gpu_;           ///< of a dense weight on a GPU, or null
   std::optional<at::Tensor> bias_;
 };
 

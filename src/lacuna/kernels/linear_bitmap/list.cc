@@ -3,14 +3,24 @@
 #include "lacuna/kernels/linear_bitmap/cuda_sm90_gap_limits.h"
 #include "lacuna/kernels/linear_bitmap/cuda_sm90_scatter_limits.h"
 #include "lacuna/kernels/linear_bitmap/linear_bitmap.h"
+#include "lacuna/kernels/tiled.h"
 
 namespace lacuna::kernels::linear_bitmap {
 namespace {
 
+Support right_pattern(const Problem& problem) {
+  return needs(problem.pattern.kind == format::PatternKind::kUnstructured,
+               "an unstructured pattern");
+}
+
 Support any_cpu(const Problem& problem, const Device& device) {
-  return Support::all({supports_rows(problem, device),
-                       needs(problem.pattern.kind == format::PatternKind::kUnstructured,
-                             "an unstructured pattern")});
+  return Support::all({supports_rows(problem, device), right_pattern(problem)});
+}
+
+/// From 13 tokens on the tiles are faster than one token after the other, whatever the sparsity.
+Support amx_tiled(const Problem& problem, const Device& device) {
+  return Support::all({tiled::supports_amx_dot(problem, device), right_pattern(problem),
+                       needs(problem.tokens >= 13, "13 tokens or more")});
 }
 
 /// Up to two tokens, float32 sums take no longer (the memory decides) and keep denormals.
@@ -60,7 +70,8 @@ Support scatter(const Problem& problem, const Device& device) {
 LinearCandidates& candidates() {
   static LinearCandidates list {
 #if defined(__x86_64__)
-    row_candidate<kAvx512ExpandDot>("cpu_avx512_expand_dot", dot),
+    tiled::candidate<tiled::run_amx_dot>("cpu_amx_tiled_dot", amx_tiled),
+        row_candidate<kAvx512ExpandDot>("cpu_avx512_expand_dot", dot),
         row_candidate<kAvx512ExpandFma>("cpu_avx512_expand_fma", avx512),
         row_candidate<kAvx2Shuffle>("cpu_avx2_shuffle", avx2),
 #endif

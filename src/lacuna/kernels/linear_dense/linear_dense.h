@@ -1,4 +1,4 @@
-// y[T,N] = x[T,K] · W[N,K]^T for up to 16 tokens, W dense: the honest baseline of decoding.
+// y[T,N] = x[T,K] · W[N,K]^T, W dense: the honest baseline of decoding.
 #pragma once
 
 #include "lacuna/format/rows.h"
@@ -17,7 +17,7 @@ Result<LinearPlan> plan(const Problem& problem, const Device& device = Device::t
 /// y[t,n] = sum_k W[n,k] x[t,k] (+ bias[n]): float32 sums, one rounding to the type of y.
 /// @shape x [T,K], y [T,N], bias [N]
 /// @dtype W f32, bf16, f16; x, y and bias f32, bf16, f16, any combination
-/// @limits 1 <= T <= 16, any N and K, no alignment
+/// @limits 1 <= T <= 16, with AMX and bf16 any T; any N and K, no alignment
 /// @cost 2 T N K flops; width N K + 2 T K + T N bytes
 /// @determinism as linear_bitmap
 /// @error as linear_bitmap

@@ -2,14 +2,22 @@
 #include "lacuna/kernels/linear_dense/cpu.h"
 #include "lacuna/kernels/linear_dense/cuda_sm90_stream_limits.h"
 #include "lacuna/kernels/linear_dense/linear_dense.h"
+#include "lacuna/kernels/tiled.h"
 
 namespace lacuna::kernels::linear_dense {
 namespace {
 
+Support right_pattern(const Problem& problem) {
+  return needs(problem.pattern.kind == format::PatternKind::kDense, "a dense weight");
+}
+
 Support any_cpu(const Problem& problem, const Device& device) {
-  return Support::all(
-      {supports_rows(problem, device),
-       needs(problem.pattern.kind == format::PatternKind::kDense, "a dense weight")});
+  return Support::all({supports_rows(problem, device), right_pattern(problem)});
+}
+
+Support amx_tiled(const Problem& problem, const Device& device) {
+  return Support::all({tiled::supports_amx_dot(problem, device), right_pattern(problem),
+                       needs(problem.tokens > format::kMaxTokens, "17 tokens or more")});
 }
 
 Support dot(const Problem& problem, const Device& device) {
@@ -41,7 +49,8 @@ Support stream(const Problem& problem, const Device& device) {
 LinearCandidates& candidates() {
   static LinearCandidates list {
 #if defined(__x86_64__)
-    row_candidate<kAvx512Dot>("cpu_avx512_dot", dot),
+    tiled::candidate<tiled::run_amx_dot>("cpu_amx_tiled_dot", amx_tiled),
+        row_candidate<kAvx512Dot>("cpu_avx512_dot", dot),
         row_candidate<kAvx512Fma>("cpu_avx512_fma", avx512),
         row_candidate<kAvx2Fma>("cpu_avx2_fma", avx2),
 #endif

@@ -1,4 +1,4 @@
-// y[T,N] = x[T,K] · W[N,K]^T for up to 16 tokens, W keep:of sparse (2:4 and any other), from the
+// y[T,N] = x[T,K] · W[N,K]^T, W keep:of sparse (2:4 and any other), from the
 // compact form.
 #pragma once
 
@@ -23,13 +23,13 @@ Result<format::CompactRows> pack(format::CompactMatrix weight);
 /// y[t,n] = sum_k W[n,k] x[t,k] (+ bias[n]): float32 sums, one rounding to the type of y.
 /// @shape x [T,K], y [T,N], bias [N]
 /// @dtype W f32, bf16, f16; x, y and bias f32, bf16, f16, any combination
-/// @limits 1 <= T <= 16, any N and K, no alignment
+/// @limits 1 <= T <= 16, with AMX and bf16 any T; any N and K, no alignment
 /// @cost 2 T N K flops; (1/8 + keep/of * width) N K + 2 T K + T N bytes
 /// @determinism with one candidate, the bits of an output depend on its row and token alone: not on
 /// the threads, nor on the other tokens of the call
 /// @error |y - exact| <= gamma(2 ceil(K/32) + 5) (|W||x| + |bias|) + one rounding to the type of y
-/// (AVX-512; the others have gamma(K/8 + 6)). Candidates named _dot take denormal weights and
-/// inputs as zero.
+/// (AVX-512; AMX has gamma(ceil(K/32) + 17), the others gamma(K/8 + 6)). Candidates named _dot take
+/// denormal weights and inputs as zero.
 /// @errors none: plan() has checked; `product` must agree with the problem of the plan
 void run(const LinearPlan& plan, const format::RowsView& rows, const format::RowProduct& product,
          void* workspace, const Executor& executor);

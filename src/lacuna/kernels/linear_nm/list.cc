@@ -2,14 +2,23 @@
 #include "lacuna/kernels/linear_nm/cpu.h"
 #include "lacuna/kernels/linear_nm/cuda_sm90_mma_sp_limits.h"
 #include "lacuna/kernels/linear_nm/linear_nm.h"
+#include "lacuna/kernels/tiled.h"
 
 namespace lacuna::kernels::linear_nm {
 namespace {
 
+Support right_pattern(const Problem& problem) {
+  return needs(problem.pattern.kind == format::PatternKind::kKeepOf, "a KEEP:OF pattern");
+}
+
 Support any_cpu(const Problem& problem, const Device& device) {
-  return Support::all(
-      {supports_rows(problem, device),
-       needs(problem.pattern.kind == format::PatternKind::kKeepOf, "a KEEP:OF pattern")});
+  return Support::all({supports_rows(problem, device), right_pattern(problem)});
+}
+
+/// From 13 tokens on the tiles are faster than one token after the other, whatever the sparsity.
+Support amx_tiled(const Problem& problem, const Device& device) {
+  return Support::all({tiled::supports_amx_dot(problem, device), right_pattern(problem),
+                       needs(problem.tokens >= 13, "13 tokens or more")});
 }
 
 /// Up to two tokens, float32 sums take no longer (the memory decides) and keep denormals.
@@ -52,7 +61,8 @@ Support mma_sp(const Problem& problem, const Device& device) {
 LinearCandidates& candidates() {
   static LinearCandidates list {
 #if defined(__x86_64__)
-    row_candidate<kAvx512FixedDot>("cpu_avx512_fixed_dot", fixed<16, dot>),
+    tiled::candidate<tiled::run_amx_dot>("cpu_amx_tiled_dot", amx_tiled),
+        row_candidate<kAvx512FixedDot>("cpu_avx512_fixed_dot", fixed<16, dot>),
         row_candidate<kAvx512FixedFma>("cpu_avx512_fixed_fma", fixed<16, avx512>),
         row_candidate<kAvx512CountDot>("cpu_avx512_count_dot", dot),
         row_candidate<kAvx512CountFma>("cpu_avx512_count_fma", avx512),

@@ -1,0 +1,38 @@
+#include "lacuna/kernels/tiled.h"
+
+#include "lacuna/kernels/tiled/layout.h"
+
+namespace lacuna::kernels::tiled {
+
+int most_threads() {
+  static const int cores = available_cores();
+  return cores;
+}
+
+size_t workspace_bytes(int64_t tokens, int64_t columns) {
+  return static_cast<size_t>(Layout(tokens, columns, most_threads()).bytes()) + 64;
+}
+
+Blocking Blocking::of(int64_t tokens, int64_t rows, int64_t columns, int threads) {
+  // Up to 64 tokens the memory decides, and gives whole rows fastest, if 32 of them fit in the
+  // second-level cache. With more, a short block of 32 rows stays in the first-level cache, x and
+  // the sums of a panel in the second; the more tokens, the more rows a panel needs lest x be read
+  // again too often.
+  Blocking blocking{kMostRows, 256, kMostTokens};
+  if (tokens <= 128) blocking = {256, 1024, kMostTokens};
+  if (tokens <= 64) blocking = {128, columns <= kMostColumns ? kMostColumns : 1024, kMostTokens};
+  while (blocking.rows > kPair && rows < blocking.rows * 4 * threads) blocking.rows /= 2;
+  blocking.columns = std::min(blocking.columns, ceil_div(columns, kColumns) * kColumns);
+  return blocking;
+}
+
+Support supports_amx_dot(const Problem& problem, const Device& device) {
+  const CpuFeatures& cpu = device.cpu;
+  return Support::all({needs(!device.gpu, "weights in host memory"),
+                       needs(cpu.amx_bf16 && cpu.avx512_vbmi2 && cpu.avx512_bf16,
+                             "AMX with bf16, AVX-512 VBMI2 and BF16"),
+                       needs(problem.values == Values::kBF16 && problem.activations == DType::kBF16,
+                             "bf16 values and bf16 activations")});
+}
+
+}  // namespace lacuna::kernels::tiled
