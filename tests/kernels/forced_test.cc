@@ -29,7 +29,10 @@ TEST(CheckForced, AcceptsWhatCanBeForcedAndNothing) {
 TEST(CheckForced, PinsATiledCandidateForManyTokensAndRefusesItForFew) {
   Device able;
   able.cpu.avx512_vbmi2 = able.cpu.avx512_bf16 = able.cpu.amx_bf16 = true;
+  int tiled = 0;
   for (const LinearOperation& operation : linear_operations()) {
+    if (operation.candidates().find("cpu_amx_tiled_dot") == nullptr) continue;
+    ++tiled;
     const char* pattern = operation.weight == format::PatternKind::kDense          ? ""
                           : operation.weight == format::PatternKind::kUnstructured ? ":0.5"
                                                                                    : ":2:4";
@@ -48,6 +51,7 @@ TEST(CheckForced, PinsATiledCandidateForManyTokensAndRefusesItForFew) {
     EXPECT_EQ(refused.error().code, Code::kNotPossible);
     EXPECT_THAT(refused.error().message, HasSubstr("tokens or more"));
   }
+  EXPECT_EQ(tiled, 3);
 }
 
 TEST(CheckForced, NamesAnUnknownOperationOrCandidate) {

@@ -137,8 +137,9 @@ Result<std::string> SparsityManager::select_kernel() const {
   const auto* operation = kernels::linear_operation_on_cpu(problem);
   problem.operation = operation->name;
   LACUNA_TRY(const auto plan, operation->plan(problem, kernels::Device::this_cpu()));
-  return fmt::format("{}:{} for {}; more than {} tokens: {}", operation->name, plan.candidate->name,
-                     problem.text(), format::kMaxTokens, kExpands);
+  return fmt::format(
+      "{}:{} for {}; more than {} tokens: a tiled kernel where one takes them, else {}",
+      operation->name, plan.candidate->name, problem.text(), format::kMaxTokens, kExpands);
 }
 
 Status SparsityManager::measure(const std::string& model, const std::string& dense,
