@@ -143,9 +143,10 @@ void Tool::action(CLI::App* verb, std::function<Status()> run) {
   verb->callback([this, verb, run = std::move(run)] {
     run_ = [this, verb, run]() -> Status {
       // With a journal beside it, it is a run to go on with: `prune` knows.
-      if (const auto out = outs_.find(verb);
-          out != outs_.end() && !overwrite_ && !prune::Journal::exists(*out->second))
-        LACUNA_CHECK(io::check_free(*out->second));
+      if (const auto given = outs_.find(verb); given != outs_.end() && !overwrite_) {
+        const std::filesystem::path out = io::folder_path(*given->second);
+        if (!prune::Journal::exists(out)) LACUNA_CHECK(io::check_free(out));
+      }
       if (verify_) LACUNA_CHECK(api::check_checksums(*models_.at(verb)));
       return run();
     };

@@ -1,5 +1,7 @@
 #include "lacuna/api/verify.h"
 
+#include <algorithm>
+
 #include "lacuna/cli/tool.h"
 
 namespace lacuna::cli {
@@ -44,12 +46,10 @@ void add_verify(Tool& tool) {
                  if (progress.step) progress.step("verify", done, total);
                }));
     std::string text;
-    const size_t shown = tool.verbose() ? report.violations.size() : kShown;
-    for (const std::string& violation : report.violations)
-      if (&violation - report.violations.data() < static_cast<std::ptrdiff_t>(shown))
-        text += violation + "\n";
-    if (report.violations.size() > shown)
-      text += fmt::format("... and {} more; -v lists all\n", report.violations.size() - shown);
+    const size_t all = report.violations.size(),
+                 shown = tool.verbose() ? all : std::min(all, kShown);
+    for (size_t i = 0; i < shown; ++i) text += report.violations[i] + "\n";
+    if (shown < all) text += fmt::format("... and {} more; -v lists all\n", all - shown);
     if (report.differs)
       text +=
           "SparseGPT updates the weights that it keeps; --against suits magnitude, Wanda and what "
