@@ -54,6 +54,7 @@
 #include <vector>
 
 #include "lacuna/kernels/cuda/sm90_async.h"
+#include "lacuna/kernels/cuda/sm90_device.h"
 
 namespace lacuna::kernels::linear_bitmap {
 namespace {
@@ -778,12 +779,8 @@ bool layout_ok(const GapLayout& l) {
          l.groups_per_block <= kMaxGroups && parts_of(l).bytes == l.packed_bytes;
 }
 
-cudaError_t multiprocessors(int* count) {
-  int device = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) {
-    error = cudaDeviceGetAttribute(count, cudaDevAttrMultiProcessorCount, device);
-  }
+cudaError_t usable_multiprocessors(int* count) {
+  const cudaError_t error = cuda::multiprocessors(count);
   if (error == cudaSuccess) *count = std::min(*count, kMostSms);
   return error;
 }
@@ -814,13 +811,7 @@ Params params_of(const void* packed, const GapLayout& layout) {
 
 const char* gap_refusal(std::int64_t n, std::int64_t k, int t, int device) {
   if (const char* reason = gap_shape_refusal(n, k, t)) return reason;
-  int major = 0, minor = 0;
-  if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess ||
-      cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) != cudaSuccess) {
-    return "no such device";
-  }
-  if (major != 9 || minor != 0) return "needs compute capability 9.0";
-  return nullptr;
+  return cuda::sm90_refusal(device);
 }
 
 std::size_t gap_scratch_bytes(std::int64_t n) { return scratch_parts(n).bytes; }
@@ -843,7 +834,7 @@ cudaError_t gap_measure(const void* dense, std::int64_t n, std::int64_t k, void*
   error = cudaMemcpyAsync(counts.data(), base + at.counts, n * sizeof(RowCount),
                           cudaMemcpyDeviceToHost, stream);
   int sms = 0;
-  if (error == cudaSuccess) error = multiprocessors(&sms);
+  if (error == cudaSuccess) error = usable_multiprocessors(&sms);
   if (error == cudaSuccess) error = cudaStreamSynchronize(stream);
   if (error != cudaSuccess) return error;
 

@@ -60,6 +60,7 @@
 #include <initializer_list>
 #include <vector>
 
+#include "lacuna/kernels/cuda/sm90_device.h"
 #include "lacuna/kernels/cuda/sm90_stream.cuh"
 
 namespace lacuna::kernels::linear_bitmap {
@@ -811,13 +812,7 @@ constexpr double kPairsFrom = 0.22;
 
 const char* scatter_refusal(std::int64_t n, std::int64_t k, int t, int device) {
   if (const char* reason = scatter_shape_refusal(n, k, t)) return reason;
-  int major = 0, minor = 0;
-  if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess ||
-      cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) != cudaSuccess) {
-    return "no such device";
-  }
-  if (major != 9 || minor != 0) return "needs compute capability 9.0";
-  return nullptr;
+  return cuda::sm90_refusal(device);
 }
 
 std::size_t scatter_scratch_bytes(std::int64_t n, std::int64_t k) {

@@ -28,6 +28,7 @@
 #include <algorithm>
 
 #include "lacuna/kernels/cuda/sm90_async.h"
+#include "lacuna/kernels/cuda/sm90_device.h"
 
 namespace lacuna::kernels::linear_dense {
 namespace {
@@ -220,11 +221,8 @@ Kernel find_kernel(int units) {
 int make_plan(const GpuLayout* layout, std::int64_t tokens, GpuPlan* plan) {
   const Shape shape = held<Shape>(layout);
   if (stream_shape_refusal(shape.n, shape.k, tokens) != nullptr) return cudaErrorInvalidValue;
-  int device = 0, multiprocessors = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) {
-    error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
-  }
+  int multiprocessors = 0;
+  const cudaError_t error = cuda::multiprocessors(&multiprocessors);
   if (error != cudaSuccess) return error;
   const Cut cut = cut_of(shape, multiprocessors);
   hold(plan, cut);

@@ -43,6 +43,7 @@
 #include <algorithm>
 #include <atomic>
 
+#include "lacuna/kernels/cuda/sm90_device.h"
 #include "lacuna/kernels/cuda/sm90_stream.cuh"
 
 namespace lacuna::kernels::linear_nm {
@@ -393,13 +394,7 @@ std::size_t mma_sp_workspace_bytes(std::int64_t, std::int64_t, int) { return 0; 
 
 const char* mma_sp_refusal(std::int64_t n, std::int64_t k, int t, int device) {
   if (const char* reason = mma_sp_shape_refusal(n, k, t)) return reason;
-  int major = 0, minor = 0;
-  if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess ||
-      cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) != cudaSuccess) {
-    return "no such device";
-  }
-  if (major != 9 || minor != 0) return "needs compute capability 9.0";
-  return nullptr;
+  return cuda::sm90_refusal(device);
 }
 
 std::size_t mma_sp_shared_bytes(const MmaSpPlan& plan) {
