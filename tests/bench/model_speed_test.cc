@@ -44,6 +44,33 @@ TEST(ModelSpeed, refusesMoreThanThePositions) {
   EXPECT_THAT(wrong.error().message, HasSubstr("positions"));
 }
 
+TEST(ModelSpeed, takesTurnsInAnOrderFromOutside) {
+  const auto decoder = testing::open_decoder(testing::demo_model_folder());
+  const std::vector<size_t> order = {1, 0, 1, 1};
+  size_t next = 0;
+  std::vector<size_t> done;
+  std::vector<double> second;
+  const ModelTurns turns = {
+      .next = [&] { return next < order.size() ? std::optional(order[next++]) : std::nullopt; },
+      .done =
+          [&](size_t model, const ModelTurn& turn) {
+            done.push_back(model);
+            if (model == 1) second.push_back(turn.decode_ms);
+          }};
+  const auto speeds =
+      must(time_models_by_turns({&decoder, &decoder, &decoder}, {.prompt = 3, .tokens = 2}, turns));
+  EXPECT_EQ(done, order);
+  EXPECT_EQ(speeds[0].decode_samples_ms.size(), 1u);
+  EXPECT_EQ(speeds[1].decode_samples_ms, second);
+  EXPECT_TRUE(speeds[2].decode_samples_ms.empty()) << "it had no turn";
+  EXPECT_EQ(speeds[2].decode_tokens_per_second, 0);
+
+  next = 0;
+  const auto wrong = time_models_by_turns({&decoder}, {.prompt = 3, .tokens = 2}, turns);
+  ASSERT_FALSE(wrong.ok());
+  EXPECT_EQ(wrong.error().code, Code::kUsage);
+}
+
 TEST(LinearClock, countsOnlyWhileItIsSet) {
   const auto linear = model::Linear::dense(at::ones({8, 8}), {});
   model::LinearClock clock;

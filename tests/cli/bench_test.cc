@@ -9,6 +9,7 @@ namespace lacuna::testing {
 namespace {
 using ::testing::AllOf;
 using ::testing::HasSubstr;
+using ::testing::MatchesRegex;
 using ::testing::Not;
 
 std::vector<json> lines_of(const Output& run) {
@@ -82,21 +83,68 @@ TEST(BenchModel, TimesTwoModelsInTurns) {
                        "--profile --threads 1 --json -q",
                        pruned("2:4").folder.string(), demo_model()))
           .report();
-  for (const char* speed : {"speed", "speed_against"}) {
-    EXPECT_GT(report[speed]["prefill_tokens_per_second"], 0.0);
-    EXPECT_GT(report[speed]["decode_tokens_per_second"], 0.0);
-    EXPECT_GT(report[speed]["decode_linear_share"], 0.0);
-    EXPECT_LT(report[speed]["decode_linear_share"], 1.0);
+  ASSERT_EQ(report["models"].size(), 2u);
+  const json &sparse = report["models"][0], &dense = report["models"][1];
+  for (const json& model : report["models"]) {
+    EXPECT_GT(model["prompt_tokens_per_second"], 0.0);
+    EXPECT_DOUBLE_EQ(model["tokens_per_second"], 1000 / model["tpot_ms"].get<double>());
+    EXPECT_LE(model["ttft_ms_p10"], model["ttft_ms_p90"]);
+    EXPECT_GT(model["decode_linear_share"], 0.0);
+    EXPECT_LT(model["decode_linear_share"], 1.0);
   }
-  EXPECT_LT(report["speed"]["weight_bytes"], report["speed_against"]["weight_bytes"]);
-  EXPECT_GT(report["decode_ratio"]["median"], 0.0);
-  EXPECT_GT(report["peak_memory_bytes"], 1e6);
+  EXPECT_EQ(report["baseline"], dense["name"]);
+  EXPECT_GT(sparse["speedup_decode"], 0.0);
+  EXPECT_GT(sparse["speedup_prefill"], 0.0);
+  EXPECT_FALSE(dense.contains("speedup_decode")) << "nobody is compared with itself";
+  EXPECT_DOUBLE_EQ(sparse["memory_saving"],
+                   1 - sparse["weight_bytes"].get<double>() / dense["weight_bytes"].get<double>());
+  EXPECT_GT(sparse["memory_saving"], 0.2);
+  EXPECT_GT(report["peak_bytes"], 1e6);
+  EXPECT_THAT(report["commit"].get<std::string>(), MatchesRegex("unknown|[0-9a-f]{12}(-dirty)?"));
   EXPECT_EQ(report["threads"], 1);
   const Output text =
       done("bench model " + demo_model() + " --tokens 2 --prompt 4 --repetitions 1");
   EXPECT_THAT(text.out, AllOf(HasSubstr("prefill"), HasSubstr("decode"), HasSubstr("of memory"),
                               Not(HasSubstr("linear layers"))));
   EXPECT_THAT(lacuna_tool("bench model --help").out, HasSubstr("Examples:"));
+}
+
+TEST(BenchModel, MakesVariantsOfAShapeInMemory) {
+  const std::string line =
+      "bench model --like opt-125m --tokens 1 --prompt 2 --repetitions 1 --json -q ";
+  const json report = done(line + "--pattern 2:4 --quantize int8 --compare dense block:32x32@0.75")
+                          .report();
+  ASSERT_EQ(report["models"].size(), 3u);
+  EXPECT_EQ(report["like"], "opt-125m");
+  EXPECT_EQ(report["models"][0]["name"], "2:4/int8");
+  EXPECT_EQ(report["models"][1]["name"], "dense");
+  EXPECT_EQ(report["models"][2]["name"], "block:32x32@0.75");
+  EXPECT_EQ(report["baseline"], "dense");
+  EXPECT_GT(report["models"][0]["memory_saving"], report["models"][2]["memory_saving"])
+      << "the embedding became int8 too";
+  EXPECT_FALSE(report["models"][1].contains("speedup_decode"));
+  const json alone = done(line).report();
+  EXPECT_EQ(alone["models"][0]["name"], "dense");
+  EXPECT_EQ(alone["models"][0]["weight_bytes"], report["models"][1]["weight_bytes"]);
+  EXPECT_FALSE(alone.contains("baseline"));
+}
+
+TEST(BenchModel, TakesTurnsFromStandardInput) {
+  const Output run = lacuna_tool("bench model " + demo_model() +
+                                     " --tokens 1 --prompt 2 --threads 1 --turns --json -q",
+                                 "0 0\n");
+  EXPECT_EQ(run.code, 0) << run.err;
+  const auto lines = lines_of(run);
+  ASSERT_EQ(lines.size(), 4u);
+  EXPECT_EQ(lines[0]["ready"], json::array({demo_model()}));
+  for (int turn : {1, 2}) {
+    EXPECT_EQ(lines[turn]["model"], 0);
+    EXPECT_GT(lines[turn]["tpot_ms"], 0.0);
+  }
+  EXPECT_GT(lines[3]["models"][0]["tokens_per_second"], 0.0);
+  const Output wrong = lacuna_tool("bench model " + demo_model() + " --tokens 1 --turns -q", "1");
+  EXPECT_EQ(wrong.code, 2);
+  EXPECT_THAT(wrong.err, HasSubstr("no such model"));
 }
 
 /// A cache folder with a measured table in it, and LACUNA_TUNE on, for one test.

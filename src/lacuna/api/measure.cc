@@ -48,51 +48,88 @@ Result<std::vector<Problem>> problems_of(const TuneJob& job) {
   return problems;
 }
 
-json summary_json(const bench::Summary& summary) {
-  return {{"median", summary.median}, {"p10", summary.p10}, {"p90", summary.p90}};
+Result<model::Decoder> decoder_of(const BenchModelJob::Source& source, const ComputeChoice& choice,
+                                  const JobProgress& progress) {
+  if (const auto* folder = std::get_if<fs::path>(&source)) return load_decoder(*folder, choice);
+  const auto& options = std::get<model::SynthOptions>(source);
+  LACUNA_TRY(const auto compute, resolve(choice, options.dtype));
+  if (progress.log) progress.log(fmt::format("making {} {}", options.like, options.variant()));
+  LACUNA_TRY(const auto checkpoint, model::synth_in_memory(options));
+  return model::Decoder::load(checkpoint, compute);
 }
 
-json speed_json(const bench::ModelSpeed& speed) {
-  json out = {{"prefill_ms", summary_json(speed.prefill_ms)},
-              {"decode_ms", summary_json(speed.decode_ms)},
-              {"prefill_tokens_per_second", speed.prefill_tokens_per_second},
-              {"decode_tokens_per_second", speed.decode_tokens_per_second},
+/// NAME, NAME_p10 and NAME_p90.
+void put(json& object, const std::string& name, const bench::Summary& summary) {
+  object[name] = summary.median;
+  object[name + "_p10"] = summary.p10;
+  object[name + "_p90"] = summary.p90;
+}
+
+json model_json(const BenchedModel& model) {
+  const bench::ModelSpeed& speed = model.speed;
+  json out = {{"name", model.name},
+              {"prompt_tokens_per_second", speed.prefill_tokens_per_second},
+              {"tokens_per_second", speed.decode_tokens_per_second},
               {"weight_bytes", speed.weight_bytes}};
+  put(out, "ttft_ms", speed.prefill_ms);
+  put(out, "tpot_ms", speed.decode_ms);
   if (speed.prefill_linear_share >= 0) {
     out["prefill_linear_share"] = speed.prefill_linear_share;
     out["decode_linear_share"] = speed.decode_linear_share;
   }
+  if (model.speedup_prefill) {
+    put(out, "speedup_prefill", *model.speedup_prefill);
+    put(out, "speedup_decode", *model.speedup_decode);
+    out["memory_saving"] = *model.memory_saving;
+  }
   return out;
+}
+
+void compare_with(const bench::ModelSpeed& baseline, BenchedModel& model) {
+  const bench::ModelSpeed& speed = model.speed;
+  model.speedup_prefill = bench::summarize(
+      bench::paired_ratios(baseline.prefill_samples_ms, speed.prefill_samples_ms));
+  model.speedup_decode =
+      bench::summarize(bench::paired_ratios(baseline.decode_samples_ms, speed.decode_samples_ms));
+  model.memory_saving = 1 - static_cast<double>(speed.weight_bytes) /
+                                static_cast<double>(baseline.weight_bytes);
 }
 
 }  // namespace
 
+std::string name_of(const BenchModelJob::Source& source) {
+  if (const auto* folder = std::get_if<fs::path>(&source)) return folder->string();
+  return std::get<model::SynthOptions>(source).variant();
+}
+
 Result<BenchModelReport> bench_model(const BenchModelJob& job, const JobProgress& progress) {
-  LACUNA_TRY(const auto decoder, load_decoder(job.model, job.choice));
-  std::vector<const model::Decoder*> decoders = {&decoder};
-  std::optional<model::Decoder> against;
-  if (job.against) {
-    ComputeChoice same = job.choice;
-    same.dtype = long_name(model::dtype_of(decoder.compute().dtype));
-    LACUNA_TRY(against, load_decoder(*job.against, same));
-    decoders.push_back(&*against);
+  if (job.models.empty())
+    return usage_error("bench model: no model (need at least one). Give one.");
+  std::vector<model::Decoder> decoders;
+  ComputeChoice choice = job.choice;
+  for (const auto& source : job.models) {
+    LACUNA_TRY(auto decoder, decoder_of(source, choice, progress));
+    choice.dtype = long_name(model::dtype_of(decoder.compute().dtype));
+    decoders.push_back(std::move(decoder));
   }
-  LACUNA_TRY(const auto speeds, bench::time_models(
-                                    decoders, job.options,
-                                    [&](int64_t done, int64_t total) {
-                                      if (progress.step) progress.step("repetitions", done, total);
-                                    },
-                                    progress.interrupted));
-  BenchModelReport report{.dtype = std::string(long_name(model::dtype_of(decoder.compute().dtype))),
-                          .device = decoder.compute().device.str(),
-                          .model = speeds.front(),
-                          .peak_memory_bytes = peak_memory_bytes()};
-  if (against) {
-    report.against = speeds.back();
-    report.prefill_ratio = bench::summarize(
-        bench::paired_ratios(report.against->prefill_samples_ms, report.model.prefill_samples_ms));
-    report.decode_ratio = bench::summarize(
-        bench::paired_ratios(report.against->decode_samples_ms, report.model.decode_samples_ms));
+  std::vector<const model::Decoder*> all;
+  for (const model::Decoder& decoder : decoders) all.push_back(&decoder);
+  const auto step = [&](int64_t done, int64_t total) {
+    if (progress.step) progress.step("repetitions", done, total);
+  };
+  LACUNA_TRY(const auto speeds,
+             job.turns ? bench::time_models_by_turns(all, job.options, *job.turns,
+                                                     progress.interrupted)
+                       : bench::time_models(all, job.options, step, progress.interrupted));
+  const model::Compute& compute = decoders.front().compute();
+  BenchModelReport report{.dtype = std::string(long_name(model::dtype_of(compute.dtype))),
+                          .device = compute.device.str(),
+                          .peak_bytes = peak_memory_bytes()};
+  if (job.baseline) report.baseline = name_of(job.models[*job.baseline]);
+  for (size_t i = 0; i < speeds.size(); ++i) {
+    report.models.push_back({.name = name_of(job.models[i]), .speed = speeds[i]});
+    if (job.baseline && i != *job.baseline)
+      compare_with(speeds[*job.baseline], report.models.back());
   }
   return report;
 }
@@ -102,13 +139,10 @@ json to_json(const BenchModelReport& report) {
   out["verb"] = "bench model";
   out["dtype"] = report.dtype;
   out["device"] = report.device;
-  out["speed"] = speed_json(report.model);
-  out["peak_memory_bytes"] = report.peak_memory_bytes;
-  if (report.against) {
-    out["speed_against"] = speed_json(*report.against);
-    out["prefill_ratio"] = summary_json(*report.prefill_ratio);
-    out["decode_ratio"] = summary_json(*report.decode_ratio);
-  }
+  out["peak_bytes"] = report.peak_bytes;
+  if (!report.baseline.empty()) out["baseline"] = report.baseline;
+  out["models"] = json::array();
+  for (const BenchedModel& model : report.models) out["models"].push_back(model_json(model));
   return out;
 }
 

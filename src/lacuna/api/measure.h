@@ -5,6 +5,7 @@
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
+#include <variant>
 #include <vector>
 
 #include "lacuna/api/jobs.h"
@@ -12,27 +13,40 @@
 #include "lacuna/bench/tune.h"
 #include "lacuna/core/status.h"
 #include "lacuna/kernels/select.h"
+#include "lacuna/model/synth.h"
 
 namespace lacuna::api {
 
 struct BenchModelJob {
-  std::filesystem::path model;
-  std::optional<std::filesystem::path> against;
+  /// A model folder, or random weights of a known shape, made in memory.
+  using Source = std::variant<std::filesystem::path, model::SynthOptions>;
+  std::vector<Source> models;
+  std::optional<size_t> baseline;  ///< the model that the others are compared with
   bench::ModelSpeedOptions options;
+  std::optional<bench::ModelTurns> turns;  ///< when the order comes from outside
   ComputeChoice choice;
 };
 
-struct BenchModelReport {
-  std::string dtype, device;
-  bench::ModelSpeed model;
-  std::optional<bench::ModelSpeed> against;
-  /// Time of `against` over time of `model`, the median over repetitions.
-  std::optional<bench::Summary> prefill_ratio, decode_ratio;
-  size_t peak_memory_bytes = 0;  ///< of this process, both models included
+/// How reports call it: the folder, or the variant: "unstructured@0.5/int8".
+std::string name_of(const BenchModelJob::Source& source);
+
+/// One of them; what compares it with the baseline is there if there is one.
+struct BenchedModel {
+  std::string name;
+  bench::ModelSpeed speed;
+  /// Time of the baseline over time of this, the median over repetitions.
+  std::optional<bench::Summary> speedup_prefill, speedup_decode;
+  std::optional<double> memory_saving;  ///< share of the baseline's weight bytes that this has less
 };
 
-/// Loads one or two models (both in the type that `choice` settles for the first) and times them in
-/// turns. @errors of loading, and of bench::time_models
+struct BenchModelReport {
+  std::string dtype, device, baseline;  ///< baseline: its name, or empty
+  std::vector<BenchedModel> models;     ///< in the order of the job
+  size_t peak_bytes = 0;                ///< of this process, all models included
+};
+
+/// Loads or makes the models, all in the type that `choice` settles for the first, and times them
+/// in turns. @errors of loading, of model::synth_in_memory and of bench::time_models
 Result<BenchModelReport> bench_model(const BenchModelJob& job, const JobProgress& progress = {});
 nlohmann::json to_json(const BenchModelReport& report);
 

@@ -8,6 +8,7 @@
 #include <limits>
 #include <map>
 #include <memory>
+#include <set>
 
 #include "lacuna/bench/stream_read.h"
 #include "lacuna/core/random.h"
@@ -136,6 +137,22 @@ double time_us(Entry& entry, const at::Tensor& x) {
   const std::chrono::duration<double, std::micro> us = std::chrono::steady_clock::now() - start;
   entry.last_y = std::move(y);
   return us.count();
+}
+
+/// Multiplies once by every copy of every layout, untimed: nothing that is timed meets memory for
+/// the first time.
+Status touch_all(std::vector<Entry>& entries, const at::Tensor& x,
+                 const std::atomic<bool>* interrupted) {
+  std::set<const Copies*> touched;
+  for (Entry& entry : entries) {
+    if (!touched.insert(entry.copies).second) continue;
+    for (size_t i = 0; i < entry.copies->count(); ++i) {
+      if (interrupted != nullptr && interrupted->load())
+        return Error{Code::kInterrupted, "interrupted"};
+      time_us(entry, x);
+    }
+  }
+  return {};
 }
 
 /// All take turns until the time is over; every other round in reverse, so that nobody always
@@ -286,6 +303,7 @@ Result<Comparison> compare(const std::vector<Problem>& problems, const CompareOp
 
   say(fmt::format("{}: copies", problems.front().text()));
   for (Entry& entry : entries) LACUNA_CHECK(add_copies(entry, options.rotated_bytes));
+  LACUNA_CHECK(touch_all(entries, x, interrupted));
   std::optional<StreamRead> read;
   if (options.stream_bytes > 0) {
     read.emplace(static_cast<size_t>(options.stream_bytes));

@@ -28,35 +28,28 @@ class Profile {
   model::LinearClock clock_;
 };
 
-Status time_once(const model::Decoder& decoder, const std::vector<int32_t>& prompt,
-                 const ModelSpeedOptions& options, const std::atomic<bool>* interrupted,
-                 Timings& timings) {
-  const Profile profile(options.profile);
-  double linear_prefill_ms = -1;  // until the first token
-  LACUNA_TRY(const auto generation,
-             model::generate_ids(
-                 decoder, prompt, {.max_new_tokens = options.tokens + 1, .ignore_eos = true}, {},
-                 [&](int32_t) {
-                   if (linear_prefill_ms < 0) linear_prefill_ms = profile.ms();
-                   return false;
-                 },
-                 interrupted));
-  if (generation.finish_reason == "interrupted") return Error{Code::kInterrupted, "interrupted"};
-  const auto later = static_cast<double>(options.tokens);
-  timings.prefill_ms.push_back(generation.ttft_ms);
-  timings.decode_ms.push_back(generation.tpot_ms);
-  timings.prefill_linear.push_back(linear_prefill_ms / generation.ttft_ms);
-  timings.decode_linear.push_back((profile.ms() - linear_prefill_ms) /
-                                  (generation.tpot_ms * later));
-  return {};
-}
+/// Models with the prompt that all of them read, and what they have taken.
+class Race {
+ public:
+  /// @errors as time_models
+  static Result<Race> prepare(const std::vector<const model::Decoder*>& decoders,
+                              const ModelSpeedOptions& options,
+                              const std::atomic<bool>* interrupted);
+  /// One prompt and one answer of a model. @param counts  false: to warm up
+  Result<ModelTurn> turn(size_t model, bool counts);
+  std::vector<ModelSpeed> speeds() const;
+  size_t models() const { return decoders_.size(); }
 
-}  // namespace
+ private:
+  std::vector<const model::Decoder*> decoders_;
+  ModelSpeedOptions options_;
+  const std::atomic<bool>* interrupted_ = nullptr;
+  std::vector<int32_t> prompt_;
+  std::vector<Timings> timings_;  // by model
+};
 
-Result<std::vector<ModelSpeed>> time_models(const std::vector<const model::Decoder*>& decoders,
-                                            const ModelSpeedOptions& options,
-                                            const std::function<void(int64_t, int64_t)>& step,
-                                            const std::atomic<bool>* interrupted) {
+Result<Race> Race::prepare(const std::vector<const model::Decoder*>& decoders,
+                           const ModelSpeedOptions& options, const std::atomic<bool>* interrupted) {
   int64_t vocab = decoders.front()->spec().vocab;
   for (const model::Decoder* decoder : decoders) {
     const io::DecoderSpec& spec = decoder->spec();
@@ -72,39 +65,95 @@ Result<std::vector<ModelSpeed>> time_models(const std::vector<const model::Decod
           "{} + {}; need at most {}). Shorten one.",
           options.prompt, options.tokens, spec.max_positions);
   }
-  std::vector<int32_t> prompt;
+  Race race;
+  race.decoders_ = decoders;
+  race.options_ = options;
+  race.interrupted_ = interrupted;
+  race.timings_.resize(decoders.size());
   for (int64_t i = 0; i < options.prompt; ++i)
-    prompt.push_back(static_cast<int32_t>(random_bits(options.seed, 0, static_cast<uint64_t>(i)) %
-                                          static_cast<uint64_t>(vocab)));
+    race.prompt_.push_back(
+        static_cast<int32_t>(random_bits(options.seed, 0, static_cast<uint64_t>(i)) %
+                             static_cast<uint64_t>(vocab)));
+  return race;
+}
 
-  std::vector<Timings> timings(decoders.size());
-  for (int64_t repetition = -1; repetition < options.repetitions; ++repetition)
-    for (size_t i = 0; i < decoders.size(); ++i) {
-      // Every other repetition in reverse, so that neither always follows the other.
-      const size_t turn = repetition % 2 == 0 ? i : decoders.size() - 1 - i;
-      Timings warm_up;
-      LACUNA_CHECK(time_once(*decoders[turn], prompt, options, interrupted,
-                             repetition < 0 ? warm_up : timings[turn]));
-      if (step && i + 1 == decoders.size()) step(repetition + 2, options.repetitions + 1);
-    }
+Result<ModelTurn> Race::turn(size_t model, bool counts) {
+  const Profile profile(options_.profile);
+  double linear_prefill_ms = -1;  // until the first token
+  LACUNA_TRY(const auto generation,
+             model::generate_ids(*decoders_[model], prompt_,
+                                 {.max_new_tokens = options_.tokens + 1, .ignore_eos = true}, {},
+                                 [&](int32_t) {
+                                   if (linear_prefill_ms < 0) linear_prefill_ms = profile.ms();
+                                   return false;
+                                 },
+                                 interrupted_));
+  if (generation.finish_reason == "interrupted") return Error{Code::kInterrupted, "interrupted"};
+  if (counts) {
+    Timings& timings = timings_[model];
+    const auto later = static_cast<double>(options_.tokens);
+    timings.prefill_ms.push_back(generation.ttft_ms);
+    timings.decode_ms.push_back(generation.tpot_ms);
+    timings.prefill_linear.push_back(linear_prefill_ms / generation.ttft_ms);
+    timings.decode_linear.push_back((profile.ms() - linear_prefill_ms) /
+                                    (generation.tpot_ms * later));
+  }
+  return ModelTurn{generation.ttft_ms, generation.tpot_ms};
+}
 
+std::vector<ModelSpeed> Race::speeds() const {
   std::vector<ModelSpeed> speeds;
-  for (size_t i = 0; i < decoders.size(); ++i) {
-    ModelSpeed speed{.prefill_ms = summarize(timings[i].prefill_ms),
-                     .decode_ms = summarize(timings[i].decode_ms),
-                     .weight_bytes = decoders[i]->weight_bytes(),
-                     .prefill_samples_ms = timings[i].prefill_ms,
-                     .decode_samples_ms = timings[i].decode_ms};
-    speed.prefill_tokens_per_second =
-        1000 * static_cast<double>(options.prompt) / speed.prefill_ms.median;
-    speed.decode_tokens_per_second = 1000 / speed.decode_ms.median;
-    if (options.profile) {
-      speed.prefill_linear_share = summarize(timings[i].prefill_linear).median;
-      speed.decode_linear_share = summarize(timings[i].decode_linear).median;
+  for (size_t i = 0; i < decoders_.size(); ++i) {
+    ModelSpeed speed{.prefill_ms = summarize(timings_[i].prefill_ms),
+                     .decode_ms = summarize(timings_[i].decode_ms),
+                     .weight_bytes = decoders_[i]->weight_bytes(),
+                     .prefill_samples_ms = timings_[i].prefill_ms,
+                     .decode_samples_ms = timings_[i].decode_ms};
+    if (!timings_[i].decode_ms.empty()) {
+      speed.prefill_tokens_per_second =
+          1000 * static_cast<double>(options_.prompt) / speed.prefill_ms.median;
+      speed.decode_tokens_per_second = 1000 / speed.decode_ms.median;
+    }
+    if (options_.profile) {
+      speed.prefill_linear_share = summarize(timings_[i].prefill_linear).median;
+      speed.decode_linear_share = summarize(timings_[i].decode_linear).median;
     }
     speeds.push_back(std::move(speed));
   }
   return speeds;
+}
+
+}  // namespace
+
+Result<std::vector<ModelSpeed>> time_models(const std::vector<const model::Decoder*>& decoders,
+                                            const ModelSpeedOptions& options,
+                                            const std::function<void(int64_t, int64_t)>& step,
+                                            const std::atomic<bool>* interrupted) {
+  LACUNA_TRY(Race race, Race::prepare(decoders, options, interrupted));
+  for (int64_t repetition = -1; repetition < options.repetitions; ++repetition) {
+    for (size_t i = 0; i < race.models(); ++i) {
+      // Every other repetition in reverse, so that neither always follows the other.
+      const size_t turn = repetition % 2 == 0 ? i : race.models() - 1 - i;
+      LACUNA_CHECK(race.turn(turn, repetition >= 0));
+    }
+    if (step) step(repetition + 2, options.repetitions + 1);
+  }
+  return race.speeds();
+}
+
+Result<std::vector<ModelSpeed>> time_models_by_turns(
+    const std::vector<const model::Decoder*>& decoders, const ModelSpeedOptions& options,
+    const ModelTurns& turns, const std::atomic<bool>* interrupted) {
+  LACUNA_TRY(Race race, Race::prepare(decoders, options, interrupted));
+  for (size_t i = 0; i < race.models(); ++i) LACUNA_CHECK(race.turn(i, /*counts=*/false));
+  while (const auto model = turns.next()) {
+    if (*model >= race.models())
+      return usage_error("bench model: no such model (got {}; need 0 to {}).", *model,
+                         race.models() - 1);
+    LACUNA_TRY(const ModelTurn turn, race.turn(*model, /*counts=*/true));
+    turns.done(*model, turn);
+  }
+  return race.speeds();
 }
 
 }  // namespace lacuna::bench

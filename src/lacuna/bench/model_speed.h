@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -38,5 +39,23 @@ Result<std::vector<ModelSpeed>> time_models(
     const std::vector<const model::Decoder*>& decoders, const ModelSpeedOptions& options,
     const std::function<void(int64_t done, int64_t total)>& step = {},
     const std::atomic<bool>* interrupted = nullptr);
+
+/// What one model took for one prompt and one answer.
+struct ModelTurn {
+  double prefill_ms = 0, decode_ms = 0;
+};
+
+/// Someone else says whose turn it is, because other programs take theirs in between.
+struct ModelTurns {
+  /// The next model, or nothing: that was all.
+  std::function<std::optional<size_t>()> next;
+  std::function<void(size_t model, const ModelTurn& turn)> done;
+};
+
+/// The same in an order from outside, after one untimed turn of each model. `repetitions` has no
+/// say; a model that had no turn has no samples. @errors as time_models
+Result<std::vector<ModelSpeed>> time_models_by_turns(
+    const std::vector<const model::Decoder*>& decoders, const ModelSpeedOptions& options,
+    const ModelTurns& turns, const std::atomic<bool>* interrupted = nullptr);
 
 }  // namespace lacuna::bench

@@ -5,18 +5,20 @@
 
 #include <nlohmann/json.hpp>
 
+#include "lacuna/bench/commit.h"
 #include "lacuna/core/cpu.h"
 #include "lacuna/core/version.h"
 
 namespace lacuna::bench {
 
 Environment Environment::here() {
-  return {cpu_features().name, at::get_num_threads(), kVersion, TORCH_VERSION};
+  return {cpu_features().name, at::get_num_threads(), kVersion, TORCH_VERSION, built_from()};
 }
 
 nlohmann::json to_json(const Environment& environment) {
   return {{"machine", environment.machine},
           {"threads", environment.threads},
+          {"commit", environment.commit},
           {"versions", {{"lacuna", environment.lacuna}, {"libtorch", environment.libtorch}}}};
 }
 

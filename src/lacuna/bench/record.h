@@ -14,6 +14,7 @@ struct Environment {
   std::string machine;  ///< the processor's name
   int threads = 0;
   std::string lacuna, libtorch;  ///< versions
+  std::string commit;            ///< that this was built from; "-dirty": with changes besides
   static Environment here();
 };
 nlohmann::json to_json(const Environment& environment);

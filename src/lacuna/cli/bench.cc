@@ -1,20 +1,70 @@
+#include <iostream>
+#include <utility>
+
 #include "lacuna/api/measure.h"
 #include "lacuna/bench/compare.h"
 #include "lacuna/bench/record.h"
 #include "lacuna/cli/tool.h"
 #include "lacuna/kernels/linear.h"
+#include "lacuna/model/synth.h"
 #include "lacuna/report/table.h"
 
 namespace lacuna::cli {
 namespace {
+
+namespace fs = std::filesystem;
+
+/// Of `bench model`.
+struct ModelFlags {
+  fs::path model;
+  std::string against, like, pattern, quantize;
+  double sparsity = 0.5;
+  bool sparsity_given = false, turns = false;
+  std::vector<std::string> compare;
+  bench::ModelSpeedOptions options;
+  uint64_t seed = 0;
+};
+
+/// The variant that --pattern, --sparsity and --quantize name together.
+Result<std::string> variant_of(const ModelFlags& flags) {
+  model::SynthOptions options;
+  const bool sparse = !flags.pattern.empty() || flags.sparsity_given;
+  if (sparse) {
+    LACUNA_TRY(options.pattern,
+               sparse_pattern(flags.pattern.empty() ? "unstructured" : flags.pattern));
+    LACUNA_TRY(options.sparsity,
+               settle_sparsity(options.pattern, flags.sparsity, flags.sparsity_given));
+  }
+  if (!flags.quantize.empty()) {
+    LACUNA_TRY(options.quantization, format::Quantization::parse(flags.quantize));
+  }
+  return options.variant();
+}
+
+/// Refuses flags that have no say beside the others.
+Status check_flags(const ModelFlags& flags) {
+  if (flags.model.empty() == flags.like.empty())
+    return usage_error("MODEL: need one folder, or --like and no folder.");
+  const bool of_like = !flags.pattern.empty() || flags.sparsity_given || !flags.quantize.empty() ||
+                       !flags.compare.empty();
+  if (flags.like.empty() && of_like)
+    return usage_error(
+        "--like: --pattern, --sparsity, --quantize and --compare belong to it. A folder is "
+        "compared by --against.");
+  if (!flags.like.empty() && !flags.against.empty())
+    return usage_error("--against: names a folder. Beside --like use --compare.");
+  for (const std::string& variant : flags.compare)
+    LACUNA_CHECK(model::SynthOptions().as_variant(variant));
+  LACUNA_CHECK(variant_of(flags));
+  return {};
+}
 
 struct Flags {
   std::vector<std::string> problems;
   std::string cases;
   bench::CompareOptions options;
   bool quick = false, compare = false;
-  api::BenchModelJob model;
-  std::string against;
+  ModelFlags model;
 };
 
 Result<bool> parse_problem(const std::string& text) {
@@ -110,12 +160,13 @@ Status bench_problems(Tool& tool, Flags& flags) {
   return {};
 }
 
-std::string speed_line(const std::string& name, const bench::ModelSpeed& speed) {
+std::string speed_line(const api::BenchedModel& model) {
+  const bench::ModelSpeed& speed = model.speed;
   std::string line = fmt::format(
       "{}: prefill {:.1f} tokens/s, decode {:.1f} tokens/s ({:.2f} ms, p10 {:.2f}, p90 {:.2f}), "
       "weights {}\n",
-      name, speed.prefill_tokens_per_second, speed.decode_tokens_per_second, speed.decode_ms.median,
-      speed.decode_ms.p10, speed.decode_ms.p90,
+      model.name, speed.prefill_tokens_per_second, speed.decode_tokens_per_second,
+      speed.decode_ms.median, speed.decode_ms.p10, speed.decode_ms.p90,
       report::bytes_text(static_cast<double>(speed.weight_bytes)));
   if (speed.prefill_linear_share >= 0)
     line += fmt::format("  in the linear layers: {:.0f} % of prefill, {:.0f} % of decode\n",
@@ -123,29 +174,76 @@ std::string speed_line(const std::string& name, const bench::ModelSpeed& speed) 
   return line;
 }
 
-Status bench_model(Tool& tool, Flags& flags) {
-  api::BenchModelJob& job = flags.model;
-  if (!flags.against.empty()) job.against = flags.against;
+std::string comparison_line(const std::string& baseline, const api::BenchedModel& model) {
+  return fmt::format(
+      "ratio (time of {} / time of {}): prefill {:.2f}, decode {:.2f} ({:.2f} to {:.2f}); {:.0f} % "
+      "less memory for weights\n",
+      baseline, model.name, model.speedup_prefill->median, model.speedup_decode->median,
+      model.speedup_decode->p10, model.speedup_decode->p90, 100 * *model.memory_saving);
+}
+
+/// The models that the flags name, in the order in which they are reported.
+Status choose_models(const ModelFlags& flags, api::BenchModelJob& job) {
+  if (flags.like.empty()) {
+    job.models = {flags.model};
+    if (!flags.against.empty()) job.models.emplace_back(fs::path(flags.against));
+    if (!flags.against.empty()) job.baseline = 1;
+    return {};
+  }
+  const model::SynthOptions shape{.like = flags.like, .seed = flags.seed};
+  std::vector<std::string> variants = flags.compare;
+  const bool one = !flags.pattern.empty() || !flags.quantize.empty() || variants.empty();
+  if (one) {
+    LACUNA_TRY(const std::string variant, variant_of(flags));
+    variants.insert(variants.begin(), variant);
+  }
+  for (const std::string& text : variants) {
+    LACUNA_TRY(auto options, shape.as_variant(text));
+    job.models.emplace_back(std::move(options));
+  }
+  if (!flags.compare.empty()) job.baseline = one ? 1 : 0;
+  return {};
+}
+
+/// Turns by number from standard input, a line each; what a turn took goes to standard output.
+bench::ModelTurns turns_of(Tool& tool, const api::BenchModelJob& job) {
+  nlohmann::json names = nlohmann::json::array();
+  for (const auto& source : job.models) names.push_back(api::name_of(source));
+  bench::ModelTurns turns;
+  turns.next = [&tool, greeting = nlohmann::json{{"ready", std::move(names)}},
+                greeted = false]() mutable -> std::optional<size_t> {
+    if (!std::exchange(greeted, true)) tool.print(greeting, greeting.dump() + "\n");
+    size_t model = 0;
+    return std::cin >> model ? std::optional(model) : std::nullopt;
+  };
+  turns.done = [&tool](size_t model, const bench::ModelTurn& turn) {
+    const nlohmann::json line = {
+        {"model", model}, {"ttft_ms", turn.prefill_ms}, {"tpot_ms", turn.decode_ms}};
+    tool.print(line, line.dump() + "\n");
+  };
+  return turns;
+}
+
+Status bench_model(Tool& tool, ModelFlags& flags) {
+  flags.seed = tool.seed();
+  api::BenchModelJob job{.options = flags.options, .choice = tool.compute()};
   job.options.seed = tool.seed();
-  job.choice = tool.compute();
+  LACUNA_CHECK(choose_models(flags, job));
+  if (flags.turns) job.turns = turns_of(tool, job);
   LACUNA_TRY(const auto report, api::bench_model(job, tool.stoppable_progress()));
   auto json = to_json(report);
-  json["model"] = job.model.string();
+  if (!flags.like.empty()) json["like"] = flags.like;
   json["prompt"] = job.options.prompt;
   json["tokens"] = job.options.tokens;
   json["repetitions"] = job.options.repetitions;
-  std::string text = speed_line(job.model.string(), report.model);
-  if (report.against) {
-    json["against"] = flags.against;
-    text += speed_line(flags.against, *report.against);
-    text += fmt::format("ratio (time of {} / time of {}): prefill {:.2f}, decode {:.2f}\n",
-                        flags.against, job.model.string(), report.prefill_ratio->median,
-                        report.decode_ratio->median);
-  }
+  std::string text;
+  for (const auto& model : report.models) text += speed_line(model);
+  for (const auto& model : report.models)
+    if (model.speedup_decode) text += comparison_line(report.baseline, model);
   text += fmt::format(
       "{} on {}, {} prompt tokens, {} new ones, median of {}; at most {} of memory\n", report.dtype,
       report.device, job.options.prompt, job.options.tokens, job.options.repetitions,
-      report::bytes_text(static_cast<double>(report.peak_memory_bytes)));
+      report::bytes_text(static_cast<double>(report.peak_bytes)));
   tool.print(json, text);
   return {};
 }
@@ -174,35 +272,65 @@ void add_bench(Tool& tool) {
   auto* model =
       verb->add_subcommand("model", "Time a whole model: reading a prompt, writing text.");
   model->fallthrough();  // --json, --threads, ... belong to the verb
-  model->add_option("MODEL", flags.model.model, "model folder, dense or compact")->required();
-  model->add_option("--tokens", flags.model.options.tokens, "tokens to write after the first")
+  static ModelFlags& of_model = flags.model;
+  model->add_option("MODEL", of_model.model, "model folder, dense or compact");
+  model
+      ->add_option("--like", of_model.like,
+                   "instead of MODEL: random weights of this shape, made in memory")
+      ->check(CLI::IsMember(model::synth_names()));
+  model
+      ->add_option("--pattern", of_model.pattern,
+                   "with --like: unstructured, KEEP:OF or block:RxC; without it dense")
+      ->check(accepted_by(sparse_pattern));
+  auto* sparsity = model->add_option("--sparsity", of_model.sparsity, "with --like: share of zeros")
+                       ->check(between(0, 1))
+                       ->capture_default_str();
+  model
+      ->add_option("--quantize", of_model.quantize,
+                   "with --like: int8, int4, fp8 (gGROUP, z behind it), as `convert` does it")
+      ->check(accepted_by(format::Quantization::parse));
+  model
+      ->add_option("--compare", of_model.compare,
+                   "with --like: variants PATTERN[@SPARSITY][/CODE] that take turns, compared with "
+                   "the first of them")
+      ->expected(1, -1);
+  model->add_option("--tokens", of_model.options.tokens, "tokens to write after the first")
       ->check(between(1))
       ->capture_default_str();
-  model->add_option("--prompt", flags.model.options.prompt, "tokens to read")
+  model->add_option("--prompt", of_model.options.prompt, "tokens to read")
       ->check(between(1))
       ->capture_default_str();
   model
-      ->add_option("--repetitions", flags.model.options.repetitions,
+      ->add_option("--repetitions", of_model.options.repetitions,
                    "timed ones, after one that isn't")
       ->check(between(1))
       ->capture_default_str();
-  model->add_flag("--profile", flags.model.options.profile,
+  model->add_flag("--profile", of_model.options.profile,
                   "also print the share of the time that the linear layers take");
-  model->add_option("--against", flags.against,
+  model->add_option("--against", of_model.against,
                     "another model that takes turns with MODEL; prints the ratio");
+  model->add_flag("--turns", of_model.turns,
+                  "wait for numbers on standard input: the model (0, 1, ...) to run once next; for "
+                  "programs that alternate it with others");
   model->footer(
       "Examples:\n  lacuna bench model models/llama-50 --against models/llama\n"
-      "  lacuna bench model models/llama --prompt 512 --tokens 128 --profile");
+      "  lacuna bench model models/llama --prompt 512 --tokens 128 --profile\n"
+      "  lacuna bench model --like tinyllama-1.1b --pattern 2:4 --quantize int8\n"
+      "  lacuna bench model --like tinyllama-1.1b --compare dense unstructured@0.5 2:4/int8");
   // Checked while parsing, so that it is a usage error before anything is made.
-  verb->parse_complete_callback([verb, model] {
+  verb->parse_complete_callback([verb, model, sparsity] {
     const bool problems = !flags.problems.empty() || !flags.cases.empty();
     if (model->parsed() && problems)
       throw CLI::ValidationError("PROBLEM: `bench model` takes a model alone.");
     if (!model->parsed() && !problems && verb->parsed())
       throw CLI::RequiredError("PROBLEM or --cases or `model MODEL`");
+    of_model.sparsity_given = sparsity->count() > 0;
+    if (!model->parsed()) return;
+    if (const Status status = check_flags(of_model); !status.ok())
+      throw CLI::ValidationError(status.error().message);
   });
   tool.action(verb, [&tool, model]() -> Status {
-    return model->parsed() ? bench_model(tool, flags) : bench_problems(tool, flags);
+    return model->parsed() ? bench_model(tool, flags.model) : bench_problems(tool, flags);
   });
 }
 
