@@ -185,7 +185,10 @@ class Racers:
 
     def __init__(self, command, labels):
         self.labels, self.samples = labels, {label: {"ttft_ms": [], "tpot_ms": []} for label in labels}
-        self.process = subprocess.Popen([str(c) for c in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        # Everyone waits as it would by itself: a passive wait, say, slows llama.cpp.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+        self.process = subprocess.Popen([str(c) for c in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                                        env=environment)
         self.greeting = self.answer()
 
     def answer(self):
@@ -201,6 +204,16 @@ class Racers:
         for key, samples in self.samples[self.labels[index]].items():
             samples.append(answer[key])
 
+    def forget_round(self):
+        for kinds in self.samples.values():
+            for samples in kinds.values():
+                samples.pop()
+
+    def ticks(self):
+        """CPU time so far, user and system."""
+        fields = pathlib.Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[11]) + int(fields[12])
+
     def close(self):
         self.process.stdin.close()
         rest = self.process.stdout.read()
@@ -213,16 +226,44 @@ def summary(samples):
     return {"median": statistics.median(ordered), "p10": ordered[len(ordered) // 10], "p90": ordered[-1 - len(ordered) // 10]}
 
 
+def machine_ticks():
+    """What the machine's processors did so far: ticks of all, and ticks idle."""
+    fields = [int(field) for field in pathlib.Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    return sum(fields), fields[3] + fields[4]
+
+
+class Others:
+    """Share of the processors that went to others (stolen time too) since the last question."""
+
+    def __init__(self, racers):
+        self.racers, self.before = racers, None
+        self.share()
+
+    def share(self):
+        now = (*machine_ticks(), sum(one.ticks() for one in self.racers))
+        before, self.before = self.before or now, now
+        total, idle, own = (b - a for a, b in zip(before, now))
+        return (total - idle - own) / total if total else 0.0
+
+
 def run_rounds(racers, options):
+    """Rounds that count, and the others: those in which someone else took part of the machine."""
     turns = [(one, index) for one in racers for index in range(len(one.labels))]
     # Neighbours are of different processes: one of ours, one of theirs, ...
     turns.sort(key=lambda turn: turn[1])
-    start, rounds = time.monotonic(), 0
-    while rounds < options.rounds and (rounds < 3 or time.monotonic() - start < options.seconds):
-        for one, index in turns if rounds % 2 == 0 else reversed(turns):
+    start, rounds, dropped, others = time.monotonic(), 0, 0, Others(racers)
+    while rounds < options.rounds and (rounds + dropped < 3 or time.monotonic() - start < options.seconds):
+        for one, index in turns if (rounds + dropped) % 2 == 0 else reversed(turns):
             one.turn(index)
-        rounds += 1
-    return rounds
+        if others.share() > options.others:
+            dropped += 1
+            for one in racers:
+                one.forget_round()
+        else:
+            rounds += 1
+    if rounds == 0:
+        sys.exit(f"rivals: others were at work in every round ({dropped}). Measure on a quiet machine.")
+    return rounds, dropped
 
 
 def main():
@@ -236,6 +277,8 @@ def main():
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=15, help="at most")
     parser.add_argument("--seconds", type=float, default=120, help="no round begins later (but three are run)")
+    parser.add_argument("--others", type=float, default=0.05,
+                        help="share of the processors from which on a round in which others took it doesn't count")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--lacuna", default=ROOT / "build/release/lacuna")
@@ -261,19 +304,19 @@ def main():
                               "--turns", "--json", "-q"], options.ours))
     if files:
         racers.append(Racers([sys.executable, __file__, "--work", *files, *same], options.theirs))
-    rounds = run_rounds(racers, options)
+    rounds, dropped = run_rounds(racers, options)
     systems = [one.greeting.get("system") for one in racers]
     reports = [one.close() for one in racers]
     samples = {label: one.samples[label] for one in racers for label in one.labels}
     report = next((r for r in reports if r), {})
     where = {"machine": report.get("machine"), "threads": options.threads, "commit": report.get("commit"),
              "llama.cpp": next((s for s in systems if s), None), "prompt": options.prompt, "tokens": options.tokens,
-             "rounds": rounds, "shape": options.like or str(options.folder)}
+             "rounds": rounds, "dropped_rounds": dropped, "shape": options.like or str(options.folder)}
     weights = {model["name"]: model["weight_bytes"] for model in report.get("models", [])}
     weights |= {code: file.stat().st_size for code, file in zip(options.theirs, files)}
 
     print(f"{where['machine']}, {options.threads} threads, {where['shape']}, prompt {options.prompt}, "
-          f"{options.tokens} tokens, {rounds} rounds")
+          f"{options.tokens} tokens, {rounds} rounds ({dropped} disturbed ones don't count)")
     print(f"{'model':34} {'prompt tok/s':>12} {'tok/s':>8} {'ms/tok':>8} {'p10':>8} {'p90':>8} {'MB':>7}")
     lines = []
     for label, took in samples.items():
