@@ -133,7 +133,9 @@ class Llama:
     def __init__(self, file, options):
         import llama_cpp
         self.api, self.options = llama_cpp, options
-        self.model = llama_cpp.llama_model_load_from_file(str(file).encode(), llama_cpp.llama_model_default_params())
+        how = llama_cpp.llama_model_default_params()
+        how.use_extra_bufts = not options.plain
+        self.model = llama_cpp.llama_model_load_from_file(str(file).encode(), how)
         parameters = llama_cpp.llama_context_default_params()
         parameters.n_ctx = options.prompt + options.tokens + 16
         parameters.n_batch = parameters.n_ubatch = 512
@@ -282,6 +284,8 @@ def main():
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--lacuna", default=ROOT / "build/release/lacuna")
+    parser.add_argument("--plain", action="store_true",
+                        help="no repacked or AMX weights in llama.cpp: weaker than it can be, where those don't work")
     parser.add_argument("--prepare", action="store_true", help="make llama.cpp's files and stop")
     parser.add_argument("--work", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -303,20 +307,22 @@ def main():
         racers.append(Racers([options.lacuna, "bench", "model", *models, *same, "--dtype", options.dtype, "--device", "cpu",
                               "--turns", "--json", "-q"], options.ours))
     if files:
-        racers.append(Racers([sys.executable, __file__, "--work", *files, *same], options.theirs))
+        racers.append(Racers([sys.executable, __file__, "--work", *files, *same, *["--plain"] * options.plain],
+                             options.theirs))
     rounds, dropped = run_rounds(racers, options)
     systems = [one.greeting.get("system") for one in racers]
     reports = [one.close() for one in racers]
     samples = {label: one.samples[label] for one in racers for label in one.labels}
     report = next((r for r in reports if r), {})
-    where = {"machine": report.get("machine"), "threads": options.threads, "commit": report.get("commit"),
+    where = {"llama.cpp_plain": options.plain, "machine": report.get("machine"), "threads": options.threads, "commit": report.get("commit"),
              "llama.cpp": next((s for s in systems if s), None), "prompt": options.prompt, "tokens": options.tokens,
              "rounds": rounds, "dropped_rounds": dropped, "shape": options.like or str(options.folder)}
     weights = {model["name"]: model["weight_bytes"] for model in report.get("models", [])}
     weights |= {code: file.stat().st_size for code, file in zip(options.theirs, files)}
 
     print(f"{where['machine']}, {options.threads} threads, {where['shape']}, prompt {options.prompt}, "
-          f"{options.tokens} tokens, {rounds} rounds ({dropped} disturbed ones don't count)")
+          f"{options.tokens} tokens, {rounds} rounds ({dropped} disturbed ones don't count)"
+          + (", llama.cpp with plain buffers" if options.plain else ""))
     print(f"{'model':34} {'prompt tok/s':>12} {'tok/s':>8} {'ms/tok':>8} {'p10':>8} {'p90':>8} {'MB':>7}")
     lines = []
     for label, took in samples.items():
