@@ -112,8 +112,8 @@ TEST(BenchModel, TimesTwoModelsInTurns) {
 TEST(BenchModel, MakesVariantsOfAShapeInMemory) {
   const std::string line =
       "bench model --like opt-125m --tokens 1 --prompt 2 --repetitions 1 --json -q ";
-  const json report = done(line + "--pattern 2:4 --quantize int8 --compare dense block:32x32@0.75")
-                          .report();
+  const json report =
+      done(line + "--pattern 2:4 --quantize int8 --compare dense block:32x32@0.75").report();
   ASSERT_EQ(report["models"].size(), 3u);
   EXPECT_EQ(report["like"], "opt-125m");
   EXPECT_EQ(report["models"][0]["name"], "2:4/int8");
@@ -130,9 +130,9 @@ TEST(BenchModel, MakesVariantsOfAShapeInMemory) {
 }
 
 TEST(BenchModel, TakesTurnsFromStandardInput) {
-  const Output run = lacuna_tool("bench model " + demo_model() +
-                                     " --tokens 1 --prompt 2 --threads 1 --turns --json -q",
-                                 "0 0\n");
+  const Output run = lacuna_tool(
+      "bench model " + demo_model() + " --tokens 1 --prompt 2 --threads 1 --turns --json -q",
+      "0 0\n");
   EXPECT_EQ(run.code, 0) << run.err;
   const auto lines = lines_of(run);
   ASSERT_EQ(lines.size(), 4u);

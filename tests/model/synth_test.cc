@@ -51,9 +51,9 @@ TEST(SynthVariant, isReadAndWrittenBack) {
                            "2:4", "1:4/fp8", "block:32x32@0.9"})
     EXPECT_EQ(must(SynthOptions().as_variant(text)).variant(), text);
   EXPECT_DOUBLE_EQ(must(SynthOptions().as_variant("1:4")).sparsity, 0.75);
-  for (const char* text : {"", "unstructured", "unstructured@", "unstructured@x", "unstructured@1.5",
-                           "unstructured@nan", "2:4@0.5", "dense@0", "dense/", "dense/int9", "4:2",
-                           "block:32x32"}) {
+  for (const char* text :
+       {"", "unstructured", "unstructured@", "unstructured@x", "unstructured@1.5",
+        "unstructured@nan", "2:4@0.5", "dense@0", "dense/", "dense/int9", "4:2", "block:32x32"}) {
     const auto wrong = SynthOptions().as_variant(text);
     ASSERT_FALSE(wrong.ok()) << text;
     EXPECT_EQ(wrong.error().code, Code::kUsage) << text;

@@ -87,12 +87,12 @@ json model_json(const BenchedModel& model) {
 
 void compare_with(const bench::ModelSpeed& baseline, BenchedModel& model) {
   const bench::ModelSpeed& speed = model.speed;
-  model.speedup_prefill = bench::summarize(
-      bench::paired_ratios(baseline.prefill_samples_ms, speed.prefill_samples_ms));
+  model.speedup_prefill =
+      bench::summarize(bench::paired_ratios(baseline.prefill_samples_ms, speed.prefill_samples_ms));
   model.speedup_decode =
       bench::summarize(bench::paired_ratios(baseline.decode_samples_ms, speed.decode_samples_ms));
-  model.memory_saving = 1 - static_cast<double>(speed.weight_bytes) /
-                                static_cast<double>(baseline.weight_bytes);
+  model.memory_saving =
+      1 - static_cast<double>(speed.weight_bytes) / static_cast<double>(baseline.weight_bytes);
 }
 
 }  // namespace
@@ -118,9 +118,9 @@ Result<BenchModelReport> bench_model(const BenchModelJob& job, const JobProgress
     if (progress.step) progress.step("repetitions", done, total);
   };
   LACUNA_TRY(const auto speeds,
-             job.turns ? bench::time_models_by_turns(all, job.options, *job.turns,
-                                                     progress.interrupted)
-                       : bench::time_models(all, job.options, step, progress.interrupted));
+             job.turns
+                 ? bench::time_models_by_turns(all, job.options, *job.turns, progress.interrupted)
+                 : bench::time_models(all, job.options, step, progress.interrupted));
   const model::Compute& compute = decoders.front().compute();
   BenchModelReport report{.dtype = std::string(long_name(model::dtype_of(compute.dtype))),
                           .device = compute.device.str(),

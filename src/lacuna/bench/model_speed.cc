@@ -71,9 +71,8 @@ Result<Race> Race::prepare(const std::vector<const model::Decoder*>& decoders,
   race.interrupted_ = interrupted;
   race.timings_.resize(decoders.size());
   for (int64_t i = 0; i < options.prompt; ++i)
-    race.prompt_.push_back(
-        static_cast<int32_t>(random_bits(options.seed, 0, static_cast<uint64_t>(i)) %
-                             static_cast<uint64_t>(vocab)));
+    race.prompt_.push_back(static_cast<int32_t>(
+        random_bits(options.seed, 0, static_cast<uint64_t>(i)) % static_cast<uint64_t>(vocab)));
   return race;
 }
 
@@ -81,13 +80,14 @@ Result<ModelTurn> Race::turn(size_t model, bool counts) {
   const Profile profile(options_.profile);
   double linear_prefill_ms = -1;  // until the first token
   LACUNA_TRY(const auto generation,
-             model::generate_ids(*decoders_[model], prompt_,
-                                 {.max_new_tokens = options_.tokens + 1, .ignore_eos = true}, {},
-                                 [&](int32_t) {
-                                   if (linear_prefill_ms < 0) linear_prefill_ms = profile.ms();
-                                   return false;
-                                 },
-                                 interrupted_));
+             model::generate_ids(
+                 *decoders_[model], prompt_,
+                 {.max_new_tokens = options_.tokens + 1, .ignore_eos = true}, {},
+                 [&](int32_t) {
+                   if (linear_prefill_ms < 0) linear_prefill_ms = profile.ms();
+                   return false;
+                 },
+                 interrupted_));
   if (generation.finish_reason == "interrupted") return Error{Code::kInterrupted, "interrupted"};
   if (counts) {
     Timings& timings = timings_[model];

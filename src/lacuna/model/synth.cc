@@ -157,8 +157,8 @@ std::string SynthOptions::variant() const {
 Result<SynthReport> synth(const SynthOptions& options, const std::filesystem::path& out) {
   LACUNA_TRY(const Plan plan, plan_of(options));
   LACUNA_TRY(auto writer, io::CheckpointWriter::create(out, {.store = options.store}));
-  LACUNA_CHECK(make_weights(
-      options, plan.spec, [&](const std::string& name, const io::Weight& weight) {
+  LACUNA_CHECK(
+      make_weights(options, plan.spec, [&](const std::string& name, const io::Weight& weight) {
         return std::visit([&](const auto& held) { return writer.add(name, held); }, weight);
       }));
   LACUNA_CHECK(writer.finish(plan.config));
