@@ -187,7 +187,7 @@ class Racers:
 
     def __init__(self, command, labels):
         self.labels, self.samples = labels, {label: {"ttft_ms": [], "tpot_ms": []} for label in labels}
-        # Everyone waits as it would by itself: a passive wait, say, slows llama.cpp.
+        # Everyone waits as it would by itself: our tool sets what it wants, and llama.cpp has its own default.
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
         self.process = subprocess.Popen([str(c) for c in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                                         env=environment)
