@@ -4,6 +4,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <vector>
+
+#include "lacuna/core/bytes.h"
+#include "lacuna/core/executor.h"
 
 namespace lacuna {
 
@@ -24,5 +28,9 @@ class LargeBlock {
   std::unique_ptr<uint8_t, Free> data_;
   size_t size_ = 0;
 };
+
+/// A copy of the pieces, one after the other, in one such block.
+Bytes in_large_pages(const std::vector<Bytes>& pieces,
+                     const Executor& executor = Executor::serial());
 
 }  // namespace lacuna
