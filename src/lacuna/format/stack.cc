@@ -19,7 +19,7 @@ int64_t group_rows(const Pattern& pattern) {
 }
 
 /// One member of every part, one after the other.
-Bytes joined(const std::vector<CompactMatrix>& parts, Bytes CompactMatrix::* member,
+Bytes joined(const std::vector<CompactMatrix>& parts, Bytes CompactMatrix::*member,
              const Executor& executor) {
   std::vector<Bytes> pieces;
   for (const CompactMatrix& part : parts) pieces.push_back(part.*member);
@@ -27,7 +27,7 @@ Bytes joined(const std::vector<CompactMatrix>& parts, Bytes CompactMatrix::* mem
 }
 
 /// Running totals (i64, one more than groups), each part's continuing where the last one's ended.
-Bytes joined_offsets(const std::vector<CompactMatrix>& parts, Bytes CompactMatrix::* member) {
+Bytes joined_offsets(const std::vector<CompactMatrix>& parts, Bytes CompactMatrix::*member) {
   std::vector<int64_t> all;
   int64_t before = 0;
   for (const CompactMatrix& part : parts) {
@@ -55,11 +55,11 @@ std::optional<CompactMatrix> stack_rows(const std::vector<CompactMatrix>& parts,
                     .values_dtype = first.values_dtype,
                     .quantization = first.quantization};
   for (const CompactMatrix& part : parts) all.rows += part.rows;
-  for (Bytes CompactMatrix::* member :
+  for (Bytes CompactMatrix::*member :
        {&CompactMatrix::scales, &CompactMatrix::zero_points, &CompactMatrix::bitmap,
         &CompactMatrix::values, &CompactMatrix::block_columns})
     all.*member = joined(parts, member, executor);
-  for (Bytes CompactMatrix::* member : {&CompactMatrix::offsets, &CompactMatrix::block_offsets})
+  for (Bytes CompactMatrix::*member : {&CompactMatrix::offsets, &CompactMatrix::block_offsets})
     all.*member = joined_offsets(parts, member);
   return all;
 }

@@ -165,8 +165,6 @@ int64_t Linear::out_features() const { return weight_->rows(); }
 int64_t Linear::in_features() const { return weight_->columns(); }
 size_t Linear::weight_bytes() const { return weight_->bytes(); }
 
-std::optional<kernels::Problem> Linear::decode_problem() const {
-  return weight_->decode_problem();
-}
+std::optional<kernels::Problem> Linear::decode_problem() const { return weight_->decode_problem(); }
 
 }  // namespace lacuna::model

@@ -30,8 +30,8 @@ bool RowWeight::takes(const at::Tensor& weight) {
 
 Result<WeightPtr> RowWeight::dense(at::Tensor weight) {
   const Compute compute{at::kCPU, weight.scalar_type()};
-  const auto problem = decode_problem_of({}, dtype_of(compute.dtype), weight.size(0),
-                                         weight.size(1), 0.0, compute);
+  const auto problem =
+      decode_problem_of({}, dtype_of(compute.dtype), weight.size(0), weight.size(1), 0.0, compute);
   return planned(std::move(weight), problem, compute);
 }
 

@@ -10,9 +10,9 @@
 
 namespace lacuna::model {
 
-/// y = x W^T + b by the linear operations of kernels/: up to format::kMaxTokens tokens planned once,
-/// more where a kernel takes them (bf16 with AMX); else W is expanded into the scratch, unless it
-/// is dense, and takes the dense product.
+/// y = x W^T + b by the linear operations of kernels/: up to format::kMaxTokens tokens planned
+/// once, more where a kernel takes them (bf16 with AMX); else W is expanded into the scratch,
+/// unless it is dense, and takes the dense product.
 class RowWeight final : public Weight {
  public:
   /// Whether kernels walk such a tensor: on the CPU, contiguous, f32, bf16 or f16.
@@ -46,7 +46,7 @@ class RowWeight final : public Weight {
 
   Held held_;
   const kernels::LinearOperation* operation_ = nullptr;
-  format::RowsView view_;                    // into held_
+  format::RowsView view_;                   // into held_
   std::vector<kernels::LinearPlan> plans_;  // for 1, 2, ... tokens
 };
 
