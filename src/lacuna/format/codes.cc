@@ -125,6 +125,18 @@ void RowWalk::enter() {
                 : matrix_.bitmap.as<uint8_t>() + row_ * matrix_.bitmap_stride_bytes();
   if (matrix_.pattern.kind != PatternKind::kUnstructured) next_byte_ = row_ * row_bytes_;
   const int64_t begin = next_byte_;
+  if (matrix_.quantization.code != Code::kInt4) {  // nothing between the codes of a row
+    codes_ = count_bits(bitmap_, matrix_.bitmap_stride_bytes());
+    if (codes_ > 0 || row_bytes_ > 0) runs_.push_back({0, begin, codes_, codes_});
+    next_byte_ += codes_;
+  } else {
+    enter_chunks();
+  }
+  // What pads a keep:of row belongs to its last run.
+  if (row_bytes_ > 0 && !runs_.empty()) runs_.back().bytes += begin + row_bytes_ - next_byte_;
+}
+
+void RowWalk::enter_chunks() {
   for (int64_t chunk = 0; chunk * kCodeChunk < matrix_.columns; ++chunk) {
     const int64_t codes = chunk_bits(bitmap_, chunk, matrix_.columns);
     const int64_t bytes = code_bytes(matrix_.quantization.code, codes);
@@ -132,8 +144,6 @@ void RowWalk::enter() {
     next_byte_ += bytes;
     codes_ += codes;
   }
-  // What pads a keep:of row belongs to its last run.
-  if (row_bytes_ > 0 && !runs_.empty()) runs_.back().bytes += begin + row_bytes_ - next_byte_;
 }
 
 void RowWalk::enter_row_of_blocks() {

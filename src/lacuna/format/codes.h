@@ -45,6 +45,7 @@ class RowWalk {
 
  private:
   void enter();
+  void enter_chunks();
   void enter_row_of_blocks();
 
   const CompactMatrix& matrix_;
