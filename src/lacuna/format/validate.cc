@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <atomic>
 #include <bit>
+#include <cstring>
 
 #include "lacuna/core/half.h"
 #include "lacuna/format/codes.h"
@@ -205,23 +206,15 @@ const char* fault_of(Code code, uint8_t bits) {
   return nullptr;
 }
 
-/// Whether fault_of() finds nothing in a run, by loops that become vector code.
+/// Whether fault_of() finds nothing in a run, many codes at a time.
 bool codes_are_sound(Code code, const uint8_t* codes, int64_t count) {
-  bool broken = false;
   if (code == Code::kInt8)
-    for (int64_t i = 0; i < count; ++i) broken |= codes[i] == 0x80;
-  else if (code == Code::kFP8)
-    for (int64_t i = 0; i < count; ++i) broken |= (codes[i] & 0x7f) == 0x7f;
-  return !broken;
-}
-
-/// Is everything 0 in a run that is no code?
-bool padding_is_zero(Code code, const CodeRun& run, const std::byte* values) {
-  const std::byte* begin = values + run.first_byte;
-  const int64_t used = code_bytes(code, run.codes);
-  const bool half = code == Code::kInt4 && run.codes % 2 != 0;
-  return (!half || (begin[used - 1] & std::byte{0xf0}) == std::byte{}) &&
-         all_zero(begin + used, begin + run.bytes);
+    return count == 0 || std::memchr(codes, 0x80, static_cast<size_t>(count)) == nullptr;
+  uint8_t largest = 0;
+  if (code == Code::kFP8)
+    for (int64_t i = 0; i < count; ++i)
+      largest = std::max(largest, static_cast<uint8_t>(codes[i] & 0x7f));
+  return largest < 0x7f;
 }
 
 /// The column of a run's i-th code.
@@ -238,9 +231,10 @@ void check_scales(const CompactMatrix& m, int64_t first, int64_t last, Faults& f
   const auto scale = [&](int64_t i) {
     return read_unaligned<uint16_t>(m.scales.as<uint16_t>() + i);
   };
-  uint16_t largest = 0;
-  for (int64_t i = first * groups; i < last * groups; ++i) largest = std::max(largest, scale(i));
-  if (largest <= kLargest && !m.quantization.zero_points) return;
+  uint16_t signs = 0;  // of those above kLargest, in a form that becomes vector code
+  for (int64_t i = first * groups; i < last * groups; ++i)
+    signs |= static_cast<uint16_t>(scale(i) | (scale(i) + (0x7fff - kLargest)));
+  if (signs < 0x8000 && !m.quantization.zero_points) return;
   const int64_t width = m.quantization.group > 0 ? m.quantization.group : m.columns;
   for (int64_t i = first * groups; i < last * groups && !faults.full(); ++i) {
     if (scale(i) > kLargest)
@@ -257,15 +251,16 @@ void check_scales(const CompactMatrix& m, int64_t first, int64_t last, Faults& f
 /// Codes of the walk's row, and what pads them.
 void check_row_of_codes(const CompactMatrix& m, const RowWalk& walk, Faults& faults) {
   const Code code = m.quantization.code;
-  for (const CodeRun& run : walk.runs()) {
-    const uint8_t* codes = m.values.as<uint8_t>() + run.first_byte;
-    if (!codes_are_sound(code, codes, run.codes))
+  if (code != Code::kInt4)  // there, all of them may be
+    for (const CodeRun& run : walk.runs()) {
+      const uint8_t* codes = m.values.as<uint8_t>() + run.first_byte;
+      if (codes_are_sound(code, codes, run.codes)) continue;
       for (int64_t i = 0; i < run.codes; ++i)
         if (const char* what = fault_of(code, codes[i]))
           faults.add(walk.row(), column_of(walk, run, i), what);
-    if (!padding_is_zero(code, run, m.values.data()))
-      faults.add(walk.row(), m.columns, "bits behind the codes are not 0");
-  }
+    }
+  if (!padding_is_zero(m, walk))
+    faults.add(walk.row(), m.columns, "bits behind the codes are not 0");
 }
 
 /// Scales, zero points, codes and what pads them; mask and sizes of values are sound.

@@ -89,10 +89,10 @@ int64_t pack_chunk_portable(Code code, Masks kind, ChunkRows& rows, uint8_t* mas
 std::span<const ChunkPacker> chunk_packers() {
   static const ChunkPacker all[] = {
 #if defined(__x86_64__)
-      {"avx512", cpu_features().avx512_vbmi2 && cpu_features().avx512_vnni, pack_chunk_avx512},
-      {"avx2", cpu_features().avx2, pack_chunk_avx2},
+    {"avx512", cpu_features().avx512_vbmi2 && cpu_features().avx512_vnni, pack_chunk_avx512},
+    {"avx2", cpu_features().avx2, pack_chunk_avx2},
 #endif
-      {"portable", true, pack_chunk_portable},
+    {"portable", true, pack_chunk_portable},
   };
   return all;
 }

@@ -1,6 +1,6 @@
-// A chunk by bytes of its masks: the 8 codes that a byte may keep are spread to their columns by one
-// shuffle, their two lanes of 32 bits stored where the blocks have them, and each block is closed up
-// again by shuffles.
+// A chunk by bytes of its masks: the 8 codes that a byte may keep are spread to their columns by
+// one shuffle, their two lanes of 32 bits stored where the blocks have them, and each block is
+// closed up again by shuffles.
 #include <cstring>
 
 #include "lacuna/format/codes.h"
@@ -45,8 +45,8 @@ template <Code kCode>
 LACUNA_INLINE const uint8_t* as_bytes(const uint8_t* codes, uint8_t* room) {
   if constexpr (kCode == Code::kInt8) return codes;
   for (int half = 0; half < 2; ++half) {
-    const __m256i bytes = _mm256_cvtepu8_epi16(
-        _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes + 16 * half)));
+    const __m256i bytes =
+        _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes + 16 * half)));
     const __m256i apart = _mm256_and_si256(_mm256_or_si256(bytes, _mm256_slli_epi16(bytes, 4)),
                                            _mm256_set1_epi16(0x0f0f));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(room + 32 * half),
@@ -88,11 +88,11 @@ LACUNA_INLINE __m256i load32(const void* at) {
 /// Two codes a byte, the first one low: out [bytes], rounded up to 32.
 LACUNA_INLINE void together(const void* low, const void* high, int64_t bytes, void* out) {
   for (int64_t at = 0; at < bytes; at += 32) {
-    const __m256i mine = _mm256_and_si256(load32(static_cast<const uint8_t*>(low) + at),
-                                          _mm256_set1_epi8(15));
-    const __m256i other = _mm256_and_si256(
-        _mm256_slli_epi16(load32(static_cast<const uint8_t*>(high) + at), 4),
-        _mm256_set1_epi8(static_cast<char>(0xf0)));
+    const __m256i mine =
+        _mm256_and_si256(load32(static_cast<const uint8_t*>(low) + at), _mm256_set1_epi8(15));
+    const __m256i other =
+        _mm256_and_si256(_mm256_slli_epi16(load32(static_cast<const uint8_t*>(high) + at), 4),
+                         _mm256_set1_epi8(static_cast<char>(0xf0)));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(static_cast<uint8_t*>(out) + at),
                         _mm256_or_si256(mine, other));
   }
@@ -105,7 +105,8 @@ LACUNA_INLINE void add_lanes(const ChunkCodes& blocks, int64_t first, int32_t* s
     __m256i sum = _mm256_setzero_si256();
     for (int64_t b = first; b < first + kPairs; ++b)
       sum = _mm256_add_epi32(
-          sum, _mm256_madd_epi16(_mm256_maddubs_epi16(bytes, load32(blocks[b] + 32 * half)), words));
+          sum,
+          _mm256_madd_epi16(_mm256_maddubs_epi16(bytes, load32(blocks[b] + 32 * half)), words));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums + 8 * half), sum);
   }
 }
@@ -114,8 +115,7 @@ template <Code kCode>
 LACUNA_INLINE int64_t pack(Masks kind, ChunkRows& rows, uint8_t* masks, uint8_t* const out,
                            ChunkSums& sums) {
   alignas(32) ChunkCodes blocks;
-  for (int64_t r = 0; r < kTileRows; ++r)
-    take_row<kCode>(rows.masks[r], rows.codes[r], r, blocks);
+  for (int64_t r = 0; r < kTileRows; ++r) take_row<kCode>(rows.masks[r], rows.codes[r], r, blocks);
   add_lanes(blocks, 0, sums[0]);
   add_lanes(blocks, kPairs, sums[1]);
   uint64_t kept[kBlocks];

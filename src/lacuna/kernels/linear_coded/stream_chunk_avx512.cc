@@ -1,5 +1,5 @@
-// A chunk in 16 registers: every row's codes are expanded to their columns (vpexpandb), the 16 by 16
-// lanes of 32 bits transposed, so that a register is a block, and each block is compressed again
+// A chunk in 16 registers: every row's codes are expanded to their columns (vpexpandb), the 16 by
+// 16 lanes of 32 bits transposed, so that a register is a block, and each block is compressed again
 // (vpcompressb). Four-bit codes are taken apart before and put together after, 64 at a time.
 // g++ 12 warns of its own "undefined" operands inside its intrinsics.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
@@ -27,8 +27,8 @@ LACUNA_INLINE __m512i take_row(uint64_t mask, const uint8_t*& codes) {
     packed = _mm512_loadu_si512(codes);
     codes += kept;
   } else {
-    const __m512i bytes = _mm512_cvtepu8_epi16(
-        _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes)));
+    const __m512i bytes =
+        _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes)));
     const __m512i apart = _mm512_and_si512(_mm512_or_si512(bytes, _mm512_slli_epi16(bytes, 4)),
                                            _mm512_set1_epi16(0x0f0f));
     packed = _mm512_sub_epi8(apart, _mm512_set1_epi8(format::kInt4Zero));
@@ -78,8 +78,8 @@ LACUNA_INLINE uint8_t* append(uint8_t* out, uint64_t mask, __m512i codes) {
 /// Two codes a byte, the first one low.
 LACUNA_INLINE __m512i together(__m512i low, __m512i high) {
   const __m512i mine = _mm512_and_si512(low, _mm512_set1_epi8(15));
-  const __m512i shifted = _mm512_and_si512(_mm512_slli_epi16(high, 4),
-                                           _mm512_set1_epi8(static_cast<char>(0xf0)));
+  const __m512i shifted =
+      _mm512_and_si512(_mm512_slli_epi16(high, 4), _mm512_set1_epi8(static_cast<char>(0xf0)));
   return _mm512_or_si512(mine, shifted);
 }
 
@@ -131,8 +131,8 @@ LACUNA_INLINE int64_t pack(ChunkRows& rows, uint8_t* masks, uint8_t* const out, 
     for (int64_t at = highs; at < bytes; at += 64)
       _mm512_storeu_si512(codes[1] + at, _mm512_setzero_si512());
     for (int64_t at = 0; at < bytes; at += 64)
-      _mm512_storeu_si512(out + at, together(_mm512_load_si512(codes[0] + at),
-                                             _mm512_load_si512(codes[1] + at)));
+      _mm512_storeu_si512(
+          out + at, together(_mm512_load_si512(codes[0] + at), _mm512_load_si512(codes[1] + at)));
     return bytes;
   } else {
 #pragma GCC unroll 8

@@ -13,7 +13,7 @@ namespace lacuna::kernels::linear_coded {
 /// @param rows  [16], bit 4b + c: column c of block b
 /// @param blocks  [16], bit 4r + c: column c of row r
 static inline __attribute__((always_inline)) void transpose_masks(const uint64_t* rows,
-                                                                   uint64_t* blocks) {
+                                                                  uint64_t* blocks) {
   __m128i from[kPairs], to[kPairs];
   for (int i = 0; i < kPairs; ++i)
     from[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows + 2 * i));
