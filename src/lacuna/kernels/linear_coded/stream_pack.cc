@@ -99,6 +99,7 @@ class TileRows {
     const auto* values = matrix_.values.as<uint8_t>();
     const bool blocks = matrix_.pattern.kind == format::PatternKind::kBlock;
     const int64_t begin = walk.first_byte(), end = begin + walk.bytes();
+    if (!blocks && begin == end) return;
     if (!blocks && end + kCodeRoom <= static_cast<int64_t>(matrix_.values.size())) {
       rows_.codes[r] = values + begin;
       return;
