@@ -58,8 +58,16 @@ Status GpuWeight::pack(const at::Tensor& dense, const format::Pattern& pattern) 
   return {};
 }
 
+kernels::GpuPlan GpuWeight::plan(int64_t tokens) const {
+  if (tokens <= max_tokens()) return plans_[static_cast<size_t>(tokens - 1)];
+  kernels::GpuPlan made;
+  check(kernel_->plan(&layout_, tokens, &made), *kernel_, "plan");
+  return made;
+}
+
 bool GpuWeight::takes(const at::Tensor& x) const {
-  return x.numel() > 0 && x.numel() <= max_tokens() * columns_ &&
+  const int64_t tokens = x.numel() / columns_, many = kernel_->many_tokens(&layout_);
+  return tokens > 0 && (tokens <= max_tokens() || (many > 0 && tokens >= many)) &&
          x.scalar_type() == compute_.dtype && x.device() == packed_.device() && !x.requires_grad();
 }
 
@@ -78,7 +86,8 @@ at::Tensor GpuWeight::multiply(const at::Tensor& x, const std::optional<at::Tens
 }
 
 void GpuWeight::run(const void* x, int64_t tokens, void* y, void* workspace, bool overlap) const {
-  check(kernel_->run(&layout_, &plan(tokens), packed_.const_data_ptr(), x, y, workspace, overlap,
+  const kernels::GpuPlan cut = plan(tokens);
+  check(kernel_->run(&layout_, &cut, packed_.const_data_ptr(), x, y, workspace, overlap,
                      gpu_stream(compute_.device)),
         *kernel_, "run");
 }
