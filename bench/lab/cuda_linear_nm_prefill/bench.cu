@@ -278,7 +278,7 @@ static void compare(const char* shapes, const vector<int>& ts, const std::string
     bool cutlass_ready = false;
     for (int t : ts) {
       CB(gemm_ex(p.dense[0], p.x, p.ref, CUDA_R_32F, n, k, t));
-      const int runs = std::max(p.copies, std::min(60, (int)(4e9 / (2.0 * n * k * t / 7e5)) + 1));
+      const int runs = std::max(p.copies, std::min(30, (int)(4e9 / (2.0 * n * k * t / 7e5)) + 1));
       vector<Contender> all;
       auto add = [&](Contender c) {
         if (right(p, t, c)) all.push_back(std::move(c));

@@ -79,6 +79,13 @@ __device__ __forceinline__ Place place_of(const Params& p, int tile) {
   return {rest / width, band * p.band + rest % width};
 }
 
+// Of a tile. The last one begins earlier instead of reaching beyond T, and both it and the one
+// before write the same: to fill up a box with zeros takes the copy engine longer than to read it.
+template <class C>
+__device__ __forceinline__ int first_token(const Params& p, const Place& place) {
+  return max(min(place.token_block * C::kTokens, p.t - C::kTokens), 0);
+}
+
 // 64 rows x 64 columns of W in the registers of a warpgroup.
 struct Fragments {
   uint4 a[2];
@@ -92,7 +99,7 @@ __device__ __forceinline__ void produce_x(const Params& p, const CUtensorMap& ma
   constexpr int kShare = C::kTokens / kCluster;
   Turn<C::kXSlots> turn;
   for (int tile = first; tile < tiles; tile += step) {
-    const int token = place_of(p, tile).token_block * C::kTokens + rank * kShare;
+    const int token = first_token<C>(p, place_of(p, tile)) + rank * kShare;
     for (int column = 0; column < p.units * kUnitColumns; column += kSlotColumns, turn.next()) {
       cuda::barrier_wait(empty + 8 * turn.slot, turn.phase ^ 1);
       cuda::barrier_expect(full + 8 * turn.slot, C::kXBytes);
@@ -219,7 +226,7 @@ struct Consumer {
       }
       async_proxy_fence();
       barrier_of_group(1 + group);
-      const int token = place.token_block * C::kTokens + c * C::kChunkTokens;
+      const int token = first_token<C>(p, place) + c * C::kChunkTokens;
       if (leader) {
         if (row < p.n && token < p.t) tile_store(map, row, token, buffer);
         stores_commit();
