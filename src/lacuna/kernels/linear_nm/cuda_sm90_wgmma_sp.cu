@@ -1,6 +1,23 @@
 // The idea: wgmma.sp takes its sparse operand from registers in the very order in which
 // cuda_sm90_mma_sp packs it (four warps, each 16 rows; the metadata in the same lanes), so many
 // tokens read the weights that few tokens read: nothing is expanded or laid out anew.
+//
+// A block, one on each multiprocessor, walks over tiles of 128 rows x 256 (or 128) tokens:
+//
+//   warpgroup 0, 1   64 rows each: fragments of W from a stage into registers, wgmma.sp with a slot
+//                    of x; then 64 rows x 16 (64) tokens at a time through shared memory into y
+//   warpgroup 2      one warp fetches x: slots of 64 columns, swizzled by the copy engine; each of
+//                    the two blocks of a cluster fetches half the tokens for both
+//                    one warp fetches W: stages of 128 columns, one packed unit for each 16 rows
+//
+// What limits it: x is read from shared memory once for every 64 rows, at 128 bytes a cycle just as
+// fast as the sparse tensor cores can take it, and writing x and W there comes on top. So tiles are
+// as large as the registers allow (128 sums a thread).
+//
+// Tried and lost (bench/lab/cuda_linear_nm_prefill): blocks alone (6 to 9 % at T >= 2048) or in
+// fours (5 to 12 %; far more where their number divides badly), 256 rows x 128 tokens (10 %), W
+// from global memory straight into registers (up to 7 %), four slots of x (up to 10 %). Three
+// warpgroups of 64 rows don't compile: 512 threads start with 128 registers.
 #include "lacuna/kernels/linear_nm/cuda_sm90_wgmma_sp.h"
 
 #include <cuda.h>
