@@ -14,10 +14,10 @@
 // fast as the sparse tensor cores can take it, and writing x and W there comes on top. So tiles are
 // as large as the registers allow (128 sums a thread).
 //
-// Tried and lost (bench/lab/cuda_linear_nm_prefill): blocks alone (6 to 9 % at T >= 2048) or in
-// fours (5 to 12 %; far more where their number divides badly), 256 rows x 128 tokens (10 %), W
-// from global memory straight into registers (up to 7 %), four slots of x (up to 10 %). Three
-// warpgroups of 64 rows don't compile: 512 threads start with 128 registers.
+// Tried and lost (bench/lab/cuda_linear_nm_prefill): blocks alone (up to 10 %) or in fours (4 to
+// 10 %; 50 % where their number divides badly), 256 rows x 128 tokens (10 %), W from global memory
+// straight into registers (up to 9 %), four slots of x (up to 12 %). Three warpgroups of 64 rows
+// don't compile: 512 threads start with 128 registers.
 #include "lacuna/kernels/linear_nm/cuda_sm90_wgmma_sp.h"
 
 #include <cuda.h>
