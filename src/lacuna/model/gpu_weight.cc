@@ -58,21 +58,29 @@ Status GpuWeight::pack(const at::Tensor& dense, const format::Pattern& pattern) 
   return {};
 }
 
+kernels::GpuPlan GpuWeight::plan(int64_t tokens) const {
+  if (tokens <= max_tokens()) return plans_[static_cast<size_t>(tokens - 1)];
+  kernels::GpuPlan made;
+  check(kernel_->plan(&layout_, tokens, &made), *kernel_, "plan");
+  return made;
+}
+
 bool GpuWeight::takes(const at::Tensor& x) const {
-  return x.numel() > 0 && x.numel() <= max_tokens() * columns() &&
+  const int64_t tokens = x.numel() / columns(), many = kernel_->many_tokens(&layout_);
+  return tokens > 0 && (tokens <= max_tokens() || (many > 0 && tokens >= many)) &&
          x.scalar_type() == compute().dtype && x.device() == packed_.device() && !x.requires_grad();
 }
 
 at::Tensor GpuWeight::multiply(const at::Tensor& x, const std::optional<at::Tensor>& bias) const {
   if (!takes(x)) return at::linear(x, expanded(), bias);
-  at::Tensor rows = x.contiguous();
-  if (reinterpret_cast<uintptr_t>(rows.const_data_ptr()) % 16 != 0) rows = rows.clone();
+  at::Tensor aligned = x.contiguous();
+  if (reinterpret_cast<uintptr_t>(aligned.const_data_ptr()) % 16 != 0) aligned = aligned.clone();
   Shape shape = x.sizes().vec();
-  shape.back() = this->rows();
+  shape.back() = rows();
   at::Tensor y = at::empty(shape, x.options());
   const int64_t tokens = x.numel() / columns();
   const at::Tensor workspace = device_bytes(workspace_bytes(tokens), x.device());
-  launch(rows.const_data_ptr(), tokens, y.mutable_data_ptr(), workspace.mutable_data_ptr(),
+  launch(aligned.const_data_ptr(), tokens, y.mutable_data_ptr(), workspace.mutable_data_ptr(),
          /*overlap=*/false);
   return bias ? y.add_(*bias) : y;
 }
@@ -88,7 +96,8 @@ void GpuWeight::run(const format::RowProduct& product, const Executor& executor)
 
 void GpuWeight::launch(const void* x, int64_t tokens, void* y, void* workspace,
                        bool overlap) const {
-  check(kernel_->run(&layout_, &plan(tokens), packed_.const_data_ptr(), x, y, workspace, overlap,
+  const kernels::GpuPlan cut = plan(tokens);
+  check(kernel_->run(&layout_, &cut, packed_.const_data_ptr(), x, y, workspace, overlap,
                      gpu_stream(compute().device)),
         *kernel_, "run");
 }

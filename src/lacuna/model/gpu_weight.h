@@ -9,9 +9,9 @@
 
 namespace lacuna::model {
 
-/// y = x W^T + b. Few tokens (64 for 2:4, 1 for a dense W) run on the kernel that W is packed for;
-/// more expand W into the scratch, unless it is dense, and take the dense product. Everything goes
-/// onto torch's current stream.
+/// y = x W^T + b. Few tokens (64 for 2:4, 1 for a dense W) run on the kernel that W is packed for,
+/// and many tokens where it takes them (2:4); what it doesn't take expands W into the scratch,
+/// unless it is dense, for the dense product. Everything goes onto torch's current stream.
 class GpuWeight final : public Weight {
  public:
   /// W packed for the kernel that its problem gets with one token, or null where that is the dense
@@ -35,19 +35,18 @@ class GpuWeight final : public Weight {
   Status pack(const at::Tensor& dense, const format::Pattern& pattern);
   int64_t max_tokens() const { return static_cast<int64_t>(plans_.size()); }
   size_t workspace_bytes(int64_t tokens) const {
-    return kernel_->workspace_bytes(&layout_, &plan(tokens));
+    const kernels::GpuPlan cut = plan(tokens);
+    return kernel_->workspace_bytes(&layout_, &cut);
   }
   /// For 1 .. max_tokens() of them. @param workspace  workspace_bytes(tokens)
   void launch(const void* x, int64_t tokens, void* y, void* workspace, bool overlap) const;
   bool takes(const at::Tensor& x) const;
-  const kernels::GpuPlan& plan(int64_t tokens) const {
-    return plans_[static_cast<size_t>(tokens - 1)];
-  }
+  kernels::GpuPlan plan(int64_t tokens) const;
 
   const kernels::GpuLinearKernel* kernel_;
   kernels::GpuLayout layout_ = {};
   at::Tensor packed_;                    // W itself where the layout packs nothing
-  std::vector<kernels::GpuPlan> plans_;  // for 1, 2, ... tokens
+  std::vector<kernels::GpuPlan> plans_;  // for 1, 2, ... max_tokens() tokens
 };
 
 }  // namespace lacuna::model
