@@ -91,6 +91,9 @@ TEST(BenchModel, TimesTwoModelsInTurns) {
   EXPECT_LT(report["speed"]["weight_bytes"], report["speed_against"]["weight_bytes"]);
   EXPECT_GT(report["decode_ratio"]["median"], 0.0);
   EXPECT_GT(report["peak_memory_bytes"], 1e6);
+  EXPECT_GT(report["load"]["file_bytes"], 1e6);
+  EXPECT_GT(report["load"]["gb_per_second"], 0.0);
+  EXPECT_GE(report["load"]["peak_memory_bytes"], report["load"]["memory_before_bytes"]);
   EXPECT_EQ(report["threads"], 1);
   const Output text =
       done("bench model " + demo_model() + " --tokens 2 --prompt 4 --repetitions 1");

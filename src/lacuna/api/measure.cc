@@ -1,10 +1,12 @@
 #include "lacuna/api/measure.h"
 
 #include <algorithm>
+#include <chrono>
 #include <nlohmann/json.hpp>
 
 #include "lacuna/bench/record.h"
 #include "lacuna/core/memory.h"
+#include "lacuna/io/checkpoint.h"
 #include "lacuna/kernels/linear.h"
 #include "lacuna/kernels/linear_coded/linear_coded.h"
 #include "lacuna/kernels/measured.h"
@@ -65,10 +67,31 @@ json speed_json(const bench::ModelSpeed& speed) {
   return out;
 }
 
+json load_json(const LoadSpeed& load) {
+  return {{"seconds", load.seconds},
+          {"file_bytes", load.file_bytes},
+          {"gb_per_second", load.gb_per_second},
+          {"memory_before_bytes", load.memory_before_bytes},
+          {"peak_memory_bytes", load.peak_memory_bytes}};
+}
+
+Result<model::Decoder> timed_load(const BenchModelJob& job, LoadSpeed& load) {
+  load.memory_before_bytes = peak_memory_bytes();
+  const auto start = std::chrono::steady_clock::now();
+  LACUNA_TRY(auto decoder, load_decoder(job.model, job.choice));
+  load.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  load.peak_memory_bytes = peak_memory_bytes();
+  LACUNA_TRY(const auto files, io::Checkpoint::open(job.model));
+  load.file_bytes = files.total_bytes();
+  load.gb_per_second = static_cast<double>(load.file_bytes) / 1e9 / load.seconds;
+  return decoder;
+}
+
 }  // namespace
 
 Result<BenchModelReport> bench_model(const BenchModelJob& job, const JobProgress& progress) {
-  LACUNA_TRY(const auto decoder, load_decoder(job.model, job.choice));
+  LoadSpeed load;
+  LACUNA_TRY(const auto decoder, timed_load(job, load));
   std::vector<const model::Decoder*> decoders = {&decoder};
   std::optional<model::Decoder> against;
   if (job.against) {
@@ -85,6 +108,7 @@ Result<BenchModelReport> bench_model(const BenchModelJob& job, const JobProgress
                                     progress.interrupted));
   BenchModelReport report{.dtype = std::string(long_name(model::dtype_of(decoder.compute().dtype))),
                           .device = decoder.compute().device.str(),
+                          .load = load,
                           .model = speeds.front(),
                           .peak_memory_bytes = peak_memory_bytes()};
   if (against) {
@@ -102,6 +126,7 @@ json to_json(const BenchModelReport& report) {
   out["verb"] = "bench model";
   out["dtype"] = report.dtype;
   out["device"] = report.device;
+  out["load"] = load_json(report.load);
   out["speed"] = speed_json(report.model);
   out["peak_memory_bytes"] = report.peak_memory_bytes;
   if (report.against) {

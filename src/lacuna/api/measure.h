@@ -22,8 +22,18 @@ struct BenchModelJob {
   ComputeChoice choice;
 };
 
+/// How a model came into memory; from a file that the system has cached or not, as it was.
+struct LoadSpeed {
+  double seconds = 0;
+  size_t file_bytes = 0;  ///< of all its tensors
+  double gb_per_second = 0;
+  /// Most memory of this process before, and until it was loaded.
+  size_t memory_before_bytes = 0, peak_memory_bytes = 0;
+};
+
 struct BenchModelReport {
   std::string dtype, device;
+  LoadSpeed load;  ///< of the first model
   bench::ModelSpeed model;
   std::optional<bench::ModelSpeed> against;
   /// Time of `against` over time of `model`, the median over repetitions.

@@ -135,6 +135,11 @@ Status bench_model(Tool& tool, Flags& flags) {
   json["tokens"] = job.options.tokens;
   json["repetitions"] = job.options.repetitions;
   std::string text = speed_line(job.model.string(), report.model);
+  text += fmt::format(
+      "  loaded in {:.2f} s, {:.2f} GB/s of its files; at most {} of memory ({} before)\n",
+      report.load.seconds, report.load.gb_per_second,
+      report::bytes_text(static_cast<double>(report.load.peak_memory_bytes)),
+      report::bytes_text(static_cast<double>(report.load.memory_before_bytes)));
   if (report.against) {
     json["against"] = flags.against;
     text += speed_line(flags.against, *report.against);
