@@ -89,6 +89,9 @@ TEST(BenchModel, TimesTwoModelsInTurns) {
     EXPECT_GT(model["prompt_tokens_per_second"], 0.0);
     EXPECT_DOUBLE_EQ(model["tokens_per_second"], 1000 / model["tpot_ms"].get<double>());
     EXPECT_LE(model["ttft_ms_p10"], model["ttft_ms_p90"]);
+    EXPECT_GT(model["load"]["file_bytes"], 1e6);
+    EXPECT_GT(model["load"]["gb_per_second"], 0.0);
+    EXPECT_GE(model["load"]["peak_memory_bytes"], model["load"]["memory_before_bytes"]);
     EXPECT_GT(model["decode_linear_share"], 0.0);
     EXPECT_LT(model["decode_linear_share"], 1.0);
   }

@@ -3,10 +3,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <array>
 #include <bit>
 #include <limits>
 
 #include "format/random_matrix.h"
+#include "lacuna/format/element.h"
 #include "lacuna/format/expand.h"
 
 namespace lacuna::format {
@@ -209,6 +211,58 @@ TEST(Validate, finds_every_single_flipped_mask_bit) {
         }
       }
   }
+}
+
+TEST(Validate, finds_every_flipped_mask_bit_of_wide_rows) {
+  for (const auto& [keep, of] :
+       {std::pair{1, 2}, {2, 4}, {3, 8}, {8, 16}, {5, 32}, {63, 64}, {3, 5}})
+    for (const int64_t columns : {64, 128, 150, 192}) {
+      const Pattern pattern = Pattern::keep_of(keep, of);
+      const CompactMatrix sound =
+          compact(random_matrix(DType::kBF16, 3, columns, pattern, 0.5, 3), pattern);
+      ASSERT_EQ(first_fault(sound), "") << pattern.text() << " " << columns;
+      for (int64_t column = 0; column < columns; ++column) {
+        CompactMatrix broken = sound;
+        broken.bitmap =
+            flip(sound.bitmap, static_cast<size_t>(sound.bitmap_stride_bytes() + column / 8),
+                 static_cast<int>(column % 8));
+        const auto faults = validate(broken);
+        ASSERT_EQ(faults.size(), 1u) << pattern.text() << " " << columns << " column " << column;
+        EXPECT_EQ(faults[0].row, 1);
+        EXPECT_EQ(faults[0].column, column / of * of);
+      }
+    }
+}
+
+TEST(Validate, says_the_same_on_any_number_of_threads) {
+  const Pattern pattern = Pattern::keep_of(2, 4);
+  CompactMatrix matrix = compact(random_matrix(DType::kBF16, 1000, 64, pattern, 0.5, 3), pattern);
+  for (const size_t row : {size_t{999}, size_t{3}, size_t{500}, size_t{501}, size_t{64}})
+    for (size_t byte = 0; byte < 3; ++byte) matrix.bitmap = flip(matrix.bitmap, row * 8 + byte, 1);
+  ThreadPool pool(4);
+  for (size_t limit = 1; limit < 20; ++limit) {
+    const auto one = validate(matrix, limit), many = validate(matrix, limit, pool.executor());
+    ASSERT_EQ(one.size(), std::min<size_t>(limit, 15));
+    ASSERT_EQ(many.size(), one.size());
+    for (size_t i = 0; i < one.size(); ++i) {
+      EXPECT_EQ(one[i].row, (std::array{3, 64, 500, 501, 999}[i / 3]));
+      EXPECT_EQ(one[i].row, many[i].row);
+      EXPECT_EQ(one[i].column, many[i].column);
+      EXPECT_EQ(one[i].what, many[i].what);
+    }
+  }
+}
+
+TEST(CountBits, counts_any_number_of_bytes_anywhere) {
+  std::vector<uint8_t> bytes(600);
+  for (size_t i = 0; i < bytes.size(); ++i)
+    bytes[i] = i < 300 ? 0xff : static_cast<uint8_t>(random_bits(1, 2, i));
+  for (size_t first = 0; first < 9; ++first)
+    for (size_t size = 0; first + size <= bytes.size(); ++size) {
+      int64_t bits = 0;
+      for (size_t i = first; i < first + size; ++i) bits += std::popcount(bytes[i]);
+      ASSERT_EQ(count_bits(bytes.data() + first, static_cast<int64_t>(size)), bits) << size;
+    }
 }
 
 TEST(Validate, names_the_64_rows_whose_mask_and_offsets_disagree) {

@@ -253,6 +253,31 @@ TEST(Checkpoint, ATinyFileThatStandsForAHugeMatrixIsRefusedNotFatal) {
               AllOf(HasSubstr(kUp), HasSubstr("memory")));
 }
 
+/// Bytes of files that lie in this process's memory.
+size_t file_bytes_in_memory() {
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);)
+    if (line.starts_with("RssFile:")) return std::stoul(line.substr(8)) * 1024;
+  return 0;
+}
+
+TEST(Checkpoint, AReleasedWeightLeavesTheMemoryAndComesBack) {
+  const Shape shape{4096, 2048};
+  std::vector<float> values(4096 * 2048);
+  for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(i % 1009);
+  const Tensor tensor{DType::kF32, shape, Bytes::take(std::move(values))};
+  const fs::path model = write_model({{"large", tensor}, {"small", tensor}}, Store::kDense);
+  const auto checkpoint = Checkpoint::open(model).value();
+  const size_t before = file_bytes_in_memory();
+  ASSERT_TRUE(equal(checkpoint.dense("large").value(), tensor));  // reads all of it
+  const size_t read = file_bytes_in_memory();
+  EXPECT_GE(read, before + tensor.bytes.size() * 9 / 10);
+  checkpoint.release("large");
+  EXPECT_LE(file_bytes_in_memory(), read - tensor.bytes.size() * 9 / 10);
+  EXPECT_TRUE(equal(checkpoint.dense("large").value(), tensor));
+  checkpoint.release("nonsense");  // nothing to do
+}
+
 TEST(Checkpoint, EarlyOptNamesAreReadUnderTodaysNames) {
   const Tensor embedding = random_matrix(5, 4, DType::kF16, {});
   json config = sample_config();

@@ -57,7 +57,8 @@ TEST(GpuLibrary, shows_a_kernel_for_every_candidate_and_a_candidate_for_every_ke
     ASSERT_TRUE(operation.ok()) << kernel.operation;
     EXPECT_NE((*operation)->gpu_candidates().find(kernel.name), nullptr) << kernel.name;
     EXPECT_TRUE(kernel.scratch_bytes && kernel.measure && kernel.pack && kernel.max_tokens &&
-                kernel.unpack && kernel.plan && kernel.workspace_bytes && kernel.run)
+                kernel.many_tokens && kernel.unpack && kernel.plan && kernel.workspace_bytes &&
+                kernel.run)
         << kernel.name;
   }
   for (const LinearOperation& operation : linear_operations())

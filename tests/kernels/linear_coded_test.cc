@@ -1,14 +1,17 @@
 // Products of quantised weights against the definition, in integers and float64.
 #include <gtest/gtest.h>
 
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <optional>
 #include <string_view>
 
 #include "format/random_matrix.h"
+#include "lacuna/format/codes.h"
 #include "lacuna/format/quantize.h"
 #include "lacuna/kernels/linear_coded/linear_coded.h"
+#include "lacuna/kernels/linear_coded/stream_chunk.h"
 
 namespace lacuna::kernels::linear_coded {
 namespace {
@@ -258,6 +261,82 @@ TEST(Stream, ExpandsToWhatTheMatrixStandsFor) {
           }
         }
       }
+    }
+}
+
+/// What a packer makes of one random chunk, whose rows keep `density` of their weights.
+struct PackedChunk {
+  std::vector<uint8_t> masks, codes;
+  std::vector<int32_t> sums;
+  std::vector<int64_t> taken;  // bytes of each row
+  bool operator==(const PackedChunk&) const = default;
+};
+
+PackedChunk pack_chunk(const ChunkPacker& packer, format::Code code, Masks kind, double density,
+                       uint64_t seed) {
+  uint64_t masks[kTileRows];
+  std::vector<uint8_t> codes[kTileRows];
+  ChunkRows rows{.masks = masks};
+  for (uint64_t r = 0; r < kTileRows; ++r) {
+    masks[r] = 0;
+    for (uint64_t c = 0; c < kChunk; ++c)
+      masks[r] |= uint64_t{random_uniform(seed, r, c) < density} << c;
+    if (r == 5) masks[r] = 0;  // a row past the last
+    const auto kept = static_cast<int64_t>(std::popcount(masks[r]));
+    codes[r].assign(static_cast<size_t>(format::code_bytes(code, kept) + kCodeRoom), 0xa5);
+    for (uint64_t i = 0; i < static_cast<uint64_t>(kept); ++i) {
+      const auto bits = random_bits(seed, 100 + r, i);
+      if (code == format::Code::kInt8)
+        codes[r][i] = static_cast<uint8_t>(static_cast<int>(bits % 255) - 127);
+      else
+        codes[r][i / 2] =
+            static_cast<uint8_t>(i % 2 ? (codes[r][i / 2] & 15) | bits << 4 : bits & 15);
+    }
+    rows.codes[r] = codes[r].data();
+  }
+  PackedChunk out{.masks = std::vector<uint8_t>(kBlocks * 8, 0x11),
+                  .codes = std::vector<uint8_t>(kMostCodeBytes, 0x22)};
+  ChunkSums sums;
+  const int64_t bytes = packer.pack(code, kind, rows, out.masks.data(), out.codes.data(), sums);
+  out.codes.resize(static_cast<size_t>(bytes));
+  out.sums.assign(&sums[0][0], &sums[0][0] + 2 * kTileRows);
+  for (int64_t r = 0; r < kTileRows; ++r) out.taken.push_back(rows.codes[r] - codes[r].data());
+  return out;
+}
+
+TEST(ChunkPackers, WriteTheSameBytes) {
+  const ChunkPacker& portable = chunk_packers().back();
+  for (const ChunkPacker& packer : chunk_packers()) {
+    if (!packer.runs_here) {
+      std::printf("[ NOT RUN  ] pack_chunk %s: this CPU can't\n", packer.name);
+      continue;
+    }
+    for (const auto& [code, kind] : {std::pair{format::Code::kInt8, Masks::kNone},
+                                     {format::Code::kInt8, Masks::kOwn},
+                                     {format::Code::kInt4, Masks::kNone},
+                                     {format::Code::kInt4, Masks::kOwn},
+                                     {format::Code::kInt4, Masks::kShared}})
+      for (const double density : {0.0, 0.02, 0.3, 0.5, 0.9, 1.0})
+        for (uint64_t seed = 0; seed < 40; ++seed)
+          ASSERT_EQ(pack_chunk(packer, code, kind, density, seed),
+                    pack_chunk(portable, code, kind, density, seed))
+              << packer.name << " masks " << static_cast<int>(kind) << " density " << density;
+  }
+}
+
+TEST(Stream, IsTheSameForAnyExecutor) {
+  for (const char* code : {"int8", "int8g32", "int4"})
+    for (const Pattern& pattern : {Pattern{}, Pattern::unstructured(), Pattern::block(16, 4)}) {
+      const auto m = coded(333, 200, pattern, code);
+      const Stream one = Stream::pack(m).value();
+      ThreadPool pool(5);
+      const Stream many = Stream::pack(m, pool.executor()).value();
+      ASSERT_EQ(one.tiles(), 21);
+      const int64_t bytes = one.bytes_before(one.tiles());
+      ASSERT_EQ(many.bytes_before(many.tiles()), bytes);
+      const uint8_t* const first = one.chunks_of(0) - one.head_bytes();
+      EXPECT_TRUE(std::equal(first, first + bytes, many.chunks_of(0) - many.head_bytes()))
+          << code << " " << pattern.text();
     }
 }
 

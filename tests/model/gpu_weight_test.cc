@@ -69,10 +69,11 @@ at::Tensor bound(const at::Tensor& exact, const at::Tensor& sums, int64_t inputs
   return bias ? once + 0x1p-8 * (sums + once) : once;
 }
 
-constexpr int64_t kMostTokens = 64;  // of cuda_sm90_mma_sp
+constexpr int64_t kMostTokens = 64;  // of cuda_sm90_mma_sp; its many tokens need 8 | outputs
 
-/// Few tokens lie within the bound. What the dense product takes is the dense product of the same
-/// weight to the bit: cuBLAS may add up parts of K in bf16, so that no bound of ours holds for it.
+/// What our kernels multiply lies within the bound. What the dense product takes is the dense
+/// product of the same weight to the bit: cuBLAS may add up parts of K in bf16, so that no bound of
+/// ours holds for it.
 void check_product(int64_t outputs, int64_t inputs, const std::vector<int64_t>& token_counts,
                    bool by_kernel = true, const Pattern& pattern = Pattern::keep_of(2, 4),
                    int64_t most_tokens = kMostTokens) {
@@ -89,7 +90,8 @@ void check_product(int64_t outputs, int64_t inputs, const std::vector<int64_t>& 
       const at::Tensor y = (with_bias ? biased : plain).forward(x);
       ASSERT_EQ(y.sizes(), at::IntArrayRef({1, tokens, outputs}));
       ASSERT_EQ(y.scalar_type(), at::kBFloat16);
-      if (!by_kernel || tokens > most_tokens) {
+      const bool many = pattern == Pattern::keep_of(2, 4) && outputs % 8 == 0;
+      if (!by_kernel || (tokens > most_tokens && !many)) {
         std::optional<at::Tensor> add;
         if (with_bias) add = bias.to(kGpu.device);
         ASSERT_TRUE(at::equal(y, at::linear(x, weight.to(kGpu.device), add)))
@@ -118,6 +120,62 @@ TEST_F(GpuWeight24, StaysWithinItsBoundOnBothSidesOfEveryTile) {
   for (const int64_t outputs : {1, 2, 15, 16, 17, 31, 33, 127, 129, 1000})
     for (const int64_t inputs : {128, 256, 384, 1152, 5632})
       check_product(outputs, inputs, {1, 2, 3, 8, 9, 16, 17, 32, 33, 64, 65});
+}
+
+TEST_F(GpuWeight24, ManyTokensStayWithinTheirBound) {
+  for (const int64_t outputs : {8, 64, 72, 128, 136, 264, 1000})
+    for (const int64_t inputs : {128, 384, 1152})
+      check_product(outputs, inputs, {65, 96, 127, 128, 129, 255, 256, 257, 385, 600});
+  check_product(4104, 640, {511, 2048});
+  check_product(4104, 14336, {300});
+}
+
+TEST_F(GpuWeight24, ManyTokensAreExactOnSmallIntegersWhateverTheirNumber) {
+  for (const auto& [outputs, inputs] :
+       {std::pair<int64_t, int64_t>{40, 128}, {264, 512}, {1032, 1024}}) {
+    at::Tensor weight =
+        (at::randint(-8, 9, {outputs, inputs}) * mask24(outputs, inputs)).to(at::kBFloat16);
+    weight.masked_fill_((weight == 0).logical_and(at::rand(weight.sizes()) < 0.5), -0.0);
+    const Linear linear = compact_on_gpu(weight);
+    const at::Tensor w = weight.to(kGpu.device).to(at::kDouble);
+    const at::Tensor x = at::randint(-8, 9, {700, inputs}).to(at::kBFloat16).to(kGpu.device);
+    const at::Tensor exact = at::linear(x.to(at::kDouble), w).to(at::kFloat).to(at::kBFloat16);
+    for (const int64_t tokens : {65, 100, 128, 130, 256, 300, 512, 513, 700})
+      ASSERT_TRUE(at::equal(linear.forward(x.narrow(0, 0, tokens)), exact.narrow(0, 0, tokens)))
+          << outputs << "x" << inputs << "x" << tokens;
+    const at::Tensor one = at::eye(inputs).to(kGpu.device, kGpu.dtype);
+    ASSERT_TRUE(at::equal(linear.forward(one), w.t().to(at::kBFloat16)));
+  }
+}
+
+TEST_F(GpuWeight24, ManyTokensKeepNaNAndInfinityWhereTheyBelong) {
+  const int64_t outputs = 264, inputs = 512, tokens = 300;
+  const float infinity = std::numeric_limits<float>::infinity();
+  // Two of every four, so that no place is kept beside them.
+  const at::Tensor order = at::rand({outputs, inputs / 4, 4}).argsort(int64_t{-1});
+  const at::Tensor kept = (order.argsort(int64_t{-1}) < 2).view({outputs, inputs});
+  at::Tensor weight = (at::rand({outputs, inputs}) + 0.5).mul(kept).to(at::kBFloat16);
+  at::Tensor x = at::randn({tokens, inputs}).to(at::kBFloat16);
+  const at::Tensor plain = compact_on_gpu(weight).forward(x.to(kGpu.device)).cpu();
+  at::Tensor bad = x.clone();
+  bad[170][9] = std::numeric_limits<float>::quiet_NaN();
+  bad[299][511] = infinity;
+  const at::Tensor y = compact_on_gpu(weight).forward(bad.to(kGpu.device)).cpu();
+  EXPECT_TRUE(at::equal(y[170].isnan(), kept.select(1, 9)));
+  EXPECT_TRUE(at::equal(y[299] == infinity, kept.select(1, 511)));
+  for (const int64_t token : {170, 299}) {
+    const at::Tensor others = kept.select(1, token == 170 ? 9 : 511).logical_not();
+    EXPECT_TRUE(at::equal(y[token].masked_select(others), plain[token].masked_select(others)));
+  }
+  const at::Tensor rows = at::arange(tokens);
+  const at::Tensor clean = (rows != 170).logical_and(rows != 299).nonzero().squeeze(1);
+  EXPECT_TRUE(at::equal(y.index_select(0, clean), plain.index_select(0, clean)));
+  const int64_t column = kept[33].nonzero().select(1, 0)[7].item<int64_t>();
+  weight[33][column] = infinity;
+  const at::Tensor z = compact_on_gpu(weight).forward(x.to(kGpu.device)).cpu();
+  EXPECT_TRUE(at::equal(z.select(1, 33).isinf().logical_or(z.select(1, 33).isnan()),
+                        at::ones({tokens}, at::kBool)));
+  EXPECT_EQ(z.isfinite().logical_not().sum().item<int64_t>(), tokens);
 }
 
 TEST_F(GpuWeight24, UnstructuredStaysWithinItsBoundOnAnyShape) {
@@ -170,10 +228,14 @@ TEST_F(GpuWeight24, GivesItsWeightBack) {
 TEST_F(GpuWeight24, GivesTheSameBitsEveryTime) {
   const Linear linear =
       compact_on_gpu((at::randn({1536, 5632}) * mask24(1536, 5632)).to(at::kBFloat16));
-  for (const int64_t tokens : {1, 8, 33, 64}) {
+  for (const int64_t tokens : {1, 8, 33, 64, 65, 200, 512, 2048}) {
     const at::Tensor x = at::randn({tokens, 5632}).to(at::kBFloat16).to(kGpu.device);
     const at::Tensor first = linear.forward(x);
     for (int i = 0; i < 100; ++i) ASSERT_TRUE(at::equal(linear.forward(x), first)) << tokens;
+    // A token's bits don't depend on how many others come with it, as long as there are many.
+    if (tokens <= 200) continue;
+    const at::Tensor part = x.narrow(0, 130, 70).clone();
+    ASSERT_TRUE(at::equal(linear.forward(part), first.narrow(0, 130, 70))) << tokens;
   }
 }
 
@@ -192,6 +254,9 @@ TEST_F(GpuWeight24, RunsOnTheCurrentStreamAndOnViews) {
   EXPECT_TRUE(at::equal(y, expected));
   const at::Tensor one = all.view({-1}).narrow(0, 3, 256);  // contiguous, but at an odd address
   EXPECT_TRUE(at::equal(linear.forward(one), linear.forward(one.clone())));
+  const at::Tensor many = at::randn({70 * 256 + 1}).to(at::kBFloat16).to(kGpu.device);
+  const at::Tensor odd = many.narrow(0, 1, 70 * 256).view({70, 256});
+  EXPECT_TRUE(at::equal(linear.forward(odd), linear.forward(odd.clone())));
 }
 
 TEST_F(GpuWeight24, IsExpandedWhereThatIsForced) {

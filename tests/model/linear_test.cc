@@ -6,8 +6,10 @@
 
 #include <atomic>
 #include <cctype>
+#include <cmath>
 #include <cstring>
 
+#include "lacuna/format/quantize.h"
 #include "model/models.h"
 
 namespace lacuna::model {
@@ -119,6 +121,104 @@ TEST_P(CompactLinear, MultipliesAsTheDenseOne) {
 
 INSTANTIATE_TEST_SUITE_P(Patterns, CompactLinear, ::testing::ValuesIn(cases()),
                          [](const auto& test) { return name_of(test.param); });
+
+/// Slices of one Linear: the same as each alone, in every way in; and after one is replaced.
+TEST(Linear, JoinsWhatReadsTheSameX) {
+  at::manual_seed(7);
+  const std::vector<int64_t> rows = {192, 64, 40};
+  const Compute cpu{at::kCPU, at::kBFloat16};
+  struct Form {
+    std::string name;
+    std::optional<Pattern> pattern;
+    const char* code = "none";
+    double kept = 0.5;
+  };
+  for (const Form& form :
+       {Form{"dense", {}}, Form{"2:4", Pattern::keep_of(2, 4)},
+        Form{"unstructured", Pattern::unstructured()},
+        Form{"very sparse", Pattern::unstructured(), "none", 0.05},
+        Form{"blocks", Pattern::block(32, 8)}, Form{"int8", Pattern::unstructured(), "int8"},
+        Form{"dense int4", Pattern{}, "int4"}, Form{"fp8", Pattern{}, "fp8"}})
+    for (const bool with_bias : {false, true}) {
+      std::vector<Linear::Stored> stored;
+      std::vector<Linear> alone;
+      for (const int64_t n : rows) {
+        const at::Tensor weight =
+            sparse_weight(n, 256, form.pattern.value_or(Pattern{}), at::kBFloat16,
+                          form.pattern == Pattern::unstructured() ? form.kept : 1.0);
+        Linear::Stored part{.weight = weight, .bias = {}};
+        if (with_bias) part.bias = at::randn({n}).to(at::kBFloat16);
+        const auto code = must(format::Quantization::parse(form.code));
+        if (form.pattern && form.pattern->kind == format::PatternKind::kDense)
+          part.weight = must(format::quantize(unwrap(weight), code));
+        else if (form.pattern && code.none())
+          part.weight = must(format::compress(unwrap(weight), *form.pattern));
+        else if (form.pattern)
+          part.weight =
+              must(format::quantize(must(format::compress(unwrap(weight), *form.pattern)), code));
+        alone.push_back(form.pattern
+                            ? must(Linear::compact(std::get<format::CompactMatrix>(part.weight),
+                                                   part.bias, cpu))
+                            : Linear::dense(weight, part.bias));
+        stored.push_back(std::move(part));
+      }
+      std::vector<Linear> parts = must(Linear::together(std::move(stored), cpu));
+      const std::vector<const Linear*> all = {&parts[0], &parts[1], &parts[2]};
+      const Linear* whole = Linear::whole_of(all);
+      ASSERT_NE(whole, nullptr) << form.name;
+      EXPECT_EQ(Linear::whole_of({&parts[0], &parts[1]}), nullptr);
+      EXPECT_EQ(Linear::whole_of({&parts[1], &parts[0], &parts[2]}), nullptr);
+      size_t bytes = 0;
+      for (const Linear& part : parts) bytes += part.weight_bytes();
+      EXPECT_EQ(bytes, whole->weight_bytes());
+      const auto check = [&](size_t i) {
+        EXPECT_EQ(parts[i].is_compact(), alone[i].is_compact()) << form.name << i;
+        EXPECT_TRUE(at::equal(parts[i].weight(), alone[i].weight())) << form.name << i;
+        EXPECT_EQ(parts[i].out_features(), rows[i]);
+        EXPECT_EQ(parts[i].in_features(), 256);
+        const at::Tensor ids = at::tensor({rows[i] - 1, int64_t{0}, int64_t{3}}, at::kLong);
+        EXPECT_TRUE(at::equal(parts[i].rows(ids), alone[i].rows(ids))) << form.name << i;
+        for (const int64_t tokens : {1, 3, 16, 70}) {
+          const at::Tensor x = at::randn({tokens, 256}).to(at::kBFloat16);
+          const at::Tensor expected = alone[i].forward(x);
+          EXPECT_TRUE(at::allclose(parts[i].forward(x), expected, 0x1p-6, 0x1p-6))
+              << form.name << i << " tokens " << tokens;
+          at::Tensor raw = at::full_like(expected, NAN);
+          parts[i].forward_into(x.const_data_ptr(), tokens, raw.mutable_data_ptr(),
+                                Executor::serial());
+          EXPECT_TRUE(at::allclose(raw, expected, 0x1p-6, 0x1p-6)) << form.name << i << tokens;
+        }
+      };
+      for (size_t i = 0; i < parts.size(); ++i) check(i);
+      const at::Tensor x = at::randn({2, 256}).to(at::kBFloat16);
+      const at::Tensor y = whole->forward(x);
+      int64_t first = 0;
+      for (size_t i = 0; i < parts.size(); first += rows[i++])
+        EXPECT_TRUE(at::equal(y.narrow(1, first, rows[i]), alone[i].forward(x))) << form.name << i;
+      const at::Tensor other = at::randn({64, 256}).to(at::kBFloat16);
+      parts[1].set_weight(other);
+      alone[1].set_weight(other);
+      EXPECT_EQ(Linear::whole_of(all), nullptr);
+      for (size_t i = 0; i < parts.size(); ++i) check(i);
+    }
+}
+
+TEST(Linear, KeepsApartWhatIsStoredInOtherForms) {
+  at::manual_seed(8);
+  const Compute cpu{at::kCPU, at::kBFloat16};
+  const at::Tensor a = at::randn({64, 96}).to(at::kBFloat16);
+  const at::Tensor b = at::randn({32, 96}).to(at::kBFloat16), bias = b.select(1, 0).clone();
+  const auto compact = must(format::compress(unwrap(b), Pattern::unstructured()));
+  const auto joined = [&](std::vector<Linear::Stored> parts) {
+    const std::vector<Linear> linears = must(Linear::together(std::move(parts), cpu));
+    EXPECT_TRUE(at::equal(linears[0].weight(), a));
+    EXPECT_TRUE(at::equal(linears[1].weight(), b));
+    return Linear::whole_of({&linears[0], &linears[1]}) != nullptr;
+  };
+  EXPECT_TRUE(joined({{a, {}}, {b, {}}}));
+  EXPECT_FALSE(joined({{a, {}}, {compact, {}}}));
+  EXPECT_FALSE(joined({{a, {}}, {b, bias}})) << "one of them has a bias";
+}
 
 TEST(Linear, HoldsOneScratchForMatricesOfDifferentSizes) {
   at::manual_seed(2);

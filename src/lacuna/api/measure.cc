@@ -1,10 +1,12 @@
 #include "lacuna/api/measure.h"
 
 #include <algorithm>
+#include <chrono>
 #include <nlohmann/json.hpp>
 
 #include "lacuna/bench/record.h"
 #include "lacuna/core/memory.h"
+#include "lacuna/io/checkpoint.h"
 #include "lacuna/kernels/linear.h"
 #include "lacuna/kernels/linear_coded/linear_coded.h"
 #include "lacuna/kernels/measured.h"
@@ -48,9 +50,24 @@ Result<std::vector<Problem>> problems_of(const TuneJob& job) {
   return problems;
 }
 
+Result<model::Decoder> timed_load(const fs::path& folder, const ComputeChoice& choice,
+                                  LoadSpeed& load) {
+  load.memory_before_bytes = peak_memory_bytes();
+  const auto start = std::chrono::steady_clock::now();
+  LACUNA_TRY(auto decoder, load_decoder(folder, choice));
+  load.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  load.peak_memory_bytes = peak_memory_bytes();
+  LACUNA_TRY(const auto files, io::Checkpoint::open(folder));
+  load.file_bytes = files.total_bytes();
+  load.gb_per_second = static_cast<double>(load.file_bytes) / 1e9 / load.seconds;
+  return decoder;
+}
+
+/// @param load  set for a folder
 Result<model::Decoder> decoder_of(const BenchModelJob::Source& source, const ComputeChoice& choice,
-                                  const JobProgress& progress) {
-  if (const auto* folder = std::get_if<fs::path>(&source)) return load_decoder(*folder, choice);
+                                  const JobProgress& progress, std::optional<LoadSpeed>& load) {
+  if (const auto* folder = std::get_if<fs::path>(&source))
+    return timed_load(*folder, choice, load.emplace());
   const auto& options = std::get<model::SynthOptions>(source);
   LACUNA_TRY(const auto compute, resolve(choice, options.dtype));
   if (progress.log) progress.log(fmt::format("making {} {}", options.like, options.variant()));
@@ -71,6 +88,12 @@ json model_json(const BenchedModel& model) {
               {"prompt_tokens_per_second", speed.prefill_tokens_per_second},
               {"tokens_per_second", speed.decode_tokens_per_second},
               {"weight_bytes", speed.weight_bytes}};
+  if (model.load)
+    out["load"] = {{"seconds", model.load->seconds},
+                   {"file_bytes", model.load->file_bytes},
+                   {"gb_per_second", model.load->gb_per_second},
+                   {"memory_before_bytes", model.load->memory_before_bytes},
+                   {"peak_memory_bytes", model.load->peak_memory_bytes}};
   put(out, "ttft_ms", speed.prefill_ms);
   put(out, "tpot_ms", speed.decode_ms);
   if (speed.prefill_linear_share >= 0) {
@@ -107,8 +130,9 @@ Result<BenchModelReport> bench_model(const BenchModelJob& job, const JobProgress
     return usage_error("bench model: no model (need at least one). Give one.");
   std::vector<model::Decoder> decoders;
   ComputeChoice choice = job.choice;
-  for (const auto& source : job.models) {
-    LACUNA_TRY(auto decoder, decoder_of(source, choice, progress));
+  std::vector<std::optional<LoadSpeed>> loads(job.models.size());
+  for (size_t i = 0; i < job.models.size(); ++i) {
+    LACUNA_TRY(auto decoder, decoder_of(job.models[i], choice, progress, loads[i]));
     choice.dtype = long_name(model::dtype_of(decoder.compute().dtype));
     decoders.push_back(std::move(decoder));
   }
@@ -127,7 +151,7 @@ Result<BenchModelReport> bench_model(const BenchModelJob& job, const JobProgress
                           .peak_bytes = peak_memory_bytes()};
   if (job.baseline) report.baseline = name_of(job.models[*job.baseline]);
   for (size_t i = 0; i < speeds.size(); ++i) {
-    report.models.push_back({.name = name_of(job.models[i]), .speed = speeds[i]});
+    report.models.push_back({.name = name_of(job.models[i]), .load = loads[i], .speed = speeds[i]});
     if (job.baseline && i != *job.baseline)
       compare_with(speeds[*job.baseline], report.models.back());
   }

@@ -30,9 +30,19 @@ struct BenchModelJob {
 /// How reports call it: the folder, or the variant: "unstructured@0.5/int8".
 std::string name_of(const BenchModelJob::Source& source);
 
+/// How a model came into memory; from a file that the system has cached or not, as it was.
+struct LoadSpeed {
+  double seconds = 0;
+  size_t file_bytes = 0;  ///< of all its tensors
+  double gb_per_second = 0;
+  /// Most memory of this process before, and until it was loaded.
+  size_t memory_before_bytes = 0, peak_memory_bytes = 0;
+};
+
 /// One of them; what compares it with the baseline is there if there is one.
 struct BenchedModel {
   std::string name;
+  std::optional<LoadSpeed> load;  ///< of one that came from a folder
   bench::ModelSpeed speed;
   /// Time of the baseline over time of this, the median over repetitions.
   std::optional<bench::Summary> speedup_prefill, speedup_decode;

@@ -171,6 +171,12 @@ std::string speed_line(const api::BenchedModel& model) {
   if (speed.prefill_linear_share >= 0)
     line += fmt::format("  in the linear layers: {:.0f} % of prefill, {:.0f} % of decode\n",
                         100 * speed.prefill_linear_share, 100 * speed.decode_linear_share);
+  if (model.load)
+    line += fmt::format(
+        "  loaded in {:.2f} s, {:.2f} GB/s of its files; at most {} of memory ({} before)\n",
+        model.load->seconds, model.load->gb_per_second,
+        report::bytes_text(static_cast<double>(model.load->peak_memory_bytes)),
+        report::bytes_text(static_cast<double>(model.load->memory_before_bytes)));
   return line;
 }
 

@@ -11,10 +11,27 @@ namespace {
 
 constexpr int64_t kChunkBytes = kCodeChunk / 8;  // of a bitmap
 
-/// Kept ones among the columns of one chunk.
-int64_t chunk_bits(const uint8_t* bitmap, int64_t chunk, int64_t columns) {
-  const int64_t byte = chunk * kChunkBytes;
-  return count_bits(bitmap + byte, std::min(kChunkBytes, ceil_div(columns, 8) - byte));
+/// Ones in a word, without an instruction for them.
+inline uint64_t count_word(uint64_t x) {
+  x -= x >> 1 & 0x5555555555555555;
+  x = (x & 0x3333333333333333) + (x >> 2 & 0x3333333333333333);
+  x = (x + (x >> 4)) & 0x0f0f0f0f0f0f0f0f;
+  x += x >> 8;  // no product: most vectors have none of 64 bits
+  x += x >> 16;
+  return (x + (x >> 32)) & 0x7f;
+}
+
+/// Calls f(chunk, kept) for each chunk of a row, the last one maybe short; loops over it may become
+/// vector code.
+template <class F>
+inline void for_each_chunk(const uint8_t* bitmap, int64_t columns, F&& f) {
+  const int64_t bytes = ceil_div(columns, 8), whole = bytes / kChunkBytes;
+  for (int64_t chunk = 0; chunk < whole; ++chunk)
+    f(chunk, count_word(read_unaligned<uint64_t>(bitmap + chunk * kChunkBytes)));
+  if (bytes % kChunkBytes == 0) return;
+  uint64_t last = 0;
+  std::memcpy(&last, bitmap + whole * kChunkBytes, static_cast<size_t>(bytes % kChunkBytes));
+  f(whole, count_word(last));
 }
 
 /// The most codes that columns [first, last) of a keep:of row can keep. Exact when no group sticks
@@ -65,10 +82,9 @@ DType stored_dtype(Code code) {
 
 int64_t row_code_bytes(Code code, const uint8_t* bitmap, int64_t columns) {
   if (code != Code::kInt4) return count_bits(bitmap, ceil_div(columns, 8));
-  int64_t bytes = 0;
-  for (int64_t chunk = 0; chunk * kCodeChunk < columns; ++chunk)
-    bytes += code_bytes(code, chunk_bits(bitmap, chunk, columns));
-  return bytes;
+  uint64_t bytes = 0;
+  for_each_chunk(bitmap, columns, [&](int64_t, uint64_t codes) { bytes += (codes + 1) / 2; });
+  return static_cast<int64_t>(bytes);
 }
 
 int64_t CompactMatrix::values_row_bytes() const {
@@ -116,24 +132,50 @@ void RowWalk::next() {
 
 void RowWalk::enter() {
   runs_.clear();
-  codes_ = 0;
   bitmap_ = nullptr;
+  first_byte_ = next_byte_;
+  codes_ = bytes_ = 0;
   if (row_ >= matrix_.rows) return;
   if (matrix_.pattern.kind == PatternKind::kBlock) return enter_row_of_blocks();
   bitmap_ = matrix_.pattern.kind == PatternKind::kDense
                 ? made_up_.data()
                 : matrix_.bitmap.as<uint8_t>() + row_ * matrix_.bitmap_stride_bytes();
-  if (matrix_.pattern.kind != PatternKind::kUnstructured) next_byte_ = row_ * row_bytes_;
-  const int64_t begin = next_byte_;
-  for (int64_t chunk = 0; chunk * kCodeChunk < matrix_.columns; ++chunk) {
-    const int64_t codes = chunk_bits(bitmap_, chunk, matrix_.columns);
-    const int64_t bytes = code_bytes(matrix_.quantization.code, codes);
-    runs_.push_back({chunk * kCodeChunk, next_byte_, bytes, codes});
-    next_byte_ += bytes;
-    codes_ += codes;
+  codes_ = -1;
+  if (matrix_.pattern.kind == PatternKind::kUnstructured) {
+    bytes_ = row_code_bytes(matrix_.quantization.code, bitmap_, matrix_.columns);
+    next_byte_ += bytes_;
+  } else {
+    first_byte_ = row_ * row_bytes_;
+    bytes_ = row_bytes_;
+  }
+}
+
+int64_t RowWalk::codes() const {
+  if (codes_ < 0) codes_ = count_bits(bitmap_, matrix_.bitmap_stride_bytes());
+  return codes_;
+}
+
+std::span<const CodeRun> RowWalk::runs() const {
+  if (runs_.empty() && bytes_ > 0) divide();
+  return runs_;
+}
+
+void RowWalk::divide() const {
+  int64_t next = first_byte_;
+  if (matrix_.quantization.code != Code::kInt4) {  // nothing between the codes of a row
+    runs_.push_back({0, next, codes(), codes()});
+    next += codes();
+  } else {
+    runs_.resize(static_cast<size_t>(ceil_div(matrix_.columns, kCodeChunk)));
+    for_each_chunk(bitmap_, matrix_.columns, [&](int64_t chunk, uint64_t kept) {
+      const auto codes = static_cast<int64_t>(kept);
+      const int64_t bytes = code_bytes(Code::kInt4, codes);
+      runs_[static_cast<size_t>(chunk)] = {chunk * kCodeChunk, next, bytes, codes};
+      next += bytes;
+    });
   }
   // What pads a keep:of row belongs to its last run.
-  if (row_bytes_ > 0 && !runs_.empty()) runs_.back().bytes += begin + row_bytes_ - next_byte_;
+  runs_.back().bytes += first_byte_ + bytes_ - next;
 }
 
 void RowWalk::enter_row_of_blocks() {
@@ -157,6 +199,48 @@ const uint8_t* RowWalk::bitmap() const {
     for (int64_t column = run.first_column; column < run.first_column + run.codes; ++column)
       made_up_[static_cast<size_t>(column / 8)] |= static_cast<uint8_t>(1u << (column % 8));
   return bitmap_ = made_up_.data();
+}
+
+namespace {
+
+/// Whether the first half bytes of a row without a code are 0, by a loop without branches: which
+/// chunks have one is as good as random.
+bool half_bytes_are_zero(const CompactMatrix& matrix, const RowWalk& walk, int64_t& end) {
+  const auto* values = matrix.values.as<uint8_t>();
+  const int64_t first = walk.first_byte();
+  uint64_t last_bytes = 0;
+  end = first;
+  for_each_chunk(walk.bitmap(), matrix.columns, [&](int64_t, uint64_t codes) {
+    end += static_cast<int64_t>((codes + 1) / 2);
+    last_bytes |= (codes & 1) * values[std::max(end - 1, first)];
+  });
+  return (last_bytes & 0xf0) == 0;
+}
+
+bool all_zero(const std::byte* begin, const std::byte* end) {
+  return std::all_of(begin, end, [](std::byte b) { return b == std::byte{}; });
+}
+
+}  // namespace
+
+bool padding_is_zero(const CompactMatrix& matrix, const RowWalk& walk) {
+  const std::byte* values = matrix.values.data();
+  const Code code = matrix.quantization.code;
+  if (matrix.pattern.kind == PatternKind::kBlock)
+    return std::ranges::all_of(walk.runs(), [&](const CodeRun& run) {
+      const std::byte* begin = values + run.first_byte;
+      const int64_t used = code_bytes(code, run.codes);
+      const bool half = code == Code::kInt4 && run.codes % 2 != 0;
+      return (!half || (begin[used - 1] & std::byte{0xf0}) == std::byte{}) &&
+             all_zero(begin + used, begin + run.bytes);
+    });
+  if (walk.bytes() == 0) return true;
+  int64_t end = walk.first_byte();
+  if (code != Code::kInt4)
+    end += walk.codes();
+  else if (!half_bytes_are_zero(matrix, walk, end))
+    return false;
+  return all_zero(values + end, values + walk.first_byte() + walk.bytes());
 }
 
 void read_codes(const CompactMatrix& matrix, const RowWalk& walk, uint8_t* out) {

@@ -39,21 +39,30 @@ class RowWalk {
   /// for blocks: a few bytes of them may stand for any number of columns.
   const uint8_t* bitmap() const;
   /// In column order.
-  std::span<const CodeRun> runs() const { return runs_; }
+  std::span<const CodeRun> runs() const;
+  /// Where the row begins and how many bytes it takes, what pads it included; of blocks, whose rows
+  /// lie apart, nothing.
+  int64_t first_byte() const { return first_byte_; }
+  int64_t bytes() const { return bytes_; }
   /// Codes of all runs.
-  int64_t codes() const { return codes_; }
+  int64_t codes() const;
 
  private:
   void enter();
+  void divide() const;
   void enter_row_of_blocks();
 
   const CompactMatrix& matrix_;
-  int64_t row_ = 0, row_bytes_ = 0, next_byte_ = 0, codes_ = 0;
-  std::vector<CodeRun> runs_;
+  int64_t row_ = 0, row_bytes_ = 0, next_byte_ = 0;
+  int64_t first_byte_ = 0, bytes_ = 0;  // of the row
+  mutable int64_t codes_ = 0;           // of the row once they were asked for, else -1
+  mutable std::vector<CodeRun> runs_;   // likewise, else empty
   mutable std::vector<uint8_t> made_up_;
   mutable const uint8_t* bitmap_ = nullptr;  // of the row, once it is there
 };
 
+/// Whether what pads the codes of the walk's row is 0: half bytes, and what lies behind them.
+bool padding_is_zero(const CompactMatrix& matrix, const RowWalk& walk);
 /// The codes of the walk's row, a byte each, in column order; `out` has room for walk.codes().
 void read_codes(const CompactMatrix& matrix, const RowWalk& walk, uint8_t* out);
 /// The reverse, into zeroed values.

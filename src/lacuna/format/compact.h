@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "lacuna/core/bytes.h"
+#include "lacuna/core/executor.h"
 #include "lacuna/core/status.h"
 #include "lacuna/format/pattern.h"
 #include "lacuna/format/quantization.h"
@@ -90,7 +91,8 @@ struct Violation {
 
 /// Checks sizes, indices, counts and the pattern itself, without expanding. Empty when sound; stops
 /// after `limit`. Everything else in this header and in kernels/ may assume a matrix that passed.
-std::vector<Violation> validate(const CompactMatrix& matrix, size_t limit = 8);
+std::vector<Violation> validate(const CompactMatrix& matrix, size_t limit = 8,
+                                const Executor& executor = Executor::serial());
 /// Checks a dense matrix against a pattern: at most `keep` non-zeros a group, or whole zero blocks.
 /// (Any matrix is unstructured or dense.)
 std::vector<Violation> check_pattern(const Tensor& dense, const Pattern& pattern, size_t limit = 8);

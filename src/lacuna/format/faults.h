@@ -3,10 +3,14 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
+#include <map>
+#include <mutex>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "lacuna/core/executor.h"
 #include "lacuna/format/compact.h"
 #include "lacuna/format/element.h"
 
@@ -57,6 +61,28 @@ class Faults {
     return true;
   }
   std::vector<Violation> take() { return std::move(found_); }
+
+  /// Calls check(first, last, faults) for runs of kRowGroup rows, on all threads. What they find
+  /// comes in the order of the rows.
+  template <class Check>
+  void check_rows(int64_t rows, const Executor& executor, const Check& check) {
+    if (full()) return;
+    std::mutex mutex;
+    std::map<int64_t, Faults> found;                        // of the runs that break a rule
+    std::atomic<int64_t> runs = ceil_div(rows, kRowGroup);  // up to the first that alone fills all
+    executor.parallel_for(runs, [&](int64_t run) {
+      if (run >= runs) return;
+      Faults faults(limit_);
+      check(run * kRowGroup, std::min((run + 1) * kRowGroup, rows), faults);
+      if (faults.none()) return;
+      const std::lock_guard lock(mutex);
+      if (faults.full()) runs = std::min<int64_t>(runs, run + 1);
+      found.emplace(run, std::move(faults));
+    });
+    for (auto& [run, faults] : found)
+      for (Violation& fault : faults.found_)
+        if (!full()) found_.push_back(std::move(fault));
+  }
 
  private:
   size_t limit_;

@@ -1,5 +1,7 @@
 #include <algorithm>
+#include <atomic>
 #include <bit>
+#include <cstring>
 
 #include "lacuna/core/half.h"
 #include "lacuna/format/codes.h"
@@ -18,7 +20,7 @@ void check_padding_bits(const CompactMatrix& m, Faults& faults) {
       faults.add(row, m.columns, "a bit past the last column is set");
 }
 
-void validate_bitmap(const CompactMatrix& m, Faults& faults) {
+void validate_bitmap(const CompactMatrix& m, const Executor& executor, Faults& faults) {
   const int64_t groups = (m.rows + kRowGroup - 1) / kRowGroup;
   if (!faults.size("bitmap", m.bitmap.size(), m.rows * m.bitmap_stride_bytes()) ||
       !faults.size("offsets", m.offsets.size(), (groups + 1) * 8))
@@ -32,9 +34,9 @@ void validate_bitmap(const CompactMatrix& m, Faults& faults) {
   if (offset(0) != 0) faults.add(0, 0, fmt::format("offset 0 is {} (need 0)", offset(0)));
   const bool coded = !m.quantization.none();
   const char* unit = coded ? "bytes of values" : "values";
-  int64_t kept = 0;  // in that unit
-  for (int64_t group = 0; group < groups && !faults.full(); ++group) {
-    const int64_t first = group * kRowGroup, last = std::min(first + kRowGroup, m.rows);
+  std::atomic<int64_t> kept = 0;  // in that unit
+  faults.check_rows(m.rows, executor, [&](int64_t first, int64_t last, Faults& found) {
+    const int64_t group = first / kRowGroup;
     int64_t need = 0;
     if (coded) {
       for (int64_t row = first; row < last; ++row)
@@ -47,13 +49,13 @@ void validate_bitmap(const CompactMatrix& m, Faults& faults) {
     const auto declared = static_cast<int64_t>(static_cast<uint64_t>(offset(group + 1)) -
                                                static_cast<uint64_t>(offset(group)));
     if (declared != need)
-      faults.add(first, 0,
-                 fmt::format("rows {}..{} keep {} {} by the bitmap, {} by offsets {} and {}", first,
-                             last - 1, need, unit, declared, group, group + 1));
-  }
+      found.add(first, 0,
+                fmt::format("rows {}..{} keep {} {} by the bitmap, {} by offsets {} and {}", first,
+                            last - 1, need, unit, declared, group, group + 1));
+  });
   if (!faults.full())
     faults.size("values", m.values.size(),
-                coded ? kept : kept * static_cast<int64_t>(size_bytes(m.values_dtype)));
+                coded ? kept.load() : kept * static_cast<int64_t>(size_bytes(m.values_dtype)));
 }
 
 bool all_zero(const std::byte* begin, const std::byte* end) {
@@ -68,7 +70,63 @@ uint64_t group_bits(const uint8_t* row, int64_t first, int64_t width) {
   return bits;
 }
 
-void validate_keep_of(const CompactMatrix& m, Faults& faults) {
+/// Whether each `kOf` bits of some words hold as many ones as they should. Counts side by side, in
+/// fields of 2, 4, ... bits.
+template <int kOf>
+bool groups_keep(const uint8_t* bits, int64_t words, int keep) {
+  constexpr auto kEach = [](int width) {
+    return ~uint64_t{0} / ((uint64_t{2} << (width - 1)) - 1);
+  };
+  uint64_t differs = 0;
+  for (int64_t word = 0; word < words; ++word) {
+    auto x = read_unaligned<uint64_t>(bits + 8 * word);
+    for (int width = 1; width < kOf; width *= 2) {
+      const uint64_t lower = kEach(2 * width) * ((uint64_t{1} << width) - 1);
+      x = (x & lower) + (x >> width & lower);
+    }
+    differs |= x ^ kEach(kOf) * static_cast<uint64_t>(keep);
+  }
+  return differs == 0;
+}
+
+/// Columns from the first on whose groups are known to keep what they should, without a look at
+/// each: whole words of the mask, where groups don't cross them.
+int64_t columns_in_order(const Pattern& pattern, const uint8_t* bits, int64_t columns) {
+  const int64_t words = columns / 64;
+  const auto all = [&](auto holds) { return holds(bits, words, pattern.keep) ? words * 64 : 0; };
+  switch (pattern.of) {
+    case 2:
+      return all(groups_keep<2>);
+    case 4:
+      return all(groups_keep<4>);
+    case 8:
+      return all(groups_keep<8>);
+    case 16:
+      return all(groups_keep<16>);
+    case 32:
+      return all(groups_keep<32>);
+    case 64:
+      return all(groups_keep<64>);
+    default:
+      return 0;
+  }
+}
+
+void check_groups(const CompactMatrix& m, int64_t row, Faults& faults) {
+  const uint8_t* bits = m.bitmap.as<uint8_t>() + row * m.bitmap_stride_bytes();
+  int64_t first = columns_in_order(m.pattern, bits, m.columns);
+  for (; first < m.columns && !faults.full(); first += m.pattern.of) {
+    const int64_t columns = std::min<int64_t>(m.pattern.of, m.columns - first);
+    const int kept = std::popcount(group_bits(bits, first, columns));
+    const auto wanted = static_cast<int>(std::min<int64_t>(m.pattern.keep, columns));
+    if (kept != wanted)
+      faults.add(row, first,
+                 fmt::format("group of {} keeps {} (need {} for {})", columns, kept, wanted,
+                             m.pattern.text()));
+  }
+}
+
+void validate_keep_of(const CompactMatrix& m, const Executor& executor, Faults& faults) {
   const auto width = static_cast<int64_t>(size_bytes(m.values_dtype));
   if (!faults.size("bitmap", m.bitmap.size(), m.rows * m.bitmap_stride_bytes()) ||
       !faults.size("values", m.values.size(), m.rows * m.values_row_bytes()))
@@ -78,21 +136,14 @@ void validate_keep_of(const CompactMatrix& m, Faults& faults) {
   // A short last group of fewer columns than `keep` leaves value slots unused.
   const int64_t unused = std::max<int64_t>(
       0, m.columns % m.pattern.of ? m.pattern.keep - m.columns % m.pattern.of : 0);
-  for (int64_t row = 0; row < m.rows && !faults.full(); ++row) {
-    const std::byte* row_end = m.values.data() + (row + 1) * m.values_row_bytes();
-    if (m.quantization.none() && !all_zero(row_end - unused * width, row_end))
-      faults.add(row, m.columns, "an unused value slot is not +0");
-    const uint8_t* bits = m.bitmap.as<uint8_t>() + row * m.bitmap_stride_bytes();
-    for (int64_t first = 0; first < m.columns && !faults.full(); first += m.pattern.of) {
-      const int64_t columns = std::min<int64_t>(m.pattern.of, m.columns - first);
-      const int kept = std::popcount(group_bits(bits, first, columns));
-      const auto wanted = static_cast<int>(std::min<int64_t>(m.pattern.keep, columns));
-      if (kept != wanted)
-        faults.add(row, first,
-                   fmt::format("group of {} keeps {} (need {} for {})", columns, kept, wanted,
-                               m.pattern.text()));
+  faults.check_rows(m.rows, executor, [&](int64_t begin, int64_t end, Faults& found) {
+    for (int64_t row = begin; row < end && !found.full(); ++row) {
+      const std::byte* row_end = m.values.data() + (row + 1) * m.values_row_bytes();
+      if (m.quantization.none() && !all_zero(row_end - unused * width, row_end))
+        found.add(row, m.columns, "an unused value slot is not +0");
+      check_groups(m, row, found);
     }
-  }
+  });
 }
 
 /// Rows and columns of edge blocks that lie outside the matrix. (Columns of codes are padded like
@@ -155,13 +206,15 @@ const char* fault_of(Code code, uint8_t bits) {
   return nullptr;
 }
 
-/// Is everything 0 in a run that is no code?
-bool padding_is_zero(Code code, const CodeRun& run, const std::byte* values) {
-  const std::byte* begin = values + run.first_byte;
-  const int64_t used = code_bytes(code, run.codes);
-  const bool half = code == Code::kInt4 && run.codes % 2 != 0;
-  return (!half || (begin[used - 1] & std::byte{0xf0}) == std::byte{}) &&
-         all_zero(begin + used, begin + run.bytes);
+/// Whether fault_of() finds nothing in a run, many codes at a time.
+bool codes_are_sound(Code code, const uint8_t* codes, int64_t count) {
+  if (code == Code::kInt8)
+    return count == 0 || std::memchr(codes, 0x80, static_cast<size_t>(count)) == nullptr;
+  uint8_t largest = 0;
+  if (code == Code::kFP8)
+    for (int64_t i = 0; i < count; ++i)
+      largest = std::max(largest, static_cast<uint8_t>(codes[i] & 0x7f));
+  return largest < 0x7f;
 }
 
 /// The column of a run's i-th code.
@@ -171,43 +224,65 @@ int64_t column_of(const RowWalk& walk, const CodeRun& run, int64_t i) {
     if (walk.bitmap()[column / 8] >> (column % 8) & 1 && i-- == 0) return column;
 }
 
-/// Scales, zero points, codes and what pads them; mask and sizes of values are sound.
-void validate_codes(const CompactMatrix& m, Faults& faults) {
-  const Quantization& quantization = m.quantization;
-  const int64_t groups = quantization.groups(m.columns);
-  if (!faults.size("scales", m.scales.size(), m.rows * groups * 2) ||
-      !faults.size("zero_points", m.zero_points.size(),
-                   quantization.zero_points ? m.rows * groups : 0))
-    return;
-  const int64_t width = quantization.group > 0 ? quantization.group : m.columns;
-  for (int64_t i = 0; i < m.rows * groups && !faults.full(); ++i) {
-    const auto scale = read_unaligned<uint16_t>(m.scales.as<uint16_t>() + i);
-    if (scale > 0x7f7f)  // the largest finite bf16; negative ones have a higher bit
-      faults.add(i / groups, i % groups * width,
-                 fmt::format("scale {} (need a finite one, not negative)", bf16_to_float(scale)));
-    if (!quantization.zero_points) continue;
+/// Scales and zero points of rows [first, last).
+void check_scales(const CompactMatrix& m, int64_t first, int64_t last, Faults& faults) {
+  constexpr uint16_t kLargest = 0x7f7f;  // finite bf16; negative ones have a higher bit
+  const int64_t groups = m.quantization.groups(m.columns);
+  const auto scale = [&](int64_t i) {
+    return read_unaligned<uint16_t>(m.scales.as<uint16_t>() + i);
+  };
+  uint16_t signs = 0;  // of those above kLargest, in a form that becomes vector code
+  for (int64_t i = first * groups; i < last * groups; ++i)
+    signs |= static_cast<uint16_t>(scale(i) | (scale(i) + (0x7fff - kLargest)));
+  if (signs < 0x8000 && !m.quantization.zero_points) return;
+  const int64_t width = m.quantization.group > 0 ? m.quantization.group : m.columns;
+  for (int64_t i = first * groups; i < last * groups && !faults.full(); ++i) {
+    if (scale(i) > kLargest)
+      faults.add(
+          i / groups, i % groups * width,
+          fmt::format("scale {} (need a finite one, not negative)", bf16_to_float(scale(i))));
+    if (!m.quantization.zero_points) continue;
     const int zero = m.zero_points.as<int8_t>()[i];
     if (zero < 0 || zero > 15)
       faults.add(i / groups, i % groups * width, fmt::format("zero point {} (need 0..15)", zero));
   }
-  std::vector<uint8_t> codes;
-  for (RowWalk walk(m, 0); walk.row() < m.rows && !faults.full(); walk.next()) {
-    codes.resize(static_cast<size_t>(walk.codes()));
-    read_codes(m, walk, codes.data());
-    size_t next = 0;
+}
+
+/// Codes of the walk's row, and what pads them.
+void check_row_of_codes(const CompactMatrix& m, const RowWalk& walk, Faults& faults) {
+  const Code code = m.quantization.code;
+  if (code != Code::kInt4)  // there, all of them may be
     for (const CodeRun& run : walk.runs()) {
+      const uint8_t* codes = m.values.as<uint8_t>() + run.first_byte;
+      if (codes_are_sound(code, codes, run.codes)) continue;
       for (int64_t i = 0; i < run.codes; ++i)
-        if (const char* what = fault_of(quantization.code, codes[next++]))
+        if (const char* what = fault_of(code, codes[i]))
           faults.add(walk.row(), column_of(walk, run, i), what);
-      if (!padding_is_zero(quantization.code, run, m.values.data()))
-        faults.add(walk.row(), m.columns, "bits behind the codes are not 0");
     }
-  }
+  if (!padding_is_zero(m, walk))
+    faults.add(walk.row(), m.columns, "bits behind the codes are not 0");
+}
+
+/// Scales, zero points, codes and what pads them; mask and sizes of values are sound.
+void validate_codes(const CompactMatrix& m, const Executor& executor, Faults& faults) {
+  const int64_t groups = m.quantization.groups(m.columns);
+  if (!faults.size("scales", m.scales.size(), m.rows * groups * 2) ||
+      !faults.size("zero_points", m.zero_points.size(),
+                   m.quantization.zero_points ? m.rows * groups : 0))
+    return;
+  faults.check_rows(m.rows, executor, [&](int64_t first, int64_t last, Faults& found) {
+    check_scales(m, first, last, found);
+  });
+  faults.check_rows(m.rows, executor, [&](int64_t first, int64_t last, Faults& found) {
+    for (RowWalk walk(m, first); walk.row() < last && !found.full(); walk.next())
+      check_row_of_codes(m, walk, found);
+  });
 }
 
 }  // namespace
 
-std::vector<Violation> validate(const CompactMatrix& matrix, size_t limit) {
+std::vector<Violation> validate(const CompactMatrix& matrix, size_t limit,
+                                const Executor& executor) {
   Faults faults(limit);
   if (!faults.header(matrix.rows, matrix.columns, matrix.values_dtype)) return faults.take();
   if (!Pattern::parse(matrix.pattern.text()).ok()) {
@@ -224,10 +299,10 @@ std::vector<Violation> validate(const CompactMatrix& matrix, size_t limit) {
   }
   switch (matrix.pattern.kind) {
     case PatternKind::kUnstructured:
-      validate_bitmap(matrix, faults);
+      validate_bitmap(matrix, executor, faults);
       break;
     case PatternKind::kKeepOf:
-      validate_keep_of(matrix, faults);
+      validate_keep_of(matrix, executor, faults);
       break;
     case PatternKind::kBlock:
       validate_block(matrix, faults);
@@ -241,7 +316,7 @@ std::vector<Violation> validate(const CompactMatrix& matrix, size_t limit) {
       break;
   }
   if (coded && faults.none()) {
-    validate_codes(matrix, faults);
+    validate_codes(matrix, executor, faults);
   } else if (!coded) {
     faults.size("scales", matrix.scales.size(), 0);
     faults.size("zero_points", matrix.zero_points.size(), 0);

@@ -293,7 +293,16 @@ Result<Tensor> Checkpoint::part(std::string_view name) const {
   return found->second.tensor;
 }
 
-Result<Weight> Checkpoint::weight(std::string_view name) const {
+void Checkpoint::release(std::string_view name) const {
+  const auto found = state_->weights.find(name);
+  if (found == state_->weights.end()) return;
+  for (const std::string& part : found->second.parts) {
+    const StoredTensor& stored = state_->tensors.at(part);
+    if (stored.mapped) release_pages(stored.tensor.bytes);
+  }
+}
+
+Result<Weight> Checkpoint::weight(std::string_view name, const Executor& executor) const {
   const auto found = state_->weights.find(name);
   if (found == state_->weights.end())
     return bad_input("{}: no file holds a weight \"{}\".", state_->folder.string(), name);
@@ -303,7 +312,7 @@ Result<Weight> Checkpoint::weight(std::string_view name) const {
   LACUNA_TRY(auto matrix, read_compact(info.name,
                                        {info.pattern, info.shape[0], info.shape[1], info.dtype,
                                         info.quantization, info.form},
-                                       state_->tensors));
+                                       state_->tensors, executor));
   return Weight(std::move(matrix));
 }
 
@@ -326,7 +335,7 @@ Result<std::vector<std::string>> Checkpoint::verify_checksums(std::string_view n
     return bad_input("{}: no file holds a weight \"{}\".", state_->folder.string(), name);
   std::vector<std::string> differences;
   for (const std::string& part : found->second.parts) {
-    const auto& [tensor, file] = state_->tensors.at(part);
+    const auto& [tensor, file, mapped] = state_->tensors.at(part);
     const auto known = state_->checksums ? state_->checksums->find(part) : Checksums::iterator();
     if (!state_->checksums || known == state_->checksums->end())
       return bad_input("{}: tensor \"{}\" has no checksums (need them in checksums.json).", file,

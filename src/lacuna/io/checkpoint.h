@@ -77,7 +77,10 @@ class Checkpoint {
   /// declared pattern, sound by validate().
   /// @errors kBadInput: unknown name; a matrix that breaks its rules (row and column named);
   /// kNotPossible: a store for exchange whose matrix doesn't fit into memory
-  Result<Weight> weight(std::string_view name) const;
+  Result<Weight> weight(std::string_view name, const Executor& executor = Executor::serial()) const;
+  /// Takes a weight's bytes in the files out of this process's memory, once they were copied or
+  /// packed; whoever reads them again finds them as they were.
+  void release(std::string_view name) const;
   /// The same, dense. @errors as weight()
   Result<Tensor> dense(std::string_view name) const;
   /// One raw tensor of the files by its safetensors name.

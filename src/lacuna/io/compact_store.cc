@@ -130,7 +130,7 @@ std::vector<NamedTensor> tensors_of(const std::string& name, const Parts<Matrix>
 /// Fills in what the parts carry, and checks it.
 template <class Matrix>
 Result<Matrix> read_parts(const std::string& name, const Parts<Matrix>& parts,
-                          const StoredTensors& tensors, Matrix matrix) {
+                          const StoredTensors& tensors, const Executor& executor, Matrix matrix) {
   std::string file;
   for (const auto& part : parts) {
     LACUNA_TRY(const StoredTensor found,
@@ -138,18 +138,18 @@ Result<Matrix> read_parts(const std::string& name, const Parts<Matrix>& parts,
     matrix.*part.bytes = found.tensor.bytes;
     if (file.empty()) file = found.file;
   }
-  LACUNA_CHECK(check_sound(matrix, fmt::format("{}: weight \"{}\"", file, name)));
+  LACUNA_CHECK(check_sound(matrix, fmt::format("{}: weight \"{}\"", file, name), executor));
   return matrix;
 }
 
 /// The matrix as it lies in the files.
 Result<CompactMatrix> read_stored(const std::string& name, const SparseDeclaration& d,
-                                  const StoredTensors& tensors) {
+                                  const StoredTensors& tensors, const Executor& executor) {
   if (!d.form.indexed()) {
     const SparseDeclaration stored = stored_as(d);
-    return read_parts(name, parts_of(stored), tensors, compact_layout(stored));
+    return read_parts(name, parts_of(stored), tensors, executor, compact_layout(stored));
   }
-  LACUNA_TRY(const IndexedMatrix indexed, read_parts(name, indexed_parts(d), tensors,
+  LACUNA_TRY(const IndexedMatrix indexed, read_parts(name, indexed_parts(d), tensors, executor,
                                                      IndexedMatrix{.kind = d.form.kind,
                                                                    .rows = d.rows,
                                                                    .columns = d.columns,
@@ -305,10 +305,10 @@ Status check_parts(const std::string& name, const SparseDeclaration& declaration
 }
 
 Result<CompactMatrix> read_compact(const std::string& name, const SparseDeclaration& declaration,
-                                   const StoredTensors& tensors) {
-  if (declaration.form.none()) return read_stored(name, declaration, tensors);
+                                   const StoredTensors& tensors, const Executor& executor) {
+  if (declaration.form.none()) return read_stored(name, declaration, tensors, executor);
   LACUNA_CHECK(check_parts(name, declaration, tensors));
-  const auto& [first, file] = tensors.at(compact_part_names(name, declaration).front());
+  const std::string& file = tensors.at(compact_part_names(name, declaration).front()).file;
   const std::string where = fmt::format("{}: weight \"{}\"", file, name);
   // A file of a few bytes may declare a matrix of any size: its bitmap, or for patterns that are
   // checked on it the dense form.
@@ -322,7 +322,7 @@ Result<CompactMatrix> read_compact(const std::string& name, const SparseDeclarat
         "machine with more.",
         where, declaration.form.text(), shape_text({declaration.rows, declaration.columns}),
         bytes / 1e9, static_cast<double>(physical_memory_bytes()) / 1e9);
-  LACUNA_TRY(const CompactMatrix stored, read_stored(name, declaration, tensors));
+  LACUNA_TRY(const CompactMatrix stored, read_stored(name, declaration, tensors, executor));
   auto matrix = format::with_pattern(stored, declaration.pattern);
   if (!matrix.ok()) return bad_input("{}: {}", where, matrix.error().message);
   return matrix;

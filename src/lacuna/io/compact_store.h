@@ -5,8 +5,10 @@
 #include <map>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
+#include <type_traits>
 #include <vector>
 
+#include "lacuna/core/executor.h"
 #include "lacuna/format/compact.h"
 #include "lacuna/format/exchange.h"
 #include "lacuna/io/stored_tensors.h"
@@ -52,15 +54,21 @@ Status check_parts(const std::string& name, const SparseDeclaration& declaration
 /// number of rows and columns)
 Result<format::CompactMatrix> read_compact(const std::string& name,
                                            const SparseDeclaration& declaration,
-                                           const StoredTensors& tensors);
+                                           const StoredTensors& tensors,
+                                           const Executor& executor = Executor::serial());
 
 /// Refuses a quantised matrix for a store that has no place for codes. @errors kBadInput
 Status check_no_codes(const std::string& name, const format::CompactMatrix& matrix,
                       std::string_view store);
 /// Fails with the first violation of a matrix. `where` names file and weight.
 template <class Matrix>
-Status check_sound(const Matrix& matrix, const std::string& where) {
-  const auto violations = format::validate(matrix, 1);
+Status check_sound(const Matrix& matrix, const std::string& where,
+                   const Executor& executor = Executor::serial()) {
+  std::vector<format::Violation> violations;
+  if constexpr (std::is_same_v<Matrix, format::CompactMatrix>)
+    violations = format::validate(matrix, 1, executor);
+  else
+    violations = format::validate(matrix, 1);
   if (violations.empty()) return {};
   const auto& [row, column, what] = violations.front();
   const std::string place = row < 0 ? "" : fmt::format("row {}, column {}: ", row, column);

@@ -83,6 +83,15 @@ Result<Bytes> map_file(const fs::path& path) {
   return Bytes(std::move(owner), static_cast<const std::byte*>(address), size);
 }
 
+void release_pages(const Bytes& mapped) {
+  if (mapped.empty()) return;
+  const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGE_SIZE));
+  const auto first = reinterpret_cast<uintptr_t>(mapped.data());
+  const uintptr_t begin = first / page * page;
+  // A hint: whatever it answers, the bytes stay what they are.
+  ::madvise(reinterpret_cast<void*>(begin), first + mapped.size() - begin, MADV_DONTNEED);
+}
+
 Result<std::string> read_text(const fs::path& path) {
   LACUNA_TRY(const Bytes bytes, map_file(path));
   return std::string(reinterpret_cast<const char*>(bytes.data()), bytes.size());

@@ -16,6 +16,10 @@ namespace lacuna::io {
 /// Bytes.
 /// @errors kBadInput: missing, not a regular file, unreadable
 Result<Bytes> map_file(const std::filesystem::path& path);
+/// Takes bytes of a mapping, whole pages around them, out of this process's memory: they stay in
+/// the system's cache of the file as long as it likes, and come back when they are read again.
+/// @param mapped  a part of what map_file() gave, nothing else
+void release_pages(const Bytes& mapped);
 /// Reads a whole (small) text file. @errors as map_file
 Result<std::string> read_text(const std::filesystem::path& path);
 /// Writes a whole file atomically (temporary name, fsync, rename, fsync of the folder).

@@ -76,7 +76,7 @@ Result<WeightInfo> describe(const std::string& prefix, const StoredTensors& tens
   if (values == tensors.end())
     return bad_input("{}: tensor \"{}\" is missing (need it beside {}). Get the model again.",
                      tensors.at(info.parts[0]).file, info.parts[1], info.parts[0]);
-  const auto& [compressed, file] = values->second;
+  const auto& [compressed, file, mapped] = values->second;
   info.dtype = compressed.dtype;
   if (info.dtype != DType::kF32 && info.dtype != DType::kBF16 && info.dtype != DType::kF16)
     return bad_input("{}: tensor \"{}\" has an unsupported type (got {}; need F32, BF16 or F16).",
@@ -118,7 +118,7 @@ Result<std::vector<WeightInfo>> find_legacy(const StoredTensors& tensors) {
 }
 
 Result<Weight> read_legacy(const WeightInfo& info, const StoredTensors& tensors) {
-  const auto& [bitmask, file] = tensors.at(info.parts[0]);
+  const auto& [bitmask, file, mapped] = tensors.at(info.parts[0]);
   const std::string where = fmt::format("{}: weight \"{}\"", file, info.name);
   CompactMatrix matrix = one_row_or_matrix(info);
   matrix.bitmap = bitmask.bytes;

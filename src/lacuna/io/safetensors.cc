@@ -68,7 +68,9 @@ Status check_entry(const std::string& file, const SafetensorsFile::Entry& entry)
 
 Result<SafetensorsFile> SafetensorsFile::open(const std::filesystem::path& path) {
   LACUNA_TRY(Bytes bytes, map_file(path));
-  return parse(std::move(bytes), path.string());
+  LACUNA_TRY(SafetensorsFile file, parse(std::move(bytes), path.string()));
+  file.mapped_ = true;
+  return file;
 }
 
 Result<SafetensorsFile> SafetensorsFile::parse(Bytes bytes, std::string name) {

@@ -35,12 +35,15 @@ class SafetensorsFile {
   /// The tensor as a view of the mapping. @errors kBadInput: no such tensor
   Result<Tensor> tensor(std::string_view name) const;
   const std::string& path() const { return path_; }
+  /// Whether the tensors lie in a mapping of the file: release_pages() may be called for them.
+  bool mapped() const { return mapped_; }
 
  private:
   Status check_layout() const;
 
   std::string path_;
   Bytes data_;  ///< what follows the header
+  bool mapped_ = false;
   std::vector<Entry> entries_;
   std::map<std::string, size_t, std::less<>> index_;
   std::map<std::string, std::string> metadata_;

@@ -9,8 +9,8 @@ Result<StoredTensors> collect_tensors(const std::vector<SafetensorsFile>& files)
   for (const SafetensorsFile& file : files) {
     for (const auto& entry : file.entries()) {
       LACUNA_TRY(Tensor tensor, file.tensor(entry.name));
-      const auto [at, fresh] =
-          tensors.try_emplace(entry.name, StoredTensor{std::move(tensor), file.path()});
+      const auto [at, fresh] = tensors.try_emplace(
+          entry.name, StoredTensor{std::move(tensor), file.path(), file.mapped()});
       if (!fresh)
         return bad_input("{}: tensor \"{}\" lies in {} too. Remove one of the files.", file.path(),
                          entry.name, at->second.file);
@@ -25,7 +25,7 @@ Result<StoredTensor> expect_tensor(const StoredTensors& tensors, const std::stri
   if (found == tensors.end())
     return bad_input("tensor \"{}\" is missing (need {} {}). Get the model again.", name,
                      safetensors_name(dtype), shape_text(shape));
-  const auto& [tensor, file] = found->second;
+  const auto& [tensor, file, mapped] = found->second;
   const bool fits = std::equal(tensor.shape.begin(), tensor.shape.end(), shape.begin(), shape.end(),
                                [](int64_t got, int64_t need) { return need < 0 || got == need; });
   if (tensor.dtype != dtype || !fits)

@@ -11,7 +11,8 @@ namespace lacuna::io {
 
 struct StoredTensor {
   Tensor tensor;
-  std::string file;  ///< for messages
+  std::string file;     ///< for messages
+  bool mapped = false;  ///< release_pages() may be called for its bytes
 };
 
 using StoredTensors = std::map<std::string, StoredTensor, std::less<>>;

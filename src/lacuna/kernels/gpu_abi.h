@@ -58,12 +58,16 @@ struct GpuLinearKernel {
   /// The weight again, bf16 [N,K], dense; a dropped weight is +0.
   int (*unpack)(const GpuLayout* layout, const void* packed, void* dense, GpuStream stream);
 
-  /// Most tokens of one run().
+  /// run() takes 1 .. max_tokens(), and from many_tokens() on any number: from there it beats
+  /// unpack() and the dense product (0: never). Plans for few tokens are meant to be kept, those
+  /// for many cost little to make.
   int64_t (*max_tokens)(const GpuLayout* layout);
+  int64_t (*many_tokens)(const GpuLayout* layout);
   /// For the current device. Everything that can be checked is checked here.
   int (*plan)(const GpuLayout* layout, int64_t tokens, GpuPlan* plan);
   size_t (*workspace_bytes)(const GpuLayout* layout, const GpuPlan* plan);
-  /// x and y are row-major and contiguous, x aligned to 16 bytes. With `overlap_previous` the
+  /// x and y are row-major and contiguous, x aligned to 16 bytes, for many tokens
+  /// y too. With `overlap_previous` the
   /// launch is programmatic: it may read W while the kernel ahead of it in the stream still runs,
   /// but touches neither x nor y nor the workspace before that kernel is complete.
   int (*run)(const GpuLayout* layout, const GpuPlan* plan, const void* packed, const void* x,
@@ -123,7 +127,7 @@ T held(const Holder* holder) {
 }
 
 /// Changes with any struct above.
-inline constexpr int32_t kGpuAbiVersion = 3;
+inline constexpr int32_t kGpuAbiVersion = 4;
 inline constexpr const char* kGpuTableSymbol = "lacuna_gpu_table";
 
 }  // namespace lacuna::kernels

@@ -10,7 +10,7 @@
 namespace lacuna::model {
 namespace linear_coded = kernels::linear_coded;
 
-Result<CodedWeight> CodedWeight::make(const format::CompactMatrix& matrix, const Compute& compute) {
+Result<WeightPtr> CodedWeight::make(const format::CompactMatrix& matrix, const Compute& compute) {
   const auto* operation = kernels::linear_operation(matrix.pattern.kind);
   kernels::Problem problem{.operation = std::string(operation->name),
                            .values = matrix.quantization.code == format::Code::kInt8
@@ -22,15 +22,16 @@ Result<CodedWeight> CodedWeight::make(const format::CompactMatrix& matrix, const
                            .tokens = 1,
                            .pattern = matrix.pattern};
   LACUNA_TRY(auto stream, linear_coded::Stream::pack(matrix, torch_executor()));
-  CodedWeight weight(std::move(stream), compute);
+  auto weight = std::make_shared<CodedWeight>(std::move(stream), compute);
   for (; problem.tokens <= linear_coded::kMaxTokens; ++problem.tokens) {
     LACUNA_TRY(auto plan, linear_coded::plan(problem));
-    weight.plans_.push_back(std::move(plan));
+    weight->plans_.push_back(std::move(plan));
   }
-  return weight;
+  return WeightPtr(std::move(weight));
 }
 
 void CodedWeight::run(const format::RowProduct& product, const Executor& executor) const {
+  if (product.tokens > linear_coded::kMaxTokens) return Weight::run(product, executor);
   run_few_tokens(
       product, plans_,
       [&](const linear_coded::CodedPlan& plan, const format::RowProduct& operands,
@@ -39,7 +40,7 @@ void CodedWeight::run(const format::RowProduct& product, const Executor& executo
 
 at::Tensor CodedWeight::multiply(const at::Tensor& x, const std::optional<at::Tensor>& bias) const {
   if (x.numel() > 0 && x.numel() <= linear_coded::kMaxTokens * stream_.columns() &&
-      x.scalar_type() == compute_.dtype)
+      x.scalar_type() == compute().dtype)
     return multiply_few_tokens(x, bias, stream_.rows(), [&](const format::RowProduct& product) {
       run(product, torch_executor());
     });
@@ -55,9 +56,9 @@ at::Tensor CodedWeight::multiply(const at::Tensor& x, const std::optional<at::Te
 }
 
 at::Tensor CodedWeight::expanded() const {
-  at::Tensor out = scratch(stream_.rows(), stream_.columns(), compute_);
+  at::Tensor out = scratch(stream_.rows(), stream_.columns(), compute());
   void* const data = out.data_ptr();
-  const DType dtype = dtype_of(compute_.dtype);
+  const DType dtype = dtype_of(compute().dtype);
   const int64_t columns = stream_.columns();
   torch_executor().parallel_for(stream_.tiles(), [&](int64_t tile) {
     const int64_t first = tile * linear_coded::kTileRows;
@@ -70,13 +71,16 @@ at::Tensor CodedWeight::expanded() const {
   return out;
 }
 
-void CodedWeight::expand_row(int64_t row, void* out) const {
-  const int64_t columns = stream_.columns();
-  static thread_local std::vector<float> rows;
-  rows.resize(static_cast<size_t>(linear_coded::kTileRows * columns));
-  stream_.expand_tile(row / linear_coded::kTileRows, rows.data());
-  format::write_floats(out, dtype_of(compute_.dtype), 0,
-                       rows.data() + row % linear_coded::kTileRows * columns, columns);
+void CodedWeight::read_rows(const int32_t* ids, int64_t count, void* out,
+                            const Executor& executor) const {
+  const DType dtype = dtype_of(compute().dtype);
+  executor.parallel_for(count, [&](int64_t i) {
+    static thread_local std::vector<float> tile;
+    tile.resize(static_cast<size_t>(linear_coded::kTileRows * columns()));
+    stream_.expand_tile(ids[i] / linear_coded::kTileRows, tile.data());
+    format::write_floats(out, dtype, i * columns(),
+                         tile.data() + ids[i] % linear_coded::kTileRows * columns(), columns());
+  });
 }
 
 }  // namespace lacuna::model

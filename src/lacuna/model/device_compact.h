@@ -2,28 +2,26 @@
 #pragma once
 
 #include "lacuna/format/compact.h"
-#include "lacuna/model/torch.h"
+#include "lacuna/model/weight.h"
 
 namespace lacuna::model {
 
 /// The parts of an unquantised compact matrix on a GPU. A bitmap is expanded by liblacuna_cuda.so;
 /// blocks, and everything where that library is missing, by torch's own operations, whose
 /// temporaries take about ten bytes a weight of the one matrix.
-class DeviceCompact {
+class DeviceCompact final : public Weight {
  public:
   DeviceCompact(const format::CompactMatrix& matrix, const Compute& compute);
-  /// Dense in compute.dtype, in the shared scratch: good until the next expansion on this thread.
-  at::Tensor expand(const Compute& compute) const;
-  /// Whether expand() is one kernel: nothing is allocated once the scratch is large enough.
-  bool expands_by_kernel(const Compute& compute) const;
-  size_t bytes() const;
+  at::Tensor expanded() const override;
+  /// Where one kernel expands it: nothing is allocated once the scratch is large enough.
+  bool recordable() const override;
+  size_t bytes() const override;
 
  private:
-  at::Tensor expand_blocks(const at::Tensor& values, const Compute& compute) const;
-  at::Tensor expand_bitmap(const at::Tensor& values, const Compute& compute) const;
+  at::Tensor expand_blocks(const at::Tensor& values) const;
+  at::Tensor expand_bitmap(const at::Tensor& values) const;
 
   format::Pattern pattern_;
-  int64_t rows_, columns_;
   at::Tensor values_, bitmap_, block_rows_, block_columns_;
   at::Tensor row_values_;  // for the library, unstructured: values before each row
   at::Tensor bits_;        // without it: the bits of a byte

@@ -15,7 +15,8 @@ struct Ends::State {
 
 namespace {
 
-/// Codes stay codes, for a step looks few rows up; everything else is held densely.
+/// Codes stay codes, for a step looks few rows up; everything else is held densely, and where it
+/// lies unless it is the output matrix too.
 Result<Linear> read_embedding(const io::Checkpoint& checkpoint, const io::DecoderSpec& spec,
                               const Compute& compute) {
   const std::string name = spec.embedding + ".weight";
@@ -24,7 +25,9 @@ Result<Linear> read_embedding(const io::Checkpoint& checkpoint, const io::Decode
     return read_linear(checkpoint, "", {spec.embedding, spec.vocab, spec.embedding_width}, compute);
   LACUNA_TRY(at::Tensor table,
              read_tensor(checkpoint, name, {spec.vocab, spec.embedding_width}, compute));
-  return Linear::dense(std::move(table), {});
+  if (!spec.tied_embedding) return Linear::dense(std::move(table), {});
+  LACUNA_TRY(std::vector<Linear> one, Linear::together({{std::move(table), {}}}, compute));
+  return std::move(one.front());
 }
 
 }  // namespace

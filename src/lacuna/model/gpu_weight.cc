@@ -21,26 +21,26 @@ at::Tensor device_bytes(size_t count, at::Device device) {
 
 }  // namespace
 
-Result<std::optional<GpuWeight>> GpuWeight::make(const kernels::Problem& problem,
-                                                 const Compute& compute,
-                                                 const std::function<at::Tensor()>& dense) {
+Result<WeightPtr> GpuWeight::make(const kernels::Problem& problem, const Compute& compute,
+                                  const std::function<at::Tensor()>& dense) {
   const auto* operation = kernels::linear_operation(problem.pattern.kind);
   LACUNA_TRY(const GpuLinearKernel* kernel,
              kernels::choose_gpu_kernel(*operation, problem, kernels::Device::this_gpu()));
-  if (kernel == nullptr) return std::optional<GpuWeight>();
-  GpuWeight weight(*kernel, problem, compute);
-  LACUNA_CHECK(weight.pack(dense(), problem.pattern));
-  return std::optional<GpuWeight>(std::move(weight));
+  if (kernel == nullptr) return WeightPtr();
+  auto weight = std::make_shared<GpuWeight>(*kernel, problem, compute);
+  LACUNA_CHECK(weight->pack(dense(), problem.pattern));
+  return WeightPtr(std::move(weight));
 }
 
 Status GpuWeight::pack(const at::Tensor& dense, const format::Pattern& pattern) {
-  void* const stream = gpu_stream(compute_.device);
+  void* const stream = gpu_stream(compute().device);
   const void* const w = dense.const_data_ptr();
-  const at::Tensor scratch = device_bytes(kernel_->scratch_bytes(rows_, columns_), compute_.device);
-  check(kernel_->measure(w, rows_, columns_, scratch.mutable_data_ptr(), &layout_, stream),
+  const at::Tensor scratch =
+      device_bytes(kernel_->scratch_bytes(rows(), columns()), compute().device);
+  check(kernel_->measure(w, rows(), columns(), scratch.mutable_data_ptr(), &layout_, stream),
         *kernel_, "measure");
-  packed_ = layout_.packed_bytes > 0 ? device_bytes(layout_.packed_bytes, compute_.device) : dense;
-  const at::Tensor report = device_bytes(sizeof(kernels::GpuPackReport), compute_.device).zero_();
+  packed_ = layout_.packed_bytes > 0 ? device_bytes(layout_.packed_bytes, compute().device) : dense;
+  const at::Tensor report = device_bytes(sizeof(kernels::GpuPackReport), compute().device).zero_();
   check(kernel_->pack(&layout_, w, scratch.const_data_ptr(), packed_.mutable_data_ptr(),
                       static_cast<kernels::GpuPackReport*>(report.mutable_data_ptr()), stream),
         *kernel_, "pack");
@@ -53,41 +53,60 @@ Status GpuWeight::pack(const at::Tensor& dense, const format::Pattern& pattern) 
     return check_failed(
         "{}:{}: group {} of row {} breaks {} (got {} such groups; need none). Prune the weight "
         "again.",
-        kernel_->operation, kernel_->name, found.first_group % (columns_ / pattern.of),
-        found.first_group / (columns_ / pattern.of), pattern.text(), found.violations);
+        kernel_->operation, kernel_->name, found.first_group % (columns() / pattern.of),
+        found.first_group / (columns() / pattern.of), pattern.text(), found.violations);
   return {};
 }
 
+kernels::GpuPlan GpuWeight::plan(int64_t tokens) const {
+  if (tokens <= max_tokens()) return plans_[static_cast<size_t>(tokens - 1)];
+  kernels::GpuPlan made;
+  check(kernel_->plan(&layout_, tokens, &made), *kernel_, "plan");
+  return made;
+}
+
 bool GpuWeight::takes(const at::Tensor& x) const {
-  return x.numel() > 0 && x.numel() <= max_tokens() * columns_ &&
-         x.scalar_type() == compute_.dtype && x.device() == packed_.device() && !x.requires_grad();
+  const int64_t tokens = x.numel() / columns(), many = kernel_->many_tokens(&layout_);
+  return tokens > 0 && (tokens <= max_tokens() || (many > 0 && tokens >= many)) &&
+         x.scalar_type() == compute().dtype && x.device() == packed_.device() && !x.requires_grad();
 }
 
 at::Tensor GpuWeight::multiply(const at::Tensor& x, const std::optional<at::Tensor>& bias) const {
   if (!takes(x)) return at::linear(x, expanded(), bias);
-  at::Tensor rows = x.contiguous();
-  if (reinterpret_cast<uintptr_t>(rows.const_data_ptr()) % 16 != 0) rows = rows.clone();
+  at::Tensor aligned = x.contiguous();
+  if (reinterpret_cast<uintptr_t>(aligned.const_data_ptr()) % 16 != 0) aligned = aligned.clone();
   Shape shape = x.sizes().vec();
-  shape.back() = rows_;
+  shape.back() = rows();
   at::Tensor y = at::empty(shape, x.options());
-  const int64_t tokens = x.numel() / columns_;
+  const int64_t tokens = x.numel() / columns();
   const at::Tensor workspace = device_bytes(workspace_bytes(tokens), x.device());
-  run(rows.const_data_ptr(), tokens, y.mutable_data_ptr(), workspace.mutable_data_ptr(),
-      /*overlap=*/false);
+  launch(aligned.const_data_ptr(), tokens, y.mutable_data_ptr(), workspace.mutable_data_ptr(),
+         /*overlap=*/false);
   return bias ? y.add_(*bias) : y;
 }
 
-void GpuWeight::run(const void* x, int64_t tokens, void* y, void* workspace, bool overlap) const {
-  check(kernel_->run(&layout_, &plan(tokens), packed_.const_data_ptr(), x, y, workspace, overlap,
-                     gpu_stream(compute_.device)),
+void GpuWeight::run(const format::RowProduct& product, const Executor& executor) const {
+  const int64_t tokens = product.tokens;
+  if (tokens > max_tokens() || workspace_bytes(tokens) > 0) return Weight::run(product, executor);
+  launch(product.x, tokens, product.y, nullptr, /*overlap=*/true);
+  if (product.bias == nullptr) return;
+  device_view(product.y, {tokens, rows()}, compute())
+      .add_(device_view(product.bias, {rows()}, compute()));
+}
+
+void GpuWeight::launch(const void* x, int64_t tokens, void* y, void* workspace,
+                       bool overlap) const {
+  const kernels::GpuPlan cut = plan(tokens);
+  check(kernel_->run(&layout_, &cut, packed_.const_data_ptr(), x, y, workspace, overlap,
+                     gpu_stream(compute().device)),
         *kernel_, "run");
 }
 
 at::Tensor GpuWeight::expanded() const {
   if (layout_.packed_bytes == 0) return packed_;
-  at::Tensor out = scratch(rows_, columns_, compute_);
+  at::Tensor out = scratch(rows(), columns(), compute());
   check(kernel_->unpack(&layout_, packed_.const_data_ptr(), out.mutable_data_ptr(),
-                        gpu_stream(compute_.device)),
+                        gpu_stream(compute().device)),
         *kernel_, "unpack");
   return out;
 }

@@ -5,18 +5,12 @@
 
 #include <memory>
 #include <optional>
-#include <string>
-#include <variant>
 #include <vector>
 
-#include "lacuna/core/status.h"
 #include "lacuna/io/checkpoint.h"
-#include "lacuna/kernels/select.h"
-#include "lacuna/model/torch.h"
+#include "lacuna/model/weight.h"
 
 namespace lacuna::model {
-
-class GpuWeight;
 
 /// Counts what Linear::forward and forward_into take, for profiles.
 struct LinearClock {
@@ -43,11 +37,11 @@ class Linear {
 
   /// A weight as a checkpoint stores it, and its bias in the type of the computation.
   struct Stored {
-    std::variant<at::Tensor, format::CompactMatrix> weight;
+    StoredMatrix weight;
     std::optional<at::Tensor> bias;
   };
-  /// Linears that read the same x. On a GPU, where all are dense or one kernel takes all of them,
-  /// they become slices of one Linear that has all their rows: one product in place of several.
+  /// Linears that read the same x. Where all are stored in the same form they become slices of one
+  /// Linear that has all their rows: one product in place of several.
   static Result<std::vector<Linear>> together(std::vector<Stored> parts, const Compute& compute);
   /// The Linear of which these are the slices, all of them and in order; null if there is none. It
   /// lives as long as they do.
@@ -85,23 +79,11 @@ class Linear {
   std::optional<kernels::Problem> decode_problem() const;
 
  private:
-  struct Compact;
-  class RowKernels;
-  at::Tensor multiply(const at::Tensor& x) const;
-  void forward_on_gpu(const void* x, int64_t tokens, void* y, const Compute& compute) const;
-  static Result<std::optional<Linear>> pack_together(const std::vector<Stored>& parts,
-                                                     const Compute& compute);
-  static void slice(const std::shared_ptr<const Linear>& whole, std::vector<Linear>& parts);
-  /// Whether the rows are to be had from the whole alone, which is packed.
-  bool in_packed_whole() const { return whole_ != nullptr && !dense_.defined(); }
-  Compute compute() const;
-  at::Tensor dense_;                     ///< of a dense weight, maybe a slice of a larger one
-  std::shared_ptr<const Linear> whole_;  ///< of a slice
-  int64_t first_ = 0, rows_ = 0;         ///< of a slice: its rows in the whole
-  std::shared_ptr<const Compact> compact_;
-  std::shared_ptr<const RowKernels> row_kernels_;  ///< of whichever weight is set, or null
-  std::shared_ptr<const GpuWeight> gpu_;           ///< of a dense weight on a GPU, or null
+  static Result<Linear> make(Stored stored, const Compute& compute);
   std::optional<at::Tensor> bias_;
+  WeightPtr weight_;
+  std::shared_ptr<const Linear> whole_;  ///< of a slice
+  int64_t first_ = 0;                    ///< of a slice: its first row in the whole
 };
 
 }  // namespace lacuna::model

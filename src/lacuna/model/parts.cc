@@ -24,7 +24,9 @@ Result<at::Tensor> read_tensor(const io::Checkpoint& checkpoint, const std::stri
                                const Shape& shape, const Compute& compute) {
   LACUNA_CHECK(check_shape(checkpoint, name, shape));
   LACUNA_TRY(const Tensor tensor, checkpoint.dense(name));
-  return place(tensor, compute);
+  at::Tensor placed = place(tensor, compute);
+  checkpoint.release(name);
+  return placed;
 }
 
 Result<std::vector<Linear>> read_linears(const io::Checkpoint& checkpoint,
@@ -40,14 +42,16 @@ Result<std::vector<Linear>> read_linears(const io::Checkpoint& checkpoint,
       LACUNA_TRY(part.bias,
                  read_tensor(checkpoint, prefix + spec.name + ".bias", {spec.out}, compute));
     }
-    LACUNA_TRY(io::Weight weight, checkpoint.weight(name));
+    LACUNA_TRY(io::Weight weight, checkpoint.weight(name, torch_executor()));
     if (auto* matrix = std::get_if<format::CompactMatrix>(&weight))
       part.weight = std::move(*matrix);
     else
       part.weight = place(std::get<Tensor>(weight), compute);
     parts.push_back(std::move(part));
   }
-  return Linear::together(std::move(parts), compute);
+  LACUNA_TRY(auto linears, Linear::together(std::move(parts), compute));
+  for (const io::LinearSpec& spec : specs) checkpoint.release(prefix + spec.name + ".weight");
+  return linears;
 }
 
 Result<Linear> read_linear(const io::Checkpoint& checkpoint, const std::string& prefix,

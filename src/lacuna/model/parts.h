@@ -17,6 +17,8 @@ namespace lacuna::model {
 
 /// Reads one tensor densely onto the device, in the type of the computation. On the CPU a tensor
 /// that already has this type stays in the mapped file.
+/// What was read of the file is in this process's memory afterwards only as far as it is used
+/// again.
 /// @errors kBadInput: missing, or not of this shape (tensor named)
 Result<at::Tensor> read_tensor(const io::Checkpoint& checkpoint, const std::string& name,
                                const Shape& shape, const Compute& compute);

@@ -2,6 +2,8 @@
 
 #include <c10/core/InferenceMode.h>
 
+#include <algorithm>
+
 namespace lacuna::model {
 namespace {
 
@@ -23,6 +25,23 @@ at::Tensor scratch(int64_t rows, int64_t columns, const Compute& compute) {
     buffer = at::empty({bytes}, at::TensorOptions().device(compute.device).dtype(at::kByte));
   }
   return buffer.narrow(0, 0, bytes).view(compute.dtype).view({rows, columns});
+}
+
+void expand_into(const format::CompactMatrix& matrix, at::Tensor& out) {
+  const at::ScalarType stored = scalar_type(matrix.values_dtype);
+  const bool converts = stored != out.scalar_type();
+  const int64_t row_bytes = matrix.columns * static_cast<int64_t>(out.element_size());
+  auto* data = static_cast<std::byte*>(out.data_ptr());
+  const int64_t tiles = (matrix.rows + format::kRowGroup - 1) / format::kRowGroup;
+  torch_executor().parallel_for(tiles, [&](int64_t tile) {
+    const int64_t first = tile * format::kRowGroup;
+    const int64_t last = std::min(first + format::kRowGroup, matrix.rows);
+    std::byte* rows = data + first * row_bytes;
+    if (!converts) return format::expand_rows(matrix, first, last, rows);
+    at::Tensor as_stored = at::empty({last - first, matrix.columns}, stored);
+    format::expand_rows(matrix, first, last, as_stored.data_ptr());
+    at::from_blob(rows, {last - first, matrix.columns}, out.options()).copy_(as_stored);
+  });
 }
 
 }  // namespace lacuna::model

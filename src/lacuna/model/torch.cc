@@ -68,6 +68,14 @@ Tensor unwrap(const at::Tensor& tensor) {
   return {dtype_of(held->scalar_type()), held->sizes().vec(), Bytes(held, data, bytes)};
 }
 
+at::Tensor device_view(const void* data, at::IntArrayRef shape, const Compute& compute) {
+  const auto options = at::TensorOptions().device(compute.device).dtype(compute.dtype);
+  return at::for_blob(const_cast<void*>(data), shape)
+      .options(options)
+      .target_device(compute.device)
+      .make_tensor();
+}
+
 std::string what(const std::exception& error) {
   const auto* torch = dynamic_cast<const c10::Error*>(&error);
   return torch != nullptr ? torch->what_without_backtrace() : error.what();

@@ -32,6 +32,9 @@ struct Compute {
   bool int8_activations = true;
 };
 
+/// A tensor over raw memory of the device, in the type of the computation.
+at::Tensor device_view(const void* data, at::IntArrayRef shape, const Compute& compute);
+
 /// "cpu", "cuda" or "auto" (CUDA when libtorch_cuda loads and finds a GPU, else CPU). libtorch_cuda
 /// is loaded here and only here. @errors kNotPossible: "cuda" without GPU or libtorch_cuda (says
 /// which); kUsage: another word

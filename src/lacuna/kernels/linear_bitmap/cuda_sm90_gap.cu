@@ -1099,6 +1099,7 @@ const GpuLinearKernel kGap = {
     .max_tokens = [](const GpuLayout* layout) -> int64_t {
       return held<GapLayout>(layout).k > kGapMaxInputsOfTokens ? 1 : kGapMaxTokens;
     },
+    .many_tokens = [](const GpuLayout*) -> int64_t { return 0; },
     .plan = [](const GpuLayout* layout, int64_t tokens, GpuPlan* plan) -> int {
       Call call{static_cast<int>(std::min(tokens, kGapMaxTokens + 1)), {}};
       const cudaError_t error = gap_plan(held<GapLayout>(layout), call.t, &call.plan);

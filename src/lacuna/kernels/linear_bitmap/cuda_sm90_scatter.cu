@@ -1056,6 +1056,7 @@ const GpuLinearKernel kScatter = {
                             static_cast<cudaStream_t>(stream));
     },
     .max_tokens = [](const GpuLayout*) -> int64_t { return kScatterMaxTokens; },
+    .many_tokens = [](const GpuLayout*) -> int64_t { return 0; },
     .plan = [](const GpuLayout* layout, int64_t tokens, GpuPlan* plan) -> int {
       Call call{static_cast<int>(std::min(tokens, kScatterMaxTokens + 1)), {}};
       const cudaError_t error = scatter_plan(held<ScatterLayout>(layout), call.t, &call.plan);

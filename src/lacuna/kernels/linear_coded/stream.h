@@ -75,6 +75,8 @@ class Stream {
   /// Groups of a row that one chunk meets, whose scales lie in the stream; 0: one scale a row,
   /// row_scale().
   int64_t scale_sets() const { return scale_sets_; }
+  /// Of a tile, before its first chunk.
+  int64_t head_bytes() const { return kTileRows * (scale_sets_ == 0 ? 12 : 8); }
   /// The first chunk of a tile. Up to 64 bytes past the last may be read.
   const uint8_t* chunks_of(int64_t tile) const { return head(tile) + head_bytes(); }
   int64_t bytes_before(int64_t tile) const { return offsets_[tile]; }
@@ -93,7 +95,6 @@ class Stream {
 
  private:
   const uint8_t* head(int64_t tile) const { return data_.data() + offsets_[tile]; }
-  int64_t head_bytes() const { return kTileRows * (scale_sets_ == 0 ? 12 : 8); }
 
   int64_t rows_ = 0, columns_ = 0, scale_sets_ = 0;
   format::Quantization quantization_;

@@ -280,6 +280,7 @@ const GpuLinearKernel kStream = {
                              cudaMemcpyDeviceToDevice, static_cast<cudaStream_t>(stream));
     },
     .max_tokens = [](const GpuLayout*) -> int64_t { return 1; },
+    .many_tokens = [](const GpuLayout*) -> int64_t { return 0; },
     .plan = make_plan,
     .workspace_bytes = [](const GpuLayout*, const GpuPlan*) -> size_t { return 0; },
     .run = run,

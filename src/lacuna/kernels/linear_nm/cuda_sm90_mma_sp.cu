@@ -42,9 +42,11 @@
 
 #include <algorithm>
 #include <atomic>
+#include <variant>
 
 #include "lacuna/kernels/cuda/sm90_device.h"
 #include "lacuna/kernels/cuda/sm90_stream.cuh"
+#include "lacuna/kernels/linear_nm/cuda_sm90_wgmma_sp.h"
 
 namespace lacuna::kernels::linear_nm {
 namespace {
@@ -526,8 +528,8 @@ struct Shape {
   std::int64_t n, k;
 };
 struct Call {
-  int t;
-  MmaSpPlan plan;
+  std::int64_t t;
+  std::variant<MmaSpPlan, WgmmaSpPlan> plan;  // few tokens or many
 };
 
 }  // namespace
@@ -553,10 +555,17 @@ const GpuLinearKernel kMmaSp = {
       return mma_sp_unpack(packed, n, k, dense, static_cast<cudaStream_t>(stream));
     },
     .max_tokens = [](const GpuLayout*) -> int64_t { return kMmaSpMaxTokens; },
+    .many_tokens = [](const GpuLayout* layout) -> int64_t {
+      const auto [n, k] = held<Shape>(layout);
+      return wgmma_sp_from_tokens(n, k);
+    },
     .plan = [](const GpuLayout* layout, int64_t tokens, GpuPlan* plan) -> int {
       const auto [n, k] = held<Shape>(layout);
-      Call call{static_cast<int>(std::min(tokens, kMmaSpMaxTokens + 1)), {}};
-      const cudaError_t error = mma_sp_plan(n, k, call.t, &call.plan);
+      Call call{tokens, {}};
+      const cudaError_t error =
+          tokens <= kMmaSpMaxTokens
+              ? mma_sp_plan(n, k, static_cast<int>(tokens), &std::get<MmaSpPlan>(call.plan))
+              : wgmma_sp_plan(n, k, tokens, &call.plan.emplace<WgmmaSpPlan>());
       if (error == cudaSuccess) hold(plan, call);
       return error;
     },
@@ -565,7 +574,11 @@ const GpuLinearKernel kMmaSp = {
               void* y, void*, int overlap_previous, GpuStream stream) -> int {
       const auto [n, k] = held<Shape>(layout);
       const auto call = held<Call>(plan);
-      return mma_sp_run(packed, x, y, n, k, call.t, call.plan, overlap_previous != 0,
+      if (const auto* many = std::get_if<WgmmaSpPlan>(&call.plan)) {
+        return wgmma_sp_run(packed, x, y, n, k, call.t, *many, static_cast<cudaStream_t>(stream));
+      }
+      return mma_sp_run(packed, x, y, n, k, static_cast<int>(call.t),
+                        std::get<MmaSpPlan>(call.plan), overlap_previous != 0,
                         static_cast<cudaStream_t>(stream));
     },
 };

@@ -1,0 +1,163 @@
+// What cuda_sm90_wgmma_sp says in PTX: the sparse tensor cores of a warpgroup, tiles that a copy
+// swizzles, barriers of a cluster.
+#pragma once
+
+#include <cuda.h>
+#include <cuda_bf16.h>
+
+#include <cstdint>
+
+namespace lacuna::kernels::linear_nm {
+
+// --- multiplying
+// -----------------------------------------------------------------------------------
+
+#define LACUNA_SUMS_4(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define LACUNA_SUMS_16(d, i) \
+  LACUNA_SUMS_4(d, i), LACUNA_SUMS_4(d, i + 4), LACUNA_SUMS_4(d, i + 8), LACUNA_SUMS_4(d, i + 12)
+
+// d (+)= W x of 64 rows, 32 columns (16 of them in `a`) and twice as many tokens as d has sums; x
+// where the descriptor `b` says. It runs until wgmma_wait: nobody touches d and a before that.
+// kSelector: whether lanes 0 and 1 or 2 and 3 of every four hold the metadata.
+template <int kSelector>
+__device__ __forceinline__ void wgmma_sp(float (&d)[64], const uint4& a, std::uint64_t b,
+                                         unsigned metadata, int add) {
+  asm volatile(
+      "{\n .reg .pred p;\n setp.ne.b32 p, %70, 0;\n"
+      " wgmma.mma_async.sp.sync.aligned.m64n128k32.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+      "{%64, %65, %66, %67}, %68, %69, %71, p, 1, 1, 0;\n}"
+      : LACUNA_SUMS_16(d, 0), LACUNA_SUMS_16(d, 16), LACUNA_SUMS_16(d, 32), LACUNA_SUMS_16(d, 48)
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"(b), "r"(metadata), "r"(add), "n"(kSelector));
+}
+template <int kSelector>
+__device__ __forceinline__ void wgmma_sp(float (&d)[128], const uint4& a, std::uint64_t b,
+                                         unsigned metadata, int add) {
+  asm volatile(
+      "{\n .reg .pred p;\n setp.ne.b32 p, %134, 0;\n"
+      " wgmma.mma_async.sp.sync.aligned.m64n256k32.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
+      "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
+      "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
+      "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
+      "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, "
+      "%127}, "
+      "{%128, %129, %130, %131}, %132, %133, %135, p, 1, 1, 0;\n}"
+      : LACUNA_SUMS_16(d, 0), LACUNA_SUMS_16(d, 16), LACUNA_SUMS_16(d, 32), LACUNA_SUMS_16(d, 48),
+        LACUNA_SUMS_16(d, 64), LACUNA_SUMS_16(d, 80), LACUNA_SUMS_16(d, 96), LACUNA_SUMS_16(d, 112)
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"(b), "r"(metadata), "r"(add), "n"(kSelector));
+}
+
+#undef LACUNA_SUMS_16
+#undef LACUNA_SUMS_4
+
+// Before the first wgmma that reads registers written by others than wgmma.
+__device__ __forceinline__ void wgmma_fence() {
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+
+__device__ __forceinline__ void wgmma_commit() {
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+
+// Until at most kLeft of the groups committed are unfinished.
+template <int kLeft>
+__device__ __forceinline__ void wgmma_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kLeft) : "memory");
+}
+
+// Rows of 128 bytes, swizzled in groups of 8 rows; `address` a multiple of 1,024, or 32 bytes more
+// for each 16 columns to skip.
+__device__ __forceinline__ std::uint64_t swizzled_descriptor(unsigned address) {
+  constexpr std::uint64_t kSwizzle128 = 1ull << 62, kGroupStride = 1024ull >> 4 << 32;
+  return kSwizzle128 | kGroupStride | 1ull << 16 | ((address & 0x3ffff) >> 4);
+}
+
+template <int kRegisters>
+__device__ __forceinline__ void take_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+
+template <int kRegisters>
+__device__ __forceinline__ void give_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+
+// --- copying
+// ---------------------------------------------------------------------------------------
+
+// The map's box at (column, row) into the same place of the shared memory of every block of the
+// cluster in `blocks`, whose barriers count its bytes; what lies beyond the tensor is zero.
+__device__ __forceinline__ void tile_copy_to_all(unsigned to, const CUtensorMap& map, int column,
+                                                 int row, unsigned barrier, unsigned blocks) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
+      "l"(&map), "r"(column), "r"(row), "r"(barrier), "h"(static_cast<std::uint16_t>(blocks))
+      : "memory");
+}
+
+// Shared memory into the map's box at (column, row), what lies beyond the tensor left out.
+__device__ __forceinline__ void tile_store(const CUtensorMap& map, int column, int row,
+                                           unsigned from) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];" ::"l"(&map),
+      "r"(column), "r"(row), "r"(from)
+      : "memory");
+}
+
+__device__ __forceinline__ void stores_commit() {
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+
+// Until all but the last kLeft groups of this thread's stores have read shared memory.
+template <int kLeft>
+__device__ __forceinline__ void stores_read() {
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kLeft) : "memory");
+}
+
+// What this thread has written to shared memory is seen by copies from now on.
+__device__ __forceinline__ void async_proxy_fence() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+__device__ __forceinline__ unsigned load_shared1(unsigned address) {
+  unsigned v;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(address) : "memory");
+  return v;
+}
+
+// Four 8 x 8 matrices of bf16, each turned; lanes 8i .. 8i+7 say where the rows of the i-th go.
+__device__ __forceinline__ void store_matrices_turned(unsigned to, unsigned a, unsigned b,
+                                                      unsigned c, unsigned d) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to),
+               "r"(a), "r"(b), "r"(c), "r"(d)
+               : "memory");
+}
+
+__device__ __forceinline__ unsigned pack(float low, float high) {
+  unsigned v;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(v) : "f"(high), "f"(low));
+  return v;
+}
+
+// --- waiting
+// ---------------------------------------------------------------------------------------
+
+// At a barrier of any block of the cluster (cuda::cluster_address).
+__device__ __forceinline__ void barrier_arrive_in_cluster(unsigned remote) {
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(remote) : "memory");
+}
+
+// Among the 128 threads of a warpgroup.
+__device__ __forceinline__ void barrier_of_group(int name) {
+  asm volatile("bar.sync %0, 128;" ::"r"(name) : "memory");
+}
+
+}  // namespace lacuna::kernels::linear_nm

@@ -1,0 +1,53 @@
+// A weight on the CPU whose rows kernels walk: dense, compact, or slices of non-zeros.
+#pragma once
+
+#include <variant>
+#include <vector>
+
+#include "lacuna/kernels/linear.h"
+#include "lacuna/kernels/linear_csr/slices.h"
+#include "lacuna/model/weight.h"
+
+namespace lacuna::model {
+
+/// y = x W^T + b by the linear operations of kernels/: up to format::kMaxTokens tokens planned
+/// once, more where a kernel takes them (bf16 with AMX); else W is expanded into the scratch,
+/// unless it is dense, and takes the dense product.
+class RowWeight final : public Weight {
+ public:
+  /// Whether kernels walk such a tensor: on the CPU, contiguous, f32, bf16 or f16.
+  static bool takes(const at::Tensor& weight);
+  /// @param weight  one that it takes
+  static Result<WeightPtr> dense(at::Tensor weight);
+  /// @param matrix  without codes
+  /// @param problem  of one token, with its operation; the matrix becomes slices if that is
+  /// linear_csr
+  static Result<WeightPtr> compact(format::CompactMatrix matrix, const kernels::Problem& problem,
+                                   const Compute& compute);
+
+  at::Tensor multiply(const at::Tensor& x, const std::optional<at::Tensor>& bias) const override;
+  void run(const format::RowProduct& product, const Executor& executor) const override;
+  at::Tensor expanded() const override;
+  size_t bytes() const override;
+  bool is_compact() const override { return !std::holds_alternative<at::Tensor>(held_); }
+  std::optional<kernels::Problem> decode_problem() const override { return plans_.front().problem; }
+
+  using Held = std::variant<at::Tensor, format::CompactRows, kernels::linear_csr::Slices>;
+  RowWeight(Held held, int64_t rows, int64_t columns, const Compute& compute);
+
+ private:
+  static Result<WeightPtr> planned(Held held, kernels::Problem problem, const Compute& compute);
+  /// What takes so many tokens of this type, or null: no kernel does without a dense copy.
+  /// @param many  holds the plan for more than kMaxTokens
+  const kernels::LinearPlan* plan_for(DType dtype, int64_t tokens,
+                                      std::optional<kernels::LinearPlan>& many) const;
+  void run_plan(const kernels::LinearPlan& plan, const format::RowProduct& product,
+                const Executor& executor) const;
+
+  Held held_;
+  const kernels::LinearOperation* operation_ = nullptr;
+  format::RowsView view_;                   // into held_
+  std::vector<kernels::LinearPlan> plans_;  // for 1, 2, ... tokens
+};
+
+}  // namespace lacuna::model

@@ -1,0 +1,21 @@
+#include "lacuna/model/stored_weight.h"
+
+#include "lacuna/model/scratch.h"
+
+namespace lacuna::model {
+
+at::Tensor StoredWeight::expanded() const {
+  at::Tensor out = scratch(rows(), columns(), compute());
+  expand_into(matrix_, out);
+  return out;
+}
+
+void StoredWeight::read_rows(const int32_t* ids, int64_t count, void* out,
+                             const Executor& executor) const {
+  const auto row_bytes = columns() * static_cast<int64_t>(c10::elementSize(compute().dtype));
+  executor.parallel_for(count, [&](int64_t i) {
+    format::expand_rows(matrix_, ids[i], ids[i] + 1, static_cast<std::byte*>(out) + i * row_bytes);
+  });
+}
+
+}  // namespace lacuna::model
