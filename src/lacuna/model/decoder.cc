@@ -11,7 +11,9 @@ Result<io::DecoderSpec> spec_of(const io::Checkpoint& checkpoint) {
   const auto config_file = checkpoint.folder() / "config.json";
   const auto generation_file = checkpoint.folder() / "generation_config.json";
   nlohmann::json generation;
-  const bool has_generation = std::filesystem::exists(generation_file);
+  // Weights made in memory have no folder.
+  const bool has_generation =
+      !checkpoint.folder().empty() && std::filesystem::exists(generation_file);
   if (has_generation) {
     LACUNA_TRY(const std::string text, io::read_text(generation_file));
     LACUNA_TRY(generation, io::parse_json_object(text, generation_file.string()));
