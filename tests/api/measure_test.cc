@@ -30,9 +30,10 @@ TEST(TuneJob, measuresTheLayersOfAModelOnceEachAndUsesWhatItFound) {
     EXPECT_EQ(kernels::measured_winner(tuned.problem), tuned.candidate);
   }
   EXPECT_EQ(problems.size(), report.tuned.size()) << "each once";
-  // 256x256, 128x256, 640x256, 256x640 and the output matrix; 3 tokens are measured as 4.
+  // q, k and v together 512x256, 256x256, gate and up 1280x256, 256x640 and the output matrix; 3
+  // tokens are measured as 4.
   EXPECT_EQ(problems.size(), 5u * 2);
-  EXPECT_TRUE(problems.contains("linear_dense:f32:640x256x4"));
+  EXPECT_TRUE(problems.contains("linear_dense:f32:1280x256x4"));
   EXPECT_EQ(must(bench::read_tuned(report.file)).size(), 10u);
 
   job.what = {"linear_dense:f32:32x32x5"};

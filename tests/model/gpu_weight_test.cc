@@ -417,7 +417,7 @@ TEST_F(GpuWeight24, DenseKeepsNaNWhereItBelongs) {
 /// Slices of one Linear: the same as each alone, in every way in; and after one is replaced.
 TEST_F(GpuWeight24, JoinsWhatReadsTheSameX) {
   const c10::InferenceMode inference;
-  const std::vector<int64_t> rows = {192, 48, 40};
+  const std::vector<int64_t> rows = {192, 64, 40};
   for (const char* kind : {"dense", "2:4", "unstructured"})
     for (const bool with_bias : {false, true}) {
       std::vector<Linear::Stored> stored;
@@ -465,7 +465,7 @@ TEST_F(GpuWeight24, JoinsWhatReadsTheSameX) {
         }
       };
       for (size_t i = 0; i < parts.size(); ++i) check(i);
-      weights[1] = at::randn({48, 256}).to(at::kBFloat16);
+      weights[1] = at::randn({64, 256}).to(at::kBFloat16);
       parts[1].set_weight(weights[1].to(kGpu.device));
       EXPECT_EQ(Linear::whole_of(all), nullptr);
       for (size_t i = 0; i < parts.size(); ++i) check(i);

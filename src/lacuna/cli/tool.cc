@@ -7,6 +7,7 @@
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
+#include <iostream>
 #include <memory>
 
 #include "lacuna/api/verify.h"
@@ -189,6 +190,18 @@ bool Tool::knows(std::string_view verb) {
               .empty();
 }
 
+namespace {
+
+/// The exit code of a verb that did its work: 0 if whoever reads standard output got all of it.
+int written() {
+  std::cout.flush();  // CLI11 prints there
+  if (std::cout.good() && std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return 0;
+  std::fputs("lacuna: standard output can't be written (is the disk full?).\n", stderr);
+  return static_cast<int>(Code::kCheckFailed);
+}
+
+}  // namespace
+
 int Tool::run(int argc, char** argv) {
   for (AddVerb add : verbs()) add(*this);
   if (argc > 1 && argv[1][0] != '-' && !knows(argv[1])) {
@@ -199,7 +212,7 @@ int Tool::run(int argc, char** argv) {
     app_.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     // --help and --version are "errors" with exit code 0 to CLI11.
-    return app_.exit(error) == 0 ? 0 : static_cast<int>(Code::kUsage);
+    return app_.exit(error) == 0 ? written() : static_cast<int>(Code::kUsage);
   }
   if (!run_) {
     std::fputs(app_.help().c_str(), stderr);
@@ -215,7 +228,7 @@ int Tool::run(int argc, char** argv) {
   if (verbose_)
     std::fprintf(stderr, "[%.1f s, at most %.2f GiB of memory]\n", seconds.count(),
                  static_cast<double>(peak_memory_bytes()) / (1 << 30));
-  if (status.ok()) return 0;
+  if (status.ok()) return written();
   if (!status.error().message.empty())
     std::fprintf(stderr, "lacuna: %s\n", status.error().message.c_str());
   return static_cast<int>(status.error().code);
