@@ -32,8 +32,8 @@ Result<WeightPtr> CodedWeight::make(const format::CompactMatrix& matrix, const C
 
 void CodedWeight::run(const format::RowProduct& product, const Executor& executor) const {
   if (product.tokens > linear_coded::kMaxTokens) return Weight::run(product, executor);
-  run_few_tokens(
-      product, plans_,
+  run_planned(
+      plans_[static_cast<size_t>(product.tokens - 1)], product,
       [&](const linear_coded::CodedPlan& plan, const format::RowProduct& operands,
           void* workspace) { linear_coded::run(plan, stream_, operands, workspace, executor); });
 }

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <optional>
-#include <vector>
 
 #include "lacuna/core/large_block.h"
 #include "lacuna/format/row_product.h"
@@ -19,13 +18,6 @@ void run_planned(const Plan& plan, const format::RowProduct& product, Run run) {
     workspace = LargeBlock(plan.workspace_bytes);
   }
   run(plan, product, workspace.data());
-}
-
-/// The same with the plan for the product's tokens.
-/// @param plans  for 1, 2, ... tokens; there are at least product.tokens of them
-template <class Plan, class Run>
-void run_few_tokens(const format::RowProduct& product, const std::vector<Plan>& plans, Run run) {
-  run_planned(plans[static_cast<size_t>(product.tokens - 1)], product, run);
 }
 
 /// x [..., in] -> [..., outputs] through `run`, which fills a product's y.

@@ -1,8 +1,5 @@
 #include "lacuna/prune/pipeline.h"
 
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -164,19 +161,6 @@ Result<json> about_run(const io::Checkpoint& checkpoint, const Calibration& cali
 }
 
 // ---- calibration activations --------------------------------------------------------------------
-
-/// Gives the pages of a dense weight's mapped file back; they are read again when needed.
-void forget_pages(const io::Checkpoint& checkpoint, const std::string& name) {
-  const auto info = checkpoint.weights().find(name);
-  if (info == checkpoint.weights().end() || info->second.store != io::Store::kDense) return;
-  const auto tensor = checkpoint.part(name);
-  if (!tensor.ok()) return;
-  const Bytes& bytes = tensor->bytes;
-  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-  const auto begin = (reinterpret_cast<uintptr_t>(bytes.data()) + page - 1) / page * page;
-  const auto end = reinterpret_cast<uintptr_t>(bytes.data() + bytes.size()) / page * page;
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
-}
 
 /// How many samples run through a block together, and how many such batches at once.
 struct Batches {
@@ -459,7 +443,7 @@ Status Run::calibrate() {
   if (source_.samples == 0) return {};
   LACUNA_TRY(calibration_, source_.make());
   // The model's own samples came from all of its weights.
-  for (const auto& [name, info] : checkpoint_.weights()) forget_pages(checkpoint_, name);
+  for (const auto& [name, info] : checkpoint_.weights()) checkpoint_.release(name);
   return check_calibration(calibration_, spec_);
 }
 
@@ -502,7 +486,7 @@ Status Run::blocks(Journal& journal) {
     }
     block.reset();
     for (const std::string& linear : targets_of(layer))
-      forget_pages(checkpoint_, weight_name(layer, linear));
+      checkpoint_.release(weight_name(layer, linear));
   }
   return {};
 }
@@ -614,7 +598,7 @@ Status Run::write(const Journal& journal) {
     if (found == pruned.end()) {
       LACUNA_TRY(const io::Weight weight, checkpoint_.weight(name));
       LACUNA_CHECK(std::visit([&](const auto& kept) { return writer.add(name, kept); }, weight));
-      forget_pages(checkpoint_, name);
+      checkpoint_.release(name);
       continue;
     }
     if (found->second != held) {
