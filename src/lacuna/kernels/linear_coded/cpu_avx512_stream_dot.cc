@@ -25,9 +25,12 @@ namespace {
 using format::Code;
 using format::avx512::fresh_zero;
 
-/// How far ahead of its chunk a kernel asks for lines. The prefetchers of the hardware stop at
-/// every 4 KiB: 30 % of the speed from memory.
-constexpr int64_t kAhead = 2048;
+/// Lines are asked for twice, from far for the second-level cache, from near for the first: few
+/// may be on their way to the first at a time. The prefetchers of the hardware stop at every 4 KiB.
+constexpr int64_t kNear = 1024, kFar = 6144;
+
+LACUNA_INLINE void ask_near(const uint8_t* at) { _mm_prefetch(at + kNear, _MM_HINT_T0); }
+LACUNA_INLINE void ask_far(const uint8_t* at) { _mm_prefetch(at + kFar, _MM_HINT_T1); }
 
 /// The mask goes from memory straight into its register: over a general register it takes half as
 /// long again.
@@ -117,16 +120,29 @@ LACUNA_INLINE void tile_of(const Stream& stream, int64_t tile, const uint8_t* x,
     const uint8_t* const scales = at + kMaskBytes;
     Cursor cursor;
     cursor.low = cursor.high = scales + 2 * kTileRows * sets;
+    for (int line = 0; line < kMaskBytes; line += 64) {
+      ask_near(masks + line);
+      ask_far(masks + line);
+    }
+    if constexpr (kMaskBytes > 0) {
+      ask_near(scales);
+      ask_far(scales);
+    }
     if constexpr (kGrouped) {
 #pragma GCC unroll 8
       for (int t = 0; t < T; ++t) low_sums[t] = high_sums[t] = _mm512_setzero_si512();
     }
 #pragma GCC unroll 8
     for (int pair = 0; pair < kPairs; ++pair) {
-      constexpr int kLines = kCode == Code::kInt8 ? 2 : 1;  // that a pair may take
-#pragma GCC unroll 2
-      for (int line = 0; line < kLines; ++line)
-        _mm_prefetch(masks + kAhead + 64 * (kLines * pair + line), _MM_HINT_T0);
+      // A pair takes two lines of dense int8 codes, one of others, half a line of sparse int4.
+      constexpr bool kTwoLines = kMasks == Masks::kNone && kCode == Code::kInt8;
+      constexpr bool kHalfLine = kMasks != Masks::kNone && kCode == Code::kInt4;
+      ask_near(cursor.low);
+      if (!kHalfLine || pair % 2 == 0) ask_far(cursor.low);
+      if constexpr (kTwoLines) {
+        ask_near(cursor.low + 64);
+        ask_far(cursor.low + 64);
+      }
       __m512i low, high;
       take_pair<kCode, kMasks>(masks, pair, cursor, low, high);
 #pragma GCC unroll 8
