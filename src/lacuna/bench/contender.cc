@@ -23,9 +23,8 @@ using kernels::needs;
 using kernels::Problem;
 using kernels::Support;
 
-Bytes copy_of(const Bytes& bytes) {
-  return Bytes::take(std::vector<std::byte>(bytes.span().begin(), bytes.span().end()));
-}
+/// Where a model keeps its weights too.
+Bytes copy_of(const Bytes& bytes) { return in_large_pages({bytes}, model::torch_executor()); }
 
 format::CompactMatrix copy_of(format::CompactMatrix matrix) {
   for (Bytes* part : {&matrix.bitmap, &matrix.values, &matrix.offsets, &matrix.block_columns,
@@ -49,7 +48,12 @@ class Rows : public Packed {
       LACUNA_TRY(rows->compact_, format::CompactRows::make(copy_of(*weight.compact)));
       rows->view_ = rows->compact_->view();
     } else {
-      rows->dense_ = weight.dense.clone();
+      const Bytes bytes(std::make_shared<at::Tensor>(weight.dense),
+                        static_cast<const std::byte*>(weight.dense.const_data_ptr()),
+                        weight.dense.nbytes());
+      rows->dense_ = model::wrap({model::dtype_of(weight.dense.scalar_type()),
+                                  {weight.dense.size(0), weight.dense.size(1)},
+                                  copy_of(bytes)});
       rows->view_ = format::dense_rows(rows->dense_.const_data_ptr(),
                                        model::dtype_of(rows->dense_.scalar_type()),
                                        rows->dense_.size(0), rows->dense_.size(1));

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cstring>
 
 #include "lacuna/bench/samples.h"
 #include "lacuna/core/cpu.h"
@@ -26,10 +27,12 @@ uint64_t sum_words_portable(const uint64_t* words, size_t count) {
 }
 
 StreamRead::StreamRead(size_t bytes)
-    : words_(std::max(bytes / sizeof(uint64_t), kChunkWords), 1) {}  // written: real pages
+    : bytes_(std::max(bytes / sizeof(uint64_t), kChunkWords) * sizeof(uint64_t)) {
+  std::memset(bytes_.data(), 1, bytes_.size());  // written: real pages
+}
 
 double StreamRead::gb_per_second(const Executor& executor) const {
-  const auto chunks = static_cast<int64_t>(words_.size() / kChunkWords);
+  const auto chunks = static_cast<int64_t>(bytes_.size() / (kChunkWords * sizeof(uint64_t)));
   const auto sum_words = [] {
 #if defined(__x86_64__)
     if (cpu_features().avx512) return sum_words_avx512;
@@ -41,7 +44,8 @@ double StreamRead::gb_per_second(const Executor& executor) const {
   for (int pass = 0; pass < kPasses; ++pass) {
     const auto start = std::chrono::steady_clock::now();
     executor.parallel_for(chunks, [&](int64_t chunk) {
-      const uint64_t* words = words_.data() + static_cast<size_t>(chunk) * kChunkWords;
+      const auto* words = reinterpret_cast<const uint64_t*>(bytes_.data()) +
+                          static_cast<size_t>(chunk) * kChunkWords;
       total.fetch_add(sum_words(words, kChunkWords), std::memory_order_relaxed);
     });
     const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;

@@ -3,13 +3,13 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <vector>
 
 #include "lacuna/core/executor.h"
+#include "lacuna/core/large_block.h"
 
 namespace lacuna::bench {
 
-/// Bytes that are read for nothing but their sum.
+/// Bytes in large pages that are read for nothing but their sum.
 class StreamRead {
  public:
   explicit StreamRead(size_t bytes);
@@ -17,7 +17,7 @@ class StreamRead {
   double gb_per_second(const Executor& executor) const;
 
  private:
-  std::vector<uint64_t> words_;
+  LargeBlock bytes_;
 };
 
 // Sums of 64-bit words, one file for each instruction set.
