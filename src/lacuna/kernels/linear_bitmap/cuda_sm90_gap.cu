@@ -767,10 +767,10 @@ __device__ __forceinline__ void put_chunk(UnpackRows& rows, const UnpackParams& 
 // as they do for products.
 template <int kBits>
 __global__ void __launch_bounds__(kUnpackWarps * 32, 1) gap_unpack_kernel(const UnpackParams u) {
-  extern __shared__ __align__(1024) unsigned char shared[];
+  extern __shared__ __align__(1024) unsigned char rings[];
   const Params& p = u.packed;
   const int lane = threadIdx.x & 31, own = __shfl_sync(~0u, threadIdx.x >> 5, 0);
-  unsigned char* const ring = shared + own * (32 * kRingBytes);
+  unsigned char* const ring = rings + own * (32 * kRingBytes);
   for (int i = lane; i < 32 * kRingBytes / 16; i += 32) {
     reinterpret_cast<uint4*>(ring)[i] = make_uint4(0, 0, 0, 0);
   }
