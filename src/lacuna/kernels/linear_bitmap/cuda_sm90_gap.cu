@@ -565,173 +565,273 @@ done:
 
 // ---------- unpacking ----------
 
-constexpr int kTileColumns = 64;
-constexpr int kRingBytes = 256;  // 128 columns of a row
-constexpr int kUnpackWarps = 4;
+constexpr int kUnpackWarps = 12;
+constexpr int kRingColumns = 256;
+constexpr int kRingBytes = 2 * kRingColumns;
+constexpr int kWriteColumns = 128;
+constexpr int kUnpackSharedBytes = kUnpackWarps * 32 * kRingBytes;
 
-// One warp unpacks one stream. Each lane walks its places at its own pace, 8 (3 bits) or 4 (4 bits)
-// at a time, which reach over less than 64 columns, and puts them into a ring of 128 columns in
-// shared memory. When all have passed 64 columns, the warp writes those of every row, zeros
-// included. The ring of lane l begins 16 l bytes later, so that lanes at one column meet few of
-// each other's banks.
+struct UnpackParams {
+  Params packed;
+  int warps;        // streams of a block
+  int most_chunks;  // of a stream
+  unsigned short* dense;
+  bool vectors;  // rows begin at 16 bytes, and a vector's number takes 32 bits
+};
+
+// What a lane has of one unit.
 template <int kBits>
-__global__ void __launch_bounds__(kUnpackWarps * 32, 6)
-    gap_unpack_kernel(const Params p, int warps, unsigned short* dense, bool vectors) {
-  constexpr int kPlanes = planes(kBits), kUnit = unit_bytes(kBits);
-  constexpr int kStep = kBits == 3 ? 8 : 4, kSteps = kChunkValues / kStep;
-  constexpr unsigned kMask = kBits == 3 ? 0x07070707u : 0x0f0f0f0fu;
-  __shared__ __align__(1024) unsigned char rings[kUnpackWarps][32 * kRingBytes];
-  const int lane = threadIdx.x & 31;
-  const unsigned stream = blockIdx.x * kUnpackWarps + (threadIdx.x >> 5);
-  if (stream >= static_cast<unsigned>(p.blocks * warps)) return;
-  unsigned char* const ring = rings[threadIdx.x >> 5];
-  const unsigned own = shared_address(ring) + lane * kRingBytes;
-  const unsigned block = stream / warps, warp = stream % warps;
-  const unsigned* table = reinterpret_cast<const unsigned*>(
-      p.packed + static_cast<std::size_t>(block) * p.table_stride);
-  const unsigned first_chunk = table[lane];
-  const unsigned total = __shfl_sync(~0u, first_chunk, 31);
-  const unsigned begin = warp * total / warps;
-  const int count = static_cast<int>((warp + 1) * total / warps - begin);
-  const unsigned char* weights = p.weights + static_cast<std::size_t>(stream) * p.pitch;
-  const int rows = 1 << p.rows_log2;
+struct Unit {
+  unsigned words[planes(kBits)];
+  uint4 values[kUnitChunks];
 
+  // `most`: chunks that there is memory for.
+  __device__ __forceinline__ void load(const unsigned char* stream, int unit, int most, int lane) {
+    const unsigned char* from = stream + static_cast<std::size_t>(unit) * unit_bytes(kBits);
+    const int left = most - unit * kUnitChunks;
+    if (left > 0) {
+#pragma unroll
+      for (int c = 0; c < planes(kBits); ++c) {
+        words[c] = load_once4(from + c * kPlaneBytes + lane * 4);
+      }
+    }
+    from += planes(kBits) * kPlaneBytes + lane * 16;
+#pragma unroll
+    for (int c = 0; c < kUnitChunks; ++c) {
+      if (c < left) values[c] = load_once16(from + c * kChunkValueBytes);
+    }
+  }
+
+  __device__ __forceinline__ unsigned gaps(int c) const {
+    if constexpr (kBits == 3) {
+      if (c == 3) {
+        return (words[0] >> 3 & 0x11111111u) | (words[1] >> 2 & 0x22222222u) |
+               (words[2] >> 1 & 0x44444444u);
+      }
+    }
+    return words[c];
+  }
+};
+
+__device__ __forceinline__ void store_shared_half(unsigned address, unsigned value) {
+  asm volatile("st.shared.u16 [%0], %1;" ::"r"(address), "h"(static_cast<unsigned short>(value))
+               : "memory");
+}
+
+__device__ __forceinline__ unsigned short take_shared_half(unsigned address) {
+  unsigned short value;
+  asm volatile("ld.shared.u16 %0, [%1];" : "=h"(value) : "r"(address) : "memory");
+  store_shared_half(address, 0);
+  return value;
+}
+
+__device__ __forceinline__ void clear_shared4(unsigned address) {
+  asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(address), "r"(0) : "memory");
+}
+
+// 32 rows on their way from a stream to W, a row a lane: values are put into a ring of 256 columns
+// a row, and when one row lacks room, all that have enough columns up to a multiple of 128 write
+// them, zeros included. The ring of lane l begins 16 l bytes later, so that lanes at one column
+// meet few of each other's banks.
+struct UnpackRows {
+  int row;        // -1: none
+  int start;      // its first column in this stream
+  int base;       // the first that isn't written, down to a multiple of 8
+  int column;     // of the next place
+  unsigned ring;  // of the warp, in shared memory
+};
+
+// Where a column of row r stands.
+__device__ __forceinline__ unsigned held_at(unsigned ring, int r, int column) {
+  return ring + r * kRingBytes + ((2 * column + 16 * r) & (kRingBytes - 1));
+}
+
+// Writes `first` .. `end` - 1 of the 8 columns at `base`, one a lane.
+__device__ __forceinline__ void write_some(const UnpackRows& rows, int first, int end,
+                                           unsigned short* dense, int k) {
+  const int lane = threadIdx.x & 31, e = lane & 7;
+  const int packed = rows.base << 8 | first << 4 | max(min(end, k - rows.base), 0);
+#pragma unroll 2
+  for (int q = 0; q < 8; ++q) {
+    const int r = q * 4 + lane / 8;
+    const int row = __shfl_sync(~0u, rows.row, r), own = __shfl_sync(~0u, packed, r);
+    if (e < (own >> 4 & 15) || e >= (own & 15)) continue;
+    const int column = (own >> 8) + e;
+    const unsigned short value = take_shared_half(held_at(rows.ring, r, column));
+    if (row >= 0) dense[static_cast<std::size_t>(row) * k + column] = value;
+  }
+  __syncwarp();
+}
+
+// Writes up to 128 columns of each row, those up to a multiple of 128 or none, with `rest` whatever
+// vectors there are. Returns the new base.
+__device__ __noinline__ int write_vectors(UnpackRows rows, unsigned short* dense, int k,
+                                          bool rest) {
+  constexpr int kParts = kWriteColumns / 8, kAtOnce = 32 / kParts;  // rows
+  const int lane = threadIdx.x & 31, part = lane % kParts;
+  __syncwarp();
+  const int before = rows.start - rows.base;  // these 8 are only in part of this stream
+  if (__any_sync(~0u, before > 0)) {
+    write_some(rows, before > 0 ? before : 8, 8, dense, k);
+    if (before > 0) rows.base += 8;
+  }
+  const int ready = (min(rows.column, k) - rows.base) / 8;
+  const int line = rest ? kParts : kParts - rows.base / 8 % kParts;
+  const int count = ready >= line ? line : rest ? max(ready, 0) : 0;
+  // Of the row of this lane: its place in the ring and its vectors, and where they go.
+  const unsigned from = (rows.base / 8 + lane) % (kRingBytes / 16) |
+                        static_cast<unsigned>(rows.row < 0 ? 0 : count) << 8;
+  const unsigned to = max(rows.row, 0) * static_cast<unsigned>(k / 8) + rows.base / 8;
+  const unsigned ring = rows.ring + lane / kParts * kRingBytes;
+#pragma unroll 1
+  for (int first = 0; first < 32; first += 8 * kAtOnce) {
+    uint4 v[8];
+    unsigned at[8];
+    bool some[8];
+#pragma unroll
+    for (int q = 0; q < 8; ++q) {
+      const int r = first + q * kAtOnce + lane / kParts;
+      const unsigned r_from = __shfl_sync(~0u, from, r);
+      at[q] = __shfl_sync(~0u, to, r) + part;
+      some[q] = r_from >= static_cast<unsigned>(part + 1) << 8;
+      const unsigned address =
+          ring + (first + q * kAtOnce) * kRingBytes + (r_from + part) % (kRingBytes / 16) * 16;
+      if (some[q]) {
+        v[q] = cuda::load_shared4(address);
+        clear_shared4(address);
+      }
+    }
+#pragma unroll
+    for (int q = 0; q < 8; ++q) {
+      if (some[q]) reinterpret_cast<uint4*>(dense)[at[q]] = v[q];
+    }
+  }
+  __syncwarp();
+  return rows.base + 8 * count;
+}
+
+// Writes all that is left, where rows begin at any address. Returns the new base, any column.
+__device__ __noinline__ int write_elements(UnpackRows rows, unsigned short* dense, int k) {
+  const int from = max(rows.base, rows.start);
+  __syncwarp();
+#pragma unroll 1
+  for (int r = 0; r < 32; ++r) {
+    const int row = __shfl_sync(~0u, rows.row, r);
+    const int end = min(__shfl_sync(~0u, rows.column, r), k);
+    for (int c = __shfl_sync(~0u, from, r) + static_cast<int>(threadIdx.x & 31); c < end; c += 32) {
+      const unsigned short value = take_shared_half(held_at(rows.ring, r, c));
+      if (row >= 0) dense[static_cast<std::size_t>(row) * k + c] = value;
+    }
+  }
+  __syncwarp();
+  return rows.column;
+}
+
+// Writes all that is left of vectors, and of elements.
+__device__ __noinline__ void write_rest(UnpackRows rows, unsigned short* dense, int k) {
+  do {
+    rows.base = write_vectors(rows, dense, k, true);
+  } while (__any_sync(~0u, min(rows.column, k) - rows.base >= 8));
+  write_some(rows, 0, min(rows.column - rows.base, 8), dense, k);
+}
+
+// Puts 8 values of each row.
+template <int kBits>
+__device__ __forceinline__ void put_chunk(UnpackRows& rows, const UnpackParams& u, unsigned gaps,
+                                          const uint4& values) {
+  constexpr unsigned kMask = kBits == 3 ? 0x07070707u : 0x0f0f0f0fu;
+  const int lane = threadIdx.x & 31;
+  // Columns that places take, gaps included.
+  const unsigned even = (gaps & kMask) + 0x01010101u, odd = (gaps >> 4 & kMask) + 0x01010101u;
+  const unsigned odd_sums = (even + odd) * 0x01010101u;  // byte j: of places 0 .. 2j + 1
+  const unsigned even_sums = odd_sums - odd;
+  const int columns = static_cast<int>(odd_sums >> 24);
+  while (__any_sync(~0u, rows.column + columns - rows.base > kRingColumns)) {
+    rows.base = u.vectors ? write_vectors(rows, u.dense, u.packed.k, false)
+                          : write_elements(rows, u.dense, u.packed.k);
+  }
+  const unsigned at = 2 * rows.column + 16 * lane - 2, own = rows.ring + lane * kRingBytes;
+  const unsigned v[4] = {values.x, values.y, values.z, values.w};
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    const unsigned a0 = __dp4a(even_sums, 2u << (8 * j), at);
+    const unsigned a1 = __dp4a(odd_sums, 2u << (8 * j), at);
+    store_shared_half((a0 & (kRingBytes - 1)) | own, v[j]);
+    store_shared_half((a1 & (kRingBytes - 1)) | own, v[j] >> 16);
+  }
+  rows.column += columns;
+}
+
+// One warp unpacks one stream after the other, without a word to the others: 12 of them leave each
+// other room for their rings. All lanes take the same chunk at once, so that loads lie side by side
+// as they do for products.
+template <int kBits>
+__global__ void __launch_bounds__(kUnpackWarps * 32, 1) gap_unpack_kernel(const UnpackParams u) {
+  extern __shared__ __align__(1024) unsigned char rings[];
+  const Params& p = u.packed;
+  const int lane = threadIdx.x & 31, own = __shfl_sync(~0u, threadIdx.x >> 5, 0);
+  unsigned char* const ring = rings + own * (32 * kRingBytes);
   for (int i = lane; i < 32 * kRingBytes / 16; i += 32) {
     reinterpret_cast<uint4*>(ring)[i] = make_uint4(0, 0, 0, 0);
   }
   __syncwarp();
-
-  auto fetch = [&](int chunk, unsigned* gaps, uint4* values) {
-    const unsigned char* unit = weights + static_cast<std::size_t>(chunk / kUnitChunks) * kUnit;
-    const int c = chunk % kUnitChunks;
-    const unsigned* words = reinterpret_cast<const unsigned*>(unit) + lane;
-    if (kBits == 4 || c < 3) {
-      *gaps = words[32 * c];
-    } else {
-      *gaps = (words[0] >> 3 & 0x11111111u) | (words[32] >> 2 & 0x22222222u) |
-              (words[64] >> 1 & 0x44444444u);
+  UnpackRows to = {-1, 0, 0, 0, shared_address(ring)};
+  const int rows = 1 << p.rows_log2;
+  const unsigned long long streams = static_cast<unsigned>(p.blocks * u.warps);
+  const unsigned last = streams * (blockIdx.x + 1) / gridDim.x;
+  for (unsigned s = streams * blockIdx.x / gridDim.x + own; s < last; s += kUnpackWarps) {
+    const unsigned char* const weights = p.weights + static_cast<std::size_t>(s) * p.pitch;
+    Unit<kBits> unit;
+    unit.load(weights, 0, u.most_chunks, lane);
+    const unsigned block = s / u.warps, warp = s % u.warps;
+    const unsigned* const table = reinterpret_cast<const unsigned*>(
+        p.packed + static_cast<std::size_t>(block) * p.table_stride);
+    const unsigned first_chunk = table[lane];
+    int start = p.starts[s * 32 + lane];
+    const unsigned total = __shfl_sync(~0u, first_chunk, 31);
+    const unsigned begin = warp * total / u.warps;
+    const int count = static_cast<int>((warp + 1) * total / u.warps - begin);
+    int group = __popc(__ballot_sync(~0u, first_chunk <= begin)) - 1;
+    int group_end = 0, end = 0;
+    const auto enter = [&] {  // the next group that the stream meets
+      const int chunk = end;
+      for (;; ++group) {
+        group_end = static_cast<int>(__shfl_sync(~0u, first_chunk, group + 1) - begin);
+        end = min(group_end, count);
+        if (end > chunk) break;
+      }
+      if (chunk > 0) {
+        start =
+            rows == 32
+                ? 0
+                : reinterpret_cast<const unsigned short*>(
+                      p.packed + p.group_starts)[(block * p.groups_per_block + group) * 32 + lane];
+      }
+      to.row = static_cast<int>(table[kTableRows + group * rows + (lane & (rows - 1))]);
+      to.start = to.column = start;
+      to.base = start & ~7;
+    };
+    if (count > 0) enter();
+    for (int chunk = 0; chunk < count; chunk += kUnitChunks) {
+#pragma unroll
+      for (int c = 0; c < kUnitChunks; ++c) {
+        if (chunk + c >= count) continue;
+        put_chunk<kBits>(to, u, unit.gaps(c), unit.values[c]);
+        if (chunk + c + 1 == end) {
+          // The last lane of a row writes up to its end, the others up to their last place.
+          if (end == group_end && lane >= 32 - rows && to.row >= 0) {
+            to.column = max(to.column, p.k);
+          }
+          if (u.vectors) {
+            write_rest(to, u.dense, p.k);
+          } else {
+            write_elements(to, u.dense, p.k);
+          }
+          if (end < count) enter();
+        }
+      }
+      unit.load(weights, chunk / kUnitChunks + 1, u.most_chunks, lane);
     }
-    *values = *reinterpret_cast<const uint4*>(unit + kPlanes * kPlaneBytes + c * kChunkValueBytes +
-                                              lane * 16);
-  };
-  auto put = [&](unsigned at, unsigned value) {  // at: 2 column + 16 lane
-    asm volatile("st.shared.u16 [%0], %1;" ::"r"((at & (kRingBytes - 1)) | own),
-                 "h"(static_cast<unsigned short>(value))
-                 : "memory");
-  };
-
-  int group = __popc(__ballot_sync(~0u, first_chunk <= begin)) - 1;
-  int chunk = 0;
-  bool first = true;
-  while (chunk < count) {  // a group that the warp meets
-    const int group_end = static_cast<int>(__shfl_sync(~0u, first_chunk, group + 1) - begin);
-    const int end = min(group_end, count);
-    if (end > chunk) {
-      const int row = static_cast<int>(table[kTableRows + group * rows + (lane & (rows - 1))]);
-      int start = 0;
-      if (first) {
-        start = p.starts[stream * 32 + lane];
-      } else if (rows < 32) {
-        start = reinterpret_cast<const unsigned short*>(
-            p.packed + p.group_starts)[(block * p.groups_per_block + group) * 32 + lane];
-      }
-      first = false;
-      // The last lane of a row writes up to its end, the others up to their last place.
-      const bool to_end = end == group_end && lane >= 32 - rows;
-      int left = (end - chunk) * kSteps, next_chunk = chunk + 1;
-      unsigned gaps, next_gaps = 0;
-      uint4 values, next_values = make_uint4(0, 0, 0, 0);
-      fetch(chunk, &gaps, &values);
-      if (next_chunk < end) fetch(next_chunk, &next_gaps, &next_values);
-      int base = start & ~(kTileColumns - 1), stop = p.k;
-      unsigned at = 2 * start + 16 * lane;  // of the column after the last place
-      // What this lane writes of a tile: 16 bytes of rows lane / 8, + 4, ...
-      const int part = lane & 7;
-      unsigned short* to[8];
-      unsigned from_ring[8], has_row = 0;
-#pragma unroll
-      for (int q = 0; q < 8; ++q) {
-        const int r = q * 4 + lane / 8;
-        const int r_row = __shfl_sync(~0u, row, r), r_base = __shfl_sync(~0u, base, r);
-        to[q] = dense + static_cast<std::size_t>(max(r_row, 0)) * p.k + r_base + part * 8;
-        from_ring[q] = r * kRingBytes + ((2 * r_base + 16 * r + 16 * part) & (kRingBytes - 1));
-        has_row |= static_cast<unsigned>(r_row >= 0) << q;
-      }
-      for (;;) {
-        for (;;) {
-          const unsigned tile_end = 2 * (base + kTileColumns) + 16 * lane;
-          const bool more = left > 0 && at < tile_end;
-          if (!__any_sync(~0u, more)) break;
-          if (more) {
-            const unsigned even = gaps & kMask, odd = gaps >> 4 & kMask;
-            const unsigned odd_sums = (even + odd) * 0x01010101u;
-            const unsigned even_sums = odd_sums - odd;
-            const unsigned v[4] = {values.x, values.y, values.z, values.w};
-            const unsigned before = at;
-#pragma unroll
-            for (int j = 0; j < kStep / 2; ++j) {
-              const unsigned a0 = __dp4a(even_sums, 2u << (8 * j), before) + 4 * j;
-              const unsigned a1 = __dp4a(odd_sums, 2u << (8 * j), before) + 4 * j + 2;
-              put(a0, v[j]);
-              put(a1, v[j] >> 16);
-              at = a1 + 2;
-            }
-            --left;
-            bool more_of_chunk = false;
-            if constexpr (kSteps > 1) {
-              more_of_chunk = left % kSteps != 0;
-              gaps >>= 4 * kStep;
-              values.x = values.z;
-              values.y = values.w;
-            }
-            if (!more_of_chunk && left > 0) {
-              gaps = next_gaps;
-              values = next_values;
-              if (++next_chunk < end) fetch(next_chunk, &next_gaps, &next_values);
-            }
-          }
-        }
-        if (left == 0 && !to_end) stop = min(static_cast<int>(at - 16 * lane) / 2, p.k);
-        const int from = max(start, base), until = row < 0 ? 0 : min(stop, base + kTileColumns);
-        __syncwarp();
-        if (vectors && __all_sync(~0u, row < 0 || until - from == kTileColumns)) {
-#pragma unroll
-          for (int q = 0; q < 8; ++q) {
-            uint4* const held = reinterpret_cast<uint4*>(ring + from_ring[q]);
-            const uint4 v = *held;
-            *held = make_uint4(0, 0, 0, 0);
-            if (has_row >> q & 1) *reinterpret_cast<uint4*>(to[q]) = v;
-          }
-        } else {
-#pragma unroll
-          for (int q = 0; q < 8; ++q) {
-            const int r = q * 4 + lane / 8;
-            const int r_from = __shfl_sync(~0u, from, r), r_until = __shfl_sync(~0u, until, r);
-            const int c0 = __shfl_sync(~0u, base, r) + part * 8;
-            uint4* const held = reinterpret_cast<uint4*>(ring + from_ring[q]);
-            const uint4 v = *held;
-            *held = make_uint4(0, 0, 0, 0);
-            const unsigned w[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-            for (int e = 0; e < 8; ++e) {
-              if (c0 + e >= r_from && c0 + e < r_until) {
-                to[q][e] = static_cast<unsigned short>(w[e / 2] >> (16 * (e & 1)));
-              }
-            }
-          }
-        }
-        __syncwarp();
-        base += kTileColumns;
-#pragma unroll
-        for (int q = 0; q < 8; ++q) {
-          to[q] += kTileColumns;
-          from_ring[q] ^= kRingBytes / 2;
-        }
-        if (!__any_sync(~0u, left > 0 || base < stop)) break;
-      }
-      chunk = end;
-    }
-    ++group;
   }
 }
 
@@ -1000,12 +1100,17 @@ cudaError_t gap_unpack(const void* packed, const GapLayout& layout, void* dense,
     return cudaErrorInvalidValue;
   }
   const Params p = params_of(packed, layout);
-  const int blocks =
-      ceil_div(static_cast<std::int64_t>(layout.blocks) * layout.warps, kUnpackWarps);
-  const bool vectors = layout.k % 8 == 0 && reinterpret_cast<std::uintptr_t>(dense) % 16 == 0;
-  unsigned short* const to = static_cast<unsigned short*>(dense);
+  const bool vectors = layout.k % 8 == 0 && reinterpret_cast<std::uintptr_t>(dense) % 16 == 0 &&
+                       layout.n * layout.k / 8 <= UINT32_MAX;
   const auto kernel = layout.bits == 3 ? gap_unpack_kernel<3> : gap_unpack_kernel<4>;
-  kernel<<<blocks, kUnpackWarps * 32, 0, stream>>>(p, layout.warps, to, vectors);
+  cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kUnpackSharedBytes);
+  int sms = 0;
+  if (error == cudaSuccess) error = usable_multiprocessors(&sms);
+  if (error != cudaSuccess) return error;
+  const int blocks = std::min(sms, layout.blocks * layout.warps);
+  kernel<<<blocks, kUnpackWarps * 32, kUnpackSharedBytes, stream>>>(
+      {p, layout.warps, layout.most_chunks, static_cast<unsigned short*>(dense), vectors});
   return cudaGetLastError();
 }
 
