@@ -14,6 +14,11 @@ at::Tensor rotate(const at::Tensor& x, const std::pair<at::Tensor, at::Tensor>& 
   return x * cos + turned * sin;
 }
 
+/// [B, T, ...] -> [B, count, ...]
+at::Tensor last_tokens(const at::Tensor& x, int64_t count) {
+  return x.narrow(1, x.size(1) - count, count);
+}
+
 /// [B, KVH, S, D] -> [B, H, S, D]: each key head serves H / KVH query heads in a row.
 at::Tensor for_every_head(const at::Tensor& x, int64_t heads) {
   return heads == x.size(1) ? x : x.repeat_interleave(heads / x.size(1), 1);
@@ -105,10 +110,11 @@ struct Block::State {
     return x.view({x.size(0), x.size(1), count, head_dim}).transpose(1, 2);
   }
 
-  at::Tensor attention(const at::Tensor& x, const Rotary& positions, KvCache* cache,
+  /// x [B, T, hidden] -> [B, count, hidden], of the last `count` tokens.
+  at::Tensor attention(const at::Tensor& x, int64_t count, const Rotary& positions, KvCache* cache,
                        const LinearObserver* observer) const {
     const std::vector<at::Tensor> qkv = apply_all(kQ, 3, x, observer);
-    at::Tensor q = split(qkv[kQ], heads);
+    at::Tensor q = split(last_tokens(qkv[kQ], count), heads);
     at::Tensor k = split(qkv[kK], kv_heads);
     at::Tensor v = split(qkv[kV], kv_heads);
     if (qk_norm()) {
@@ -116,9 +122,9 @@ struct Block::State {
       k = normalize(kKNorm, k);
     }
     if (rotary) {
-      const auto angles = positions.at(cache != nullptr ? cache->length() : 0, x.size(1));
-      q = rotate(q, angles);
-      k = rotate(k, angles);
+      const int64_t start = cache != nullptr ? cache->length() : 0, tokens = x.size(1);
+      q = rotate(q, positions.at(start + tokens - count, count));
+      k = rotate(k, positions.at(start, tokens));
     }
     if (cache != nullptr) std::tie(k, v) = cache->append(layer, k, v);
     return apply(kO, attend(q, k, v, window), observer);
@@ -171,15 +177,17 @@ Result<Block> Block::load(const io::Checkpoint& checkpoint, const io::DecoderSpe
 }
 
 at::Tensor Block::forward(const at::Tensor& hidden, const Rotary& rotary, KvCache* cache,
-                          const LinearObserver* observer) const {
+                          const LinearObserver* observer, std::optional<int64_t> last) const {
   const State& s = *state_;
+  const int64_t count = last.value_or(hidden.size(1));
+  const auto attended = [&](const at::Tensor& x) {
+    return last_tokens(hidden, count) + s.attention(x, count, rotary, cache, observer);
+  };
   if (s.pre_norm) {
-    const at::Tensor middle =
-        hidden + s.attention(s.normalize(State::kAttention, hidden), rotary, cache, observer);
+    const at::Tensor middle = attended(s.normalize(State::kAttention, hidden));
     return middle + s.mlp(s.normalize(State::kMlp, middle), observer);
   }
-  const at::Tensor middle =
-      s.normalize(State::kAttention, hidden + s.attention(hidden, rotary, cache, observer));
+  const at::Tensor middle = s.normalize(State::kAttention, attended(hidden));
   return s.normalize(State::kMlp, middle + s.mlp(middle, observer));
 }
 

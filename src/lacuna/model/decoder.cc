@@ -36,18 +36,19 @@ Result<Decoder> Decoder::load(const io::Checkpoint& checkpoint, const Compute& c
   return decoder;
 }
 
-at::Tensor Decoder::hidden(const at::Tensor& ids, KvCache* cache) const {
+at::Tensor Decoder::hidden(const at::Tensor& ids, KvCache* cache,
+                           std::optional<int64_t> last) const {
   const int64_t first = cache != nullptr ? cache->length() : 0;
   at::Tensor hidden = ends_.embed(ids.to(compute_.device), first);
-  for (const Block& block : blocks_) hidden = block.forward(hidden, rotary_, cache);
+  for (const Block& block : blocks_)
+    hidden = block.forward(hidden, rotary_, cache, nullptr,
+                           &block == &blocks_.back() ? last : std::nullopt);
   if (cache != nullptr) cache->advance(ids.size(1));
   return hidden;
 }
 
 at::Tensor Decoder::forward(const at::Tensor& ids, KvCache* cache, bool last_only) const {
-  at::Tensor x = hidden(ids, cache);
-  if (last_only) x = x.narrow(1, x.size(1) - 1, 1);
-  return ends_.logits(x);
+  return ends_.logits(hidden(ids, cache, last_only ? std::optional<int64_t>(1) : std::nullopt));
 }
 
 std::vector<const Linear*> Decoder::linears() const {

@@ -5,6 +5,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -69,10 +70,12 @@ class Block {
   /// shape (named)
   static Result<Block> load(const io::Checkpoint& checkpoint, const io::DecoderSpec& spec,
                             int64_t layer, const Compute& compute);
-  /// hidden [B, T, hidden] -> the same shape. Causal; with a cache the T tokens follow those in it
-  /// (the caller advances the cache once all blocks have run).
+  /// hidden [B, T, hidden] -> the same shape, or [B, last, hidden] of the last tokens only. Causal;
+  /// with a cache the T tokens follow those in it (the caller advances the cache once all blocks
+  /// have run).
   at::Tensor forward(const at::Tensor& hidden, const Rotary& rotary, KvCache* cache = nullptr,
-                     const LinearObserver* observer = nullptr) const;
+                     const LinearObserver* observer = nullptr,
+                     std::optional<int64_t> last = std::nullopt) const;
   /// The block's Linears by relative name, in the order of the forward pass.
   std::vector<std::string> linear_names() const;
   Linear& linear(std::string_view name);
@@ -118,9 +121,10 @@ class Decoder {
   static Result<Decoder> load(const io::Checkpoint& checkpoint, const Compute& compute);
   const io::DecoderSpec& spec() const { return spec_; }
   const Compute& compute() const { return compute_; }
-  /// ids int64 [B, T] -> final hidden states [B, T, hidden] (before the final norm). With a cache,
-  /// advances it.
-  at::Tensor hidden(const at::Tensor& ids, KvCache* cache = nullptr) const;
+  /// ids int64 [B, T] -> final hidden states [B, T, hidden] (before the final norm), or
+  /// [B, last, hidden] of the last tokens only. With a cache, advances it.
+  at::Tensor hidden(const at::Tensor& ids, KvCache* cache = nullptr,
+                    std::optional<int64_t> last = std::nullopt) const;
   /// ids int64 [B, T] -> logits float32 [B, T, vocab]; last_only: [B, 1, vocab]
   at::Tensor forward(const at::Tensor& ids, KvCache* cache = nullptr, bool last_only = false) const;
   const Ends& ends() const { return ends_; }
