@@ -141,6 +141,7 @@ class Llama:
         self.api, self.options = llama_cpp, options
         how = llama_cpp.llama_model_default_params()
         how.use_extra_bufts = not plain
+        how.use_mmap = not options.large_pages
         self.model = llama_cpp.llama_model_load_from_file(str(file).encode(), how)
         parameters = llama_cpp.llama_context_default_params()
         parameters.n_ctx = options.prompt + options.tokens + 16
@@ -191,12 +192,12 @@ def work(options):
 class Racers:
     """A process that holds some models."""
 
-    def __init__(self, command, labels):
+    def __init__(self, command, labels, **variables):
         self.labels, self.samples = labels, {label: {"ttft_ms": [], "tpot_ms": []} for label in labels}
         # Everyone waits as it would by itself: our tool sets what it wants, and llama.cpp has its own default.
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
         self.process = subprocess.Popen([str(c) for c in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                                        env=environment)
+                                        env=environment | variables)
         self.greeting = self.answer()
 
     def answer(self):
@@ -293,6 +294,8 @@ def main():
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--lacuna", default=ROOT / "build/release/lacuna")
+    parser.add_argument("--large-pages", action="store_true",
+                        help="llama.cpp's weights in large pages, as ours are: read instead of mapped, by a malloc that asks for them")
     parser.add_argument("--prepare", action="store_true", help="make llama.cpp's files and stop")
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -314,20 +317,25 @@ def main():
         racers.append(Racers([options.lacuna, "bench", "model", *models, *same, "--dtype", options.dtype, "--device", "cpu",
                               "--turns", "--json", "-q"], options.ours))
     if files:
-        racers.append(Racers([sys.executable, __file__, "--work", options.folder, *same, "--theirs", *options.theirs],
-                             options.theirs))
+        large = options.large_pages
+        racers.append(Racers([sys.executable, __file__, "--work", options.folder, *same, *["--large-pages"] * large,
+                              "--theirs", *options.theirs],
+                             options.theirs, **({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} if large else {})))
     rounds, dropped = run_rounds(racers, options)
     systems = [one.greeting.get("system") for one in racers]
     reports = [one.close() for one in racers]
     samples = {label: one.samples[label] for one in racers for label in one.labels}
     report = next((r for r in reports if r), {})
-    where = {"machine": report.get("machine"), "threads": options.threads, "commit": report.get("commit"), "llama.cpp": next((s for s in systems if s), None), "prompt": options.prompt, "tokens": options.tokens,
-             "rounds": rounds, "dropped_rounds": dropped, "shape": options.like or str(options.folder)}
-    weights = {model["name"]: model["weight_bytes"] for model in report.get("models", [])}
+    where = {"machine": report.get("machine"), "threads": options.threads, "commit": report.get("commit"),
+             "llama.cpp": next((s for s in systems if s), None), "large_pages": options.large_pages,
+             "prompt": options.prompt, "tokens": options.tokens, "rounds": rounds, "dropped_rounds": dropped,
+             "shape": options.like or str(options.folder)}
+    weights = {label: model["weight_bytes"] for label, model in zip(options.ours, report.get("models", []))}
     weights |= {label: file.stat().st_size for label, file in zip(options.theirs, files)}
 
     print(f"{where['machine']}, {options.threads} threads, {where['shape']}, prompt {options.prompt}, "
-          f"{options.tokens} tokens, {rounds} rounds ({dropped} disturbed ones don't count)")
+          f"{options.tokens} tokens, {rounds} rounds ({dropped} disturbed ones don't count)"
+          + (", llama.cpp in large pages" if options.large_pages else ""))
     print(f"{'model':34} {'prompt tok/s':>12} {'tok/s':>8} {'ms/tok':>8} {'p10':>8} {'p90':>8} {'MB':>7}")
     lines = []
     for label, took in samples.items():
@@ -339,7 +347,8 @@ def main():
     for expectation in options.expect:
         phase, ours, theirs, least = expectation.split()
         key = "tpot_ms" if phase == "decode" else "ttft_ms"
-        rivals = [label for label in samples if theirs in (label, code_of(label)) or (theirs == "best" and label in options.theirs)]
+        rivals = [label for label in samples
+                  if theirs in (label, code_of(label)) or (theirs == "best" and label in options.theirs)]
         theirs = min(rivals, key=lambda label: statistics.median(samples[label][key]))
         ratio = summary([t / o for t, o in zip(samples[theirs][key], samples[ours][key])])
         missed |= ratio["median"] < float(least)
