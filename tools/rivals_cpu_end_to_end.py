@@ -27,6 +27,12 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CODES = {"q4_0": 2, "q8_0": 7, "q4_K_M": 15}  # llama_ftype
+PLAIN = "/plain"
+
+
+def code_of(label):
+    """Of one of their labels, CODE or CODE/plain."""
+    return label.removesuffix(PLAIN)
 
 
 # --- a dense Llama folder as GGUF ----------------------------------------------------------------------------------------
@@ -130,11 +136,12 @@ def gguf_of(folder, code):
 class Llama:
     """One model in llama.cpp."""
 
-    def __init__(self, file, options):
+    def __init__(self, file, plain, options):
         import llama_cpp
         self.api, self.options = llama_cpp, options
         how = llama_cpp.llama_model_default_params()
-        how.use_extra_bufts = not options.plain
+        how.use_extra_bufts = not plain
+        how.use_mmap = not options.large_pages
         self.model = llama_cpp.llama_model_load_from_file(str(file).encode(), how)
         parameters = llama_cpp.llama_context_default_params()
         parameters.n_ctx = options.prompt + options.tokens + 16
@@ -171,10 +178,10 @@ def work(options):
     silent = llama_cpp.llama_log_callback(lambda level, text, data: None)
     llama_cpp.llama_log_set(silent, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
-    models = [Llama(file, options) for file in options.work]
+    models = [Llama(gguf_of(options.folder, code_of(label)), label.endswith(PLAIN), options) for label in options.theirs]
     for model in models:
         model.turn()
-    print(json.dumps({"ready": [str(file) for file in options.work],
+    print(json.dumps({"ready": options.theirs,
                       "system": llama_cpp.llama_print_system_info().decode()}), flush=True)
     for line in sys.stdin:
         print(json.dumps({"model": int(line), **models[int(line)].turn()}), flush=True)
@@ -185,12 +192,12 @@ def work(options):
 class Racers:
     """A process that holds some models."""
 
-    def __init__(self, command, labels):
+    def __init__(self, command, labels, **variables):
         self.labels, self.samples = labels, {label: {"ttft_ms": [], "tpot_ms": []} for label in labels}
         # Everyone waits as it would by itself: our tool sets what it wants, and llama.cpp has its own default.
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
         self.process = subprocess.Popen([str(c) for c in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                                        env=environment)
+                                        env=environment | variables)
         self.greeting = self.answer()
 
     def answer(self):
@@ -273,8 +280,11 @@ def main():
     parser.add_argument("folder", nargs="?", type=pathlib.Path, help="dense Llama folder that llama.cpp's files are made from")
     parser.add_argument("--like", help="ours are variants of this shape (`bench model --like`) instead of folders")
     parser.add_argument("--ours", nargs="+", default=[], help="variants or folders")
-    parser.add_argument("--theirs", nargs="+", default=[], choices=["bf16", *CODES])
-    parser.add_argument("--expect", nargs="+", default=[], metavar="'decode|prefill OURS THEIRS|best RATIO'")
+    parser.add_argument("--theirs", nargs="+", default=[], metavar="CODE[/plain]",
+                        choices=[code + how for code in ("bf16", *CODES) for how in ("", PLAIN)],
+                        help="bf16, q8_0, q4_0 or q4_K_M; plain: no repacked or AMX weights")
+    parser.add_argument("--expect", nargs="+", default=[], metavar="'decode|prefill OURS THEIRS RATIO'",
+                        help="OURS is RATIO times as fast as THEIRS: the faster of CODE and CODE/plain, `best` of all theirs, or one of ours")
     parser.add_argument("--prompt", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=15, help="at most")
@@ -284,16 +294,16 @@ def main():
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--lacuna", default=ROOT / "build/release/lacuna")
-    parser.add_argument("--plain", action="store_true",
-                        help="no repacked or AMX weights in llama.cpp: weaker than it can be, where those don't work")
+    parser.add_argument("--large-pages", action="store_true",
+                        help="llama.cpp's weights in large pages, as ours are: read instead of mapped, by a malloc that asks for them")
     parser.add_argument("--prepare", action="store_true", help="make llama.cpp's files and stop")
-    parser.add_argument("--work", nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.work:
-        return work(options)
     if options.folder is None:
         parser.error("FOLDER is missing.")
-    files = [gguf_of(options.folder, code) for code in options.theirs]
+    if options.work:
+        return work(options)
+    files = [gguf_of(options.folder, code_of(label)) for label in options.theirs]
     if options.prepare:
         return None
 
@@ -307,22 +317,25 @@ def main():
         racers.append(Racers([options.lacuna, "bench", "model", *models, *same, "--dtype", options.dtype, "--device", "cpu",
                               "--turns", "--json", "-q"], options.ours))
     if files:
-        racers.append(Racers([sys.executable, __file__, "--work", *files, *same, *["--plain"] * options.plain],
-                             options.theirs))
+        large = options.large_pages
+        racers.append(Racers([sys.executable, __file__, "--work", options.folder, *same, *["--large-pages"] * large,
+                              "--theirs", *options.theirs],
+                             options.theirs, **({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} if large else {})))
     rounds, dropped = run_rounds(racers, options)
     systems = [one.greeting.get("system") for one in racers]
     reports = [one.close() for one in racers]
     samples = {label: one.samples[label] for one in racers for label in one.labels}
     report = next((r for r in reports if r), {})
-    where = {"llama.cpp_plain": options.plain, "machine": report.get("machine"), "threads": options.threads, "commit": report.get("commit"),
-             "llama.cpp": next((s for s in systems if s), None), "prompt": options.prompt, "tokens": options.tokens,
-             "rounds": rounds, "dropped_rounds": dropped, "shape": options.like or str(options.folder)}
-    weights = {model["name"]: model["weight_bytes"] for model in report.get("models", [])}
-    weights |= {code: file.stat().st_size for code, file in zip(options.theirs, files)}
+    where = {"machine": report.get("machine"), "threads": options.threads, "commit": report.get("commit"),
+             "llama.cpp": next((s for s in systems if s), None), "large_pages": options.large_pages,
+             "prompt": options.prompt, "tokens": options.tokens, "rounds": rounds, "dropped_rounds": dropped,
+             "shape": options.like or str(options.folder)}
+    weights = {label: model["weight_bytes"] for label, model in zip(options.ours, report.get("models", []))}
+    weights |= {label: file.stat().st_size for label, file in zip(options.theirs, files)}
 
     print(f"{where['machine']}, {options.threads} threads, {where['shape']}, prompt {options.prompt}, "
           f"{options.tokens} tokens, {rounds} rounds ({dropped} disturbed ones don't count)"
-          + (", llama.cpp with plain buffers" if options.plain else ""))
+          + (", llama.cpp in large pages" if options.large_pages else ""))
     print(f"{'model':34} {'prompt tok/s':>12} {'tok/s':>8} {'ms/tok':>8} {'p10':>8} {'p90':>8} {'MB':>7}")
     lines = []
     for label, took in samples.items():
@@ -334,8 +347,9 @@ def main():
     for expectation in options.expect:
         phase, ours, theirs, least = expectation.split()
         key = "tpot_ms" if phase == "decode" else "ttft_ms"
-        if theirs == "best":
-            theirs = min(options.theirs, key=lambda code: statistics.median(samples[code][key]))
+        rivals = [label for label in samples
+                  if theirs in (label, code_of(label)) or (theirs == "best" and label in options.theirs)]
+        theirs = min(rivals, key=lambda label: statistics.median(samples[label][key]))
         ratio = summary([t / o for t, o in zip(samples[theirs][key], samples[ours][key])])
         missed |= ratio["median"] < float(least)
         lines.append({**where, "phase": phase, "ours": ours, "theirs": theirs, "ratio": ratio, "expected": float(least)})
