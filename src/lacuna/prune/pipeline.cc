@@ -17,6 +17,7 @@
 #include "lacuna/model/decoder.h"
 #include "lacuna/prune/chunks.h"
 #include "lacuna/prune/journal.h"
+#include "lacuna/prune/phase_clock.h"
 #include "lacuna/prune/statistics.h"
 
 namespace lacuna::prune {
@@ -170,7 +171,7 @@ struct Batches {
   Batches(int64_t samples, int64_t length, const io::DecoderSpec& spec,
           const PruneOptions& options) {
     const bool cpu = options.compute.device.is_cpu();
-    const int64_t tokens_at_once = cpu ? 512 : 2048;
+    const int64_t tokens_at_once = cpu ? 512 : 8192;
     batch = std::clamp<int64_t>(tokens_at_once / length, 1, samples);
     // Inputs kept for the statistics in float32, and what attention and the products of the MLP
     // make on the way.
@@ -334,7 +335,8 @@ class Run {
         source_(source),
         given_out_(io::folder_path(out)),
         options_(options),
-        progress_(progress) {
+        progress_(progress),
+        clock_(options.compute.device) {
     options_.request.executor =
         options.compute.device.is_cpu() ? model::torch_executor() : Executor::serial();
   }
@@ -392,6 +394,7 @@ class Run {
   Targets targets_;
   std::optional<Activations> activations_;  // none without calibration
   model::Rotary rotary_;
+  PhaseClock clock_;
   PruneReport report_;
   int64_t done_ = 0, total_ = 0;
 };
@@ -423,8 +426,11 @@ Result<PruneReport> Run::run() {
     log(fmt::format("resuming: {} of {} blocks are finished", journal.finished_blocks(),
                     spec_.layers));
   LACUNA_CHECK(blocks_or_nothing(journal));
+  clock_.enter("write");
   LACUNA_CHECK(write(journal));
   LACUNA_CHECK(journal.remove());
+  clock_.settle();
+  report_.phases = clock_.seconds();
   report_.seconds = seconds_since(start);
   return std::move(report_);
 }
@@ -441,6 +447,7 @@ Status Run::probe_out() const {
 
 Status Run::calibrate() {
   if (source_.samples == 0) return {};
+  clock_.enter("calibration");
   LACUNA_TRY(calibration_, source_.make());
   // The model's own samples came from all of its weights.
   for (const auto& [name, info] : checkpoint_.weights()) checkpoint_.release(name);
@@ -460,6 +467,7 @@ Status Run::blocks_or_nothing(Journal& journal) {
 
 Status Run::blocks(Journal& journal) {
   total_ = spec_.layers;
+  clock_.enter("load");
   if (calibration_.samples() > 0) {
     total_ *= 2 * calibration_.samples();
     activations_.emplace(calibration_, spec_, options_);
@@ -469,6 +477,7 @@ Status Run::blocks(Journal& journal) {
   }
   for (int64_t layer = 0; layer < spec_.layers; ++layer) {
     const std::string what = fmt::format("block {}/{}", layer + 1, spec_.layers);
+    clock_.enter("load");
     std::optional<model::Block> block;
     if (activations_) {
       LACUNA_TRY(block, model::Block::load(checkpoint_, spec_, layer, options_.compute));
@@ -480,6 +489,7 @@ Status Run::blocks(Journal& journal) {
     if (!activations_) {
       LACUNA_CHECK(step(1, what));
     } else if (layer + 1 < spec_.layers) {  // nobody reads the last block's outputs
+      clock_.enter("forward");
       LACUNA_CHECK(activations_->run(
           *block, rotary_, /*replace=*/true, [](int64_t) { return model::LinearObserver(); },
           [&](int64_t samples) { return step(samples, what); }));
@@ -509,12 +519,16 @@ Result<InputsByTarget> Run::collect_inputs(const model::Block& block,
                                            const std::vector<std::string>& targets,
                                            const std::string& what) {
   InputCollector collector(targets, activations_->at_once());
+  clock_.enter("forward");
   LACUNA_CHECK(activations_->run(
       block, rotary_, /*replace=*/false, [&](int64_t place) { return collector.observer(place); },
       [&](int64_t samples) {
+        clock_.enter("statistics");
         collector.add(activations_->executor());
+        clock_.enter("forward");
         return step(samples, what);
       }));
+  clock_.enter("statistics");
   return collector.take();
 }
 
@@ -537,6 +551,7 @@ Status Run::prune_block(Journal& journal, int64_t layer, model::Block* block) {
     inputs.erase(linear);  // the last one frees the Gram matrix and its factor
     if (block != nullptr) block->linear(linear).set_weight(pruned.to(options_.compute.dtype));
   }
+  clock_.enter("journal");
   return journal.write(layer, finished);
 }
 
@@ -547,12 +562,16 @@ Result<at::Tensor> Run::prune_linear(const std::string& name, SharedInputs* inpu
     return Error{error.code, fmt::format("{}: {}", name, error.message)};
   };
   if (inputs != nullptr && !inputs->prepared) {
+    clock_.enter("factor");
     const Status ready = method_->prepare(inputs->statistics, options_.request);
     if (!ready.ok()) return named(ready.error());
     inputs->prepared = true;
   }
+  clock_.enter("load");
   LACUNA_TRY(const Tensor dense, checkpoint_.dense(name));
-  const at::Tensor weight = model::wrap(dense).to(options_.compute.device, at::kFloat);
+  // Across the bus as it is stored: .to() with both would convert first.
+  const at::Tensor weight = model::wrap(dense).to(options_.compute.device).to(at::kFloat);
+  clock_.enter("solve");
   auto pruned =
       method_->prune(weight, inputs ? inputs->statistics : InputStatistics(), options_.request);
   if (!pruned.ok()) return named(pruned.error());
@@ -560,6 +579,7 @@ Result<at::Tensor> Run::prune_linear(const std::string& name, SharedInputs* inpu
   if (!stored.isfinite().all().item<bool>())
     return check_failed("{}: an updated weight is too large for {}. Raise --damping.", name,
                         long_name(dense.dtype));
+  clock_.enter("error");
   LayerReport layer{name};
   layer.sparsity = static_cast<double>((stored == 0).sum().item<int64_t>()) /
                    static_cast<double>(stored.numel());
@@ -578,9 +598,26 @@ Result<at::Tensor> Run::prune_linear(const std::string& name, SharedInputs* inpu
     log(report_.warnings.back());
   }
   finished.notes["layers"].push_back(to_json(layer));
+  clock_.enter("journal");
   finished.tensors.push_back({name, model::unwrap(stored)});
   report_.layers.push_back(std::move(layer));
   return stored;
+}
+
+/// The pruned weights of a block in the store's form, all at a time.
+Result<std::map<std::string, format::CompactMatrix>> compressed(const Journal::Block& block,
+                                                                const format::Pattern& pattern) {
+  const auto count = static_cast<int64_t>(block.tensors.size());
+  std::vector<std::optional<Result<format::CompactMatrix>>> results(block.tensors.size());
+  parallel_chunks(model::torch_executor(), count, [&](int64_t i) {
+    const auto place = static_cast<size_t>(i);
+    results[place].emplace(format::compress(block.tensors[place].tensor, pattern));
+  });
+  std::map<std::string, format::CompactMatrix> matrices;
+  for (size_t i = 0; i < results.size(); ++i) {
+    LACUNA_TRY(matrices[block.tensors[i].name], std::move(*results[i]));
+  }
+  return matrices;
 }
 
 Status Run::write(const Journal& journal) {
@@ -588,7 +625,7 @@ Status Run::write(const Journal& journal) {
   std::map<std::string, int64_t> pruned;  // weight -> its block
   for (int64_t layer = 0; layer < spec_.layers; ++layer)
     for (const std::string& linear : targets_of(layer)) pruned[weight_name(layer, linear)] = layer;
-  std::map<std::string, Tensor> tensors;  // of the block that was read last
+  std::map<std::string, format::CompactMatrix> matrices;  // of the block that was read last
   int64_t held = -1, zeros = 0, elements = 0;
   // In the order of the input's names, whose blocks follow each other closely.
   for (const auto& [name, info] : checkpoint_.weights()) {
@@ -602,11 +639,11 @@ Status Run::write(const Journal& journal) {
       continue;
     }
     if (found->second != held) {
-      tensors.clear();
+      matrices.clear();
       LACUNA_TRY(const Journal::Block block, journal.read(held = found->second));
-      for (const auto& [stored, tensor] : block.tensors) tensors[stored] = tensor;
+      LACUNA_TRY(matrices, compressed(block, options_.request.pattern));
     }
-    LACUNA_TRY(const auto matrix, format::compress(tensors.at(name), options_.request.pattern));
+    const format::CompactMatrix& matrix = matrices.at(name);
     zeros += format::count_zeros(matrix);
     elements += matrix.rows * matrix.columns;
     LACUNA_CHECK(writer.add(name, matrix));

@@ -6,6 +6,7 @@
 #include <functional>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "lacuna/core/status.h"
@@ -52,6 +53,10 @@ struct PruneReport {
   double seconds = 0, sparsity = 0;  ///< sparsity over the pruned weights, as reached
   uint64_t bytes_dense = 0, bytes_out = 0;
   uint64_t planned_peak_bytes = 0;  ///< stated before the start
+  /// What the seconds went to, in the order in which it was begun (phase_clock.h): calibration,
+  /// load (weights and embeddings), forward (calibration through the blocks), statistics, factor,
+  /// solve, error (of the report), journal, write.
+  std::vector<std::pair<std::string, double>> phases;
   std::vector<LayerReport> layers;
   std::vector<std::string> warnings;
 };
