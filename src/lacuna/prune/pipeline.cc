@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <future>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <regex>
@@ -310,6 +311,78 @@ class InputCollector {
   std::vector<GramSum> sums_;
 };
 
+// ---- what is written ----------------------------------------------------------------------------
+
+/// Writes the journal's blocks, each while the next one is under work.
+class BlockWriter {
+ public:
+  explicit BlockWriter(Journal& journal) : journal_(journal) {}
+  /// @errors those of the block before: as Journal::write()
+  Status write(int64_t layer, Journal::Block finished) {
+    LACUNA_CHECK(wait());
+    writing_ = std::async(std::launch::async, [this, layer, block = std::move(finished)] {
+      return journal_.write(layer, block);
+    });
+    return {};
+  }
+  /// Until all is durable.
+  Status wait() { return writing_.valid() ? writing_.get() : Status(); }
+
+ private:
+  Journal& journal_;
+  std::future<Status> writing_;
+};
+
+using MatricesByName = std::map<std::string, format::CompactMatrix>;
+
+/// The pruned weights of a block in the store's form, all at a time.
+Result<MatricesByName> compressed(const Journal::Block& block, const format::Pattern& pattern) {
+  std::vector<std::optional<Result<format::CompactMatrix>>> results(block.tensors.size());
+  parallel_chunks(model::torch_executor(), static_cast<int64_t>(results.size()), [&](int64_t i) {
+    const auto place = static_cast<size_t>(i);
+    results[place].emplace(format::compress(block.tensors[place].tensor, pattern));
+  });
+  MatricesByName matrices;
+  for (size_t i = 0; i < results.size(); ++i) {
+    LACUNA_TRY(matrices[block.tensors[i].name], std::move(*results[i]));
+  }
+  return matrices;
+}
+
+/// The journal's blocks compressed one after another: the next while the last is written.
+class CompressedBlocks {
+ public:
+  CompressedBlocks(const Journal& journal, const format::Pattern& pattern,
+                   std::vector<int64_t> order)
+      : journal_(journal), pattern_(pattern), order_(std::move(order)) {
+    begin();
+  }
+
+  /// Of the next block in the order. @errors as Journal::read(); kCheckFailed
+  Result<MatricesByName> next() {
+    Result<MatricesByName> matrices = coming_.get();
+    begin();
+    return matrices;
+  }
+
+ private:
+  void begin() {
+    if (begun_ == order_.size()) return;
+    coming_ =
+        std::async(std::launch::async, [this, layer = order_[begun_]]() -> Result<MatricesByName> {
+          LACUNA_TRY(const Journal::Block block, journal_.read(layer));
+          return compressed(block, pattern_);
+        });
+    ++begun_;
+  }
+
+  const Journal& journal_;
+  const format::Pattern pattern_;
+  const std::vector<int64_t> order_;
+  size_t begun_ = 0;
+  std::future<Result<MatricesByName>> coming_;
+};
+
 // ---- the run ------------------------------------------------------------------------------------
 
 constexpr double kNoticeable = 0.005;  // of a sparsity that was missed: worth a warning
@@ -348,9 +421,9 @@ class Run {
   Status probe_out() const;
   Status calibrate();
   Status blocks_or_nothing(Journal& journal);
-  Status blocks(Journal& journal);
+  Status blocks(const Journal& journal, BlockWriter& writer);
   Status resume_block(const Journal& journal, int64_t layer, model::Block* block);
-  Status prune_block(Journal& journal, int64_t layer, model::Block* block);
+  Status prune_block(BlockWriter& writer, int64_t layer, model::Block* block);
   /// @return the pruned weight in the dtype of the file
   Result<at::Tensor> prune_linear(const std::string& name, SharedInputs* inputs,
                                   Journal::Block& finished);
@@ -456,7 +529,9 @@ Status Run::calibrate() {
 
 /// A run that fails before it has finished a block leaves nothing behind.
 Status Run::blocks_or_nothing(Journal& journal) {
-  Status done = blocks(journal);
+  BlockWriter writer(journal);
+  Status done = blocks(journal, writer);
+  if (Status written = writer.wait(); done.ok()) done = std::move(written);
   if (done.ok() || journal.finished_blocks() > 0) return done;
   (void)journal.remove();  // what stopped the run is the news
   if (done.error().code != Code::kInterrupted) return done;
@@ -465,7 +540,7 @@ Status Run::blocks_or_nothing(Journal& journal) {
                            given_out_.string())};
 }
 
-Status Run::blocks(Journal& journal) {
+Status Run::blocks(const Journal& journal, BlockWriter& writer) {
   total_ = spec_.layers;
   clock_.enter("load");
   if (calibration_.samples() > 0) {
@@ -475,6 +550,7 @@ Status Run::blocks(Journal& journal) {
     activations_->embed(ends);
     if (spec_.positions == io::Positions::kRotary) rotary_ = model::Rotary(spec_, options_.compute);
   }
+  const int64_t finished_before = journal.finished_blocks();
   for (int64_t layer = 0; layer < spec_.layers; ++layer) {
     const std::string what = fmt::format("block {}/{}", layer + 1, spec_.layers);
     clock_.enter("load");
@@ -483,9 +559,9 @@ Status Run::blocks(Journal& journal) {
       LACUNA_TRY(block, model::Block::load(checkpoint_, spec_, layer, options_.compute));
     }
     model::Block* const loaded = block ? &*block : nullptr;
-    const bool finished = layer < journal.finished_blocks();
+    const bool finished = layer < finished_before;
     LACUNA_CHECK(finished ? resume_block(journal, layer, loaded)
-                          : prune_block(journal, layer, loaded));
+                          : prune_block(writer, layer, loaded));
     if (!activations_) {
       LACUNA_CHECK(step(1, what));
     } else if (layer + 1 < spec_.layers) {  // nobody reads the last block's outputs
@@ -532,7 +608,7 @@ Result<InputsByTarget> Run::collect_inputs(const model::Block& block,
   return collector.take();
 }
 
-Status Run::prune_block(Journal& journal, int64_t layer, model::Block* block) {
+Status Run::prune_block(BlockWriter& writer, int64_t layer, model::Block* block) {
   const auto& targets = targets_of(layer);
   const std::string what = fmt::format("block {}/{}", layer + 1, spec_.layers);
   InputsByTarget inputs;
@@ -552,7 +628,7 @@ Status Run::prune_block(Journal& journal, int64_t layer, model::Block* block) {
     if (block != nullptr) block->linear(linear).set_weight(pruned.to(options_.compute.dtype));
   }
   clock_.enter("journal");
-  return journal.write(layer, finished);
+  return writer.write(layer, std::move(finished));
 }
 
 Result<at::Tensor> Run::prune_linear(const std::string& name, SharedInputs* inputs,
@@ -604,30 +680,20 @@ Result<at::Tensor> Run::prune_linear(const std::string& name, SharedInputs* inpu
   return stored;
 }
 
-/// The pruned weights of a block in the store's form, all at a time.
-Result<std::map<std::string, format::CompactMatrix>> compressed(const Journal::Block& block,
-                                                                const format::Pattern& pattern) {
-  const auto count = static_cast<int64_t>(block.tensors.size());
-  std::vector<std::optional<Result<format::CompactMatrix>>> results(block.tensors.size());
-  parallel_chunks(model::torch_executor(), count, [&](int64_t i) {
-    const auto place = static_cast<size_t>(i);
-    results[place].emplace(format::compress(block.tensors[place].tensor, pattern));
-  });
-  std::map<std::string, format::CompactMatrix> matrices;
-  for (size_t i = 0; i < results.size(); ++i) {
-    LACUNA_TRY(matrices[block.tensors[i].name], std::move(*results[i]));
-  }
-  return matrices;
-}
-
 Status Run::write(const Journal& journal) {
   LACUNA_TRY(auto writer, io::CheckpointWriter::create(out_, writer_options()));
   std::map<std::string, int64_t> pruned;  // weight -> its block
   for (int64_t layer = 0; layer < spec_.layers; ++layer)
     for (const std::string& linear : targets_of(layer)) pruned[weight_name(layer, linear)] = layer;
-  std::map<std::string, format::CompactMatrix> matrices;  // of the block that was read last
-  int64_t held = -1, zeros = 0, elements = 0;
   // In the order of the input's names, whose blocks follow each other closely.
+  std::vector<int64_t> order;
+  for (const auto& [name, info] : checkpoint_.weights())
+    if (const auto found = pruned.find(name);
+        found != pruned.end() && (order.empty() || order.back() != found->second))
+      order.push_back(found->second);
+  CompressedBlocks blocks(journal, options_.request.pattern, std::move(order));
+  MatricesByName matrices;  // of the block that was read last
+  int64_t held = -1, zeros = 0, elements = 0;
   for (const auto& [name, info] : checkpoint_.weights()) {
     report_.bytes_dense +=
         static_cast<uint64_t>(element_count(info.shape).value_or(0)) * size_bytes(info.dtype);
@@ -640,8 +706,8 @@ Status Run::write(const Journal& journal) {
     }
     if (found->second != held) {
       matrices.clear();
-      LACUNA_TRY(const Journal::Block block, journal.read(held = found->second));
-      LACUNA_TRY(matrices, compressed(block, options_.request.pattern));
+      LACUNA_TRY(matrices, blocks.next());
+      held = found->second;
     }
     const format::CompactMatrix& matrix = matrices.at(name);
     zeros += format::count_zeros(matrix);
