@@ -1,10 +1,12 @@
 #include "lacuna/prune/column_loop.h"
 
+#include <c10/core/impl/DeviceGuardImplInterface.h>
+
 #include <algorithm>
 #include <vector>
 
+#include "lacuna/core/gpu.h"
 #include "lacuna/kernels/gpu_linear.h"
-#include "lacuna/model/torch.h"
 #include "lacuna/prune/chunks.h"
 #include "lacuna/prune/selection.h"
 
@@ -66,6 +68,17 @@ void update_rest(const Stripe& stripe, const at::Tensor& weight, const at::Tenso
   weight.narrow(1, next, rest)
       .addmm_(error, stripe.upper.narrow(0, stripe.first, stripe.width).narrow(1, next, rest), 1,
               -1);
+}
+
+/// Whether column_loop_gpu() can run: the library is there, and the GPU is of its kind.
+bool gpu_kernel_runs() {
+  return kernels::gpu_library().ok() && !gpus().empty() && gpus().front().major >= 8;
+}
+
+/// torch's current stream.
+kernels::GpuStream stream_of(at::Device device) {
+  const auto* torch = c10::impl::getDeviceGuardImpl(device.type());
+  return torch->getStreamNativeHandle(torch->getStream(device));
 }
 
 }  // namespace
@@ -130,7 +143,7 @@ void column_loop_gpu(const Stripe& stripe) {
         .upper_stride = part.upper.stride(0),
         .error = error.mutable_data_ptr<float>()};
     const kernels::GpuTable& library = **kernels::gpu_library();
-    const int failure = library.column_loop(&loop, model::gpu_stream(part.weight.device()));
+    const int failure = library.column_loop(&loop, stream_of(part.weight.device()));
     TORCH_CHECK(failure == 0, "column loop: ", library.error_text(failure));
     update_rest(part, part.weight, error);
   }
@@ -138,7 +151,7 @@ void column_loop_gpu(const Stripe& stripe) {
 
 void column_loop(const Stripe& stripe, const Executor& executor) {
   if (stripe.weight.is_cpu()) return column_loop_rows(stripe, executor);
-  if (!model::gpu_library_refusal()) return column_loop_gpu(stripe);
+  if (gpu_kernel_runs()) return column_loop_gpu(stripe);
   column_loop_torch(stripe);
 }
 
