@@ -94,12 +94,14 @@ TEST(Json, EveryVerbHasTheKeysOfItsContract) {
   const auto binary = [](const std::string& line) { return done(line, How::kBinary); };
   const std::string sparse = pruned("2:4").folder.string(), text = text_file().string();
   const json prune = pruned("2:4").report;
-  expect_keys(prune, {"out", "seconds", "sparsity", "bytes_dense", "bytes_out", "layers"}, "prune");
+  expect_keys(prune, {"out", "seconds", "phases", "sparsity", "bytes_dense", "bytes_out", "layers"},
+              "prune");
   ASSERT_EQ(prune["layers"].size(), 42u);
   expect_keys(prune["layers"][0], {"name", "sparsity", "damping", "seconds"}, "prune layer");
   EXPECT_TRUE(prune["layers"][0].contains("error"));  // null: magnitude sees no inputs
   EXPECT_EQ(prune["sparsity"], 0.5);
   EXPECT_EQ(prune["bytes_dense"], 5180672 * 2);
+  expect_keys(prune["phases"], {"load", "solve", "journal", "write"}, "prune phases");
 
   const json inspect = binary("inspect " + sparse + " --json").report();
   expect_keys(inspect, {"architecture", "parameters", "bytes", "sparsity", "layers"}, "inspect");

@@ -1,3 +1,5 @@
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <regex>
 
@@ -42,6 +44,14 @@ std::string layer_table(const prune::PruneReport& report) {
                layer.error < 0 ? "-" : fmt::format("{:.4f}", layer.error),
                fmt::format("{:g}", layer.damping), fmt::format("{:.2f}", layer.seconds)});
   return table.text();
+}
+
+/// "forward 12.3 s, statistics 4.5 s, ...": what the time went to.
+std::string phase_line(const prune::PruneReport& report) {
+  std::vector<std::string> parts;
+  for (const auto& [phase, seconds] : report.phases)
+    parts.push_back(fmt::format("{} {:.1f} s", phase, seconds));
+  return fmt::format("{}\n", fmt::join(parts, ", "));
 }
 
 /// One line for those who did not ask for the table; nothing where no error was measured.
@@ -126,8 +136,9 @@ void add_prune(Tool& tool) {
     tool.print(
         report::to_json(report),
         fmt::format("{}{}: sparsity {:.4f}, {} (dense {}), {:.1f} s\n",
-                    tool.verbose() ? layer_table(report) : worst_layer(report), report.out.string(),
-                    report.sparsity, report::bytes_text(static_cast<double>(report.bytes_out)),
+                    tool.verbose() ? layer_table(report) + phase_line(report) : worst_layer(report),
+                    report.out.string(), report.sparsity,
+                    report::bytes_text(static_cast<double>(report.bytes_out)),
                     report::bytes_text(static_cast<double>(report.bytes_dense)), report.seconds));
     return {};
   });

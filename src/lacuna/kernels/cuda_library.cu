@@ -2,6 +2,7 @@
 // and a candidate of the same name in its folder's list.cc.
 #include <cuda_runtime_api.h>
 
+#include "lacuna/kernels/column_loop/cuda_sm80_column_loop.h"
 #include "lacuna/kernels/decode/cuda_sm80_decode.h"
 #include "lacuna/kernels/expand/cuda_sm80_expand.h"
 #include "lacuna/kernels/gpu_abi.h"
@@ -57,6 +58,9 @@ const GpuTable kTable = {
         [](GpuRecording recording) {
           cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(recording));
         },
+    .column_loop = [](const GpuColumnLoop* stripe, GpuStream stream) -> int {
+      return column_loop::column_loop(*stripe, stream_of(stream));
+    },
 };
 
 }  // namespace

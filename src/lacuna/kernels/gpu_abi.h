@@ -84,6 +84,21 @@ struct GpuBitmapMatrix {
   int64_t values_per_row;
 };
 
+/// A stripe of columns of a weight that is pruned, with what surrounds it in device memory: every
+/// pointer stands at the stripe's first column (`upper` at its first row, too).
+struct GpuColumnLoop {
+  int64_t rows;
+  int32_t width;     ///< 1 .. 128 columns
+  int32_t keep, of;  ///< of = 0: `kept` is given, else it is chosen in groups of 1 .. 64
+  float* weight;     ///< [rows, width] of rows `weight_stride` apart
+  int64_t weight_stride;
+  unsigned char* kept;  ///< 1 or 0, as weight
+  int64_t kept_stride;
+  const float* upper;  ///< [width, width], upper triangular
+  int64_t upper_stride;
+  float* error;  ///< [rows, width], contiguous: written
+};
+
 /// All of the library.
 struct GpuTable {
   int32_t version;  ///< kGpuAbiVersion of the headers it was built with
@@ -106,6 +121,9 @@ struct GpuTable {
   int (*record_end)(GpuStream stream, GpuRecording* recording);
   int (*replay)(GpuRecording recording, GpuStream stream);
   void (*forget)(GpuRecording recording);
+
+  /// Optimal brain surgery inside a stripe (kernels/column_loop).
+  int (*column_loop)(const GpuColumnLoop* stripe, GpuStream stream);
 };
 
 /// The one function that the library exports, as kGpuTableSymbol.

@@ -1,8 +1,12 @@
 #include "lacuna/prune/column_loop.h"
 
+#include <c10/core/impl/DeviceGuardImplInterface.h>
+
 #include <algorithm>
 #include <vector>
 
+#include "lacuna/core/gpu.h"
+#include "lacuna/kernels/gpu_linear.h"
 #include "lacuna/prune/chunks.h"
 #include "lacuna/prune/selection.h"
 
@@ -11,6 +15,8 @@ namespace {
 
 // Rows that one chunk works on: enough for an efficient product, few enough to share out.
 constexpr int64_t kRowsAtOnce = 64;
+// Columns that the GPU kernel takes; wider stripes have their mask given and can be cut.
+constexpr int64_t kGpuColumns = 128;
 
 /// The stripe's own corner of U, small enough for the second-level cache.
 struct Corner {
@@ -64,6 +70,17 @@ void update_rest(const Stripe& stripe, const at::Tensor& weight, const at::Tenso
               -1);
 }
 
+/// Whether column_loop_gpu() can run: the library is there, and the GPU is of its kind.
+bool gpu_kernel_runs() {
+  return kernels::gpu_library().ok() && !gpus().empty() && gpus().front().major >= 8;
+}
+
+/// torch's current stream.
+kernels::GpuStream stream_of(at::Device device) {
+  const auto* torch = c10::impl::getDeviceGuardImpl(device.type());
+  return torch->getStreamNativeHandle(torch->getStream(device));
+}
+
 }  // namespace
 
 void column_loop_rows(const Stripe& stripe, const Executor& executor) {
@@ -106,8 +123,35 @@ void column_loop_torch(const Stripe& stripe) {
   update_rest(stripe, stripe.weight, error);
 }
 
+void column_loop_gpu(const Stripe& stripe) {
+  for (int64_t done = 0; done < stripe.width; done += kGpuColumns) {
+    Stripe part = stripe;
+    part.first += done;
+    part.width = std::min(kGpuColumns, stripe.width - done);
+    const at::Tensor error =
+        at::empty({stripe.weight.size(0), part.width}, stripe.weight.options());
+    const kernels::GpuColumnLoop loop{
+        .rows = part.weight.size(0),
+        .width = static_cast<int32_t>(part.width),
+        .keep = part.keep,
+        .of = part.of,
+        .weight = part.weight.mutable_data_ptr<float>() + part.first,
+        .weight_stride = part.weight.stride(0),
+        .kept = reinterpret_cast<unsigned char*>(part.mask.mutable_data_ptr<bool>()) + part.first,
+        .kept_stride = part.mask.stride(0),
+        .upper = part.upper.const_data_ptr<float>() + part.first * (part.upper.stride(0) + 1),
+        .upper_stride = part.upper.stride(0),
+        .error = error.mutable_data_ptr<float>()};
+    const kernels::GpuTable& library = **kernels::gpu_library();
+    const int failure = library.column_loop(&loop, stream_of(part.weight.device()));
+    TORCH_CHECK(failure == 0, "column loop: ", library.error_text(failure));
+    update_rest(part, part.weight, error);
+  }
+}
+
 void column_loop(const Stripe& stripe, const Executor& executor) {
   if (stripe.weight.is_cpu()) return column_loop_rows(stripe, executor);
+  if (gpu_kernel_runs()) return column_loop_gpu(stripe);
   column_loop_torch(stripe);
 }
 

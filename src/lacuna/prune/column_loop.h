@@ -26,9 +26,10 @@ struct Stripe {
 /// @determinism the same bits for any thread count
 void column_loop(const Stripe& stripe, const Executor& executor);
 
-/// The two forms behind it: rows in parallel on the CPU, or columns as torch operations over all
-/// rows (any device).
+/// The forms behind it: rows in parallel on the CPU; on a GPU the kernel of liblacuna_cuda.so;
+/// where that is not there, columns as torch operations over all rows (any device).
 void column_loop_rows(const Stripe& stripe, const Executor& executor);
+void column_loop_gpu(const Stripe& stripe);
 void column_loop_torch(const Stripe& stripe);
 
 }  // namespace lacuna::prune

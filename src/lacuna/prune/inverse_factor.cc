@@ -13,9 +13,39 @@ constexpr double kMostDamping = 10;
 // blocks by the number of threads, and the bits change with it; up to this size it has but one.
 constexpr int64_t kTile = 128;
 
+// Up to this size a GPU inverts a triangle by substitution.
+constexpr int64_t kGpuTile = 512;
+
+/// cuSOLVER's bits don't change from run to run, so a GPU factors the whole at once.
+bool cholesky_on_gpu(const at::Tensor& matrix) {
+  const auto [factor, info] = at::linalg_cholesky_ex(matrix);
+  if (info.item<int>() != 0 || !factor.diagonal().isfinite().all().item<bool>()) return false;
+  matrix.copy_(factor);
+  return true;
+}
+
+/// Replaces a lower triangular matrix by its inverse: halves, joined by products, which a GPU does
+/// far better than substitutions. [A 0; B C]^-1 = [A^-1 0; -C^-1 B A^-1 C^-1]
+void invert_lower_on_gpu(const at::Tensor& lower) {
+  const int64_t n = lower.size(0);
+  if (n <= kGpuTile) {
+    lower.copy_(at::linalg_solve_triangular(lower, at::eye(n, lower.options()), /*upper=*/false));
+    return;
+  }
+  const int64_t half = (n / 2 + kTile - 1) / kTile * kTile, rest = n - half;
+  const at::Tensor a = lower.narrow(0, 0, half).narrow(1, 0, half);
+  const at::Tensor b = lower.narrow(0, half, rest).narrow(1, 0, half);
+  const at::Tensor c = lower.narrow(0, half, rest).narrow(1, half, rest);
+  invert_lower_on_gpu(a);
+  invert_lower_on_gpu(c);
+  const at::Tensor right = at::mm(b, a);
+  b.addmm_(c, right, /*beta=*/0, /*alpha=*/-1);
+}
+
 /// Replaces the lower triangle of a symmetric matrix by its Cholesky factor and clears the upper;
 /// false when there is none.
 bool cholesky_in_place(const at::Tensor& matrix, const Executor& executor) {
+  if (!matrix.is_cpu()) return cholesky_on_gpu(matrix);
   const int64_t n = matrix.size(0);
   for (int64_t k = 0; k < n; k += kTile) {
     const int64_t width = std::min(kTile, n - k), rest = n - k - width;
@@ -40,8 +70,12 @@ bool cholesky_in_place(const at::Tensor& matrix, const Executor& executor) {
   return true;
 }
 
-/// L^-1 of a lower triangular matrix.
-at::Tensor inverse_of_lower(const at::Tensor& lower, const Executor& executor) {
+/// L^-1 of a lower triangular matrix, which is used up.
+at::Tensor inverse_of_lower(at::Tensor lower, const Executor& executor) {
+  if (!lower.is_cpu()) {
+    invert_lower_on_gpu(lower);
+    return lower;
+  }
   const int64_t n = lower.size(0);
   at::Tensor inverse = at::eye(n, lower.options());
   parallel_chunks(executor, (n + kTile - 1) / kTile, [&](int64_t tile) {
@@ -93,9 +127,7 @@ Result<InverseFactor> inverse_factor(const InputStatistics& statistics, double d
         fmt::format("damping raised to {:g}: Cholesky failed at {:g}", next, now));
     now = next;
   }
-  at::Tensor inverse = inverse_of_lower(lower, executor);
-  lower.reset();
-  result.upper = inverse.flip({0, 1});
+  result.upper = inverse_of_lower(std::move(lower), executor).flip({0, 1});
   return result;
 }
 

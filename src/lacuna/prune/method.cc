@@ -32,12 +32,12 @@ Status check_finite(const at::Tensor& values, std::string_view what, std::string
 
 /// |X A^T|_F^2 = sum of the elements of (A G) * A, in strips of rows.
 double energy(const at::Tensor& a, const at::Tensor& gram, const Executor& executor) {
-  constexpr int64_t kRowsAtOnce = 128;
-  std::vector<double> sums(static_cast<size_t>((a.size(0) + kRowsAtOnce - 1) / kRowsAtOnce));
+  const int64_t rows_at_once = a.is_cpu() ? 128 : 4096;
+  std::vector<double> sums(static_cast<size_t>((a.size(0) + rows_at_once - 1) / rows_at_once));
   parallel_chunks(a.is_cpu() ? executor : Executor::serial(), static_cast<int64_t>(sums.size()),
                   [&](int64_t i) {
                     const at::Tensor strip = a.narrow(
-                        0, i * kRowsAtOnce, std::min(kRowsAtOnce, a.size(0) - i * kRowsAtOnce));
+                        0, i * rows_at_once, std::min(rows_at_once, a.size(0) - i * rows_at_once));
                     sums[static_cast<size_t>(i)] =
                         at::mm(strip, gram).mul_(strip).sum(at::kDouble).item<double>();
                   });

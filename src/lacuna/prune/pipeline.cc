@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <future>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <regex>
@@ -17,6 +18,7 @@
 #include "lacuna/model/decoder.h"
 #include "lacuna/prune/chunks.h"
 #include "lacuna/prune/journal.h"
+#include "lacuna/prune/phase_clock.h"
 #include "lacuna/prune/statistics.h"
 
 namespace lacuna::prune {
@@ -170,7 +172,7 @@ struct Batches {
   Batches(int64_t samples, int64_t length, const io::DecoderSpec& spec,
           const PruneOptions& options) {
     const bool cpu = options.compute.device.is_cpu();
-    const int64_t tokens_at_once = cpu ? 512 : 2048;
+    const int64_t tokens_at_once = cpu ? 512 : 8192;
     batch = std::clamp<int64_t>(tokens_at_once / length, 1, samples);
     // Inputs kept for the statistics in float32, and what attention and the products of the MLP
     // make on the way.
@@ -309,6 +311,78 @@ class InputCollector {
   std::vector<GramSum> sums_;
 };
 
+// ---- what is written ----------------------------------------------------------------------------
+
+/// Writes the journal's blocks, each while the next one is under work.
+class BlockWriter {
+ public:
+  explicit BlockWriter(Journal& journal) : journal_(journal) {}
+  /// @errors those of the block before: as Journal::write()
+  Status write(int64_t layer, Journal::Block finished) {
+    LACUNA_CHECK(wait());
+    writing_ = std::async(std::launch::async, [this, layer, block = std::move(finished)] {
+      return journal_.write(layer, block);
+    });
+    return {};
+  }
+  /// Until all is durable.
+  Status wait() { return writing_.valid() ? writing_.get() : Status(); }
+
+ private:
+  Journal& journal_;
+  std::future<Status> writing_;
+};
+
+using MatricesByName = std::map<std::string, format::CompactMatrix>;
+
+/// The pruned weights of a block in the store's form, all at a time.
+Result<MatricesByName> compressed(const Journal::Block& block, const format::Pattern& pattern) {
+  std::vector<std::optional<Result<format::CompactMatrix>>> results(block.tensors.size());
+  parallel_chunks(model::torch_executor(), static_cast<int64_t>(results.size()), [&](int64_t i) {
+    const auto place = static_cast<size_t>(i);
+    results[place].emplace(format::compress(block.tensors[place].tensor, pattern));
+  });
+  MatricesByName matrices;
+  for (size_t i = 0; i < results.size(); ++i) {
+    LACUNA_TRY(matrices[block.tensors[i].name], std::move(*results[i]));
+  }
+  return matrices;
+}
+
+/// The journal's blocks compressed one after another: the next while the last is written.
+class CompressedBlocks {
+ public:
+  CompressedBlocks(const Journal& journal, const format::Pattern& pattern,
+                   std::vector<int64_t> order)
+      : journal_(journal), pattern_(pattern), order_(std::move(order)) {
+    begin();
+  }
+
+  /// Of the next block in the order. @errors as Journal::read(); kCheckFailed
+  Result<MatricesByName> next() {
+    Result<MatricesByName> matrices = coming_.get();
+    begin();
+    return matrices;
+  }
+
+ private:
+  void begin() {
+    if (begun_ == order_.size()) return;
+    coming_ =
+        std::async(std::launch::async, [this, layer = order_[begun_]]() -> Result<MatricesByName> {
+          LACUNA_TRY(const Journal::Block block, journal_.read(layer));
+          return compressed(block, pattern_);
+        });
+    ++begun_;
+  }
+
+  const Journal& journal_;
+  const format::Pattern pattern_;
+  const std::vector<int64_t> order_;
+  size_t begun_ = 0;
+  std::future<Result<MatricesByName>> coming_;
+};
+
 // ---- the run ------------------------------------------------------------------------------------
 
 constexpr double kNoticeable = 0.005;  // of a sparsity that was missed: worth a warning
@@ -334,7 +408,8 @@ class Run {
         source_(source),
         given_out_(io::folder_path(out)),
         options_(options),
-        progress_(progress) {
+        progress_(progress),
+        clock_(options.compute.device) {
     options_.request.executor =
         options.compute.device.is_cpu() ? model::torch_executor() : Executor::serial();
   }
@@ -346,9 +421,9 @@ class Run {
   Status probe_out() const;
   Status calibrate();
   Status blocks_or_nothing(Journal& journal);
-  Status blocks(Journal& journal);
+  Status blocks(const Journal& journal, BlockWriter& writer);
   Status resume_block(const Journal& journal, int64_t layer, model::Block* block);
-  Status prune_block(Journal& journal, int64_t layer, model::Block* block);
+  Status prune_block(BlockWriter& writer, int64_t layer, model::Block* block);
   /// @return the pruned weight in the dtype of the file
   Result<at::Tensor> prune_linear(const std::string& name, SharedInputs* inputs,
                                   Journal::Block& finished);
@@ -392,6 +467,7 @@ class Run {
   Targets targets_;
   std::optional<Activations> activations_;  // none without calibration
   model::Rotary rotary_;
+  PhaseClock clock_;
   PruneReport report_;
   int64_t done_ = 0, total_ = 0;
 };
@@ -423,8 +499,11 @@ Result<PruneReport> Run::run() {
     log(fmt::format("resuming: {} of {} blocks are finished", journal.finished_blocks(),
                     spec_.layers));
   LACUNA_CHECK(blocks_or_nothing(journal));
+  clock_.enter("write");
   LACUNA_CHECK(write(journal));
   LACUNA_CHECK(journal.remove());
+  clock_.settle();
+  report_.phases = clock_.seconds();
   report_.seconds = seconds_since(start);
   return std::move(report_);
 }
@@ -441,6 +520,7 @@ Status Run::probe_out() const {
 
 Status Run::calibrate() {
   if (source_.samples == 0) return {};
+  clock_.enter("calibration");
   LACUNA_TRY(calibration_, source_.make());
   // The model's own samples came from all of its weights.
   for (const auto& [name, info] : checkpoint_.weights()) checkpoint_.release(name);
@@ -449,7 +529,9 @@ Status Run::calibrate() {
 
 /// A run that fails before it has finished a block leaves nothing behind.
 Status Run::blocks_or_nothing(Journal& journal) {
-  Status done = blocks(journal);
+  BlockWriter writer(journal);
+  Status done = blocks(journal, writer);
+  if (Status written = writer.wait(); done.ok()) done = std::move(written);
   if (done.ok() || journal.finished_blocks() > 0) return done;
   (void)journal.remove();  // what stopped the run is the news
   if (done.error().code != Code::kInterrupted) return done;
@@ -458,8 +540,9 @@ Status Run::blocks_or_nothing(Journal& journal) {
                            given_out_.string())};
 }
 
-Status Run::blocks(Journal& journal) {
+Status Run::blocks(const Journal& journal, BlockWriter& writer) {
   total_ = spec_.layers;
+  clock_.enter("load");
   if (calibration_.samples() > 0) {
     total_ *= 2 * calibration_.samples();
     activations_.emplace(calibration_, spec_, options_);
@@ -467,19 +550,22 @@ Status Run::blocks(Journal& journal) {
     activations_->embed(ends);
     if (spec_.positions == io::Positions::kRotary) rotary_ = model::Rotary(spec_, options_.compute);
   }
+  const int64_t finished_before = journal.finished_blocks();
   for (int64_t layer = 0; layer < spec_.layers; ++layer) {
     const std::string what = fmt::format("block {}/{}", layer + 1, spec_.layers);
+    clock_.enter("load");
     std::optional<model::Block> block;
     if (activations_) {
       LACUNA_TRY(block, model::Block::load(checkpoint_, spec_, layer, options_.compute));
     }
     model::Block* const loaded = block ? &*block : nullptr;
-    const bool finished = layer < journal.finished_blocks();
+    const bool finished = layer < finished_before;
     LACUNA_CHECK(finished ? resume_block(journal, layer, loaded)
-                          : prune_block(journal, layer, loaded));
+                          : prune_block(writer, layer, loaded));
     if (!activations_) {
       LACUNA_CHECK(step(1, what));
     } else if (layer + 1 < spec_.layers) {  // nobody reads the last block's outputs
+      clock_.enter("forward");
       LACUNA_CHECK(activations_->run(
           *block, rotary_, /*replace=*/true, [](int64_t) { return model::LinearObserver(); },
           [&](int64_t samples) { return step(samples, what); }));
@@ -509,16 +595,20 @@ Result<InputsByTarget> Run::collect_inputs(const model::Block& block,
                                            const std::vector<std::string>& targets,
                                            const std::string& what) {
   InputCollector collector(targets, activations_->at_once());
+  clock_.enter("forward");
   LACUNA_CHECK(activations_->run(
       block, rotary_, /*replace=*/false, [&](int64_t place) { return collector.observer(place); },
       [&](int64_t samples) {
+        clock_.enter("statistics");
         collector.add(activations_->executor());
+        clock_.enter("forward");
         return step(samples, what);
       }));
+  clock_.enter("statistics");
   return collector.take();
 }
 
-Status Run::prune_block(Journal& journal, int64_t layer, model::Block* block) {
+Status Run::prune_block(BlockWriter& writer, int64_t layer, model::Block* block) {
   const auto& targets = targets_of(layer);
   const std::string what = fmt::format("block {}/{}", layer + 1, spec_.layers);
   InputsByTarget inputs;
@@ -537,7 +627,8 @@ Status Run::prune_block(Journal& journal, int64_t layer, model::Block* block) {
     inputs.erase(linear);  // the last one frees the Gram matrix and its factor
     if (block != nullptr) block->linear(linear).set_weight(pruned.to(options_.compute.dtype));
   }
-  return journal.write(layer, finished);
+  clock_.enter("journal");
+  return writer.write(layer, std::move(finished));
 }
 
 Result<at::Tensor> Run::prune_linear(const std::string& name, SharedInputs* inputs,
@@ -547,12 +638,16 @@ Result<at::Tensor> Run::prune_linear(const std::string& name, SharedInputs* inpu
     return Error{error.code, fmt::format("{}: {}", name, error.message)};
   };
   if (inputs != nullptr && !inputs->prepared) {
+    clock_.enter("factor");
     const Status ready = method_->prepare(inputs->statistics, options_.request);
     if (!ready.ok()) return named(ready.error());
     inputs->prepared = true;
   }
+  clock_.enter("load");
   LACUNA_TRY(const Tensor dense, checkpoint_.dense(name));
-  const at::Tensor weight = model::wrap(dense).to(options_.compute.device, at::kFloat);
+  // Across the bus as it is stored: .to() with both would convert first.
+  const at::Tensor weight = model::wrap(dense).to(options_.compute.device).to(at::kFloat);
+  clock_.enter("solve");
   auto pruned =
       method_->prune(weight, inputs ? inputs->statistics : InputStatistics(), options_.request);
   if (!pruned.ok()) return named(pruned.error());
@@ -560,6 +655,7 @@ Result<at::Tensor> Run::prune_linear(const std::string& name, SharedInputs* inpu
   if (!stored.isfinite().all().item<bool>())
     return check_failed("{}: an updated weight is too large for {}. Raise --damping.", name,
                         long_name(dense.dtype));
+  clock_.enter("error");
   LayerReport layer{name};
   layer.sparsity = static_cast<double>((stored == 0).sum().item<int64_t>()) /
                    static_cast<double>(stored.numel());
@@ -578,6 +674,7 @@ Result<at::Tensor> Run::prune_linear(const std::string& name, SharedInputs* inpu
     log(report_.warnings.back());
   }
   finished.notes["layers"].push_back(to_json(layer));
+  clock_.enter("journal");
   finished.tensors.push_back({name, model::unwrap(stored)});
   report_.layers.push_back(std::move(layer));
   return stored;
@@ -588,9 +685,15 @@ Status Run::write(const Journal& journal) {
   std::map<std::string, int64_t> pruned;  // weight -> its block
   for (int64_t layer = 0; layer < spec_.layers; ++layer)
     for (const std::string& linear : targets_of(layer)) pruned[weight_name(layer, linear)] = layer;
-  std::map<std::string, Tensor> tensors;  // of the block that was read last
-  int64_t held = -1, zeros = 0, elements = 0;
   // In the order of the input's names, whose blocks follow each other closely.
+  std::vector<int64_t> order;
+  for (const auto& [name, info] : checkpoint_.weights())
+    if (const auto found = pruned.find(name);
+        found != pruned.end() && (order.empty() || order.back() != found->second))
+      order.push_back(found->second);
+  CompressedBlocks blocks(journal, options_.request.pattern, std::move(order));
+  MatricesByName matrices;  // of the block that was read last
+  int64_t held = -1, zeros = 0, elements = 0;
   for (const auto& [name, info] : checkpoint_.weights()) {
     report_.bytes_dense +=
         static_cast<uint64_t>(element_count(info.shape).value_or(0)) * size_bytes(info.dtype);
@@ -602,11 +705,11 @@ Status Run::write(const Journal& journal) {
       continue;
     }
     if (found->second != held) {
-      tensors.clear();
-      LACUNA_TRY(const Journal::Block block, journal.read(held = found->second));
-      for (const auto& [stored, tensor] : block.tensors) tensors[stored] = tensor;
+      matrices.clear();
+      LACUNA_TRY(matrices, blocks.next());
+      held = found->second;
     }
-    LACUNA_TRY(const auto matrix, format::compress(tensors.at(name), options_.request.pattern));
+    const format::CompactMatrix& matrix = matrices.at(name);
     zeros += format::count_zeros(matrix);
     elements += matrix.rows * matrix.columns;
     LACUNA_CHECK(writer.add(name, matrix));

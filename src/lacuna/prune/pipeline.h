@@ -1,4 +1,5 @@
-// Pruning a whole model, block by block, in bounded memory, so that a kill costs one block.
+// Pruning a whole model, block by block, in bounded memory, so that a kill costs two blocks at
+// most.
 #pragma once
 
 #include <atomic>
@@ -6,6 +7,7 @@
 #include <functional>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "lacuna/core/status.h"
@@ -52,6 +54,10 @@ struct PruneReport {
   double seconds = 0, sparsity = 0;  ///< sparsity over the pruned weights, as reached
   uint64_t bytes_dense = 0, bytes_out = 0;
   uint64_t planned_peak_bytes = 0;  ///< stated before the start
+  /// What the seconds went to, in the order in which it was begun (phase_clock.h): calibration,
+  /// load (weights and embeddings), forward (calibration through the blocks), statistics, factor,
+  /// solve, error (of the report), journal, write.
+  std::vector<std::pair<std::string, double>> phases;
   std::vector<LayerReport> layers;
   std::vector<std::string> warnings;
 };
@@ -72,11 +78,11 @@ uint64_t planned_peak_bytes(const io::DecoderSpec& spec, const io::Checkpoint& c
 
 /// Loop (SparseGPT's and Wanda's): statistics of the unpruned block's inputs, prune all its
 /// Linears, recompute the block's outputs through the pruned weights, next block. Every finished
-/// block is durable in `OUT.journal/`; with `resume` finished blocks are taken from there and
-/// activations are recomputed through them, so a killed run ends in the same bytes. Values are
-/// written in the dtype of the input; biases, norms, embeddings and lm_head as they were.
-/// The plan comes first, then OUT and its journal are checked, then calibration is made. A run that
-/// fails before its first block is finished leaves nothing behind.
+/// block is durable in `OUT.journal/` before the next one is finished; with `resume` finished
+/// blocks are taken from there and activations are recomputed through them, so a killed run ends in
+/// the same bytes. Values are written in the dtype of the input; biases, norms, embeddings and
+/// lm_head as they were. The plan comes first, then OUT and its journal are checked, then
+/// calibration is made. A run that fails before its first block is finished leaves nothing behind.
 /// @errors kBadInput (NaN in a weight, journal of another run, another run that writes OUT, ...),
 /// kUsage, kInterrupted, kCheckFailed
 Result<PruneReport> prune_model(const io::Checkpoint& checkpoint, const CalibrationSource& source,

@@ -89,6 +89,15 @@ at::Tensor select_keep_of(const at::Tensor& scores, const Pattern& pattern) {
   return mask.view(whole.sizes()).narrow(1, 0, columns).contiguous();
 }
 
+/// The value of the k-th smallest of each row. @shape [G, n] -> [G, 1]
+at::Tensor kth_smallest(const at::Tensor& scores, int64_t k) {
+  // One row of millions: a GPU gives kthvalue a single block of threads, topk all of them.
+  if (!scores.is_cpu() && scores.size(0) == 1)
+    return std::get<0>(at::topk(scores, k, 1, /*largest=*/false, /*sorted=*/false))
+        .amax(1, /*keepdim=*/true);
+  return std::get<0>(at::kthvalue(scores, k, 1, /*keepdim=*/true));
+}
+
 }  // namespace
 
 int64_t dropped_of(int64_t n, double sparsity) {
@@ -99,7 +108,7 @@ at::Tensor keep_largest(const at::Tensor& scores, int64_t keep) {
   const int64_t drop = scores.size(1) - keep;
   if (drop <= 0) return at::ones(scores.sizes(), scores.options().dtype(at::kBool));
   if (keep <= 0) return at::zeros(scores.sizes(), scores.options().dtype(at::kBool));
-  const at::Tensor threshold = std::get<0>(at::kthvalue(scores, drop, 1, /*keepdim=*/true));
+  const at::Tensor threshold = kth_smallest(scores, drop);
   const at::Tensor tied = scores == threshold;
   // Of those on the threshold as many are kept, from the left, as the larger ones leave room for.
   at::Tensor above = scores > threshold;

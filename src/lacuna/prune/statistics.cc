@@ -9,13 +9,37 @@ namespace {
 
 // Large enough for an efficient product, small enough that two threads share 384 columns fairly.
 constexpr int64_t kTile = 256;
+// Rows of a Gram matrix that a GPU multiplies at a time, from the diagonal to the right.
+constexpr int64_t kStrip = 2048;
 
 struct Tile {
   size_t sum;
   int64_t row, column;
 };
 
-at::Tensor squares(const at::Tensor& x) { return x.square().sum({0}, false, at::kDouble); }
+at::Tensor squares(const at::Tensor& x) {
+  return x.to(at::kFloat).square().sum({0}, false, at::kDouble);
+}
+
+/// On a GPU inputs stay in half precision: products of two of them are exact in float32, and its
+/// matrix units take them as they are.
+bool stays_half(const at::Tensor& x) {
+  return !x.is_cpu() && (x.scalar_type() == at::kBFloat16 || x.scalar_type() == at::kHalf);
+}
+
+/// What x adds on and above the diagonal, in strips of rows.
+void add_on_gpu(const at::Tensor& gram, const at::Tensor& x) {
+  const int64_t width = gram.size(0);
+  for (int64_t row = 0; row < width; row += kStrip) {
+    const int64_t down = std::min(kStrip, width - row), right = width - row;
+    at::Tensor strip = gram.narrow(0, row, down).narrow(1, row, right);
+    const at::Tensor left = x.narrow(1, row, down).t(), all = x.narrow(1, row, right);
+    if (stays_half(x))
+      at::addmm_out(strip, strip, left, all, at::kFloat);
+    else
+      strip.addmm_(left, all);
+  }
+}
 
 }  // namespace
 
@@ -26,7 +50,8 @@ GramSum::GramSum(int64_t width, at::Device device)
 void GramSum::queue(const at::Tensor& inputs) {
   sequences_ += inputs.size(0);
   tokens_ += inputs.size(0) * inputs.size(1);
-  queued_.push_back(inputs.reshape({-1, inputs.size(-1)}).to(at::kFloat));
+  const at::Tensor flat = inputs.reshape({-1, inputs.size(-1)});
+  queued_.push_back(stays_half(flat) ? flat : flat.to(at::kFloat));
 }
 
 void add_queued(std::vector<GramSum>& sums, const Executor& executor) {
@@ -35,7 +60,7 @@ void add_queued(std::vector<GramSum>& sums, const Executor& executor) {
     GramSum& sum = sums[i];
     if (!sum.gram_.is_cpu()) {
       for (const at::Tensor& x : sum.queued_) {
-        sum.gram_.addmm_(x.t(), x);
+        add_on_gpu(sum.gram_, x);
         sum.square_sums_.add_(squares(x));
       }
       continue;
@@ -63,17 +88,16 @@ InputStatistics GramSum::take() {
   InputStatistics statistics;
   statistics.sequences = sequences_;
   statistics.tokens = tokens_;
-  if (gram_.is_cpu()) {  // mirror in place, a strip at a time
-    for (int64_t row = 0; row < width(); row += kTile) {
-      const int64_t down = std::min(kTile, width() - row);
-      at::Tensor corner = gram_.narrow(0, row, down).narrow(1, row, down);
-      corner.copy_(corner.triu() + corner.triu(1).t());
-      const int64_t right = width() - row - down;
-      if (right > 0)
-        gram_.narrow(0, row + down, right)
-            .narrow(1, row, down)
-            .copy_(gram_.narrow(0, row, down).narrow(1, row + down, right).t());
-    }
+  const int64_t step = gram_.is_cpu() ? kTile : kStrip;
+  for (int64_t row = 0; row < width(); row += step) {  // mirror in place, a strip at a time
+    const int64_t down = std::min(step, width() - row);
+    at::Tensor corner = gram_.narrow(0, row, down).narrow(1, row, down);
+    corner.copy_(corner.triu() + corner.triu(1).t());
+    const int64_t right = width() - row - down;
+    if (right > 0)
+      gram_.narrow(0, row + down, right)
+          .narrow(1, row, down)
+          .copy_(gram_.narrow(0, row, down).narrow(1, row + down, right).t());
   }
   statistics.gram = std::move(gram_);
   statistics.square_sums = square_sums_.to(at::kFloat);

@@ -22,7 +22,7 @@ class GramSum {
 
  private:
   friend void add_queued(std::vector<GramSum>& sums, const Executor& executor);
-  at::Tensor gram_;         // on the CPU only tiles on and above the diagonal until take()
+  at::Tensor gram_;         // only tiles on and above the diagonal until take()
   at::Tensor square_sums_;  // float64: masks chosen by norms must not hang on the order of a sum
   std::vector<at::Tensor> queued_;
   int64_t sequences_ = 0, tokens_ = 0;
@@ -30,9 +30,10 @@ class GramSum {
 
 /// Adds what was queued to all sums. On the CPU each tile of each Gram matrix belongs to one thread
 /// and takes the queued inputs one after another, so that the bits depend neither on the threads
-/// nor on how the queue was cut; tiles below the diagonal are left out, which halves the work.
+/// nor on how the queue was cut. On a GPU wide strips of rows, by its matrix units where the inputs
+/// are of half precision. What lies below the diagonal is left out, which halves the work.
 /// @dtype inputs of any float type, products and sums in float32
-/// @cost tokens * width^2 / 2 multiply-adds on the CPU, twice that on a GPU
+/// @cost tokens * width^2 / 2 multiply-adds, on a GPU tokens * width * (width + 2048) / 2
 void add_queued(std::vector<GramSum>& sums, const Executor& executor);
 
 }  // namespace lacuna::prune

@@ -14,9 +14,12 @@ nlohmann::json to_json(const prune::PruneReport& report) {
     row["error"] = layer.error < 0 ? nlohmann::json(nullptr) : nlohmann::json(layer.error);
     layers.push_back(std::move(row));
   }
+  nlohmann::json phases = nlohmann::json::object();
+  for (const auto& [phase, seconds] : report.phases) phases[phase] = seconds;
   return {{"verb", "prune"},
           {"out", report.out.string()},
           {"seconds", report.seconds},
+          {"phases", std::move(phases)},
           {"sparsity", report.sparsity},
           {"bytes_dense", report.bytes_dense},
           {"bytes_out", report.bytes_out},
