@@ -1,0 +1,184 @@
+// What kernels share whose weights are 8-bit codes with one scale a row, read through the rings of
+// sm90_ring.cuh: the place of the scales, packing and unpacking, and the kernel as the library shows
+// it. What differs is the unit (Unit of sm90_ring.cuh), which also says
+//
+//   struct Unit {
+//     using Code;  // Fp8 or Int8
+//     // Packs the unit of a dense [n,k] matrix of codes (as bf16 numbers) at (row, column).
+//     static __device__ void pack(const unsigned short* dense, int n, int k, int row, int column,
+//                                 unsigned char* unit, GpuPackReport* report, int lane);
+//     // Writes its rows, a lane's two of them times their scales.
+//     static __device__ void unpack(const unsigned char* unit, UnitRows& rows, float scale_g,
+//                                   float scale_g8, int lane);
+//   };
+//
+// Packed weights:  |scales: float32, rows padded to 16| to a multiple of 128 |units [row tile][k]|
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "lacuna/kernels/cuda/sm90_codes.cuh"
+#include "lacuna/kernels/cuda/sm90_ring.cuh"
+#include "lacuna/kernels/cuda/sm90_unit_rows.cuh"
+#include "lacuna/kernels/gpu_abi.h"
+
+namespace lacuna::kernels::cuda {
+
+struct CodedShape {
+  std::int64_t n, k;
+
+  int row_tiles() const { return ceil_div(n, kTileRows); }
+  int units() const { return static_cast<int>(k / kUnitColumns); }
+  std::int64_t all_units() const { return static_cast<std::int64_t>(row_tiles()) * units(); }
+  std::size_t scale_bytes() const {
+    return (static_cast<std::size_t>(row_tiles()) * kTileRows * sizeof(float) + 127) / 128 * 128;
+  }
+};
+
+inline const char* coded_shape_refusal(const CodedShape& shape, std::int64_t t) {
+  if (t < 1 || t > kRingMaxTokens) return "needs 1 to 64 tokens";
+  if (shape.n < 1 || shape.n >= (1 << 25)) return "needs 1 to 2^25-1 outputs";
+  if (shape.k < kUnitColumns || shape.k % kUnitColumns != 0 || shape.k >= (1 << 20))
+    return "needs a multiple of 128 inputs below 2^20";
+  return nullptr;
+}
+
+template <class Unit>
+std::size_t coded_packed_bytes(const CodedShape& shape) {
+  return shape.scale_bytes() + static_cast<std::size_t>(shape.all_units()) * Unit::kBytes;
+}
+
+// One warp a unit.
+template <class Unit>
+__global__ void __launch_bounds__(kUnpackWarps * 32)
+    coded_pack_kernel(const unsigned short* dense, int n, int k, int row_tiles, int units,
+                      unsigned char* packed, GpuPackReport* report) {
+  const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kUnpackWarps + (threadIdx.x >> 5);
+  if (i >= static_cast<std::int64_t>(row_tiles) * units) return;
+  Unit::pack(dense, n, k, static_cast<int>(i / units) * kTileRows,
+             static_cast<int>(i % units) * kUnitColumns, packed + i * Unit::kBytes, report,
+             threadIdx.x & 31);
+}
+
+template <class Unit>
+__global__ void __launch_bounds__(kUnpackWarps * 32)
+    coded_unpack_kernel(const float* scales, const unsigned char* packed, int n, int k,
+                        int row_tiles, int units, unsigned short* dense) {
+  __shared__ __align__(16) UnitRows rows[kUnpackWarps];
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+  const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kUnpackWarps + warp;
+  if (i >= static_cast<std::int64_t>(row_tiles) * units) return;
+  const int row = static_cast<int>(i / units) * kTileRows;
+  const int column = static_cast<int>(i % units) * kUnitColumns, g = lane >> 2;
+  Unit::unpack(packed + i * Unit::kBytes, rows[warp], scales[row + g], scales[row + g + 8], lane);
+  store_unit_rows(rows[warp], dense + static_cast<std::size_t>(row) * k + column, k, n - row,
+                  /*vectors=*/true, lane);
+}
+
+static __global__ void coded_scales_kernel(const __nv_bfloat16* scales, int n, int padded,
+                                           float* packed) {
+  const int row = blockIdx.x * blockDim.x + threadIdx.x;
+  if (row < padded) packed[row] = row < n ? __bfloat162float(scales[row]) : 0.f;
+}
+
+// ---------- the functions of GpuLinearKernel ----------
+
+template <class Unit>
+struct CodedKernel {
+  struct Call {
+    std::int64_t t;
+    StreamPlan plan;
+  };
+
+  static int measure(const void*, int64_t n, int64_t k, void*, GpuLayout* layout, GpuStream) {
+    const CodedShape shape{n, k};
+    if (coded_shape_refusal(shape, 1) != nullptr) return cudaErrorInvalidValue;
+    layout->packed_bytes = coded_packed_bytes<Unit>(shape);
+    hold(layout, shape);
+    return cudaSuccess;
+  }
+
+  static int pack(const GpuLayout* layout, const void* dense, const void*, void* packed,
+                  GpuPackReport* report, GpuStream stream) {
+    const auto shape = held<CodedShape>(layout);
+    const auto to = static_cast<cudaStream_t>(stream);
+    if (dense == nullptr || packed == nullptr || reinterpret_cast<std::uintptr_t>(dense) % 8 != 0 ||
+        reinterpret_cast<std::uintptr_t>(packed) % 128 != 0) {
+      return cudaErrorInvalidValue;
+    }
+    if (report != nullptr) {
+      cudaError_t error = cudaMemsetAsync(&report->violations, 0, sizeof(report->violations), to);
+      if (error == cudaSuccess) {
+        error = cudaMemsetAsync(&report->first_group, 0xff, sizeof(report->first_group), to);
+      }
+      if (error != cudaSuccess) return error;
+    }
+    coded_pack_kernel<Unit><<<ceil_div(shape.all_units(), kUnpackWarps), kUnpackWarps * 32, 0, to>>>(
+        static_cast<const unsigned short*>(dense), static_cast<int>(shape.n),
+        static_cast<int>(shape.k), shape.row_tiles(), shape.units(),
+        static_cast<unsigned char*>(packed) + shape.scale_bytes(), report);
+    return cudaGetLastError();
+  }
+
+  static int pack_scales(const GpuLayout* layout, const void* scales, void* packed,
+                         GpuStream stream) {
+    const auto shape = held<CodedShape>(layout);
+    const int padded = shape.row_tiles() * kTileRows;
+    coded_scales_kernel<<<ceil_div(padded, 256), 256, 0, static_cast<cudaStream_t>(stream)>>>(
+        static_cast<const __nv_bfloat16*>(scales), static_cast<int>(shape.n), padded,
+        static_cast<float*>(packed));
+    return cudaGetLastError();
+  }
+
+  static int unpack(const GpuLayout* layout, const void* packed, void* dense, GpuStream stream) {
+    const auto shape = held<CodedShape>(layout);
+    if (dense == nullptr || reinterpret_cast<std::uintptr_t>(dense) % 16 != 0)
+      return cudaErrorInvalidValue;
+    coded_unpack_kernel<Unit><<<ceil_div(shape.all_units(), kUnpackWarps), kUnpackWarps * 32, 0,
+                                static_cast<cudaStream_t>(stream)>>>(
+        static_cast<const float*>(packed),
+        static_cast<const unsigned char*>(packed) + shape.scale_bytes(), static_cast<int>(shape.n),
+        static_cast<int>(shape.k), shape.row_tiles(), shape.units(),
+        static_cast<unsigned short*>(dense));
+    return cudaGetLastError();
+  }
+
+  static int plan(const GpuLayout* layout, int64_t tokens, GpuPlan* plan) {
+    const auto shape = held<CodedShape>(layout);
+    if (coded_shape_refusal(shape, tokens) != nullptr) return cudaErrorInvalidValue;
+    Call call{tokens, {}};
+    const cudaError_t error =
+        ring_plan<Unit>(shape.n, shape.k, static_cast<int>(tokens), &call.plan);
+    if (error == cudaSuccess) hold(plan, call);
+    return error;
+  }
+
+  static int run(const GpuLayout* layout, const GpuPlan* plan, const void* packed, const void* x,
+                 void* y, void*, int overlap_previous, GpuStream stream) {
+    const auto shape = held<CodedShape>(layout);
+    const auto call = held<Call>(plan);
+    return ring_run<Unit>(static_cast<const unsigned char*>(packed) + shape.scale_bytes(),
+                          static_cast<const float*>(packed), x, y, shape.n, shape.k,
+                          static_cast<int>(call.t), call.plan, overlap_previous != 0,
+                          static_cast<cudaStream_t>(stream));
+  }
+
+  static constexpr GpuLinearKernel shown_as(const char* operation, const char* name) {
+    return {.operation = operation,
+            .name = name,
+            .scratch_bytes = [](int64_t, int64_t) -> size_t { return 0; },
+            .measure = measure,
+            .pack = pack,
+            .unpack = unpack,
+            .max_tokens = [](const GpuLayout*) -> int64_t { return kRingMaxTokens; },
+            .many_tokens = [](const GpuLayout*) -> int64_t { return 0; },
+            .plan = plan,
+            .workspace_bytes = [](const GpuLayout*, const GpuPlan*) -> size_t { return 0; },
+            .run = run,
+            .pack_scales = pack_scales};
+  }
+};
+
+}  // namespace lacuna::kernels::cuda

@@ -1,0 +1,264 @@
+// Weights in units of one size whose every warp streams its own through a private ring of bulk
+// copies: the `Weights` of sm90_stream.cuh that the kernels share which multiply a unit as it lies.
+// What a unit is, they say in a class of their own:
+//
+//   struct Unit {
+//     static constexpr int kBytes;        // of 16 rows x 128 columns
+//     static constexpr bool kScaled;      // each row has a factor (StreamParams::scales)
+//     static constexpr int kLongStage;    // units of a copy at few tokens and a long K,
+//     static constexpr int kShortStage;   //   and else
+//     // Adds the product of unit w of MT row tiles, `tile_stage_bytes` apart in shared memory, with
+//     // the x of this lane (an address for ldmatrix) to the sums.
+//     template <int NT, int MT>
+//     static __device__ void multiply(float (&sums)[MT][NT][4], unsigned w, int tile_stage_bytes,
+//                                     unsigned x, unsigned x_stride, int lane);
+//   };
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+
+#include "lacuna/kernels/cuda/sm90_stream.cuh"
+
+namespace lacuna::kernels::cuda {
+
+inline constexpr int kRingMaxTokens = 64;
+
+// Stages of weights in flight while the kernel ahead still runs, whose own loads wait behind them
+// (all of them at once cost 2 to 3 % of a decode step).
+inline constexpr int kRingAhead = 1;
+
+template <class Unit>
+struct Ring {
+  static constexpr bool kAnyColumns = false;
+  static constexpr bool kScaled = Unit::kScaled;
+
+  // Sums of NT x MT x 4 registers decide how many warps fit beside one producer of x. Registers are
+  // given out four warps at a time: 17 warps leave 96 a thread, 16 leave 128, 12 leave 168.
+  static constexpr int max_warps(int token_tiles, int tiles_per_warp) {
+    const int fragments = token_tiles * tiles_per_warp;
+    return fragments > 16 ? 11 : fragments > 8 || token_tiles == 8 ? 15 : 16;
+  }
+
+  template <int MT>
+  struct Reader {
+    const StreamParams& p;
+    const StreamSlice s;
+    const unsigned full, ring;  // barriers and stages of this warp
+    const int stage_bytes;
+    int slot = 0;
+    unsigned phase = 0;
+
+    __device__ __forceinline__ Reader(const StreamParams& params, const StreamSlice& slice,
+                                      unsigned shared_base)
+        : p(params),
+          s(slice),
+          full(shared_base + 8 * slice.warp * params.stages),
+          ring(shared_base + params.ring_offset +
+               slice.warp * params.stages * MT * params.tile_stage_bytes),
+          stage_bytes(params.tile_stage_bytes) {}
+
+    // Fetches the round that starts at `unit` into ring slot `to`; for one lane.
+    __device__ __forceinline__ void fill(int unit, int to) {
+      const unsigned bytes = min(p.stage_units, s.own - unit) * Unit::kBytes;
+      barrier_expect(full + 8 * to, MT * bytes);
+      const std::uint64_t policy = evict_first();
+#pragma unroll
+      for (int m = 0; m < MT; ++m) {
+        // A tile past the end repeats the last one: its sums are never stored.
+        const std::size_t tile = min(s.first_tile + m, p.row_tiles - 1);
+        bulk_copy_once(ring + (to * MT + m) * stage_bytes,
+                       p.weights + (tile * p.units + s.first + unit) * Unit::kBytes, bytes,
+                       full + 8 * to, policy);
+      }
+    }
+
+    __device__ __forceinline__ void start() {
+      if (s.lane != 0) return;
+#pragma unroll 1
+      for (int i = 0; i < p.stages; ++i) barrier_init(full + 8 * i, 1);
+      barrier_init_fence();
+#pragma unroll 1
+      for (int i = 0, unit = 0; i < p.at_once && unit < s.own; ++i, unit += s.span) fill(unit, i);
+    }
+
+    // What start() has left, once the next kernel may be launched.
+    __device__ __forceinline__ void start_rest() {
+      if (s.lane != 0) return;
+#pragma unroll 1
+      for (int i = p.at_once, unit = i * s.span; i < p.stages && unit < s.own;
+           ++i, unit += s.span) {
+        barrier_wait(full + 8 * (i - p.at_once), 0);
+        fill(unit, i);
+      }
+    }
+
+    template <int NT, class Wait>
+    __device__ __forceinline__ void multiply(float (&sums)[MT][NT][4], int unit, unsigned x,
+                                             unsigned x_stride, const Wait& wait_for_x) {
+      wait_for_x();
+      barrier_wait(full + 8 * slot, phase);
+      const int units = min(p.stage_units, s.own - unit);
+#pragma unroll 1
+      for (int u = 0; u < units; ++u) {
+        Unit::template multiply<NT, MT>(sums, ring + slot * MT * stage_bytes + u * Unit::kBytes,
+                                        stage_bytes, x + u * (2 * kUnitColumns), x_stride, s.lane);
+      }
+    }
+
+    // The round that starts at `unit` has been read.
+    __device__ __forceinline__ void next(int unit) {
+      const int later = unit + p.stages * s.span;
+      if (s.lane == 0 && later < s.own) fill(later, slot);
+      if (++slot == p.stages) {
+        slot = 0;
+        phase ^= 1;
+      }
+    }
+  };
+};
+
+// ---------- host ----------
+
+template <class Unit>
+StreamKernel ring_kernel(int token_tiles, int tiles_per_warp) {
+  using W = Ring<Unit>;
+  switch (token_tiles * 16 + tiles_per_warp) {
+    case 1 * 16 + 1:
+      return stream_kernel<W, 1, 1>;
+    case 1 * 16 + 2:
+      return stream_kernel<W, 1, 2>;
+    case 2 * 16 + 1:
+      return stream_kernel<W, 2, 1>;
+    case 2 * 16 + 2:
+      return stream_kernel<W, 2, 2>;
+    case 4 * 16 + 1:
+      return stream_kernel<W, 4, 1>;
+    case 4 * 16 + 2:
+      return stream_kernel<W, 4, 2>;
+    case 4 * 16 + 3:
+      return stream_kernel<W, 4, 3>;
+    case 8 * 16 + 1:
+      return stream_kernel<W, 8, 1>;
+    case 8 * 16 + 2:
+      return stream_kernel<W, 8, 2>;
+    case 8 * 16 + 3:
+      return stream_kernel<W, 8, 3>;
+    default:
+      return nullptr;
+  }
+}
+
+template <class Unit>
+StreamShared ring_shared(const StreamPlan& plan) {
+  return stream_shared(plan, plan.stage_units * Unit::kBytes, 0);
+}
+
+template <class Unit>
+bool ring_plan_ok(const StreamPlan& p) {
+  return ring_kernel<Unit>(p.token_tiles, p.tiles_per_warp) != nullptr &&
+         stream_plan_ok(p, Ring<Unit>::max_warps(p.token_tiles, p.tiles_per_warp)) &&
+         p.stages >= 1 && p.stages <= 16;
+}
+
+// Bytes of shared memory that a plan needs; 0 if the plan is not one the kernel has.
+template <class Unit>
+std::size_t ring_shared_bytes(const StreamPlan& plan) {
+  return ring_plan_ok<Unit>(plan) ? ring_shared<Unit>(plan).bytes : 0;
+}
+
+// Clusters of blocks that this device can hold at one time, asked for once.
+template <class Unit>
+cudaError_t ring_clusters_at_once(int token_tiles, int cluster, int* count) {
+  static std::atomic<int> known[9][16][9];  // [token tiles]
+  return clusters_at_once(ring_kernel<Unit>(token_tiles, 2), cluster, known[token_tiles], count);
+}
+
+// The cut for a problem on the current device, from measured rules.
+template <class Unit>
+cudaError_t ring_plan(std::int64_t n, std::int64_t k, int t, StreamPlan* plan) {
+  const int tiles = ceil_div(n, kTileRows), units = static_cast<int>(k / kUnitColumns);
+  StreamPlan p;
+  p.token_tiles = t <= 8 ? 1 : t <= 16 ? 2 : t <= 32 ? 4 : 8;
+
+  // How many blocks share K. Each reads its part of x, so blocks of many rows and a short K read
+  // little of x, but exchange more sums. Up to 2 tokens x is nothing; beyond, a block should have
+  // 13 or more row tiles (below 9 tokens: or share with one other block).
+  int at_once = 0, row_tiles = 0;
+  for (p.cluster = t <= 32 ? 1 : 2;; p.cluster *= 2) {
+    const cudaError_t error = ring_clusters_at_once<Unit>(p.token_tiles, p.cluster, &at_once);
+    if (error != cudaSuccess) return error;
+    row_tiles = ceil_div(tiles, at_once);
+    const bool idle = tiles * 4 < at_once * 3;
+    const bool enough = t <= 2 || row_tiles >= 13 || (t <= 8 && p.cluster >= 2);
+    if ((enough && !idle) || p.cluster == kMaxCluster || units < 4 * p.cluster) break;
+  }
+  while (p.cluster > 1 && units < 2 * p.cluster) {
+    p.cluster /= 2;
+    const cudaError_t error = ring_clusters_at_once<Unit>(p.token_tiles, p.cluster, &at_once);
+    if (error != cudaSuccess) return error;
+    row_tiles = ceil_div(tiles, at_once);
+  }
+  const int part = ceil_div(units, p.cluster);
+
+  // Two row tiles a warp halve the reads of x from shared memory; 6 to 9 warps are enough.
+  p.tiles_per_warp = row_tiles == 1 ? 1 : p.token_tiles >= 4 && row_tiles > 16 ? 3 : 2;
+  const int max_warps = Ring<Unit>::max_warps(p.token_tiles, p.tiles_per_warp);
+  const int most = max_warps - 1;
+  const int waves = ceil_div(row_tiles, most * p.tiles_per_warp);
+  if (waves > 1) row_tiles = ceil_div(tiles, static_cast<std::int64_t>(at_once) * waves);
+  p.row_warps = ceil_div(row_tiles, p.tiles_per_warp);
+  const int wanted_x_warps = t <= 2 ? 2 : t <= 8 ? 3 : t <= 16 ? 2 : 4;
+  for (; p.row_warps >= 1; p.row_warps /= 2) {
+    for (p.k_warps = std::clamp(8 / p.row_warps, 1, std::min(6, part)); p.k_warps >= 1;
+         --p.k_warps) {
+      const int warps = p.row_warps * p.k_warps;
+      p.x_warps = std::min(wanted_x_warps, max_warps + 1 - warps);
+      // Two or three copies in flight a warp and tile: more of them only make x wait.
+      const bool long_stages = t <= 8 && part > 2 * Unit::kLongStage * p.k_warps;
+      for (p.stage_units = long_stages ? Unit::kLongStage : Unit::kShortStage; p.stage_units >= 1;
+           --p.stage_units) {
+        const int rounds = ceil_div(part, p.stage_units * p.k_warps);
+        for (p.stages = std::min(t <= 8 && !long_stages ? 3 : 2, rounds); p.stages >= 1;
+             --p.stages) {
+          for (p.x_stages = std::min(3, rounds); p.x_stages >= std::min(2, rounds); --p.x_stages) {
+            const std::size_t bytes = ring_shared_bytes<Unit>(p);
+            if (bytes > 0 && bytes <= kMaxSharedBytes) {
+              *plan = p;
+              return cudaSuccess;
+            }
+          }
+        }
+      }
+    }
+  }
+  return cudaErrorNotSupported;
+}
+
+// y = x W^T. @param scales  of the rows, up to a multiple of 16 of them, where Unit::kScaled
+template <class Unit>
+cudaError_t ring_run(const void* packed, const float* scales, const void* x, void* y,
+                     std::int64_t n, std::int64_t k, int t, const StreamPlan& plan,
+                     bool overlap_previous, cudaStream_t stream) {
+  const auto at = [](const void* p) { return reinterpret_cast<std::uintptr_t>(p); };
+  if (!ring_plan_ok<Unit>(plan) || t > plan.token_tiles * 8 || packed == nullptr || x == nullptr ||
+      y == nullptr || at(packed) % 16 != 0 || at(x) % 16 != 0 || at(y) % (n % 4 == 0 ? 8 : 2) != 0) {
+    return cudaErrorInvalidValue;
+  }
+  StreamParams p = {};
+  p.weights = static_cast<const unsigned char*>(packed);
+  p.scales = scales;
+  p.x = static_cast<const __nv_bfloat16*>(x);
+  p.y = static_cast<__nv_bfloat16*>(y);
+  p.n = static_cast<int>(n);
+  p.k = static_cast<int>(k);
+  p.t = t;
+  p.at_once = overlap_previous ? std::min(kRingAhead, plan.stages) : plan.stages;
+  return stream_launch(ring_kernel<Unit>(plan.token_tiles, plan.tiles_per_warp), p, plan,
+                       ring_shared<Unit>(plan), overlap_previous, stream);
+}
+
+}  // namespace lacuna::kernels::cuda
