@@ -4,6 +4,7 @@
 //
 //   struct Unit {
 //     using Code;  // Fp8 or Int8
+//     static constexpr int kLongStageTokens;  // up to so many, copies are of two units
 //     // Packs the unit of a dense [n,k] matrix of codes (as bf16 numbers) at (row, column).
 //     static __device__ void pack(const unsigned short* dense, int n, int k, int row, int column,
 //                                 unsigned char* unit, GpuPackReport* report, int lane);
@@ -19,6 +20,7 @@
 
 #include <cstdint>
 
+#include "lacuna/kernels/cuda/sm90_coded_limits.h"
 #include "lacuna/kernels/cuda/sm90_codes.cuh"
 #include "lacuna/kernels/cuda/sm90_ring.cuh"
 #include "lacuna/kernels/cuda/sm90_unit_rows.cuh"
@@ -36,14 +38,6 @@ struct CodedShape {
     return (static_cast<std::size_t>(row_tiles()) * kTileRows * sizeof(float) + 127) / 128 * 128;
   }
 };
-
-inline const char* coded_shape_refusal(const CodedShape& shape, std::int64_t t) {
-  if (t < 1 || t > kRingMaxTokens) return "needs 1 to 64 tokens";
-  if (shape.n < 1 || shape.n >= (1 << 25)) return "needs 1 to 2^25-1 outputs";
-  if (shape.k < kUnitColumns || shape.k % kUnitColumns != 0 || shape.k >= (1 << 20))
-    return "needs a multiple of 128 inputs below 2^20";
-  return nullptr;
-}
 
 template <class Unit>
 std::size_t coded_packed_bytes(const CodedShape& shape) {
@@ -83,7 +77,55 @@ static __global__ void coded_scales_kernel(const __nv_bfloat16* scales, int n, i
   if (row < padded) packed[row] = row < n ? __bfloat162float(scales[row]) : 0.f;
 }
 
-// ---------- the functions of GpuLinearKernel ----------
+// ---------- host ----------
+
+// More than half of a multiprocessor's shared memory: it holds one block.
+inline constexpr int kAloneBytes = 116 * 1024;
+
+// The cut for a problem on the current device, from measured rules: two blocks share K, and a warp
+// has two row tiles.
+template <class Unit>
+cudaError_t coded_plan(const CodedShape& shape, int t, StreamPlan* plan) {
+  const int tiles = shape.row_tiles(), units = shape.units();
+  StreamPlan p;
+  p.token_tiles = t <= 8 ? 1 : t <= 16 ? 2 : t <= 32 ? 4 : 8;
+  int at_once = 0;
+  for (p.cluster = units >= 4 ? 2 : 1;; p.cluster *= 2) {
+    const cudaError_t error = ring_clusters_at_once<Unit>(p.token_tiles, p.cluster, &at_once);
+    if (error != cudaSuccess) return error;
+    const bool idle = tiles * 4 < at_once * 3;
+    if (!idle || p.cluster == kMaxCluster || units < 8 * p.cluster) break;
+  }
+  const int part = ceil_div(units, p.cluster);
+  int row_tiles = ceil_div(tiles, at_once);
+  p.tiles_per_warp = row_tiles == 1 ? 1 : 2;
+  const int max_warps = Ring<Unit>::max_warps(p.token_tiles, p.tiles_per_warp);
+  const int waves = ceil_div(row_tiles, (max_warps - 1) * p.tiles_per_warp);
+  if (waves > 1) row_tiles = ceil_div(tiles, static_cast<std::int64_t>(at_once) * waves);
+  const int wanted_x_warps = t <= 2 ? 2 : t <= 8 ? 3 : t <= 16 ? 2 : 4;
+  for (p.row_warps = ceil_div(row_tiles, p.tiles_per_warp); p.row_warps >= 1; p.row_warps /= 2) {
+    for (p.k_warps = std::clamp(8 / p.row_warps, 1, std::min(6, part)); p.k_warps >= 1;
+         --p.k_warps) {
+      p.x_warps = std::min(wanted_x_warps, max_warps + 1 - p.row_warps * p.k_warps);
+      for (p.stage_units = t <= Unit::kLongStageTokens ? 2 : 1; p.stage_units >= 1;
+           --p.stage_units) {
+        const int rounds = ceil_div(part, p.stage_units * p.k_warps);
+        for (p.stages = std::min(t <= 8 ? 3 : 2, rounds); p.stages >= 1; --p.stages) {
+          for (p.x_stages = std::min(3, rounds); p.x_stages >= std::min(2, rounds); --p.x_stages) {
+            const std::size_t bytes = ring_shared_bytes<Unit>(p);
+            if (bytes > 0 && bytes <= kMaxSharedBytes) {
+              *plan = p;
+              return cudaSuccess;
+            }
+          }
+        }
+      }
+    }
+  }
+  return cudaErrorNotSupported;
+}
+
+// The functions of GpuLinearKernel.
 
 template <class Unit>
 struct CodedKernel {
@@ -94,7 +136,7 @@ struct CodedKernel {
 
   static int measure(const void*, int64_t n, int64_t k, void*, GpuLayout* layout, GpuStream) {
     const CodedShape shape{n, k};
-    if (coded_shape_refusal(shape, 1) != nullptr) return cudaErrorInvalidValue;
+    if (coded_shape_refusal(n, k, 1) != nullptr) return cudaErrorInvalidValue;
     layout->packed_bytes = coded_packed_bytes<Unit>(shape);
     hold(layout, shape);
     return cudaSuccess;
@@ -147,10 +189,9 @@ struct CodedKernel {
 
   static int plan(const GpuLayout* layout, int64_t tokens, GpuPlan* plan) {
     const auto shape = held<CodedShape>(layout);
-    if (coded_shape_refusal(shape, tokens) != nullptr) return cudaErrorInvalidValue;
+    if (coded_shape_refusal(shape.n, shape.k, tokens) != nullptr) return cudaErrorInvalidValue;
     Call call{tokens, {}};
-    const cudaError_t error =
-        ring_plan<Unit>(shape.n, shape.k, static_cast<int>(tokens), &call.plan);
+    const cudaError_t error = coded_plan<Unit>(shape, static_cast<int>(tokens), &call.plan);
     if (error == cudaSuccess) hold(plan, call);
     return error;
   }

@@ -5,8 +5,6 @@
 //   struct Unit {
 //     static constexpr int kBytes;        // of 16 rows x 128 columns
 //     static constexpr bool kScaled;      // each row has a factor (StreamParams::scales)
-//     static constexpr int kLongStage;    // units of a copy at few tokens and a long K,
-//     static constexpr int kShortStage;   //   and else
 //     // Adds the product of unit w of MT row tiles, `tile_stage_bytes` apart in shared memory, with
 //     // the x of this lane (an address for ldmatrix) to the sums.
 //     template <int NT, int MT>
@@ -175,67 +173,6 @@ template <class Unit>
 cudaError_t ring_clusters_at_once(int token_tiles, int cluster, int* count) {
   static std::atomic<int> known[9][16][9];  // [token tiles]
   return clusters_at_once(ring_kernel<Unit>(token_tiles, 2), cluster, known[token_tiles], count);
-}
-
-// The cut for a problem on the current device, from measured rules.
-template <class Unit>
-cudaError_t ring_plan(std::int64_t n, std::int64_t k, int t, StreamPlan* plan) {
-  const int tiles = ceil_div(n, kTileRows), units = static_cast<int>(k / kUnitColumns);
-  StreamPlan p;
-  p.token_tiles = t <= 8 ? 1 : t <= 16 ? 2 : t <= 32 ? 4 : 8;
-
-  // How many blocks share K. Each reads its part of x, so blocks of many rows and a short K read
-  // little of x, but exchange more sums. Up to 2 tokens x is nothing; beyond, a block should have
-  // 13 or more row tiles (below 9 tokens: or share with one other block).
-  int at_once = 0, row_tiles = 0;
-  for (p.cluster = t <= 32 ? 1 : 2;; p.cluster *= 2) {
-    const cudaError_t error = ring_clusters_at_once<Unit>(p.token_tiles, p.cluster, &at_once);
-    if (error != cudaSuccess) return error;
-    row_tiles = ceil_div(tiles, at_once);
-    const bool idle = tiles * 4 < at_once * 3;
-    const bool enough = t <= 2 || row_tiles >= 13 || (t <= 8 && p.cluster >= 2);
-    if ((enough && !idle) || p.cluster == kMaxCluster || units < 4 * p.cluster) break;
-  }
-  while (p.cluster > 1 && units < 2 * p.cluster) {
-    p.cluster /= 2;
-    const cudaError_t error = ring_clusters_at_once<Unit>(p.token_tiles, p.cluster, &at_once);
-    if (error != cudaSuccess) return error;
-    row_tiles = ceil_div(tiles, at_once);
-  }
-  const int part = ceil_div(units, p.cluster);
-
-  // Two row tiles a warp halve the reads of x from shared memory; 6 to 9 warps are enough.
-  p.tiles_per_warp = row_tiles == 1 ? 1 : p.token_tiles >= 4 && row_tiles > 16 ? 3 : 2;
-  const int max_warps = Ring<Unit>::max_warps(p.token_tiles, p.tiles_per_warp);
-  const int most = max_warps - 1;
-  const int waves = ceil_div(row_tiles, most * p.tiles_per_warp);
-  if (waves > 1) row_tiles = ceil_div(tiles, static_cast<std::int64_t>(at_once) * waves);
-  p.row_warps = ceil_div(row_tiles, p.tiles_per_warp);
-  const int wanted_x_warps = t <= 2 ? 2 : t <= 8 ? 3 : t <= 16 ? 2 : 4;
-  for (; p.row_warps >= 1; p.row_warps /= 2) {
-    for (p.k_warps = std::clamp(8 / p.row_warps, 1, std::min(6, part)); p.k_warps >= 1;
-         --p.k_warps) {
-      const int warps = p.row_warps * p.k_warps;
-      p.x_warps = std::min(wanted_x_warps, max_warps + 1 - warps);
-      // Two or three copies in flight a warp and tile: more of them only make x wait.
-      const bool long_stages = t <= 8 && part > 2 * Unit::kLongStage * p.k_warps;
-      for (p.stage_units = long_stages ? Unit::kLongStage : Unit::kShortStage; p.stage_units >= 1;
-           --p.stage_units) {
-        const int rounds = ceil_div(part, p.stage_units * p.k_warps);
-        for (p.stages = std::min(t <= 8 && !long_stages ? 3 : 2, rounds); p.stages >= 1;
-             --p.stages) {
-          for (p.x_stages = std::min(3, rounds); p.x_stages >= std::min(2, rounds); --p.x_stages) {
-            const std::size_t bytes = ring_shared_bytes<Unit>(p);
-            if (bytes > 0 && bytes <= kMaxSharedBytes) {
-              *plan = p;
-              return cudaSuccess;
-            }
-          }
-        }
-      }
-    }
-  }
-  return cudaErrorNotSupported;
 }
 
 // y = x W^T. @param scales  of the rows, up to a multiple of 16 of them, where Unit::kScaled

@@ -475,14 +475,15 @@ inline cudaError_t stream_launch(StreamKernel kernel, StreamParams p, const Stre
   p.x_first = overlap_previous ? 0 : std::min(plan.x_first, plan.x_stages);
   p.producers = plan.x_warps;
   p.row_warps_inverse = 65536 / plan.row_warps + 1;
-  if (p.units < plan.cluster || shared.bytes > kMaxSharedBytes) return cudaErrorInvalidValue;
+  const int bytes = std::max(shared.bytes, plan.least_shared);
+  if (p.units < plan.cluster || bytes > kMaxSharedBytes) return cudaErrorInvalidValue;
   const cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared.bytes);
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return error;
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(ceil_div(p.row_tiles, plan.row_warps * plan.tiles_per_warp) * plan.cluster);
   config.blockDim = dim3((plan.row_warps * plan.k_warps + plan.x_warps) * 32);
-  config.dynamicSmemBytes = shared.bytes;
+  config.dynamicSmemBytes = bytes;
   config.stream = stream;
   cudaLaunchAttribute attributes[2];
   config.attrs = attributes;

@@ -32,7 +32,7 @@ struct CodedDense {
   static constexpr int kStepBytes = 512;
   static constexpr int kBytes = kSteps * kStepBytes;  // 2,048
   static constexpr bool kScaled = true;
-  static constexpr int kLongStage = 2, kShortStage = 1;
+  static constexpr int kLongStageTokens = 2;
 
   // Of a step: columns 0..15, or 16..31 (`second`).
   static __device__ __forceinline__ uint4 operand(const uint4& words, int second) {
@@ -46,7 +46,11 @@ struct CodedDense {
   static __device__ __forceinline__ void multiply(float (&sums)[MT][NT][4], unsigned w,
                                                   int tile_stage_bytes, unsigned x,
                                                   unsigned x_stride, int lane) {
+#ifdef LACUNA_LAB_ROLLED
+#pragma unroll 1
+#else
 #pragma unroll
+#endif
     for (int step = 0; step < kSteps; ++step) {
       uint4 a[MT][2];
 #pragma unroll

@@ -30,7 +30,7 @@ struct CodedTwoOfFour {
   static constexpr int kMetadataBytes = 256, kStepBytes = 256;
   static constexpr int kBytes = kMetadataBytes + kSteps * kStepBytes;  // 1,280
   static constexpr bool kScaled = true;
-  static constexpr int kLongStage = 4, kShortStage = 2;
+  static constexpr int kLongStageTokens = 32;
 
   // Of two steps: the operand of step 2 `pair` + `second`.
   static __device__ __forceinline__ uint4 operand(const uint4& words, int second) {
@@ -49,7 +49,11 @@ struct CodedTwoOfFour {
     for (int m = 0; m < MT; ++m) {
       metadata[m] = cuda::load_shared2(w + m * tile_stage_bytes + lane * 8);
     }
+#ifdef LACUNA_LAB_ROLLED
+#pragma unroll 1
+#else
 #pragma unroll
+#endif
     for (int pair = 0; pair < kSteps / 2; ++pair) {
       uint4 words[MT];
 #pragma unroll

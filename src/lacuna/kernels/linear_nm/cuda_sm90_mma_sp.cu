@@ -17,8 +17,8 @@
 //               high 16 bits row g+8, 4 bits a group: the places of the two kept values, rising.
 //               Steps 2w and 2w+1 differ in the selector of mma.sp.
 //
-// How a block is made of consumers of weights and producers of x: kernels/cuda/sm90_stream.cuh, and
-// sm90_ring.cuh, whose rule for cuts is the one measured here.
+// How a block is made of consumers of weights and producers of x: kernels/cuda/sm90_stream.cuh; a
+// warp's ring: sm90_ring.cuh.
 //
 // Bytes: 1.125 N K of weights once (evict first), 2 T K / cluster of x for every block, from L2;
 // 4 T N of sums for each k warp and block of a cluster, within and between shared memories.
@@ -41,6 +41,7 @@
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <variant>
 
 #include "lacuna/kernels/cuda/sm90_device.h"
@@ -68,7 +69,6 @@ constexpr int kUnitBytes = kMetadataBytes + kSteps * kStepBytes;  // 2,304
 struct TwoOfFour {
   static constexpr int kBytes = kUnitBytes;
   static constexpr bool kScaled = false;
-  static constexpr int kLongStage = 2, kShortStage = 1;
 
   template <int NT, int MT>
   static __device__ __forceinline__ void multiply(float (&sums)[MT][NT][4], unsigned w,
@@ -236,7 +236,62 @@ cudaError_t mma_sp_unpack(const void* packed, std::int64_t n, std::int64_t k, vo
 
 cudaError_t mma_sp_plan(std::int64_t n, std::int64_t k, int t, MmaSpPlan* plan) {
   if (mma_sp_shape_refusal(n, k, t) != nullptr || plan == nullptr) return cudaErrorInvalidValue;
-  return cuda::ring_plan<TwoOfFour>(n, k, t, plan);
+  const int tiles = ceil_div(n, kTileRows), units = static_cast<int>(k / kUnitColumns);
+  MmaSpPlan p;
+  p.token_tiles = t <= 8 ? 1 : t <= 16 ? 2 : t <= 32 ? 4 : 8;
+
+  // How many blocks share K. Each reads its part of x, so blocks of many rows and a short K read
+  // little of x, but exchange more sums. Up to 2 tokens x is nothing; beyond, a block should have
+  // 13 or more row tiles (below 9 tokens: or share with one other block).
+  int at_once = 0, row_tiles = 0;
+  for (p.cluster = t <= 32 ? 1 : 2;; p.cluster *= 2) {
+    const cudaError_t error = cuda::ring_clusters_at_once<TwoOfFour>(p.token_tiles, p.cluster, &at_once);
+    if (error != cudaSuccess) return error;
+    row_tiles = ceil_div(tiles, at_once);
+    const bool idle = tiles * 4 < at_once * 3;
+    const bool enough = t <= 2 || row_tiles >= 13 || (t <= 8 && p.cluster >= 2);
+    if ((enough && !idle) || p.cluster == cuda::kMaxCluster || units < 4 * p.cluster) break;
+  }
+  while (p.cluster > 1 && units < 2 * p.cluster) {
+    p.cluster /= 2;
+    const cudaError_t error = cuda::ring_clusters_at_once<TwoOfFour>(p.token_tiles, p.cluster, &at_once);
+    if (error != cudaSuccess) return error;
+    row_tiles = ceil_div(tiles, at_once);
+  }
+  const int part = ceil_div(units, p.cluster);
+
+  // Two row tiles a warp halve the reads of x from shared memory; 6 to 9 warps are enough.
+  p.tiles_per_warp = row_tiles == 1 ? 1 : p.token_tiles >= 4 && row_tiles > 16 ? 3 : 2;
+  const int max_warps = cuda::Ring<TwoOfFour>::max_warps(p.token_tiles, p.tiles_per_warp);
+  const int most = max_warps - 1;
+  const int waves = ceil_div(row_tiles, most * p.tiles_per_warp);
+  if (waves > 1) row_tiles = ceil_div(tiles, static_cast<std::int64_t>(at_once) * waves);
+  p.row_warps = ceil_div(row_tiles, p.tiles_per_warp);
+  const int wanted_x_warps = t <= 2 ? 2 : t <= 8 ? 3 : t <= 16 ? 2 : 4;
+  for (; p.row_warps >= 1; p.row_warps /= 2) {
+    for (p.k_warps = std::clamp(8 / p.row_warps, 1, std::min(6, part)); p.k_warps >= 1;
+         --p.k_warps) {
+      const int warps = p.row_warps * p.k_warps;
+      p.x_warps = std::min(wanted_x_warps, max_warps + 1 - warps);
+      // Two or three copies in flight a warp and tile: more of them only make x wait.
+      const bool long_stages = t <= 8 && part > 4 * p.k_warps;
+      for (p.stage_units = long_stages ? 2 : 1; p.stage_units >= 1;
+           --p.stage_units) {
+        const int rounds = ceil_div(part, p.stage_units * p.k_warps);
+        for (p.stages = std::min(t <= 8 && !long_stages ? 3 : 2, rounds); p.stages >= 1;
+             --p.stages) {
+          for (p.x_stages = std::min(3, rounds); p.x_stages >= std::min(2, rounds); --p.x_stages) {
+            const std::size_t bytes = mma_sp_shared_bytes(p);
+            if (bytes > 0 && bytes <= cuda::kMaxSharedBytes) {
+              *plan = p;
+              return cudaSuccess;
+            }
+          }
+        }
+      }
+    }
+  }
+  return cudaErrorNotSupported;
 }
 
 cudaError_t mma_sp_run(const void* packed, const void* x, void* y, std::int64_t n, std::int64_t k,
