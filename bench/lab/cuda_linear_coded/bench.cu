@@ -2,6 +2,7 @@
 // other and cuBLASLt's fp8 and int8 products on one GPU.
 //   bench --check [small]                 exact tests against the host; small for sanitizers
 //   bench final OUT.csv SHAPES TS         times all kernels and both rivals
+//   bench one SHAPE T KERNEL               runs one kernel a few times, for a profiler
 //   bench sweep OUT.csv SHAPES TS KERNELS times cuts, e.g. sweep s.csv 03 1,16 0,1
 // Times are medians of CUDA graph replays, weights rotated over more than 1 GB; nothing is timed
 // before its result was compared. SHAPES are digits, indices into kShapes; KERNELS indices into
@@ -366,47 +367,44 @@ static void final_run(const char* shapes, const vector<int>& ts) {
   }
 }
 
-// Cuts beside the planned one, and others with one wave of blocks.
+// Cuts of one wave of blocks.
 static vector<k::GpuPlan> cuts(const Packed& w, int t) {
   vector<k::GpuPlan> all;
-  const Plan base = k::held<Call>([&] {
-                      static k::GpuPlan p;
-                      p = w.plan(t);
-                      return &p;
-                    }())
-                        .plan;
+  const int nt = t <= 8 ? 1 : t <= 16 ? 2 : t <= 32 ? 4 : 8;
   const int tiles = (w.n + 15) / 16, units = w.k / 128;
-  for (int cluster : {1, 2, 4, 8})
-    for (int mt : {1, 2, 3}) {
-      if (mt == 3 && base.token_tiles < 4) continue;
-      const int groups = cluster == 1 ? 132 : cluster == 2 ? 66 : cluster == 4 ? 30 : 15;
+  for (int cluster : {1, 2, 4})
+    for (int mt : {1, 2}) {
+      const int groups = cluster == 1 ? 132 : cluster == 2 ? 66 : 30;
       const int rw = ((tiles + groups - 1) / groups + mt - 1) / mt, part = units / cluster;
-      for (int kw : {1, 2, 3, 4, 6}) {
-        if (kw > part || rw * kw < 4 || rw * kw > 16) continue;
-        for (int su : {1, 2, 4, 6})
-          for (int stages : {2, 3, 4})
-            for (int xs : {2, 3})
-              for (int xw : {base.x_warps, base.x_warps == 4 ? 2 : base.x_warps + 1}) {
-                Plan p = base;
-                const int rounds = (part + su * kw - 1) / (su * kw);
-                if (rounds < 2 || stages > rounds || xs > rounds) continue;
-                p.cluster = cluster;
-                p.tiles_per_warp = mt;
-                p.row_warps = rw;
-                p.k_warps = kw;
-                p.stage_units = su;
-                p.stages = stages;
-                p.x_stages = xs;
-                p.x_warps = xw;
-                k::GpuPlan held;
-                k::hold(&held, Call{t, p});
-                all.push_back(held);
-              }
+      for (int kw : {1, 2, 3, 4, 6, 8, 12}) {
+        if (kw > part || rw * kw < 7 || rw * kw > 30) continue;
+        for (int su : {1, 2})
+          for (int stages : {2, 3})
+            for (int xw : {2, 3, 4}) {
+              Plan p;
+              const int rounds = (part + su * kw - 1) / (su * kw);
+              if (rounds < 2 || stages > rounds || (xw == 4 && nt < 8) || (xw == 3 && nt > 2))
+                continue;
+              p.token_tiles = nt;
+              p.cluster = cluster;
+              p.tiles_per_warp = mt;
+              p.row_warps = rw;
+              p.k_warps = kw;
+              p.stage_units = su;
+              p.stages = stages;
+              p.x_stages = std::min(3, rounds);
+              p.x_warps = xw;
+              p.least_shared = 116 * 1024;
+              k::GpuPlan held;
+              k::hold(&held, Call{t, p});
+              all.push_back(held);
+            }
       }
     }
   return all;
 }
 static void sweep(const char* shapes, const vector<int>& ts, const vector<int>& kernels) {
+  fprintf(csv, "kernel,n,k,t,plan,us,overlap_us\n");
   for (const char* s = shapes; *s; s++) {
     const Shape sh = kShapes[*s - '0'];
     Problem p(sh.n, sh.k, kernels, false);
@@ -415,17 +413,17 @@ static void sweep(const char* shapes, const vector<int>& ts, const vector<int>& 
         p.reference(q, t);
         const Packed& w = *p.packed[q];
         const double guess = w.layout.packed_bytes / 3.5e6 + 3;
+        const auto time = [&](const k::GpuPlan& plan, bool pdl) {
+          return time_graph([&](int i) { return w.run(i, plan, p.x, p.y, pdl); },
+                            (int)w.copies.size(), guess, 2, 1000)
+              .low;
+        };
         struct Row {
-          double us;
+          double plain, overlap;
           k::GpuPlan plan;
         };
         vector<Row> rows;
         int wrong = 0, refused = 0;
-        const auto time = [&](const k::GpuPlan& plan, bool pdl, int m) {
-          return time_graph([&](int i) { return w.run(i, plan, p.x, p.y, pdl); },
-                            (int)w.copies.size(), guess, m, 400)
-              .us;
-        };
         for (const auto& c : cuts(w, t)) {
           const double e = p.check(q, t, c, false);
           if (e < 0) {
@@ -436,23 +434,33 @@ static void sweep(const char* shapes, const vector<int>& ts, const vector<int>& 
             if (wrong++ < 3) printf("WRONG %s %g\n", name_of(c).c_str(), e);
             continue;
           }
-          rows.push_back({time(c, false, 1), c});
+          rows.push_back({time(c, false), time(c, true), c});
         }
-        std::sort(rows.begin(), rows.end(), [](const Row& a, const Row& b) { return a.us < b.us; });
         const k::GpuPlan planned = w.plan(t);
-        printf("## %s %dx%d T=%d: %zu cuts, %d wrong, %d refused; planned %s %.2f pdl %.2f\n",
+        printf("## %s %dx%d T=%d: %zu cuts, %d wrong, %d refused; planned %s %.2f overlap %.2f\n",
                kKernels[q].name, sh.n, sh.k, t, rows.size(), wrong, refused,
-               name_of(planned).c_str(), time(planned, false, 5), time(planned, true, 5));
-        for (size_t i = 0; i < rows.size() && i < 5; i++)
-          printf("  %-34s %7.2f  pdl %7.2f\n", name_of(rows[i].plan).c_str(),
-                 time(rows[i].plan, false, 5), time(rows[i].plan, true, 5));
+               name_of(planned).c_str(), time(planned, false), time(planned, true));
+        std::sort(rows.begin(), rows.end(), [](const Row& a, const Row& b) {
+          return a.plain + a.overlap < b.plain + b.overlap;
+        });
+        for (size_t i = 0; i < rows.size() && i < 6; i++)
+          printf("  %-34s %7.2f  overlap %7.2f\n", name_of(rows[i].plan).c_str(), rows[i].plain,
+                 rows[i].overlap);
         for (const Row& r : rows)
-          fprintf(csv, "%s,%d,%d,%d,%s,%.3f\n", kKernels[q].name, sh.n, sh.k, t,
-                  name_of(r.plan).c_str(), r.us);
+          fprintf(csv, "%s,%d,%d,%d,%s,%.3f,%.3f\n", kKernels[q].name, sh.n, sh.k, t,
+                  name_of(r.plan).c_str(), r.plain, r.overlap);
         fflush(stdout);
         fflush(csv);
       }
   }
+}
+
+static void one(int shape, int t, int q) {
+  const Shape sh = kShapes[shape];
+  Problem p(sh.n, sh.k, {q}, false);
+  const k::GpuPlan plan = p.packed[q]->plan(t);
+  for (int i = 0; i < 6; i++) CK(p.packed[q]->run(i, plan, p.x, p.y, false));
+  CK(cudaStreamSynchronize(st));
 }
 
 // ---------- correctness ----------
@@ -657,8 +665,8 @@ static int check(bool small) {
           p.token_tiles = nt;
           p.tiles_per_warp = mt;
           p.row_warps = 2;
-          p.k_warps = cluster == 2 ? 1 : 2;
-          p.stage_units = cluster == 1 || nt == 8 ? 1 : 3;
+          p.k_warps = cluster == 2 ? 1 : nt == 1 ? 7 : 2;
+          p.stage_units = cluster == 1 || nt >= 4 ? 1 : 3;
           p.stages = cluster == 2 ? 3 : 2;
           p.x_stages = 2;
           p.cluster = cluster;
@@ -687,6 +695,7 @@ int main(int argc, char** argv) {
   const std::string mode = argc > 1 ? argv[1] : "--check";
   if (mode == "--check") return check(argc > 2) != 0;
   setup_dense();
+  if (mode == "one") return one(atoi(argv[2]), atoi(argv[3]), atoi(argv[4])), 0;
   csv = fopen(argv[2], "w");
   if (!csv) return 2;
   if (mode == "sweep") sweep(argv[3], numbers(argv[4]), numbers(argv[5]));

@@ -39,6 +39,13 @@ struct CodedShape {
   }
 };
 
+// Codes want many warps: each waits for what it turns into operands. 31 of them leave 64 registers a
+// thread, 24 leave 80, 17 96, 16 128, 12 168.
+constexpr int coded_max_warps(int token_tiles, int tiles_per_warp) {
+  const int fragments = token_tiles * tiles_per_warp;
+  return fragments > 16 ? 11 : fragments > 8 ? 15 : fragments > 4 ? 16 : fragments > 2 ? 23 : 30;
+}
+
 template <class Unit>
 std::size_t coded_packed_bytes(const CodedShape& shape) {
   return shape.scale_bytes() + static_cast<std::size_t>(shape.all_units()) * Unit::kBytes;
@@ -79,15 +86,13 @@ static __global__ void coded_scales_kernel(const __nv_bfloat16* scales, int n, i
 
 // ---------- host ----------
 
-// More than half of a multiprocessor's shared memory: it holds one block.
-inline constexpr int kAloneBytes = 116 * 1024;
-
 // The cut for a problem on the current device, from measured rules: two blocks share K, and a warp
 // has two row tiles.
 template <class Unit>
 cudaError_t coded_plan(const CodedShape& shape, int t, StreamPlan* plan) {
   const int tiles = shape.row_tiles(), units = shape.units();
   StreamPlan p;
+  p.least_shared = kAloneBytes;
   p.token_tiles = t <= 8 ? 1 : t <= 16 ? 2 : t <= 32 ? 4 : 8;
   int at_once = 0;
   for (p.cluster = units >= 4 ? 2 : 1;; p.cluster *= 2) {
@@ -102,9 +107,10 @@ cudaError_t coded_plan(const CodedShape& shape, int t, StreamPlan* plan) {
   const int max_warps = Ring<Unit>::max_warps(p.token_tiles, p.tiles_per_warp);
   const int waves = ceil_div(row_tiles, (max_warps - 1) * p.tiles_per_warp);
   if (waves > 1) row_tiles = ceil_div(tiles, static_cast<std::int64_t>(at_once) * waves);
+  const int wanted_warps = t <= 8 ? 24 : t <= 16 ? 20 : 14;
   const int wanted_x_warps = t <= 2 ? 2 : t <= 8 ? 3 : t <= 16 ? 2 : 4;
   for (p.row_warps = ceil_div(row_tiles, p.tiles_per_warp); p.row_warps >= 1; p.row_warps /= 2) {
-    for (p.k_warps = std::clamp(8 / p.row_warps, 1, std::min(6, part)); p.k_warps >= 1;
+    for (p.k_warps = std::clamp(wanted_warps / p.row_warps, 1, std::min(8, part)); p.k_warps >= 1;
          --p.k_warps) {
       p.x_warps = std::min(wanted_x_warps, max_warps + 1 - p.row_warps * p.k_warps);
       for (p.stage_units = t <= Unit::kLongStageTokens ? 2 : 1; p.stage_units >= 1;

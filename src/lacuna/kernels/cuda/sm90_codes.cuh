@@ -10,25 +10,35 @@
 
 namespace lacuna::kernels::cuda {
 
-// Four codes as a word holds them, and the same four as two pairs for a fragment: bytes 1 and 3
-// (low and high half of `odd`), bytes 0 and 2 (of `even`).
+// Four codes in a word, and the same four as two pairs for a fragment: `odd` and `even`, each with a
+// low and a high half.
+struct FourCodes {
+  unsigned odd_low, odd_high, even_low, even_high;  // a byte each
+};
 
-__device__ __forceinline__ unsigned bytes_of(unsigned odd_low, unsigned odd_high, unsigned even_low,
-                                             unsigned even_high) {
-  return even_low | odd_low << 8 | even_high << 16 | odd_high << 24;
-}
-
-// e4m3, finite. 7 integer instructions and 2 products for four codes: sign, exponent and fraction
-// go to their places in bf16, which is then too small by 2^120 (the biases differ), subnormals
-// included.
+// e4m3, finite. The pair `odd` stands in the word as bf16 wants it (sign, four bits of exponent,
+// three of fraction; the rest is 0), the bits of `even` between them, where two shifts take them to
+// their places. The bf16 numbers are then too small by 2^120 (the biases differ), subnormals
+// included: 6 integer instructions and 2 products for four codes.
+//
+//   bit       31 |30..28|27|26....20|19..16|15 |14..12|11|10.....4|3...0
+//   odd       sh |      |  |  high  |      |sl |      |  |  low   |
+//   even         | l6..4|sh|        | h3..0|   | h6..4|sl|        | l3..0
 struct Fp8 {
   static __device__ __forceinline__ unsigned encode(unsigned short bf16) {
     return __nv_cvt_float_to_fp8(__uint_as_float(static_cast<unsigned>(bf16) << 16), __NV_SATFINITE,
                                  __NV_E4M3);
   }
+  static __device__ __forceinline__ unsigned word(const FourCodes& c) {
+    const auto odd = [](unsigned code) { return (code & 0x80) << 8 | (code & 0x7f) << 4; };
+    return odd(c.odd_low) | odd(c.odd_high) << 16 |  //
+           (c.even_low & 0x80) << 4 | (c.even_low & 0x0f) | (c.even_low & 0x70) << 24 |
+           (c.even_high & 0x80) << 20 | (c.even_high & 0x0f) << 16 | (c.even_high & 0x70) << 8;
+  }
   static __device__ __forceinline__ void decode(unsigned word, unsigned* odd, unsigned* even) {
-    *odd = times_2_120((word >> 4 & 0x07f007f0) | (word & 0x80008000));
-    *even = times_2_120((word << 4 & 0x07f007f0) | (word << 8 & 0x80008000));
+    *odd = times_2_120(word & 0x87f087f0);
+    *even = times_2_120((word << 4 & 0x80f080f0) |
+                        (__funnelshift_l(word, word, 12) & 0x07000700));
   }
 
  private:
@@ -39,13 +49,17 @@ struct Fp8 {
   }
 };
 
-// -128..127. 5 integer instructions and 2 differences for four codes: 128 plus the low seven bits
-// is a fraction of bf16, and what has to go again is 128, or 256 for a negative code.
+// -128..127, in the order even, odd of both halves. 5 integer instructions and 2 differences for
+// four codes: 128 plus the low seven bits is a fraction of bf16, and what has to go again is 128, or
+// 256 for a negative code.
 struct Int8 {
   static __device__ __forceinline__ unsigned encode(unsigned short bf16) {
     return static_cast<unsigned>(
                static_cast<int>(__uint_as_float(static_cast<unsigned>(bf16) << 16))) &
            0xff;
+  }
+  static __device__ __forceinline__ unsigned word(const FourCodes& c) {
+    return c.even_low | c.odd_low << 8 | c.even_high << 16 | c.odd_high << 24;
   }
   static __device__ __forceinline__ void decode(unsigned word, unsigned* odd, unsigned* even) {
     *odd = pair_of(word >> 8);
@@ -55,9 +69,10 @@ struct Int8 {
  private:
   static __device__ __forceinline__ unsigned pair_of(unsigned bytes) {
     unsigned v;
-    asm("sub.rn.bf16x2 %0, %1, %2;"
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;"
         : "=r"(v)
-        : "r"((bytes & 0x007f007f) | 0x43004300), "r"((bytes & 0x00800080) | 0x43004300));
+        : "r"((bytes & 0x00800080) | 0x43004300), "r"(0xbf80bf80),
+          "r"((bytes & 0x007f007f) | 0x43004300));
     return v;
   }
 };

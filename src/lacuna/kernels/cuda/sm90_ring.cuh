@@ -5,6 +5,8 @@
 //   struct Unit {
 //     static constexpr int kBytes;        // of 16 rows x 128 columns
 //     static constexpr bool kScaled;      // each row has a factor (StreamParams::scales)
+//     // Most warps of a block beside one producer of x: they decide how many registers there are.
+//     static constexpr int max_warps(int token_tiles, int tiles_per_warp);
 //     // Adds the product of unit w of MT row tiles, `tile_stage_bytes` apart in shared memory, with
 //     // the x of this lane (an address for ldmatrix) to the sums.
 //     template <int NT, int MT>
@@ -29,16 +31,18 @@ inline constexpr int kRingMaxTokens = 64;
 // (all of them at once cost 2 to 3 % of a decode step).
 inline constexpr int kRingAhead = 1;
 
+// More than half of a multiprocessor's shared memory: it holds one block, also of kernels that are
+// launched before the one ahead is done. Else their blocks crowd where one ends early, and others
+// find nothing to do (up to twice the time).
+inline constexpr int kAloneBytes = 116 * 1024;
+
 template <class Unit>
 struct Ring {
   static constexpr bool kAnyColumns = false;
   static constexpr bool kScaled = Unit::kScaled;
 
-  // Sums of NT x MT x 4 registers decide how many warps fit beside one producer of x. Registers are
-  // given out four warps at a time: 17 warps leave 96 a thread, 16 leave 128, 12 leave 168.
   static constexpr int max_warps(int token_tiles, int tiles_per_warp) {
-    const int fragments = token_tiles * tiles_per_warp;
-    return fragments > 16 ? 11 : fragments > 8 || token_tiles == 8 ? 15 : 16;
+    return Unit::max_warps(token_tiles, tiles_per_warp);
   }
 
   template <int MT>

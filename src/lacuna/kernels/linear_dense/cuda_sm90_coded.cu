@@ -4,8 +4,8 @@
 //
 // Packed units (16 rows x 128 columns, 2,048 bytes; before them the scales, cuda/sm90_coded.cuh):
 // four steps of 32 columns, 512 bytes each. Lane 4g+t reads 16 bytes of a step, for each 16 columns
-// two words: a1 a0 a1 a0 | a3 a2 a3 a2, where the pairs are a0 row g, columns 2t and 2t+1 | a1 row
-// g+8 | a2 row g, columns 2t+8 and 2t+9 | a3 row g+8.
+// two words of four codes: a0 (odd) and a1 (even), a2 and a3 (cuda/sm90_codes.cuh), where a0 is
+// row g, columns 2t and 2t+1, a1 row g+8, a2 row g, columns 2t+8 and 2t+9, a3 row g+8.
 //
 // Bytes: N K of weights once (evict first), 4 N of scales, 2 T K / cluster of x for every block.
 #include "lacuna/kernels/linear_dense/cuda_sm90_coded.h"
@@ -33,6 +33,9 @@ struct CodedDense {
   static constexpr int kBytes = kSteps * kStepBytes;  // 2,048
   static constexpr bool kScaled = true;
   static constexpr int kLongStageTokens = 2;
+  static constexpr int max_warps(int token_tiles, int tiles_per_warp) {
+    return cuda::coded_max_warps(token_tiles, tiles_per_warp);
+  }
 
   // Of a step: columns 0..15, or 16..31 (`second`).
   static __device__ __forceinline__ uint4 operand(const uint4& words, int second) {
@@ -46,11 +49,7 @@ struct CodedDense {
   static __device__ __forceinline__ void multiply(float (&sums)[MT][NT][4], unsigned w,
                                                   int tile_stage_bytes, unsigned x,
                                                   unsigned x_stride, int lane) {
-#ifdef LACUNA_LAB_ROLLED
-#pragma unroll 1
-#else
 #pragma unroll
-#endif
     for (int step = 0; step < kSteps; ++step) {
       uint4 a[MT][2];
 #pragma unroll
@@ -94,7 +93,7 @@ struct CodedDense {
       for (int i = 0; i < 4; ++i) {
         const int c = column + 32 * step + 8 * i + 2 * t;
         const unsigned odd = read(row + g, c), even = read(row + g + 8, c);
-        words[i] = cuda::bytes_of(low(odd), high(odd), low(even), high(even));
+        words[i] = Code::word({low(odd), high(odd), low(even), high(even)});
       }
       *reinterpret_cast<uint4*>(unit + step * kStepBytes + lane * 16) =
           make_uint4(words[0], words[1], words[2], words[3]);

@@ -9,9 +9,8 @@
 //   +------+----------------+----------------+     step: 32 columns
 //   | meta | steps 0 and 1  | steps 2 and 3  |     metadata as in cuda_sm90_mma_sp
 //   +------+----------------+----------------+
-//   lane 4g+t reads 16 bytes of two steps, for each of them two words: a1 a0 a1 a0 | a3 a2 a3 a2,
-//   where a0..a3 are the pairs that cuda_sm90_mma_sp holds in four words, their first values in the
-//   low half of the word.
+//   lane 4g+t reads 16 bytes of two steps, for each of them two words of four codes: a0 (odd) and
+//   a1 (even), a2 and a3 (cuda/sm90_codes.cuh), the pairs that cuda_sm90_mma_sp has in four words.
 //
 // Bytes: 0.625 N K of weights once (evict first), 4 N of scales; x and sums as there.
 #include "lacuna/kernels/linear_nm/cuda_sm90_coded.h"
@@ -31,6 +30,9 @@ struct CodedTwoOfFour {
   static constexpr int kBytes = kMetadataBytes + kSteps * kStepBytes;  // 1,280
   static constexpr bool kScaled = true;
   static constexpr int kLongStageTokens = 32;
+  static constexpr int max_warps(int token_tiles, int tiles_per_warp) {
+    return cuda::coded_max_warps(token_tiles, tiles_per_warp);
+  }
 
   // Of two steps: the operand of step 2 `pair` + `second`.
   static __device__ __forceinline__ uint4 operand(const uint4& words, int second) {
@@ -49,11 +51,7 @@ struct CodedTwoOfFour {
     for (int m = 0; m < MT; ++m) {
       metadata[m] = cuda::load_shared2(w + m * tile_stage_bytes + lane * 8);
     }
-#ifdef LACUNA_LAB_ROLLED
-#pragma unroll 1
-#else
 #pragma unroll
-#endif
     for (int pair = 0; pair < kSteps / 2; ++pair) {
       uint4 words[MT];
 #pragma unroll
@@ -97,8 +95,8 @@ struct CodedTwoOfFour {
         const int group = column + 32 * (2 * pair + i / 2) + 4 * (t + 4 * (i % 2));
         const Group odd = groups.read(row + g, group, report);
         const Group even = groups.read(row + g + 8, group, report);
-        words[i] = cuda::bytes_of(Code::encode(odd.value[0]), Code::encode(odd.value[1]),
-                                  Code::encode(even.value[0]), Code::encode(even.value[1]));
+        words[i] = Code::word({Code::encode(odd.value[0]), Code::encode(odd.value[1]),
+                               Code::encode(even.value[0]), Code::encode(even.value[1])});
       }
       *reinterpret_cast<uint4*>(unit + kMetadataBytes + pair * (2 * kStepBytes) + lane * 16) =
           make_uint4(words[0], words[1], words[2], words[3]);

@@ -70,6 +70,14 @@ struct TwoOfFour {
   static constexpr int kBytes = kUnitBytes;
   static constexpr bool kScaled = false;
 
+  // Sums of NT x MT x 4 registers decide how many warps fit beside one producer of x. Registers are
+  // given out four warps at a time: 17 warps leave 96 a thread, 16 leave 128, 12 leave 168.
+  static constexpr int max_warps(int token_tiles, int tiles_per_warp) {
+    const int fragments = token_tiles * tiles_per_warp;
+    return fragments > 16 ? 11 : fragments > 8 || token_tiles == 8 ? 15 : 16;
+  }
+
+
   template <int NT, int MT>
   static __device__ __forceinline__ void multiply(float (&sums)[MT][NT][4], unsigned w,
                                                   int tile_stage_bytes, unsigned x,
@@ -238,6 +246,7 @@ cudaError_t mma_sp_plan(std::int64_t n, std::int64_t k, int t, MmaSpPlan* plan) 
   if (mma_sp_shape_refusal(n, k, t) != nullptr || plan == nullptr) return cudaErrorInvalidValue;
   const int tiles = ceil_div(n, kTileRows), units = static_cast<int>(k / kUnitColumns);
   MmaSpPlan p;
+  p.least_shared = cuda::kAloneBytes;
   p.token_tiles = t <= 8 ? 1 : t <= 16 ? 2 : t <= 32 ? 4 : 8;
 
   // How many blocks share K. Each reads its part of x, so blocks of many rows and a short K read
@@ -262,7 +271,7 @@ cudaError_t mma_sp_plan(std::int64_t n, std::int64_t k, int t, MmaSpPlan* plan) 
 
   // Two row tiles a warp halve the reads of x from shared memory; 6 to 9 warps are enough.
   p.tiles_per_warp = row_tiles == 1 ? 1 : p.token_tiles >= 4 && row_tiles > 16 ? 3 : 2;
-  const int max_warps = cuda::Ring<TwoOfFour>::max_warps(p.token_tiles, p.tiles_per_warp);
+  const int max_warps = TwoOfFour::max_warps(p.token_tiles, p.tiles_per_warp);
   const int most = max_warps - 1;
   const int waves = ceil_div(row_tiles, most * p.tiles_per_warp);
   if (waves > 1) row_tiles = ceil_div(tiles, static_cast<std::int64_t>(at_once) * waves);
