@@ -665,7 +665,7 @@ static int check(bool small) {
           p.token_tiles = nt;
           p.tiles_per_warp = mt;
           p.row_warps = 2;
-          p.k_warps = cluster == 2 ? 1 : nt == 1 ? 7 : 2;
+          p.k_warps = cluster == 2 ? 1 : nt == 1 && cluster == 1 ? 7 : 2;
           p.stage_units = cluster == 1 || nt >= 4 ? 1 : 3;
           p.stages = cluster == 2 ? 3 : 2;
           p.x_stages = 2;

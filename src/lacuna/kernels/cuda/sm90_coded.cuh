@@ -4,7 +4,7 @@
 //
 //   struct Unit {
 //     using Code;  // Fp8 or Int8
-//     static constexpr int kLongStageTokens;  // up to so many, copies are of two units
+//     static constexpr bool kSparse;  // 2:4
 //     // Packs the unit of a dense [n,k] matrix of codes (as bf16 numbers) at (row, column).
 //     static __device__ void pack(const unsigned short* dense, int n, int k, int row, int column,
 //                                 unsigned char* unit, GpuPackReport* report, int lane);
@@ -86,38 +86,61 @@ static __global__ void coded_scales_kernel(const __nv_bfloat16* scales, int n, i
 
 // ---------- host ----------
 
-// The cut for a problem on the current device, from measured rules: two blocks share K, and a warp
-// has two row tiles.
-template <class Unit>
-cudaError_t coded_plan(const CodedShape& shape, int t, StreamPlan* plan) {
+// The cut for a problem, from measured rules (bench/lab/cuda_linear_coded). They want 8 to 18 warps a
+// block and as few row tiles a warp as that allows.
+// @param at_once  (token tiles, cluster, &count): clusters of blocks that the device holds at a time
+template <class Unit, class AtOnce>
+cudaError_t coded_cut(const CodedShape& shape, int t, const AtOnce& at_once, StreamPlan* plan) {
   const int tiles = shape.row_tiles(), units = shape.units();
   StreamPlan p;
   p.least_shared = kAloneBytes;
   p.token_tiles = t <= 8 ? 1 : t <= 16 ? 2 : t <= 32 ? 4 : 8;
-  int at_once = 0;
-  for (p.cluster = units >= 4 ? 2 : 1;; p.cluster *= 2) {
-    const cudaError_t error = ring_clusters_at_once<Unit>(p.token_tiles, p.cluster, &at_once);
-    if (error != cudaSuccess) return error;
-    const bool idle = tiles * 4 < at_once * 3;
-    if (!idle || p.cluster == kMaxCluster || units < 8 * p.cluster) break;
+  int clusters = 0, row_tiles = 0;
+  const auto share_k = [&](int cluster) {
+    p.cluster = cluster;
+    const cudaError_t error = at_once(p.token_tiles, cluster, &clusters);
+    if (error == cudaSuccess) row_tiles = ceil_div(tiles, clusters);
+    return error;
+  };
+
+  // Two blocks share K. Few rows and a long K: four, for each then reads a quarter of x alone. Many
+  // rows: none, where x is little beside the weights or the sums would be many.
+  cudaError_t error = share_k(units >= 4 ? 2 : 1);
+  if (error != cudaSuccess) return error;
+  const bool few = t <= 2 || (t <= 8 && Unit::kSparse);
+  if (row_tiles > 15 && (few || t > 32)) {
+    error = share_k(1);
+  } else if (row_tiles <= 6 && units >= 64 && t > 2 && (Unit::kSparse || t <= 32)) {
+    error = share_k(4);
   }
+  while (error == cudaSuccess && tiles * 4 < clusters * 3 && p.cluster < kMaxCluster &&
+         units >= 8 * p.cluster) {
+    error = share_k(2 * p.cluster);
+  }
+  if (error != cudaSuccess) return error;
   const int part = ceil_div(units, p.cluster);
-  int row_tiles = ceil_div(tiles, at_once);
-  p.tiles_per_warp = row_tiles == 1 ? 1 : 2;
-  const int max_warps = Ring<Unit>::max_warps(p.token_tiles, p.tiles_per_warp);
-  const int waves = ceil_div(row_tiles, (max_warps - 1) * p.tiles_per_warp);
-  if (waves > 1) row_tiles = ceil_div(tiles, static_cast<std::int64_t>(at_once) * waves);
-  const int wanted_warps = t <= 8 ? 24 : t <= 16 ? 20 : 14;
-  const int wanted_x_warps = t <= 2 ? 2 : t <= 8 ? 3 : t <= 16 ? 2 : 4;
+
+  p.tiles_per_warp = row_tiles <= (t > 32 ? 6 : 15) ? 1 : 2;
+  const int max_warps = Unit::max_warps(p.token_tiles, p.tiles_per_warp);
+  const int most = std::min(max_warps - 1, 15);
+  const int waves = ceil_div(row_tiles, most * p.tiles_per_warp);
+  if (waves > 1) row_tiles = ceil_div(tiles, static_cast<std::int64_t>(clusters) * waves);
+  const int wanted_x_warps = t <= 2 ? 2 : t <= 8 ? 3 : t <= 32 ? 2 : 4;
   for (p.row_warps = ceil_div(row_tiles, p.tiles_per_warp); p.row_warps >= 1; p.row_warps /= 2) {
-    for (p.k_warps = std::clamp(wanted_warps / p.row_warps, 1, std::min(8, part)); p.k_warps >= 1;
+    // Each K warp with eight units or more, unless the block is small.
+    const int by_k = std::max(part / 8, std::min(8 / p.row_warps, part / 2));
+    for (p.k_warps = std::max(1, std::min((t > 32 ? 14 : 18) / p.row_warps, by_k)); p.k_warps >= 1;
          --p.k_warps) {
-      p.x_warps = std::min(wanted_x_warps, max_warps + 1 - p.row_warps * p.k_warps);
-      for (p.stage_units = t <= Unit::kLongStageTokens ? 2 : 1; p.stage_units >= 1;
-           --p.stage_units) {
-        const int rounds = ceil_div(part, p.stage_units * p.k_warps);
-        for (p.stages = std::min(t <= 8 ? 3 : 2, rounds); p.stages >= 1; --p.stages) {
-          for (p.x_stages = std::min(3, rounds); p.x_stages >= std::min(2, rounds); --p.x_stages) {
+      const int warps = p.row_warps * p.k_warps;
+      p.x_warps = std::min(t > 32 && warps > 12 ? 2 : wanted_x_warps, max_warps + 1 - warps);
+      const bool deep = t <= 8 && warps >= 14 && p.cluster <= 2 && !(Unit::kSparse && t <= 2);
+      for (const int least : {2, 1}) {  // stages
+        for (p.stage_units = t <= 32 ? 2 : 1; p.stage_units >= 1; --p.stage_units) {
+          const int rounds = ceil_div(part, p.stage_units * p.k_warps);
+          if (rounds == 1 && p.stage_units > 1) continue;
+          p.x_stages = std::min(3, rounds);
+          for (p.stages = std::min(deep ? 3 : 2, rounds); p.stages >= std::min(least, rounds);
+               --p.stages) {
             const std::size_t bytes = ring_shared_bytes<Unit>(p);
             if (bytes > 0 && bytes <= kMaxSharedBytes) {
               *plan = p;
@@ -197,7 +220,8 @@ struct CodedKernel {
     const auto shape = held<CodedShape>(layout);
     if (coded_shape_refusal(shape.n, shape.k, tokens) != nullptr) return cudaErrorInvalidValue;
     Call call{tokens, {}};
-    const cudaError_t error = coded_plan<Unit>(shape, static_cast<int>(tokens), &call.plan);
+    const cudaError_t error = coded_cut<Unit>(shape, static_cast<int>(tokens),
+                                              ring_clusters_at_once<Unit>, &call.plan);
     if (error == cudaSuccess) hold(plan, call);
     return error;
   }

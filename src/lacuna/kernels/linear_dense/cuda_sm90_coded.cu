@@ -32,7 +32,7 @@ struct CodedDense {
   static constexpr int kStepBytes = 512;
   static constexpr int kBytes = kSteps * kStepBytes;  // 2,048
   static constexpr bool kScaled = true;
-  static constexpr int kLongStageTokens = 2;
+  static constexpr bool kSparse = false;
   static constexpr int max_warps(int token_tiles, int tiles_per_warp) {
     return cuda::coded_max_warps(token_tiles, tiles_per_warp);
   }

@@ -29,7 +29,7 @@ struct CodedTwoOfFour {
   static constexpr int kMetadataBytes = 256, kStepBytes = 256;
   static constexpr int kBytes = kMetadataBytes + kSteps * kStepBytes;  // 1,280
   static constexpr bool kScaled = true;
-  static constexpr int kLongStageTokens = 32;
+  static constexpr bool kSparse = true;
   static constexpr int max_warps(int token_tiles, int tiles_per_warp) {
     return cuda::coded_max_warps(token_tiles, tiles_per_warp);
   }
