@@ -123,8 +123,7 @@ TEST(GpuCandidates, say_what_they_need) {
   EXPECT_THAT(refusal("linear_dense:bf16:64x32776x1", stream, hopper), HasSubstr("at most 32768"));
   EXPECT_EQ(refusal("linear_dense:f16:64x64x1", stream, hopper),
             "needs bf16 values and bf16 activations");
-  for (const auto& [name, values] :
-       {std::pair{"cuda_sm90_fp8", "fp8"}, {"cuda_sm90_int8", "int8"}})
+  for (const auto& [name, values] : {std::pair{"cuda_sm90_fp8", "fp8"}, {"cuda_sm90_int8", "int8"}})
     for (const std::string operation : {"linear_dense", "linear_nm"}) {
       const std::string pattern = operation == "linear_nm" ? ":2:4" : "";
       const auto answer = [&](const std::string& types, const char* shape) {
@@ -133,7 +132,8 @@ TEST(GpuCandidates, say_what_they_need) {
       EXPECT_THAT(answer(values, "1x128x64"), AnyOf("", HasSubstr("needs the GPU kernels")));
       EXPECT_EQ(answer(values, "64x128x65"), "needs 1 to 64 tokens");
       EXPECT_THAT(answer(values, "64x192x1"), HasSubstr("multiple of 128"));
-      for (const std::string& types : {std::string("bf16"), std::string("int4g64"), values + std::string("/f32")})
+      for (const std::string& types :
+           {std::string("bf16"), std::string("int4g64"), values + std::string("/f32")})
         EXPECT_EQ(answer(types, "64x128x1"),
                   fmt::format("needs {} values and bf16 activations", values));
     }

@@ -558,10 +558,11 @@ TEST_F(GpuWeight24, CodesStayWithinTheirBoundForEveryNumberOfTokens) {
 }
 
 TEST_F(GpuWeight24, CodesThatNoKernelTakesAreExpandedOnce) {
-  for (const auto& [pattern, code, inputs] :
-       {std::tuple{Pattern::keep_of(2, 4), "int8", 192}, {Pattern(), "fp8", 100},
-        {Pattern::keep_of(2, 4), "int8g32", 256}, {Pattern(), "int4", 256},
-        {Pattern::keep_of(1, 4), "fp8", 256}}) {
+  for (const auto& [pattern, code, inputs] : {std::tuple{Pattern::keep_of(2, 4), "int8", 192},
+                                              {Pattern(), "fp8", 100},
+                                              {Pattern::keep_of(2, 4), "int8g32", 256},
+                                              {Pattern(), "int4", 256},
+                                              {Pattern::keep_of(1, 4), "fp8", 256}}) {
     auto made = pattern == Pattern::keep_of(1, 4)
                     ? must(format::quantize(
                           must(format::compress(

@@ -327,12 +327,15 @@ static void final_run(const char* shapes, const vector<int>& ts) {
         alone.plan.least_shared = alone.plan.least_shared ? 0 : 116 * 1024;
         k::hold(&others[q], alone);
         for (int way = 0; way < 3; way++)  // plain, overlap, overlap with the other residency
-          all.push_back({std::string(kKernels[q].name) + (way == 2 ? " other" : way ? " overlap" : ""),
-                         capture([&, q, way](int i) {
-                                   return p.packed[q]->run(i, way == 2 ? others[q] : plans[q], p.x,
-                                                           p.y, way > 0);
-                                 },
-                                 (int)p.packed[q]->copies.size(), bytes / 3.5e6 + 3, 3000)});
+          all.push_back({std::string(kKernels[q].name) + (way == 2 ? " other"
+                                                          : way    ? " overlap"
+                                                                   : ""),
+                         capture(
+                             [&, q, way](int i) {
+                               return p.packed[q]->run(i, way == 2 ? others[q] : plans[q], p.x, p.y,
+                                                       way > 0);
+                             },
+                             (int)p.packed[q]->copies.size(), bytes / 3.5e6 + 3, 3000)});
       }
       if (wrong) continue;
       vector<Graph*> graphs;
@@ -674,7 +677,8 @@ static int check(bool small) {
           bad += exact(kernel, small ? 100 : 333, 1408, {8 * nt, 8 * nt - 3}, pdl = !pdl, &p);
           total += 2;
         }
-    for (int n : small ? vector<int>{1, 17, 100} : vector<int>{1, 2, 3, 5, 15, 16, 17, 33, 100, 1023})
+    for (int n :
+         small ? vector<int>{1, 17, 100} : vector<int>{1, 2, 3, 5, 15, 16, 17, 33, 100, 1023})
       for (int k : small ? vector<int>{128, 384} : vector<int>{128, 256, 1152, 3712}) {
         bad += exact(kernel, n, k, {1, 2, 7, 8, 9, 16, 17, 33, 64}, n % 2, nullptr);
         total += 9;
@@ -682,7 +686,8 @@ static int check(bool small) {
     if (small) continue;
     bad += exact(kernel, 528, 640, range(1, 64), false, nullptr), total += 64;
     for (int t : {1, 5, 8, 16, 31, 64})
-      for (float scale : {1.f, 0x1p-20f}) bad += check_random(kernel, 1000, 4096, t, scale), total++;
+      for (float scale : {1.f, 0x1p-20f})
+        bad += check_random(kernel, 1000, 4096, t, scale), total++;
     bad += check_random(kernel, 4096, 14336, 8, 1.f), total++;
     bad += check_repeats(kernel), total++;
   }

@@ -21,8 +21,7 @@ Result<Linear> read_embedding(const io::Checkpoint& checkpoint, const io::Decode
                               const Compute& compute) {
   const std::string name = spec.embedding + ".weight";
   const auto found = checkpoint.weights().find(name);
-  const bool coded =
-      found != checkpoint.weights().end() && !found->second.quantization.none();
+  const bool coded = found != checkpoint.weights().end() && !found->second.quantization.none();
   if (coded && compute.device.is_cpu())
     return read_linear(checkpoint, "", {spec.embedding, spec.vocab, spec.embedding_width}, compute);
   LACUNA_TRY(at::Tensor table,

@@ -47,8 +47,9 @@ Status GpuWeight::pack(const at::Tensor& dense, const at::Tensor& scales,
                       static_cast<kernels::GpuPackReport*>(report.mutable_data_ptr()), stream),
         *kernel_, "pack");
   if (scales.defined())
-    check(kernel_->pack_scales(&layout_, scales.const_data_ptr(), packed_.mutable_data_ptr(), stream),
-          *kernel_, "pack the scales");
+    check(
+        kernel_->pack_scales(&layout_, scales.const_data_ptr(), packed_.mutable_data_ptr(), stream),
+        *kernel_, "pack the scales");
   plans_.resize(static_cast<size_t>(kernel_->max_tokens(&layout_)));
   for (size_t i = 0; i < plans_.size(); ++i)
     check(kernel_->plan(&layout_, static_cast<int64_t>(i + 1), &plans_[i]), *kernel_, "plan");

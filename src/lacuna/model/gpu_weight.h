@@ -9,15 +9,16 @@
 
 namespace lacuna::model {
 
-/// y = x W^T + b. Few tokens (64 for 2:4 and for codes, 1 for a dense W) run on the kernel that W is packed for,
-/// and many tokens where it takes them (2:4); what it doesn't take expands W into the scratch,
-/// unless it is dense, for the dense product. Everything goes onto torch's current stream.
+/// y = x W^T + b. Few tokens (64 for 2:4 and for codes, 1 for a dense W) run on the kernel that W
+/// is packed for, and many tokens where it takes them (2:4); what it doesn't take expands W into
+/// the scratch, unless it is dense, for the dense product. Everything goes onto torch's current
+/// stream.
 class GpuWeight final : public Weight {
  public:
   /// W packed for the kernel that its problem gets with one token, or null where that is the dense
   /// product.
-  /// @param dense  makes W, dense on the GPU; called only if there is a kernel. Of a problem of codes
-  /// it makes them, as numbers
+  /// @param dense  makes W, dense on the GPU; called only if there is a kernel. Of a problem of
+  /// codes it makes them, as numbers
   /// @param scales  of codes: bf16 [rows], on the GPU
   /// @errors kUsage, kNotPossible: what LACUNA_FORCE asks for; kCheckFailed: W breaks its pattern
   static Result<WeightPtr> make(const kernels::Problem& problem, const Compute& compute,

@@ -107,8 +107,7 @@ Result<WeightPtr> codes_on_gpu(const CompactMatrix& matrix, const Compute& compu
                                      matrix.columns, 0.0, compute);
     problem.values = *values;
     const auto codes = [&] { return DeviceCompact(matrix, compute).expanded(); };
-    const at::Tensor scales =
-        wrap({DType::kBF16, {matrix.rows}, matrix.scales}).to(compute.device);
+    const at::Tensor scales = wrap({DType::kBF16, {matrix.rows}, matrix.scales}).to(compute.device);
     LACUNA_TRY(auto packed, GpuWeight::make(problem, compute, codes, scales));
     if (packed != nullptr) return packed;
   }

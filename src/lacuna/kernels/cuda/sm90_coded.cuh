@@ -1,6 +1,6 @@
 // What kernels share whose weights are 8-bit codes with one scale a row, read through the rings of
-// sm90_ring.cuh: the place of the scales, packing and unpacking, and the kernel as the library shows
-// it. What differs is the unit (Unit of sm90_ring.cuh), which also says
+// sm90_ring.cuh: the place of the scales, packing and unpacking, and the kernel as the library
+// shows it. What differs is the unit (Unit of sm90_ring.cuh), which also says
 //
 //   struct Unit {
 //     using Code;  // Fp8 or Int8
@@ -39,8 +39,8 @@ struct CodedShape {
   }
 };
 
-// Codes want many warps: each waits for what it turns into operands. 31 of them leave 64 registers a
-// thread, 24 leave 80, 17 96, 16 128, 12 168.
+// Codes want many warps: each waits for what it turns into operands. 31 of them leave 64 registers
+// a thread, 24 leave 80, 17 96, 16 128, 12 168.
 constexpr int coded_max_warps(int token_tiles, int tiles_per_warp) {
   const int fragments = token_tiles * tiles_per_warp;
   return fragments > 16 ? 11 : fragments > 8 ? 15 : fragments > 4 ? 16 : fragments > 2 ? 23 : 30;
@@ -86,9 +86,10 @@ static __global__ void coded_scales_kernel(const __nv_bfloat16* scales, int n, i
 
 // ---------- host ----------
 
-// The cut for a problem, from measured rules (bench/lab/cuda_linear_coded). They want 8 to 18 warps a
-// block and as few row tiles a warp as that allows.
-// @param at_once  (token tiles, cluster, &count): clusters of blocks that the device holds at a time
+// The cut for a problem, from measured rules (bench/lab/cuda_linear_coded). They want 8 to 18 warps
+// a block and as few row tiles a warp as that allows.
+// @param at_once  (token tiles, cluster, &count): clusters of blocks that the device holds at a
+// time
 template <class Unit, class AtOnce>
 cudaError_t coded_cut(const CodedShape& shape, int t, const AtOnce& at_once, StreamPlan* plan) {
   const int tiles = shape.row_tiles(), units = shape.units();
@@ -134,8 +135,9 @@ cudaError_t coded_cut(const CodedShape& shape, int t, const AtOnce& at_once, Str
       const int warps = p.row_warps * p.k_warps;
       p.x_warps = std::min(t > 32 && warps > 12 ? 2 : wanted_x_warps, max_warps + 1 - warps);
       const bool deep = t <= 8 && warps >= 14 && p.cluster <= 2 && !(Unit::kSparse && t <= 2);
+      const bool crowded = !Unit::kSparse && p.cluster == 1 && warps >= 14;
       for (const int least : {2, 1}) {  // stages
-        for (p.stage_units = t <= 32 ? 2 : 1; p.stage_units >= 1; --p.stage_units) {
+        for (p.stage_units = t <= 32 && !crowded ? 2 : 1; p.stage_units >= 1; --p.stage_units) {
           const int rounds = ceil_div(part, p.stage_units * p.k_warps);
           if (rounds == 1 && p.stage_units > 1) continue;
           p.x_stages = std::min(3, rounds);
@@ -186,10 +188,11 @@ struct CodedKernel {
       }
       if (error != cudaSuccess) return error;
     }
-    coded_pack_kernel<Unit><<<ceil_div(shape.all_units(), kUnpackWarps), kUnpackWarps * 32, 0, to>>>(
-        static_cast<const unsigned short*>(dense), static_cast<int>(shape.n),
-        static_cast<int>(shape.k), shape.row_tiles(), shape.units(),
-        static_cast<unsigned char*>(packed) + shape.scale_bytes(), report);
+    coded_pack_kernel<Unit>
+        <<<ceil_div(shape.all_units(), kUnpackWarps), kUnpackWarps * 32, 0, to>>>(
+            static_cast<const unsigned short*>(dense), static_cast<int>(shape.n),
+            static_cast<int>(shape.k), shape.row_tiles(), shape.units(),
+            static_cast<unsigned char*>(packed) + shape.scale_bytes(), report);
     return cudaGetLastError();
   }
 
@@ -220,8 +223,8 @@ struct CodedKernel {
     const auto shape = held<CodedShape>(layout);
     if (coded_shape_refusal(shape.n, shape.k, tokens) != nullptr) return cudaErrorInvalidValue;
     Call call{tokens, {}};
-    const cudaError_t error = coded_cut<Unit>(shape, static_cast<int>(tokens),
-                                              ring_clusters_at_once<Unit>, &call.plan);
+    const cudaError_t error =
+        coded_cut<Unit>(shape, static_cast<int>(tokens), ring_clusters_at_once<Unit>, &call.plan);
     if (error == cudaSuccess) hold(plan, call);
     return error;
   }

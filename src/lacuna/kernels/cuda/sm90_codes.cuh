@@ -1,5 +1,5 @@
-// 8-bit codes of weights (format/quantization.h), and the bf16 numbers that they are, for the tensor
-// cores: every code of either kind is one exactly.
+// 8-bit codes of weights (format/quantization.h), and the bf16 numbers that they are, for the
+// tensor cores: every code of either kind is one exactly.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -10,8 +10,8 @@
 
 namespace lacuna::kernels::cuda {
 
-// Four codes in a word, and the same four as two pairs for a fragment: `odd` and `even`, each with a
-// low and a high half.
+// Four codes in a word, and the same four as two pairs for a fragment: `odd` and `even`, each with
+// a low and a high half.
 struct FourCodes {
   unsigned odd_low, odd_high, even_low, even_high;  // a byte each
 };
@@ -37,8 +37,7 @@ struct Fp8 {
   }
   static __device__ __forceinline__ void decode(unsigned word, unsigned* odd, unsigned* even) {
     *odd = times_2_120(word & 0x87f087f0);
-    *even = times_2_120((word << 4 & 0x80f080f0) |
-                        (__funnelshift_l(word, word, 12) & 0x07000700));
+    *even = times_2_120((word << 4 & 0x80f080f0) | (__funnelshift_l(word, word, 12) & 0x07000700));
   }
 
  private:
@@ -50,8 +49,8 @@ struct Fp8 {
 };
 
 // -128..127, in the order even, odd of both halves. 5 integer instructions and 2 differences for
-// four codes: 128 plus the low seven bits is a fraction of bf16, and what has to go again is 128, or
-// 256 for a negative code.
+// four codes: 128 plus the low seven bits is a fraction of bf16, and what has to go again is 128,
+// or 256 for a negative code.
 struct Int8 {
   static __device__ __forceinline__ unsigned encode(unsigned short bf16) {
     return static_cast<unsigned>(

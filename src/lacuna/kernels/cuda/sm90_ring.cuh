@@ -7,7 +7,8 @@
 //     static constexpr bool kScaled;      // each row has a factor (StreamParams::scales)
 //     // Most warps of a block beside one producer of x: they decide how many registers there are.
 //     static constexpr int max_warps(int token_tiles, int tiles_per_warp);
-//     // Adds the product of unit w of MT row tiles, `tile_stage_bytes` apart in shared memory, with
+//     // Adds the product of unit w of MT row tiles, `tile_stage_bytes` apart in shared memory,
+//     with
 //     // the x of this lane (an address for ldmatrix) to the sums.
 //     template <int NT, int MT>
 //     static __device__ void multiply(float (&sums)[MT][NT][4], unsigned w, int tile_stage_bytes,
@@ -186,7 +187,8 @@ cudaError_t ring_run(const void* packed, const float* scales, const void* x, voi
                      bool overlap_previous, cudaStream_t stream) {
   const auto at = [](const void* p) { return reinterpret_cast<std::uintptr_t>(p); };
   if (!ring_plan_ok<Unit>(plan) || t > plan.token_tiles * 8 || packed == nullptr || x == nullptr ||
-      y == nullptr || at(packed) % 16 != 0 || at(x) % 16 != 0 || at(y) % (n % 4 == 0 ? 8 : 2) != 0) {
+      y == nullptr || at(packed) % 16 != 0 || at(x) % 16 != 0 ||
+      at(y) % (n % 4 == 0 ? 8 : 2) != 0) {
     return cudaErrorInvalidValue;
   }
   StreamParams p = {};

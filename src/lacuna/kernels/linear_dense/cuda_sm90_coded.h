@@ -7,7 +7,8 @@
 namespace lacuna::kernels::linear_dense {
 
 // These kernels as the library shows them. W comes dense, its codes as bf16 numbers.
-// @limits cuda::coded_shape_refusal; x aligned to 16 bytes, y to 8 (N % 4 == 0) or 2; no e4m3 that is not
+// @limits cuda::coded_shape_refusal; x aligned to 16 bytes, y to 8 (N % 4 == 0) or 2; no e4m3 that
+// is not
 //         finite
 // @cost N K + 4 N bytes of weights and 2 T N of y once; 2 T K of x for each group of rows, from L2
 // @determinism the same bits at every run of one plan: each sum has a fixed order

@@ -1,7 +1,7 @@
 // The idea: 2:4 codes of 8 bits are 5 bits a weight, and turning them into bf16 costs three and a
 // half instructions a pair of kept values: a fifth of what may be issued while they are read. So x
-// stays bf16 (nothing is quantised on the way, and no kernel has to), and everything else is that of
-// cuda_sm90_mma_sp.
+// stays bf16 (nothing is quantised on the way, and no kernel has to), and everything else is that
+// of cuda_sm90_mma_sp.
 //
 // Packed units (16 rows x 128 columns, 1,280 bytes; before them the scales, cuda/sm90_coded.cuh):
 //
@@ -110,8 +110,8 @@ struct CodedTwoOfFour {
     const uint2 metadata = *reinterpret_cast<const uint2*>(unit + lane * 8);
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
-      const uint4 words = *reinterpret_cast<const uint4*>(
-          unit + kMetadataBytes + step / 2 * (2 * kStepBytes) + lane * 16);
+      const uint4 words = *reinterpret_cast<const uint4*>(unit + kMetadataBytes +
+                                                          step / 2 * (2 * kStepBytes) + lane * 16);
       const uint4 a = operand(words, step % 2);
       const unsigned values[4] = {a.x, a.y, a.z, a.w};
 #pragma unroll

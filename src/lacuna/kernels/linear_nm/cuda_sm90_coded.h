@@ -7,7 +7,8 @@
 namespace lacuna::kernels::linear_nm {
 
 // These kernels as the library shows them. W comes dense, its codes as bf16 numbers.
-// @limits cuda::coded_shape_refusal; x aligned to 16 bytes, y to 8 (N % 4 == 0) or 2; no e4m3 that is
+// @limits cuda::coded_shape_refusal; x aligned to 16 bytes, y to 8 (N % 4 == 0) or 2; no e4m3 that
+// is
 //         not finite. Inf and NaN of x as with cuda_sm90_mma_sp
 // @cost 0.625 N K + 4 N bytes of weights and 2 T N of y once; 2 T K of x for each group of rows
 // @determinism the same bits at every run of one plan: each sum has a fixed order

@@ -55,8 +55,7 @@ struct DenseGroups {
     }
     if (count > 2 && report != nullptr) {
       atomicAdd(&report->violations, 1ull);
-      atomicMin(&report->first_group,
-                static_cast<unsigned long long>(row) * (k / 4) + column / 4);
+      atomicMin(&report->first_group, static_cast<unsigned long long>(row) * (k / 4) + column / 4);
     }
     group.places = position[0] | position[1] << 2;
     return group;
@@ -83,8 +82,7 @@ struct DenseGroups {
 // The metadata word of the lane that knows the places of this lane's groups t (half 0) or t+4
 // (half 1) of a step, for rows g and g+8 `16 i + 4 t` bits up.
 __device__ __forceinline__ unsigned places_of(uint2 metadata, int step, int half, int lane) {
-  return __shfl_sync(~0u, step < 2 ? metadata.x : metadata.y,
-                     (lane & ~3) + 2 * (step % 2) + half);
+  return __shfl_sync(~0u, step < 2 ? metadata.x : metadata.y, (lane & ~3) + 2 * (step % 2) + half);
 }
 
 }  // namespace lacuna::kernels::linear_nm

@@ -77,7 +77,6 @@ struct TwoOfFour {
     return fragments > 16 ? 11 : fragments > 8 || token_tiles == 8 ? 15 : 16;
   }
 
-
   template <int NT, int MT>
   static __device__ __forceinline__ void multiply(float (&sums)[MT][NT][4], unsigned w,
                                                   int tile_stage_bytes, unsigned x,
@@ -131,8 +130,8 @@ __global__ void linear_nm_pack_kernel(const unsigned short* dense, int n, int k,
     unsigned a[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const Group group = groups.read(row0 + g + 8 * (i & 1),
-                                      column0 + 32 * s + 4 * (t + 4 * (i >> 1)), report);
+      const Group group =
+          groups.read(row0 + g + 8 * (i & 1), column0 + 32 * s + 4 * (t + 4 * (i >> 1)), report);
       a[i] = group.value[0] | static_cast<unsigned>(group.value[1]) << 16;
     }
     *reinterpret_cast<uint4*>(unit + kMetadataBytes + s * kStepBytes + lane * 16) =
@@ -254,7 +253,8 @@ cudaError_t mma_sp_plan(std::int64_t n, std::int64_t k, int t, MmaSpPlan* plan) 
   // 13 or more row tiles (below 9 tokens: or share with one other block).
   int at_once = 0, row_tiles = 0;
   for (p.cluster = t <= 32 ? 1 : 2;; p.cluster *= 2) {
-    const cudaError_t error = cuda::ring_clusters_at_once<TwoOfFour>(p.token_tiles, p.cluster, &at_once);
+    const cudaError_t error =
+        cuda::ring_clusters_at_once<TwoOfFour>(p.token_tiles, p.cluster, &at_once);
     if (error != cudaSuccess) return error;
     row_tiles = ceil_div(tiles, at_once);
     const bool idle = tiles * 4 < at_once * 3;
@@ -263,7 +263,8 @@ cudaError_t mma_sp_plan(std::int64_t n, std::int64_t k, int t, MmaSpPlan* plan) 
   }
   while (p.cluster > 1 && units < 2 * p.cluster) {
     p.cluster /= 2;
-    const cudaError_t error = cuda::ring_clusters_at_once<TwoOfFour>(p.token_tiles, p.cluster, &at_once);
+    const cudaError_t error =
+        cuda::ring_clusters_at_once<TwoOfFour>(p.token_tiles, p.cluster, &at_once);
     if (error != cudaSuccess) return error;
     row_tiles = ceil_div(tiles, at_once);
   }
@@ -284,8 +285,7 @@ cudaError_t mma_sp_plan(std::int64_t n, std::int64_t k, int t, MmaSpPlan* plan) 
       p.x_warps = std::min(wanted_x_warps, max_warps + 1 - warps);
       // Two or three copies in flight a warp and tile: more of them only make x wait.
       const bool long_stages = t <= 8 && part > 4 * p.k_warps;
-      for (p.stage_units = long_stages ? 2 : 1; p.stage_units >= 1;
-           --p.stage_units) {
+      for (p.stage_units = long_stages ? 2 : 1; p.stage_units >= 1; --p.stage_units) {
         const int rounds = ceil_div(part, p.stage_units * p.k_warps);
         for (p.stages = std::min(t <= 8 && !long_stages ? 3 : 2, rounds); p.stages >= 1;
              --p.stages) {
