@@ -19,7 +19,7 @@ struct FourCodes {
 // e4m3, finite. The pair `odd` stands in the word as bf16 wants it (sign, four bits of exponent,
 // three of fraction; the rest is 0), the bits of `even` between them, where two shifts take them to
 // their places. The bf16 numbers are then too small by 2^120 (the biases differ), subnormals
-// included: 6 integer instructions and 2 products for four codes.
+// included: 5 integer instructions and 2 products for four codes.
 //
 //   bit       31 |30..28|27|26....20|19..16|15 |14..12|11|10.....4|3...0
 //   odd       sh |      |  |  high  |      |sl |      |  |  low   |

@@ -1,6 +1,6 @@
 // The idea: dense codes of 8 bits, streamed as linear_nm's cuda_sm90_coded streams sparse ones, so
 // that both differ in their bytes alone. A lane turns four codes into two operands of the tensor
-// cores with seven to nine instructions.
+// cores with seven instructions.
 //
 // Packed units (16 rows x 128 columns, 2,048 bytes; before them the scales, cuda/sm90_coded.cuh):
 // four steps of 32 columns, 512 bytes each. Lane 4g+t reads 16 bytes of a step, for each 16 columns
