@@ -123,6 +123,21 @@ TEST(GpuCandidates, say_what_they_need) {
   EXPECT_THAT(refusal("linear_dense:bf16:64x32776x1", stream, hopper), HasSubstr("at most 32768"));
   EXPECT_EQ(refusal("linear_dense:f16:64x64x1", stream, hopper),
             "needs bf16 values and bf16 activations");
+  for (const auto& [name, values] : {std::pair{"cuda_sm90_fp8", "fp8"}, {"cuda_sm90_int8", "int8"}})
+    for (const std::string operation : {"linear_dense", "linear_nm"}) {
+      const std::string pattern = operation == "linear_nm" ? ":2:4" : "";
+      const auto answer = [&](const std::string& types, const char* shape) {
+        return refusal((operation + ":" + types + ":" + shape + pattern).c_str(), name, hopper);
+      };
+      EXPECT_THAT(answer(values, "1x128x64"), AnyOf("", HasSubstr("needs the GPU kernels")));
+      EXPECT_EQ(answer(values, "64x128x65"), "needs 1 to 64 tokens");
+      EXPECT_THAT(answer(values, "64x192x1"), HasSubstr("multiple of 128"));
+      for (const std::string& types :
+           {std::string("bf16"), std::string("int4g64"), values + std::string("/f32")})
+        EXPECT_EQ(answer(types, "64x128x1"),
+                  fmt::format("needs {} values and bf16 activations", values));
+    }
+  EXPECT_EQ(refusal("linear_nm:fp8:64x128x1:1:4", "cuda_sm90_fp8", hopper), "needs 2:4");
   for (const char* problem : {"linear_nm:f32:7x9x500:3:5", "linear_bitmap:int8:7x9x500:0.5"}) {
     EXPECT_EQ(refusal(problem, kExpandCublas, hopper), "");
     EXPECT_EQ(refusal(problem, kExpandCublas, Device{}), "needs weights on a GPU");

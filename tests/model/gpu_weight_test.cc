@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstdlib>
 
+#include "lacuna/format/quantize.h"
 #include "lacuna/kernels/error_bound.h"
 #include "lacuna/kernels/gpu_linear.h"
 #include "lacuna/model/decode_step.h"
@@ -496,6 +497,133 @@ TEST_F(GpuWeight24, GivesTheSameOnRawMemory) {
   }
   EXPECT_FALSE(
       compact_on_gpu(at::ones({64, 64}).to(at::kBFloat16), Pattern::block(32, 32)).recordable());
+}
+
+/// Codes of a random weight, 2:4 or dense. Some rows and some scales are zero.
+format::CompactMatrix random_codes(int64_t rows, int64_t columns, const Pattern& pattern,
+                                   const char* code) {
+  const bool sparse = pattern.kind == format::PatternKind::kKeepOf;
+  at::Tensor weight = at::randn({rows, columns}) * at::rand({rows, 1}).mul(4).floor();
+  if (sparse) weight *= mask24(rows, columns);
+  const auto quantization = must(format::Quantization::parse(code));
+  const Tensor dense = unwrap(weight.to(at::kBFloat16));
+  return sparse ? must(format::quantize(must(format::compress(dense, pattern)), quantization))
+                : must(format::quantize(dense, quantization));
+}
+
+/// What the codes stand for: in float32 every product of a scale and a code is exact.
+at::Tensor meant(format::CompactMatrix matrix, DType dtype = DType::kF32) {
+  matrix.values_dtype = dtype;
+  return wrap(format::expand(matrix)).to(kGpu.device);
+}
+
+TEST_F(GpuWeight24, CodesStayWithinTheirBoundForEveryNumberOfTokens) {
+  for (const char* code : {"int8", "fp8"})
+    for (const Pattern& pattern : {Pattern::keep_of(2, 4), Pattern()})
+      for (const auto& [outputs, inputs] :
+           {std::pair<int64_t, int64_t>{1, 128}, {17, 384}, {264, 640}, {1000, 5632}}) {
+        const auto matrix = random_codes(outputs, inputs, pattern, code);
+        const at::Tensor bias = at::randn({outputs}).to(kGpu.device, at::kBFloat16);
+        const Linear plain = must(Linear::compact(matrix, {}, kGpu));
+        const Linear biased = must(Linear::compact(matrix, bias, kGpu));
+        const int64_t padded = (outputs + 15) / 16 * 16;
+        const bool sparse = pattern.kind == format::PatternKind::kKeepOf;
+        EXPECT_EQ(plain.weight_bytes(),
+                  (padded * 4 + 127) / 128 * 128 + padded * inputs * (sparse ? 5 : 8) / 8);
+        EXPECT_TRUE(plain.is_compact());
+        EXPECT_TRUE(plain.recordable());
+        const at::Tensor rounded = meant(matrix, DType::kBF16);
+        EXPECT_TRUE(at::equal(plain.weight(), rounded)) << code << pattern.text();
+        const at::Tensor w = meant(matrix).to(at::kDouble);
+        for (const int64_t tokens : {1, 2, 7, 8, 9, 16, 17, 31, 32, 33, 63, 64, 65, 100})
+          for (const bool with_bias : {false, true}) {
+            const at::Tensor x = at::randn({tokens, inputs}).to(kGpu.device, at::kBFloat16);
+            const at::Tensor y = (with_bias ? biased : plain).forward(x);
+            std::optional<at::Tensor> add, wide, magnitude;
+            if (with_bias) add = bias, wide = bias.to(at::kDouble), magnitude = wide->abs();
+            if (tokens > kMostTokens) {
+              ASSERT_TRUE(at::equal(y, at::linear(x, rounded, add))) << outputs << "x" << inputs;
+              continue;
+            }
+            const at::Tensor exact = at::linear(x.to(at::kDouble), w, wide);
+            const at::Tensor sums = at::linear(x.to(at::kDouble).abs(), w.abs(), magnitude);
+            // Two roundings more: every part of a sum is scaled.
+            const at::Tensor excess =
+                (y.to(at::kDouble) - exact).abs() - bound(exact, sums, inputs + 2, with_bias);
+            ASSERT_LE(excess.max().item<double>(), 0)
+                << fmt::format("{} {} {}x{}x{}{}", code, pattern.text(), outputs, inputs, tokens,
+                               with_bias ? " with bias" : "");
+          }
+      }
+}
+
+TEST_F(GpuWeight24, CodesThatNoKernelTakesAreExpandedOnce) {
+  for (const auto& [pattern, code, inputs] : {std::tuple{Pattern::keep_of(2, 4), "int8", 192},
+                                              {Pattern(), "fp8", 100},
+                                              {Pattern::keep_of(2, 4), "int8g32", 256},
+                                              {Pattern(), "int4", 256},
+                                              {Pattern::keep_of(1, 4), "fp8", 256}}) {
+    auto made = pattern == Pattern::keep_of(1, 4)
+                    ? must(format::quantize(
+                          must(format::compress(
+                              unwrap((at::randn({64, inputs / 4, 4}) * at::tensor({0, 0, 1, 0}))
+                                         .view({64, inputs})
+                                         .to(at::kBFloat16)),
+                              pattern)),
+                          must(format::Quantization::parse(code))))
+                    : random_codes(64, inputs, pattern, code);
+    const Linear linear = must(Linear::compact(made, {}, kGpu));
+    EXPECT_FALSE(linear.is_compact()) << code << " " << pattern.text();
+    EXPECT_TRUE(at::equal(linear.weight(), meant(made, DType::kBF16)));
+  }
+}
+
+/// The demo model, its blocks 2:4 or dense, and all matrices in codes.
+io::Checkpoint coded_demo_model(const Pattern& pattern, const char* code) {
+  const auto source = pattern.kind == format::PatternKind::kDense
+                          ? must(io::Checkpoint::open(testing::demo_model_folder()))
+                          : sparse_demo_model(pattern);
+  const auto quantization = must(format::Quantization::parse(code));
+  const auto folder = testing::scratch_folder("gpu_coded_demo") / "model";
+  auto writer = must(io::CheckpointWriter::create(folder, {}));
+  for (const auto& [name, info] : source.weights()) {
+    if (info.shape.size() != 2) {
+      must(writer.add(name, must(source.dense(name))));
+      continue;
+    }
+    const io::Weight weight = must(source.weight(name, Executor::serial()));
+    if (const auto* matrix = std::get_if<format::CompactMatrix>(&weight))
+      must(writer.add(name, must(format::quantize(*matrix, quantization))));
+    else
+      must(writer.add(name, must(format::quantize(std::get<Tensor>(weight), quantization))));
+  }
+  nlohmann::json config = source.config();
+  config["lacuna"] = {{"method", "test"}};
+  must(writer.finish(config));
+  return must(io::Checkpoint::open(folder));
+}
+
+TEST_F(GpuWeight24, RunsAModelOfCodesAsTheCpuDoes) {
+  const c10::InferenceMode inference;
+  for (const char* code : {"int8", "fp8"})
+    for (const Pattern& pattern : {Pattern::keep_of(2, 4), Pattern()}) {
+      const auto checkpoint = coded_demo_model(pattern, code);
+      const Decoder exact =
+          must(Decoder::load(checkpoint, {at::kCPU, at::kFloat, /*int8_activations=*/false}));
+      const Decoder cpu =
+          must(Decoder::load(checkpoint, {at::kCPU, at::kBFloat16, /*int8_activations=*/false}));
+      const Decoder gpu = must(Decoder::load(checkpoint, kGpu));
+      ASSERT_EQ(DecodeStep::refusal(gpu), std::nullopt) << pattern.text();
+      for (const Block& block : gpu.blocks())
+        for (const std::string& name : block.linear_names())
+          EXPECT_TRUE(block.linear(name).is_compact()) << name;
+      const at::Tensor ids = at::randint(0, exact.spec().vocab, {1, 150}, at::kLong);
+      const at::Tensor expected = exact.forward(ids)[0];
+      const double off = testing::relative_difference(cpu.forward(ids)[0], expected);
+      const at::Tensor got = by_steps(gpu, ids);
+      EXPECT_LE(testing::relative_difference(got, expected), 2 * off) << code << pattern.text();
+      EXPECT_TRUE(at::equal(by_steps(gpu, ids), got)) << code << ": the same bits again";
+    }
 }
 
 }  // namespace

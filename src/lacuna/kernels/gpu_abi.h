@@ -72,6 +72,11 @@ struct GpuLinearKernel {
   /// but touches neither x nor y nor the workspace before that kernel is complete.
   int (*run)(const GpuLayout* layout, const GpuPlan* plan, const void* packed, const void* x,
              void* y, void* workspace, int overlap_previous, GpuStream stream);
+
+  /// A kernel of codes, else null: W of measure() and pack() is a matrix of codes, as bf16 numbers,
+  /// and this adds their scales, bf16 [N], to what pack() has written. unpack() gives codes times
+  /// scales, rounded to bf16.
+  int (*pack_scales)(const GpuLayout* layout, const void* scales, void* packed, GpuStream stream);
 };
 
 /// A compact matrix with a bitmap (format/compact.h), its parts in device memory.

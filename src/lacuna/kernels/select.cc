@@ -86,6 +86,14 @@ Values values_of(DType dtype) {
   return Values::kBF16;
 }
 
+std::optional<Values> values_of(const format::Quantization& quantization) {
+  if (quantization == format::Quantization{.code = format::Code::kInt8}) return Values::kInt8;
+  if (quantization == format::Quantization{.code = format::Code::kFP8}) return Values::kFP8;
+  if (quantization == format::Quantization{.code = format::Code::kInt4, .group = 64})
+    return Values::kInt4G64;
+  return std::nullopt;
+}
+
 Result<Problem> Problem::parse(std::string_view text) {
   const auto wrong = [&](std::string_view rule, std::string_view got) {
     return usage_error(

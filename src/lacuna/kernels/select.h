@@ -16,6 +16,7 @@
 #include "lacuna/core/gpu.h"
 #include "lacuna/core/status.h"
 #include "lacuna/format/pattern.h"
+#include "lacuna/format/quantization.h"
 #include "lacuna/format/row_product.h"
 
 namespace lacuna::kernels {
@@ -26,6 +27,8 @@ std::string_view text(Values values);
 /// The element type of unquantised values.
 std::optional<DType> dtype_of(Values values);
 Values values_of(DType dtype);
+/// What a problem calls these codes, or nothing (other groups of columns, zero points).
+std::optional<Values> values_of(const format::Quantization& quantization);
 
 /// One call of an operation on matrices: y[T,N] = x[T,K] · W[N,K]^T and its relatives.
 ///

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "lacuna/format/codes.h"
 #include "lacuna/format/rows.h"
 #include "lacuna/kernels/gpu_linear.h"
 #include "lacuna/model/scratch.h"
@@ -28,8 +29,14 @@ at::Tensor values_before_rows(const format::CompactMatrix& matrix) {
 DeviceCompact::DeviceCompact(const format::CompactMatrix& matrix, const Compute& compute)
     : Weight(matrix.rows, matrix.columns, compute), pattern_(matrix.pattern) {
   const at::Device device = compute.device;
-  const auto count = static_cast<int64_t>(matrix.values.size() / size_bytes(matrix.values_dtype));
-  values_ = to_device(matrix.values, matrix.values_dtype, count, device);
+  const DType stored = matrix.quantization.none() ? matrix.values_dtype
+                                                  : format::stored_dtype(matrix.quantization.code);
+  const auto count = static_cast<int64_t>(matrix.values.size() / size_bytes(stored));
+  values_ = to_device(matrix.values, stored, count, device);
+  if (pattern_.kind == PatternKind::kDense) {
+    values_ = values_.view({rows(), columns()});
+    return;
+  }
   if (pattern_.kind == PatternKind::kBlock) {
     const auto blocks = static_cast<int64_t>(matrix.block_columns.size() / sizeof(int32_t));
     const int64_t block_rows = (rows() + pattern_.block_rows - 1) / pattern_.block_rows;
@@ -56,6 +63,7 @@ DeviceCompact::DeviceCompact(const format::CompactMatrix& matrix, const Compute&
 
 at::Tensor DeviceCompact::expanded() const {
   const at::Tensor values = values_.to(compute().dtype);
+  if (pattern_.kind == PatternKind::kDense) return values;
   return pattern_.kind == PatternKind::kBlock ? expand_blocks(values) : expand_bitmap(values);
 }
 

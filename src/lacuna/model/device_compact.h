@@ -6,7 +6,8 @@
 
 namespace lacuna::model {
 
-/// The parts of an unquantised compact matrix on a GPU. A bitmap is expanded by liblacuna_cuda.so;
+/// The parts of a compact matrix on a GPU; of a quantised one, with codes of one byte, the codes as
+/// numbers. A bitmap is expanded by liblacuna_cuda.so;
 /// blocks, and everything where that library is missing, by torch's own operations, whose
 /// temporaries take about ten bytes a weight of the one matrix.
 class DeviceCompact final : public Weight {

@@ -15,13 +15,14 @@ struct Ends::State {
 
 namespace {
 
-/// Codes stay codes, for a step looks few rows up; everything else is held densely, and where it
-/// lies unless it is the output matrix too.
+/// Codes stay codes on a CPU, for a step looks few rows up; everything else is held densely, and
+/// where it lies unless it is the output matrix too.
 Result<Linear> read_embedding(const io::Checkpoint& checkpoint, const io::DecoderSpec& spec,
                               const Compute& compute) {
   const std::string name = spec.embedding + ".weight";
   const auto found = checkpoint.weights().find(name);
-  if (found != checkpoint.weights().end() && !found->second.quantization.none())
+  const bool coded = found != checkpoint.weights().end() && !found->second.quantization.none();
+  if (coded && compute.device.is_cpu())
     return read_linear(checkpoint, "", {spec.embedding, spec.vocab, spec.embedding_width}, compute);
   LACUNA_TRY(at::Tensor table,
              read_tensor(checkpoint, name, {spec.vocab, spec.embedding_width}, compute));

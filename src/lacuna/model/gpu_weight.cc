@@ -22,17 +22,19 @@ at::Tensor device_bytes(size_t count, at::Device device) {
 }  // namespace
 
 Result<WeightPtr> GpuWeight::make(const kernels::Problem& problem, const Compute& compute,
-                                  const std::function<at::Tensor()>& dense) {
+                                  const std::function<at::Tensor()>& dense,
+                                  const at::Tensor& scales) {
   const auto* operation = kernels::linear_operation(problem.pattern.kind);
   LACUNA_TRY(const GpuLinearKernel* kernel,
              kernels::choose_gpu_kernel(*operation, problem, kernels::Device::this_gpu()));
   if (kernel == nullptr) return WeightPtr();
   auto weight = std::make_shared<GpuWeight>(*kernel, problem, compute);
-  LACUNA_CHECK(weight->pack(dense(), problem.pattern));
+  LACUNA_CHECK(weight->pack(dense(), scales, problem.pattern));
   return WeightPtr(std::move(weight));
 }
 
-Status GpuWeight::pack(const at::Tensor& dense, const format::Pattern& pattern) {
+Status GpuWeight::pack(const at::Tensor& dense, const at::Tensor& scales,
+                       const format::Pattern& pattern) {
   void* const stream = gpu_stream(compute().device);
   const void* const w = dense.const_data_ptr();
   const at::Tensor scratch =
@@ -44,6 +46,10 @@ Status GpuWeight::pack(const at::Tensor& dense, const format::Pattern& pattern) 
   check(kernel_->pack(&layout_, w, scratch.const_data_ptr(), packed_.mutable_data_ptr(),
                       static_cast<kernels::GpuPackReport*>(report.mutable_data_ptr()), stream),
         *kernel_, "pack");
+  if (scales.defined())
+    check(
+        kernel_->pack_scales(&layout_, scales.const_data_ptr(), packed_.mutable_data_ptr(), stream),
+        *kernel_, "pack the scales");
   plans_.resize(static_cast<size_t>(kernel_->max_tokens(&layout_)));
   for (size_t i = 0; i < plans_.size(); ++i)
     check(kernel_->plan(&layout_, static_cast<int64_t>(i + 1), &plans_[i]), *kernel_, "plan");

@@ -9,17 +9,21 @@
 
 namespace lacuna::model {
 
-/// y = x W^T + b. Few tokens (64 for 2:4, 1 for a dense W) run on the kernel that W is packed for,
-/// and many tokens where it takes them (2:4); what it doesn't take expands W into the scratch,
-/// unless it is dense, for the dense product. Everything goes onto torch's current stream.
+/// y = x W^T + b. Few tokens (64 for 2:4 and for codes, 1 for a dense W) run on the kernel that W
+/// is packed for, and many tokens where it takes them (2:4); what it doesn't take expands W into
+/// the scratch, unless it is dense, for the dense product. Everything goes onto torch's current
+/// stream.
 class GpuWeight final : public Weight {
  public:
   /// W packed for the kernel that its problem gets with one token, or null where that is the dense
   /// product.
-  /// @param dense  makes W, dense on the GPU; called only if there is a kernel
+  /// @param dense  makes W, dense on the GPU; called only if there is a kernel. Of a problem of
+  /// codes it makes them, as numbers
+  /// @param scales  of codes: bf16 [rows], on the GPU
   /// @errors kUsage, kNotPossible: what LACUNA_FORCE asks for; kCheckFailed: W breaks its pattern
   static Result<WeightPtr> make(const kernels::Problem& problem, const Compute& compute,
-                                const std::function<at::Tensor()>& dense);
+                                const std::function<at::Tensor()>& dense,
+                                const at::Tensor& scales = {});
   at::Tensor multiply(const at::Tensor& x, const std::optional<at::Tensor>& bias) const override;
   /// The launch may precede the end of the kernel before it, which must write no packed weights.
   void run(const format::RowProduct& product, const Executor& executor) const override;
@@ -32,7 +36,7 @@ class GpuWeight final : public Weight {
       : Weight(problem.outputs, problem.inputs, compute), kernel_(&kernel) {}
 
  private:
-  Status pack(const at::Tensor& dense, const format::Pattern& pattern);
+  Status pack(const at::Tensor& dense, const at::Tensor& scales, const format::Pattern& pattern);
   int64_t max_tokens() const { return static_cast<int64_t>(plans_.size()); }
   size_t workspace_bytes(int64_t tokens) const {
     const kernels::GpuPlan cut = plan(tokens);

@@ -28,7 +28,8 @@ struct Compute {
   at::Device device = at::kCPU;
   at::ScalarType dtype = at::kFloat;
   /// Whether int8 and int4 weights multiply activations rounded to int8 per token (on the CPU; a
-  /// GPU expands such weights); else they are expanded and multiply the activations as they are.
+  /// GPU never rounds activations); else they are expanded and multiply the activations as they
+  /// are.
   bool int8_activations = true;
 };
 

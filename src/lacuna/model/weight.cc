@@ -98,9 +98,24 @@ double sparsity_of(const CompactMatrix& matrix) {
   return elements > 0 ? std::max(0.0, 1.0 - kept / elements) : 0.0;
 }
 
+/// Codes of one byte with one scale a row are packed for a kernel, where there is one; all others
+/// are expanded once.
+Result<WeightPtr> codes_on_gpu(const CompactMatrix& matrix, const Compute& compute) {
+  const auto values = kernels::values_of(matrix.quantization);
+  if (values == kernels::Values::kInt8 || values == kernels::Values::kFP8) {
+    auto problem = decode_problem_of(matrix.pattern, matrix.values_dtype, matrix.rows,
+                                     matrix.columns, 0.0, compute);
+    problem.values = *values;
+    const auto codes = [&] { return DeviceCompact(matrix, compute).expanded(); };
+    const at::Tensor scales = wrap({DType::kBF16, {matrix.rows}, matrix.scales}).to(compute.device);
+    LACUNA_TRY(auto packed, GpuWeight::make(problem, compute, codes, scales));
+    if (packed != nullptr) return packed;
+  }
+  return dense_weight(wrap(format::expand(matrix)).to(compute.device));
+}
+
 Result<WeightPtr> on_gpu(const CompactMatrix& matrix, const Compute& compute) {
-  if (!matrix.quantization.none())
-    return dense_weight(wrap(format::expand(matrix)).to(compute.device));
+  if (!matrix.quantization.none()) return codes_on_gpu(matrix, compute);
   auto stored = std::make_shared<const DeviceCompact>(matrix, compute);
   const auto problem = decode_problem_of(matrix.pattern, matrix.values_dtype, matrix.rows,
                                          matrix.columns, sparsity_of(matrix), compute);

@@ -42,6 +42,7 @@ inline constexpr int kFragmentFloats = kTileRows * 8;
 
 struct StreamParams {
   const unsigned char* weights;
+  const float* scales;  // of the rows, for weights that are scaled
   const __nv_bfloat16* x;
   __nv_bfloat16* y;
   int n, k, t;
@@ -269,6 +270,16 @@ __global__ void __launch_bounds__((Weights::max_warps(NT, MT) + 1) * 32, 1)
     launch_next();
     reader.start_rest();
     __syncwarp();
+    // A fragment has rows g and g + 8 of its tile in lanes 4g..4g+3.
+    [[maybe_unused]] float scale[MT][2];
+    if constexpr (Weights::kScaled) {
+#pragma unroll
+      for (int m = 0; m < MT; ++m) {
+        const float* of = p.scales + min(first_tile + m, p.row_tiles - 1) * kTileRows + (lane >> 2);
+        scale[m][0] = __ldg(of);
+        scale[m][1] = __ldg(of + 8);
+      }
+    }
 
     float sums[MT][NT][4];
 #pragma unroll
@@ -317,6 +328,10 @@ __global__ void __launch_bounds__((Weights::max_warps(NT, MT) + 1) * 32, 1)
 #pragma unroll
       for (int j = 0; j < NT; ++j) {
         const int f = (row_warp * MT + m) * NT + j;
+        if constexpr (Weights::kScaled) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) sums[m][j][i] *= scale[m][i >> 1];
+        }
         const unsigned q = out + (f >> p.cluster_log2) * (kFragmentFloats * 4);
         const int owner = f & (cluster - 1);
         if (owner == rank) {
@@ -460,14 +475,15 @@ inline cudaError_t stream_launch(StreamKernel kernel, StreamParams p, const Stre
   p.x_first = overlap_previous ? 0 : std::min(plan.x_first, plan.x_stages);
   p.producers = plan.x_warps;
   p.row_warps_inverse = 65536 / plan.row_warps + 1;
-  if (p.units < plan.cluster || shared.bytes > kMaxSharedBytes) return cudaErrorInvalidValue;
+  const int bytes = std::max(shared.bytes, plan.least_shared);
+  if (p.units < plan.cluster || bytes > kMaxSharedBytes) return cudaErrorInvalidValue;
   const cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared.bytes);
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return error;
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(ceil_div(p.row_tiles, plan.row_warps * plan.tiles_per_warp) * plan.cluster);
   config.blockDim = dim3((plan.row_warps * plan.k_warps + plan.x_warps) * 32);
-  config.dynamicSmemBytes = shared.bytes;
+  config.dynamicSmemBytes = bytes;
   config.stream = stream;
   cudaLaunchAttribute attributes[2];
   config.attrs = attributes;

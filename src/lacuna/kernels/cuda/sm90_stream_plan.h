@@ -14,6 +14,7 @@ struct StreamPlan {
   int cluster = 0;         // blocks that share rows and split K, summed through their shared memory
   int x_first = 1;         // stages of x asked for before anything is waited for
   int x_warps = 1;         // warps that fetch x
+  int least_shared = 0;    // bytes of shared memory to ask for at least
 };
 
 }  // namespace lacuna::kernels::cuda

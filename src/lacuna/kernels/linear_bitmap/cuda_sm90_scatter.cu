@@ -185,6 +185,7 @@ __device__ __noinline__ void scatter_rest(const unsigned* rest, unsigned tile, i
 template <bool kPairs, int kRounds>
 struct Scattered {
   static constexpr bool kAnyColumns = true;
+  static constexpr bool kScaled = false;
   static constexpr int kTileBytes = Form<kPairs>::kTileBytes;
 
   // Registers are given out four warps at a time: 12 warps leave 168 a thread, 16 128, 20 96,

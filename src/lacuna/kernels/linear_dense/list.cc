@@ -1,4 +1,5 @@
 // The candidates of linear_dense, special to general, the reference last.
+#include "lacuna/kernels/cuda/sm90_coded_limits.h"
 #include "lacuna/kernels/linear_dense/cpu.h"
 #include "lacuna/kernels/linear_dense/cuda_sm90_stream_limits.h"
 #include "lacuna/kernels/linear_dense/linear_dense.h"
@@ -44,6 +45,16 @@ Support stream(const Problem& problem, const Device& device) {
                        supports_gpu_kernel(device, 9, 0)});
 }
 
+template <Values kValues>
+Support coded(const Problem& problem, const Device& device) {
+  const char* shape = cuda::coded_shape_refusal(problem.outputs, problem.inputs, problem.tokens);
+  return Support::all({needs(problem.pattern.kind == format::PatternKind::kDense, "a dense weight"),
+                       needs(problem.values == kValues && problem.activations == DType::kBF16,
+                             fmt::format("{} values and bf16 activations", text(kValues))),
+                       shape != nullptr ? Support::no("{}", shape) : Support::yes(),
+                       supports_gpu_kernel(device, 9, 0)});
+}
+
 }  // namespace
 
 LinearCandidates& candidates() {
@@ -61,6 +72,8 @@ LinearCandidates& candidates() {
 
 GpuCandidates& gpu_candidates() {
   static GpuCandidates list{{"cuda_sm90_stream", stream},
+                            {"cuda_sm90_fp8", coded<Values::kFP8>},
+                            {"cuda_sm90_int8", coded<Values::kInt8>},
                             {kCublas, supports_dense_product<format::PatternKind::kDense>}};
   return list;
 }

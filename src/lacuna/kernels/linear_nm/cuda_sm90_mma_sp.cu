@@ -17,7 +17,8 @@
 //               high 16 bits row g+8, 4 bits a group: the places of the two kept values, rising.
 //               Steps 2w and 2w+1 differ in the selector of mma.sp.
 //
-// How a block is made of consumers of weights and producers of x: kernels/cuda/sm90_stream.cuh.
+// How a block is made of consumers of weights and producers of x: kernels/cuda/sm90_stream.cuh; a
+// warp's ring: sm90_ring.cuh.
 //
 // Bytes: 1.125 N K of weights once (evict first), 2 T K / cluster of x for every block, from L2;
 // 4 T N of sums for each k warp and block of a cluster, within and between shared memories.
@@ -41,46 +42,33 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
-#include <atomic>
 #include <variant>
 
 #include "lacuna/kernels/cuda/sm90_device.h"
-#include "lacuna/kernels/cuda/sm90_stream.cuh"
+#include "lacuna/kernels/cuda/sm90_ring.cuh"
+#include "lacuna/kernels/cuda/sm90_unit_rows.cuh"
+#include "lacuna/kernels/linear_nm/cuda_sm90_groups.cuh"
 #include "lacuna/kernels/linear_nm/cuda_sm90_wgmma_sp.h"
 
 namespace lacuna::kernels::linear_nm {
 namespace {
 
 using cuda::ceil_div;
-using cuda::kMaxCluster;
-using cuda::kMaxSharedBytes;
 using cuda::kStepBytes;
 using cuda::kSteps;
 using cuda::kTileRows;
-using cuda::StreamParams;
+using cuda::kUnpackStride;
+using cuda::kUnpackWarps;
 
 constexpr int kUnitColumns = kMmaSpUnitColumns;
 static_assert(kUnitColumns == cuda::kUnitColumns);
 constexpr int kMetadataBytes = 256;
 constexpr int kUnitBytes = kMetadataBytes + kSteps * kStepBytes;  // 2,304
-// Stages of weights in flight while the kernel ahead still runs, whose own loads wait behind them
-// (all of them at once cost 2 to 3 % of a decode step).
-constexpr int kAhead = 1;
 
-template <int kSelector>
-__device__ __forceinline__ void multiply(float (&c)[4], const uint4& a, const uint4& b,
-                                         unsigned metadata) {
-  asm volatile(
-      "mma.sp::ordered_metadata.sync.aligned.m16n8k32.row.col.f32.bf16.bf16.f32 "
-      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9, %10, %11}, {%0, %1, %2, %3}, %12, %13;"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y), "r"(b.z), "r"(b.w),
-        "r"(metadata), "n"(kSelector));
-}
-
-// The weights of sm90_stream.cuh: a ring for each warp, filled by bulk copies.
+// A unit of sm90_ring.cuh.
 struct TwoOfFour {
-  static constexpr bool kAnyColumns = false;
+  static constexpr int kBytes = kUnitBytes;
+  static constexpr bool kScaled = false;
 
   // Sums of NT x MT x 4 registers decide how many warps fit beside one producer of x. Registers are
   // given out four warps at a time: 17 warps leave 96 a thread, 16 leave 128, 12 leave 168.
@@ -89,109 +77,38 @@ struct TwoOfFour {
     return fragments > 16 ? 11 : fragments > 8 || token_tiles == 8 ? 15 : 16;
   }
 
-  template <int MT>
-  struct Reader {
-    const StreamParams& p;
-    const cuda::StreamSlice s;
-    const unsigned full, ring;  // barriers and stages of this warp
-    const int stage_bytes;
-    int slot = 0;
-    unsigned phase = 0;
-
-    __device__ __forceinline__ Reader(const StreamParams& params, const cuda::StreamSlice& slice,
-                                      unsigned shared_base)
-        : p(params),
-          s(slice),
-          full(shared_base + 8 * slice.warp * params.stages),
-          ring(shared_base + params.ring_offset +
-               slice.warp * params.stages * MT * params.tile_stage_bytes),
-          stage_bytes(params.tile_stage_bytes) {}
-
-    // Fetches the round that starts at `unit` into ring slot `to`; for one lane.
-    __device__ __forceinline__ void fill(int unit, int to) {
-      const unsigned bytes = min(p.stage_units, s.own - unit) * kUnitBytes;
-      cuda::barrier_expect(full + 8 * to, MT * bytes);
-      const std::uint64_t policy = cuda::evict_first();
+  template <int NT, int MT>
+  static __device__ __forceinline__ void multiply(float (&sums)[MT][NT][4], unsigned w,
+                                                  int tile_stage_bytes, unsigned x,
+                                                  unsigned x_stride, int lane) {
+    uint2 metadata[MT];
+#pragma unroll
+    for (int m = 0; m < MT; ++m) {
+      metadata[m] = cuda::load_shared2(w + m * tile_stage_bytes + lane * 8);
+    }
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      uint4 a[MT];
 #pragma unroll
       for (int m = 0; m < MT; ++m) {
-        // A tile past the end repeats the last one: its sums are never stored.
-        const std::size_t tile = min(s.first_tile + m, p.row_tiles - 1);
-        cuda::bulk_copy_once(ring + (to * MT + m) * stage_bytes,
-                             p.weights + (tile * p.units + s.first + unit) * kUnitBytes, bytes,
-                             full + 8 * to, policy);
+        a[m] = cuda::load_shared4(w + m * tile_stage_bytes + kMetadataBytes + step * kStepBytes +
+                                  lane * 16);
       }
-    }
-
-    __device__ __forceinline__ void start() {
-      if (s.lane != 0) return;
-#pragma unroll 1
-      for (int i = 0; i < p.stages; ++i) cuda::barrier_init(full + 8 * i, 1);
-      cuda::barrier_init_fence();
-#pragma unroll 1
-      for (int i = 0, unit = 0; i < p.at_once && unit < s.own; ++i, unit += s.span) fill(unit, i);
-    }
-
-    // What start() has left, once the next kernel may be launched.
-    __device__ __forceinline__ void start_rest() {
-      if (s.lane != 0) return;
-#pragma unroll 1
-      for (int i = p.at_once, unit = i * s.span; i < p.stages && unit < s.own;
-           ++i, unit += s.span) {
-        cuda::barrier_wait(full + 8 * (i - p.at_once), 0);
-        fill(unit, i);
-      }
-    }
-
-    template <int NT, class Wait>
-    __device__ __forceinline__ void multiply(float (&sums)[MT][NT][4], int unit, unsigned x,
-                                             unsigned x_stride, const Wait& wait_for_x) {
-      wait_for_x();
-      cuda::barrier_wait(full + 8 * slot, phase);
-      const int units = min(p.stage_units, s.own - unit);
-#pragma unroll 1
-      for (int u = 0; u < units; ++u) {
-        const unsigned w = ring + slot * MT * stage_bytes + u * kUnitBytes;
-        const unsigned b = x + u * (2 * kUnitColumns);
-        uint2 metadata[MT];
+#pragma unroll
+      for (int j = 0; j < NT; ++j) {
+        const uint4 fragment = cuda::load_matrices(x + j * 8 * x_stride + step * 64);
 #pragma unroll
         for (int m = 0; m < MT; ++m) {
-          metadata[m] = cuda::load_shared2(w + m * stage_bytes + s.lane * 8);
-        }
-#pragma unroll
-        for (int step = 0; step < kSteps; ++step) {
-          uint4 a[MT];
-#pragma unroll
-          for (int m = 0; m < MT; ++m) {
-            a[m] = cuda::load_shared4(w + m * stage_bytes + kMetadataBytes + step * kStepBytes +
-                                      s.lane * 16);
-          }
-#pragma unroll
-          for (int j = 0; j < NT; ++j) {
-            const uint4 fragment = cuda::load_matrices(b + j * 8 * x_stride + step * 64);
-#pragma unroll
-            for (int m = 0; m < MT; ++m) {
-              const unsigned e = step < 2 ? metadata[m].x : metadata[m].y;
-              if (step % 2 == 0) {
-                linear_nm::multiply<0>(sums[m][j], a[m], fragment, e);
-              } else {
-                linear_nm::multiply<1>(sums[m][j], a[m], fragment, e);
-              }
-            }
+          const unsigned e = step < 2 ? metadata[m].x : metadata[m].y;
+          if (step % 2 == 0) {
+            cuda::multiply<0>(sums[m][j], a[m], fragment, e);
+          } else {
+            cuda::multiply<1>(sums[m][j], a[m], fragment, e);
           }
         }
       }
     }
-
-    // The round that starts at `unit` has been read.
-    __device__ __forceinline__ void next(int unit) {
-      const int later = unit + p.stages * s.span;
-      if (s.lane == 0 && later < s.own) fill(later, slot);
-      if (++slot == p.stages) {
-        slot = 0;
-        phase ^= 1;
-      }
-    }
-  };
+  }
 };
 
 // One warp packs one unit. A lane writes its own fragments (see the picture) and its metadata.
@@ -206,85 +123,29 @@ __global__ void linear_nm_pack_kernel(const unsigned short* dense, int n, int k,
   unsigned char* unit = packed + unit_index * kUnitBytes;
   const int g = lane >> 2, t = lane & 3;
 
-  // The two kept values of a group (low half first) and their 4 bits of positions.
-  auto group = [&](int row, int column, unsigned* values) -> unsigned {
-    row += tile * kTileRows;
-    uint2 word = make_uint2(0, 0);
-    if (row < n) {
-      word = *reinterpret_cast<const uint2*>(dense + static_cast<std::size_t>(row) * k + column0 +
-                                             column);
-    }
-    const unsigned v[4] = {word.x & 0xffff, word.x >> 16, word.y & 0xffff, word.y >> 16};
-    int position[2] = {-1, -1}, count = 0;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if ((v[i] & 0x7fff) == 0) continue;  // +0.0 and -0.0
-      if (count < 2) position[count] = i;
-      ++count;
-    }
-    if (count == 0) {
-      position[0] = 0;
-      position[1] = 1;
-    } else if (count == 1) {  // The partner is a zero: any place that keeps the order.
-      if (position[0] == 3) {
-        position[0] = 0;
-        position[1] = 3;
-      } else {
-        position[1] = 3;
-      }
-    }
-    if (values != nullptr) {
-      unsigned kept[2];
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        kept[i] = position[i] == 0   ? v[0]
-                  : position[i] == 1 ? v[1]
-                  : position[i] == 2 ? v[2]
-                                     : v[3];
-        if ((kept[i] & 0x7fff) == 0) kept[i] = 0;
-      }
-      *values = kept[0] | kept[1] << 16;
-      if (count > 2 && report != nullptr) {
-        atomicAdd(&report->violations, 1ull);
-        atomicMin(&report->first_group,
-                  static_cast<unsigned long long>(row) * (k / 4) + (column0 + column) / 4);
-      }
-    }
-    return position[0] | position[1] << 2;
-  };
-
+  const DenseGroups groups{dense, n, k};
+  const int row0 = tile * kTileRows;
 #pragma unroll
   for (int s = 0; s < kSteps; ++s) {
     unsigned a[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) group(g + 8 * (i & 1), 32 * s + 4 * (t + 4 * (i >> 1)), &a[i]);
+    for (int i = 0; i < 4; ++i) {
+      const Group group =
+          groups.read(row0 + g + 8 * (i & 1), column0 + 32 * s + 4 * (t + 4 * (i >> 1)), report);
+      a[i] = group.value[0] | static_cast<unsigned>(group.value[1]) << 16;
+    }
     *reinterpret_cast<uint4*>(unit + kMetadataBytes + s * kStepBytes + lane * 16) =
         make_uint4(a[0], a[1], a[2], a[3]);
   }
-  unsigned metadata[2];
-#pragma unroll
-  for (int word = 0; word < 2; ++word) {
-    metadata[word] = 0;
-    const int column = 32 * (2 * word + t / 2) + 16 * (t % 2);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      metadata[word] |= group(g + 8 * (i / 4), column + 4 * (i % 4), nullptr) << (4 * i);
-    }
-  }
-  *reinterpret_cast<uint2*>(unit + lane * 8) = make_uint2(metadata[0], metadata[1]);
+  *reinterpret_cast<uint2*>(unit + lane * 8) = groups.metadata(row0, column0, lane);
 }
 
-constexpr int kUnpackWarps = 8;
-constexpr int kUnpackStride =
-    2 * kUnitColumns + 32;  // of a row in shared memory: no bank conflicts
-
 // The way back: one warp unpacks one unit, each lane the groups whose values it reads. The places
-// of a group lie in the metadata of the lane that mma.sp takes them from. Rows go through shared
-// memory, so that the warp stores 256 bytes of each.
+// of a group lie in the metadata of the lane that mma.sp takes them from.
 __global__ void __launch_bounds__(kUnpackWarps * 32)
     linear_nm_unpack_kernel(const unsigned char* packed, int n, int k, int row_tiles, int units,
                             unsigned short* dense, bool vectors) {
-  __shared__ __align__(16) unsigned char tiles[kUnpackWarps][kTileRows * kUnpackStride];
+  __shared__ __align__(16) cuda::UnitRows tiles[kUnpackWarps];
   const int lane = threadIdx.x & 31;
   const std::int64_t unit_index =
       static_cast<std::int64_t>(blockIdx.x) * kUnpackWarps + (threadIdx.x >> 5);
@@ -305,8 +166,7 @@ __global__ void __launch_bounds__(kUnpackWarps * 32)
     const unsigned values[4] = {word[s].x, word[s].y, word[s].z, word[s].w};
 #pragma unroll
     for (int half = 0; half < 2; ++half) {  // columns 0..15 and 16..31 of the step
-      const unsigned places =
-          __shfl_sync(~0u, s < 2 ? metadata.x : metadata.y, 4 * g + 2 * (s % 2) + half);
+      const unsigned places = places_of(metadata, s, half, lane);
 #pragma unroll
       for (int i = 0; i < 2; ++i) {  // rows g and g + 8
         const unsigned place = places >> (16 * i + 4 * t);
@@ -319,70 +179,10 @@ __global__ void __launch_bounds__(kUnpackWarps * 32)
       }
     }
   }
-  __syncwarp();
   const int row0 = tile * kTileRows;
-  unsigned short* const to = dense + static_cast<std::size_t>(row0) * k + column0;
-  if (vectors) {
-    const int half = lane >> 4, part = lane & 15;
-#pragma unroll
-    for (int r = half; r < kTileRows; r += 2) {
-      const uint4 v = *reinterpret_cast<const uint4*>(own + r * kUnpackStride + part * 16);
-      if (row0 + r < n) {
-        *reinterpret_cast<uint4*>(to + static_cast<std::size_t>(r) * k + part * 8) = v;
-      }
-    }
-  } else {  // dense is aligned to 8 bytes alone
-#pragma unroll
-    for (int r = 0; r < kTileRows; ++r) {
-      const uint2 v = *reinterpret_cast<const uint2*>(own + r * kUnpackStride + lane * 8);
-      if (row0 + r < n) {
-        *reinterpret_cast<uint2*>(to + static_cast<std::size_t>(r) * k + lane * 4) = v;
-      }
-    }
-  }
-}
-
-cuda::StreamKernel find_kernel(int token_tiles, int tiles_per_warp) {
-  switch (token_tiles * 16 + tiles_per_warp) {
-    case 1 * 16 + 1:
-      return cuda::stream_kernel<TwoOfFour, 1, 1>;
-    case 1 * 16 + 2:
-      return cuda::stream_kernel<TwoOfFour, 1, 2>;
-    case 2 * 16 + 1:
-      return cuda::stream_kernel<TwoOfFour, 2, 1>;
-    case 2 * 16 + 2:
-      return cuda::stream_kernel<TwoOfFour, 2, 2>;
-    case 4 * 16 + 1:
-      return cuda::stream_kernel<TwoOfFour, 4, 1>;
-    case 4 * 16 + 2:
-      return cuda::stream_kernel<TwoOfFour, 4, 2>;
-    case 4 * 16 + 3:
-      return cuda::stream_kernel<TwoOfFour, 4, 3>;
-    case 8 * 16 + 1:
-      return cuda::stream_kernel<TwoOfFour, 8, 1>;
-    case 8 * 16 + 2:
-      return cuda::stream_kernel<TwoOfFour, 8, 2>;
-    case 8 * 16 + 3:
-      return cuda::stream_kernel<TwoOfFour, 8, 3>;
-    default:
-      return nullptr;
-  }
-}
-
-cuda::StreamShared shared_of(const MmaSpPlan& plan) {
-  return cuda::stream_shared(plan, plan.stage_units * kUnitBytes, 0);
-}
-
-bool plan_ok(const MmaSpPlan& p) {
-  return find_kernel(p.token_tiles, p.tiles_per_warp) != nullptr &&
-         cuda::stream_plan_ok(p, TwoOfFour::max_warps(p.token_tiles, p.tiles_per_warp)) &&
-         p.stages >= 1 && p.stages <= 16;
-}
-
-// Clusters of blocks that this device can hold at one time, asked for once.
-cudaError_t clusters_at_once(int token_tiles, int cluster, int* count) {
-  static std::atomic<int> known[9][16][9];  // [token tiles]
-  return cuda::clusters_at_once(find_kernel(token_tiles, 2), cluster, known[token_tiles], count);
+  cuda::store_unit_rows(tiles[threadIdx.x >> 5],
+                        dense + static_cast<std::size_t>(row0) * k + column0, k, n - row0, vectors,
+                        lane);
 }
 
 }  // namespace
@@ -400,7 +200,7 @@ const char* mma_sp_refusal(std::int64_t n, std::int64_t k, int t, int device) {
 }
 
 std::size_t mma_sp_shared_bytes(const MmaSpPlan& plan) {
-  return plan_ok(plan) ? shared_of(plan).bytes : 0;
+  return cuda::ring_shared_bytes<TwoOfFour>(plan);
 }
 
 cudaError_t mma_sp_pack(const void* dense, std::int64_t n, std::int64_t k, void* packed,
@@ -445,6 +245,7 @@ cudaError_t mma_sp_plan(std::int64_t n, std::int64_t k, int t, MmaSpPlan* plan) 
   if (mma_sp_shape_refusal(n, k, t) != nullptr || plan == nullptr) return cudaErrorInvalidValue;
   const int tiles = ceil_div(n, kTileRows), units = static_cast<int>(k / kUnitColumns);
   MmaSpPlan p;
+  p.least_shared = cuda::kAloneBytes;
   p.token_tiles = t <= 8 ? 1 : t <= 16 ? 2 : t <= 32 ? 4 : 8;
 
   // How many blocks share K. Each reads its part of x, so blocks of many rows and a short K read
@@ -452,16 +253,18 @@ cudaError_t mma_sp_plan(std::int64_t n, std::int64_t k, int t, MmaSpPlan* plan) 
   // 13 or more row tiles (below 9 tokens: or share with one other block).
   int at_once = 0, row_tiles = 0;
   for (p.cluster = t <= 32 ? 1 : 2;; p.cluster *= 2) {
-    const cudaError_t error = clusters_at_once(p.token_tiles, p.cluster, &at_once);
+    const cudaError_t error =
+        cuda::ring_clusters_at_once<TwoOfFour>(p.token_tiles, p.cluster, &at_once);
     if (error != cudaSuccess) return error;
     row_tiles = ceil_div(tiles, at_once);
     const bool idle = tiles * 4 < at_once * 3;
     const bool enough = t <= 2 || row_tiles >= 13 || (t <= 8 && p.cluster >= 2);
-    if ((enough && !idle) || p.cluster == kMaxCluster || units < 4 * p.cluster) break;
+    if ((enough && !idle) || p.cluster == cuda::kMaxCluster || units < 4 * p.cluster) break;
   }
   while (p.cluster > 1 && units < 2 * p.cluster) {
     p.cluster /= 2;
-    const cudaError_t error = clusters_at_once(p.token_tiles, p.cluster, &at_once);
+    const cudaError_t error =
+        cuda::ring_clusters_at_once<TwoOfFour>(p.token_tiles, p.cluster, &at_once);
     if (error != cudaSuccess) return error;
     row_tiles = ceil_div(tiles, at_once);
   }
@@ -488,7 +291,7 @@ cudaError_t mma_sp_plan(std::int64_t n, std::int64_t k, int t, MmaSpPlan* plan) 
              --p.stages) {
           for (p.x_stages = std::min(3, rounds); p.x_stages >= std::min(2, rounds); --p.x_stages) {
             const std::size_t bytes = mma_sp_shared_bytes(p);
-            if (bytes > 0 && bytes <= kMaxSharedBytes) {
+            if (bytes > 0 && bytes <= cuda::kMaxSharedBytes) {
               *plan = p;
               return cudaSuccess;
             }
@@ -502,23 +305,8 @@ cudaError_t mma_sp_plan(std::int64_t n, std::int64_t k, int t, MmaSpPlan* plan) 
 
 cudaError_t mma_sp_run(const void* packed, const void* x, void* y, std::int64_t n, std::int64_t k,
                        int t, const MmaSpPlan& plan, bool overlap_previous, cudaStream_t stream) {
-  if (mma_sp_shape_refusal(n, k, t) != nullptr || !plan_ok(plan) || t > plan.token_tiles * 8 ||
-      packed == nullptr || x == nullptr || y == nullptr ||
-      reinterpret_cast<std::uintptr_t>(packed) % 16 != 0 ||
-      reinterpret_cast<std::uintptr_t>(x) % 16 != 0 ||
-      reinterpret_cast<std::uintptr_t>(y) % (n % 4 == 0 ? 8 : 2) != 0) {
-    return cudaErrorInvalidValue;
-  }
-  StreamParams p = {};
-  p.weights = static_cast<const unsigned char*>(packed);
-  p.x = static_cast<const __nv_bfloat16*>(x);
-  p.y = static_cast<__nv_bfloat16*>(y);
-  p.n = static_cast<int>(n);
-  p.k = static_cast<int>(k);
-  p.t = t;
-  p.at_once = overlap_previous ? std::min(kAhead, plan.stages) : plan.stages;
-  return cuda::stream_launch(find_kernel(plan.token_tiles, plan.tiles_per_warp), p, plan,
-                             shared_of(plan), overlap_previous, stream);
+  if (mma_sp_shape_refusal(n, k, t) != nullptr) return cudaErrorInvalidValue;
+  return cuda::ring_run<TwoOfFour>(packed, nullptr, x, y, n, k, t, plan, overlap_previous, stream);
 }
 
 namespace {

@@ -1,4 +1,5 @@
 // The candidates of linear_nm, special to general, the reference last.
+#include "lacuna/kernels/cuda/sm90_coded_limits.h"
 #include "lacuna/kernels/linear_nm/cpu.h"
 #include "lacuna/kernels/linear_nm/cuda_sm90_mma_sp_limits.h"
 #include "lacuna/kernels/linear_nm/linear_nm.h"
@@ -56,6 +57,16 @@ Support mma_sp(const Problem& problem, const Device& device) {
                        supports_gpu_kernel(device, 9, 0)});
 }
 
+template <Values kValues>
+Support coded(const Problem& problem, const Device& device) {
+  const char* shape = cuda::coded_shape_refusal(problem.outputs, problem.inputs, problem.tokens);
+  return Support::all({needs(problem.pattern == format::Pattern::keep_of(2, 4), "2:4"),
+                       needs(problem.values == kValues && problem.activations == DType::kBF16,
+                             fmt::format("{} values and bf16 activations", text(kValues))),
+                       shape != nullptr ? Support::no("{}", shape) : Support::yes(),
+                       supports_gpu_kernel(device, 9, 0)});
+}
+
 }  // namespace
 
 LinearCandidates& candidates() {
@@ -76,6 +87,8 @@ LinearCandidates& candidates() {
 
 GpuCandidates& gpu_candidates() {
   static GpuCandidates list{{"cuda_sm90_mma_sp", mma_sp},
+                            {"cuda_sm90_fp8", coded<Values::kFP8>},
+                            {"cuda_sm90_int8", coded<Values::kInt8>},
                             {kExpandCublas, supports_dense_product<format::PatternKind::kKeepOf>}};
   return list;
 }

@@ -1,0 +1,86 @@
+// 8-bit codes of weights (format/quantization.h), and the bf16 numbers that they are, for the
+// tensor cores: every code of either kind is one exactly.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp8.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+namespace lacuna::kernels::cuda {
+
+// Four codes in a word, and the same four as two pairs for a fragment: `odd` and `even`, each with
+// a low and a high half.
+struct FourCodes {
+  unsigned odd_low, odd_high, even_low, even_high;  // a byte each
+};
+
+// e4m3, finite. The pair `odd` stands in the word as bf16 wants it (sign, four bits of exponent,
+// three of fraction; the rest is 0), the bits of `even` between them, where two shifts take them to
+// their places. The bf16 numbers are then too small by 2^120 (the biases differ), subnormals
+// included: 5 integer instructions and 2 products for four codes.
+//
+//   bit       31 |30..28|27|26....20|19..16|15 |14..12|11|10.....4|3...0
+//   odd       sh |      |  |  high  |      |sl |      |  |  low   |
+//   even         | l6..4|sh|        | h3..0|   | h6..4|sl|        | l3..0
+struct Fp8 {
+  static __device__ __forceinline__ unsigned encode(unsigned short bf16) {
+    return __nv_cvt_float_to_fp8(__uint_as_float(static_cast<unsigned>(bf16) << 16), __NV_SATFINITE,
+                                 __NV_E4M3);
+  }
+  static __device__ __forceinline__ unsigned word(const FourCodes& c) {
+    const auto odd = [](unsigned code) { return (code & 0x80) << 8 | (code & 0x7f) << 4; };
+    return odd(c.odd_low) | odd(c.odd_high) << 16 |  //
+           (c.even_low & 0x80) << 4 | (c.even_low & 0x0f) | (c.even_low & 0x70) << 24 |
+           (c.even_high & 0x80) << 20 | (c.even_high & 0x0f) << 16 | (c.even_high & 0x70) << 8;
+  }
+  static __device__ __forceinline__ void decode(unsigned word, unsigned* odd, unsigned* even) {
+    *odd = times_2_120(word & 0x87f087f0);
+    *even = times_2_120((word << 4 & 0x80f080f0) | (__funnelshift_l(word, word, 12) & 0x07000700));
+  }
+
+ private:
+  static __device__ __forceinline__ unsigned times_2_120(unsigned pair) {
+    unsigned v;
+    asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(v) : "r"(pair), "r"(0x7b807b80));
+    return v;
+  }
+};
+
+// -128..127, in the order even, odd of both halves. 5 integer instructions and 2 differences for
+// four codes: 128 plus the low seven bits is a fraction of bf16, and what has to go again is 128,
+// or 256 for a negative code.
+struct Int8 {
+  static __device__ __forceinline__ unsigned encode(unsigned short bf16) {
+    return static_cast<unsigned>(
+               static_cast<int>(__uint_as_float(static_cast<unsigned>(bf16) << 16))) &
+           0xff;
+  }
+  static __device__ __forceinline__ unsigned word(const FourCodes& c) {
+    return c.even_low | c.odd_low << 8 | c.even_high << 16 | c.odd_high << 24;
+  }
+  static __device__ __forceinline__ void decode(unsigned word, unsigned* odd, unsigned* even) {
+    *odd = pair_of(word >> 8);
+    *even = pair_of(word);
+  }
+
+ private:
+  static __device__ __forceinline__ unsigned pair_of(unsigned bytes) {
+    unsigned v;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;"
+        : "=r"(v)
+        : "r"((bytes & 0x00800080) | 0x43004300), "r"(0xbf80bf80),
+          "r"((bytes & 0x007f007f) | 0x43004300));
+    return v;
+  }
+};
+
+// A pair of bf16, each times a float32 factor, rounded once.
+__device__ __forceinline__ unsigned scaled_pair(unsigned pair, float scale) {
+  const __nv_bfloat162 v = __floats2bfloat162_rn(__uint_as_float(pair << 16) * scale,
+                                                 __uint_as_float(pair & 0xffff0000u) * scale);
+  return *reinterpret_cast<const unsigned*>(&v);
+}
+
+}  // namespace lacuna::kernels::cuda

@@ -1,0 +1,142 @@
+// The idea: 2:4 codes of 8 bits are 5 bits a weight, and turning them into bf16 costs three and a
+// half instructions a pair of kept values: a fifth of what may be issued while they are read. So x
+// stays bf16 (nothing is quantised on the way, and no kernel has to), and everything else is that
+// of cuda_sm90_mma_sp.
+//
+// Packed units (16 rows x 128 columns, 1,280 bytes; before them the scales, cuda/sm90_coded.cuh):
+//
+//   0     256              768              1280
+//   +------+----------------+----------------+     step: 32 columns
+//   | meta | steps 0 and 1  | steps 2 and 3  |     metadata as in cuda_sm90_mma_sp
+//   +------+----------------+----------------+
+//   lane 4g+t reads 16 bytes of two steps, for each of them two words of four codes: a0 (odd) and
+//   a1 (even), a2 and a3 (cuda/sm90_codes.cuh), the pairs that cuda_sm90_mma_sp has in four words.
+//
+// Bytes: 0.625 N K of weights once (evict first), 4 N of scales; x and sums as there.
+#include "lacuna/kernels/linear_nm/cuda_sm90_coded.h"
+
+#include "lacuna/kernels/cuda/sm90_coded.cuh"
+#include "lacuna/kernels/linear_nm/cuda_sm90_groups.cuh"
+
+namespace lacuna::kernels::linear_nm {
+namespace {
+
+using cuda::kSteps;
+
+template <class CodeType>
+struct CodedTwoOfFour {
+  using Code = CodeType;
+  static constexpr int kMetadataBytes = 256, kStepBytes = 256;
+  static constexpr int kBytes = kMetadataBytes + kSteps * kStepBytes;  // 1,280
+  static constexpr bool kScaled = true;
+  static constexpr bool kSparse = true;
+  static constexpr int max_warps(int token_tiles, int tiles_per_warp) {
+    return cuda::coded_max_warps(token_tiles, tiles_per_warp);
+  }
+
+  // Of two steps: the operand of step 2 `pair` + `second`.
+  static __device__ __forceinline__ uint4 operand(const uint4& words, int second) {
+    uint4 a;
+    Code::decode(second ? words.z : words.x, &a.x, &a.y);
+    Code::decode(second ? words.w : words.y, &a.z, &a.w);
+    return a;
+  }
+
+  template <int NT, int MT>
+  static __device__ __forceinline__ void multiply(float (&sums)[MT][NT][4], unsigned w,
+                                                  int tile_stage_bytes, unsigned x,
+                                                  unsigned x_stride, int lane) {
+    uint2 metadata[MT];
+#pragma unroll
+    for (int m = 0; m < MT; ++m) {
+      metadata[m] = cuda::load_shared2(w + m * tile_stage_bytes + lane * 8);
+    }
+#pragma unroll
+    for (int pair = 0; pair < kSteps / 2; ++pair) {
+      uint4 words[MT];
+#pragma unroll
+      for (int m = 0; m < MT; ++m) {
+        words[m] = cuda::load_shared4(w + m * tile_stage_bytes + kMetadataBytes +
+                                      pair * (2 * kStepBytes) + lane * 16);
+      }
+#pragma unroll
+      for (int second = 0; second < 2; ++second) {
+        uint4 a[MT];
+#pragma unroll
+        for (int m = 0; m < MT; ++m) a[m] = operand(words[m], second);
+#pragma unroll
+        for (int j = 0; j < NT; ++j) {
+          const uint4 fragment =
+              cuda::load_matrices(x + j * 8 * x_stride + (2 * pair + second) * 64);
+#pragma unroll
+          for (int m = 0; m < MT; ++m) {
+            const unsigned e = pair == 0 ? metadata[m].x : metadata[m].y;
+            if (second == 0) {
+              cuda::multiply<0>(sums[m][j], a[m], fragment, e);
+            } else {
+              cuda::multiply<1>(sums[m][j], a[m], fragment, e);
+            }
+          }
+        }
+      }
+    }
+  }
+
+  static __device__ __forceinline__ void pack(const unsigned short* dense, int n, int k, int row,
+                                              int column, unsigned char* unit,
+                                              GpuPackReport* report, int lane) {
+    const DenseGroups groups{dense, n, k};
+    const int g = lane >> 2, t = lane & 3;
+#pragma unroll
+    for (int pair = 0; pair < kSteps / 2; ++pair) {
+      unsigned words[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {  // halves of the two steps
+        const int group = column + 32 * (2 * pair + i / 2) + 4 * (t + 4 * (i % 2));
+        const Group odd = groups.read(row + g, group, report);
+        const Group even = groups.read(row + g + 8, group, report);
+        words[i] = Code::word({Code::encode(odd.value[0]), Code::encode(odd.value[1]),
+                               Code::encode(even.value[0]), Code::encode(even.value[1])});
+      }
+      *reinterpret_cast<uint4*>(unit + kMetadataBytes + pair * (2 * kStepBytes) + lane * 16) =
+          make_uint4(words[0], words[1], words[2], words[3]);
+    }
+    *reinterpret_cast<uint2*>(unit + lane * 8) = groups.metadata(row, column, lane);
+  }
+
+  static __device__ __forceinline__ void unpack(const unsigned char* unit, cuda::UnitRows& rows,
+                                                float scale_g, float scale_g8, int lane) {
+    const int g = lane >> 2, t = lane & 3;
+    const uint2 metadata = *reinterpret_cast<const uint2*>(unit + lane * 8);
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      const uint4 words = *reinterpret_cast<const uint4*>(unit + kMetadataBytes +
+                                                          step / 2 * (2 * kStepBytes) + lane * 16);
+      const uint4 a = operand(words, step % 2);
+      const unsigned values[4] = {a.x, a.y, a.z, a.w};
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {  // columns 0..15 and 16..31 of the step
+        const unsigned places = places_of(metadata, step, half, lane);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {  // rows g and g + 8
+          const unsigned place = places >> (16 * i + 4 * t);
+          const unsigned kept = cuda::scaled_pair(values[2 * half + i], i ? scale_g8 : scale_g);
+          const unsigned long long group =
+              static_cast<unsigned long long>(kept & 0xffff) << (16 * (place & 3)) |
+              static_cast<unsigned long long>(kept >> 16) << (16 * (place >> 2 & 3));
+          *reinterpret_cast<unsigned long long*>(rows + (g + 8 * i) * cuda::kUnpackStride +
+                                                 64 * step + 32 * half + 8 * t) = group;
+        }
+      }
+    }
+  }
+};
+
+}  // namespace
+
+const GpuLinearKernel kFp8 =
+    cuda::CodedKernel<CodedTwoOfFour<cuda::Fp8>>::shown_as("linear_nm", "cuda_sm90_fp8");
+const GpuLinearKernel kInt8 =
+    cuda::CodedKernel<CodedTwoOfFour<cuda::Int8>>::shown_as("linear_nm", "cuda_sm90_int8");
+
+}  // namespace lacuna::kernels::linear_nm
