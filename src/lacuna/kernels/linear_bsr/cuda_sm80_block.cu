@@ -7,18 +7,23 @@
 //
 // Packed W:
 //
-//   lists    [groups] first unit, units        8 bytes
-//   columns  [units]  / 32                     4 bytes
+//   lists    [groups, longest first] first unit, units, group                   16 bytes
+//   columns  [groups, the same order][columns_stride] / 32                      4 bytes
 //   units    [units][row tile of the group][rows g, rows g + 8][lane 4g+q][8 columns]   1 KB a tile
 //
-// A group is 16, 32 or 64 rows that keep the same columns; a unit is 32 columns of it.
+// A group is 16, 32 or 64 rows that keep the same columns; a unit is 32 columns of it. A group's
+// columns lie at a place that needs no list to be known, so that x waits for one load less.
 //
-//   block of threads: row_tiles of one group, 8 token_tiles tokens
-//   warp w: units w, w + warps, ... of the list; asks for the next `depth` of them, then multiplies
-//           the ones before; its sums stay in registers
-//   at the end: sums of all warps through shared memory, added in their order
+//   block of threads: row_tiles of one group, 8 token_tiles token_warps tokens
+//   warps:    token_warps side by side read the same weights, from L1 but for the first of them;
+//             k_warps such teams take units w, w + k_warps, ... of the list
+//   a warp:   asks for the weights and the x of the next `depth` units, then multiplies those of
+//             the ones before; its sums stay in registers
+//   at the end: sums of all teams through shared memory, added in their order
 //
 // Bytes: 2 a stored weight, once; x 64 bytes a token and unit, for every row_tiles rows, from L2.
+// With many tokens x is what counts: so row_tiles is large then, and the registers that its sums
+// would take are spread over token_warps.
 #include "lacuna/kernels/linear_bsr/cuda_sm80_block.h"
 
 #include <cuda_bf16.h>
@@ -38,18 +43,28 @@ constexpr int kMostGroupTiles = 4;
 constexpr int kMostSharedBytes = 96 * 1024;  // every card from 8.0 on has them
 
 struct Params {
-  const int2* lists;  // first unit, units
+  const int4* lists;  // first unit, units, group
   const int* columns;
   const uint4* values;
   const uint4* x;
   __nv_bfloat16* y;
   int n, t, x_vectors;  // x_vectors: K / 8
-  int group_tiles, slices_log2;  // slices: blocks of threads that share a group
+  int columns_stride, group_tiles;
+  int slices_log2;  // blocks of threads that share a group
+  int token_warps_log2;
 };
 
 __device__ __forceinline__ uint4 load_once(const uint4* p) {
   uint4 v;
   asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p));
+  return v;
+}
+
+__device__ __forceinline__ uint4 load_shared_by_warps(const uint4* p) {
+  uint4 v;
+  asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                : "l"(p));
   return v;
@@ -75,39 +90,86 @@ __device__ __forceinline__ void follow() {
 // Floats from one token of a warp's sums to the next: stores and loads meet few bank conflicts.
 __host__ __device__ constexpr int sums_stride(int row_tiles) { return row_tiles * kTileRows + 4; }
 
-// Sums take 4 registers a thread of each tile: more tiles, fewer warps.
-__host__ __device__ constexpr int most_warps(int tiles) { return tiles >= 8 ? 8 : 16; }
+// More sums a thread, fewer warps.
+__host__ __device__ constexpr int most_warps(int tiles) { return tiles >= 8 ? 12 : 16; }
 
-// NT token tiles, MT row tiles, D units at one time.
-template <int NT, int MT, int D>
+// Four rows of one token.
+__device__ __forceinline__ void store(const Params& p, int token, int row, const float4& sum) {
+  __nv_bfloat16* y = p.y + static_cast<std::size_t>(token) * p.n + row;
+  if (p.n % 4 == 0) {
+    const __nv_bfloat162 pair[2] = {__floats2bfloat162_rn(sum.x, sum.y),
+                                    __floats2bfloat162_rn(sum.z, sum.w)};
+    *reinterpret_cast<uint2*>(y) = *reinterpret_cast<const uint2*>(pair);
+  } else {
+    const float v[4] = {sum.x, sum.y, sum.z, sum.w};
+#pragma unroll
+    for (int r = 0; r < 4; ++r)
+      if (row + r < p.n) y[r] = __float2bfloat16_rn(v[r]);
+  }
+}
+
+// NT token tiles, MT row tiles, D units at one time; whether several warps want the same weights.
+template <int NT, int MT, int D, bool kTogether>
 __global__ void __launch_bounds__(32 * most_warps(NT * MT)) block_kernel(const Params p) {
-  extern __shared__ __align__(16) float sums[];  // [warp][8 NT tokens][sums_stride(MT)]
+  extern __shared__ __align__(16) float sums[];  // [team][tokens][sums_stride(MT)]
   const int warp = __shfl_sync(~0u, threadIdx.x >> 5, 0), lane = threadIdx.x & 31;
-  const int warps = blockDim.x >> 5, step = D * warps;
-  const int group = blockIdx.y >> p.slices_log2;
+  const int token_warps_log2 = kTogether ? p.token_warps_log2 : 0;
+  const int team = warp >> token_warps_log2, teams = blockDim.x >> (5 + token_warps_log2);
+  const int token_warp = warp - (team << token_warps_log2);
+  const int block_tokens = (8 * NT) << token_warps_log2;
+  const int place = blockIdx.y >> p.slices_log2;  // of the group in the lists
   const int tile = (blockIdx.y & ((1 << p.slices_log2) - 1)) * MT;  // of the group
-  const int first_token = blockIdx.x * (8 * NT);
-  const int2 list = p.lists[group];
-  const int* const columns = p.columns + list.x;
-  const int unit_vectors = p.group_tiles * kTileVectors;
-  const uint4* const values =
-      p.values + (static_cast<std::size_t>(list.x) * p.group_tiles + tile) * kTileVectors + lane;
+  const int first_token = blockIdx.x * block_tokens;
+  const int* const columns = p.columns + static_cast<std::size_t>(place) * p.columns_stride;
+  const int token = lane >> 2, quarter = lane & 3, step = D * teams;
 
   struct Batch {
     uint4 w[D][MT][2];
+    uint4 x[D][NT];
     int column[D];
   };
-  const auto load = [&](Batch& batch, int unit) {
+  Batch even, odd;
+  // Beyond the list, but inside the table: any column.
+  const auto load_columns = [&](Batch& batch, int unit) {
 #pragma unroll
-    for (int d = 0; d < D; ++d, unit += warps) {
+    for (int d = 0; d < D; ++d)
+      if (unit + d * teams < p.columns_stride) batch.column[d] = __ldg(columns + unit + d * teams);
+  };
+  load_columns(even, team);
+  load_columns(odd, team + step);
+  const int4 list = p.lists[place];
+  const int unit_vectors = p.group_tiles * kTileVectors;
+  const uint4* const values =
+      p.values + (static_cast<std::size_t>(list.x) * p.group_tiles + tile) * kTileVectors + lane;
+  const auto load_weights = [&](Batch& batch, int unit) {
+#pragma unroll
+    for (int d = 0; d < D; ++d, unit += teams) {
       if (unit >= list.y) continue;
       const uint4* from = values + static_cast<std::size_t>(unit) * unit_vectors;
 #pragma unroll
-      for (int m = 0; m < MT; ++m) {
-        batch.w[d][m][0] = load_once(from + m * kTileVectors);
-        batch.w[d][m][1] = load_once(from + m * kTileVectors + 32);
+      for (int m = 0; m < MT; ++m)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const uint4* at = from + m * kTileVectors + half * 32;
+          batch.w[d][m][half] = kTogether ? load_shared_by_warps(at) : load_once(at);
+        }
+    }
+  };
+  const int own_token = first_token + token_warp * 8 * NT + token;
+  const int tokens = p.t - own_token;  // tile j of x is there if 8 j < tokens
+  const uint4* const x = p.x + static_cast<std::size_t>(own_token) * p.x_vectors + quarter;
+  const std::size_t x_tile = static_cast<std::size_t>(8) * p.x_vectors;
+  const auto load_x = [&](Batch& batch, int unit) {
+#pragma unroll
+    for (int d = 0; d < D; ++d) {
+      if (unit + d * teams >= list.y) continue;
+      const int at = batch.column[d] * 4;
+      const bool inside = at + quarter < p.x_vectors;
+#pragma unroll
+      for (int j = 0; j < NT; ++j) {
+        batch.x[d][j] = make_uint4(0, 0, 0, 0);
+        if (inside && 8 * j < tokens) batch.x[d][j] = x[j * x_tile + at];
       }
-      batch.column[d] = __ldg(columns + unit);
     }
   };
 
@@ -118,52 +180,39 @@ __global__ void __launch_bounds__(32 * most_warps(NT * MT)) block_kernel(const P
     for (int j = 0; j < NT; ++j)
 #pragma unroll
       for (int i = 0; i < 4; ++i) c[m][j][i] = 0.f;
-
-  const int token = lane >> 2, quarter = lane & 3;
-  const uint4* const x =
-      p.x + static_cast<std::size_t>(first_token + token) * p.x_vectors + quarter;
-  const std::size_t x_tile = static_cast<std::size_t>(8) * p.x_vectors;
-  const int tokens = p.t - first_token - token;  // j-th tile is mine if 8 j < tokens
   const auto compute = [&](const Batch& batch, int unit) {
-    uint4 b[D][NT];
 #pragma unroll
     for (int d = 0; d < D; ++d) {
-      if (unit + d * warps >= list.y) continue;
-      const int at = batch.column[d] * 4;
-      const bool inside = at + quarter < p.x_vectors;
-#pragma unroll
-      for (int j = 0; j < NT; ++j) {
-        b[d][j] = make_uint4(0, 0, 0, 0);
-        if (inside && 8 * j < tokens) b[d][j] = x[j * x_tile + at];
-      }
-    }
-#pragma unroll
-    for (int d = 0; d < D; ++d) {
-      if (unit + d * warps >= list.y) continue;
+      if (unit + d * teams >= list.y) continue;
 #pragma unroll
       for (int j = 0; j < NT; ++j)
 #pragma unroll
         for (int m = 0; m < MT; ++m) {
-          const uint4 top = batch.w[d][m][0], low = batch.w[d][m][1], v = b[d][j];
+          const uint4 top = batch.w[d][m][0], low = batch.w[d][m][1], v = batch.x[d][j];
           multiply(c[m][j], top.x, low.x, top.y, low.y, v.x, v.y);
           multiply(c[m][j], top.z, low.z, top.w, low.w, v.z, v.w);
         }
     }
   };
 
-  Batch even, odd;
-  load(even, warp);
+  load_weights(even, team);
   follow();
+  load_x(even, team);
 #pragma unroll 1
-  for (int unit = warp; unit < list.y; unit += 2 * step) {
-    load(odd, unit + step);
+  for (int unit = team; unit < list.y; unit += 2 * step) {
+    load_weights(odd, unit + step);
+    load_x(odd, unit + step);
+    load_columns(even, unit + 2 * step);
     compute(even, unit);
-    load(even, unit + 2 * step);
+    load_weights(even, unit + 2 * step);
+    load_x(even, unit + 2 * step);
+    load_columns(odd, unit + 3 * step);
     compute(odd, unit + step);
   }
 
   constexpr int kStride = sums_stride(MT);
-  float* const own = sums + (warp * 8 * NT + quarter * 2) * kStride + token;
+  float* const own =
+      sums + (team * block_tokens + token_warp * 8 * NT + quarter * 2) * kStride + token;
 #pragma unroll
   for (int m = 0; m < MT; ++m)
 #pragma unroll
@@ -174,30 +223,20 @@ __global__ void __launch_bounds__(32 * most_warps(NT * MT)) block_kernel(const P
   __syncthreads();
 
   // Four rows of one token a thread.
-  const int first_row = (group * p.group_tiles + tile) * kTileRows;
+  const int first_row = (list.z * p.group_tiles + tile) * kTileRows;
   constexpr int kFours = 4 * MT;
 #pragma unroll 1
-  for (int i = threadIdx.x; i < 8 * NT * kFours; i += blockDim.x) {
+  for (int i = threadIdx.x; i < block_tokens * kFours; i += blockDim.x) {
     const int to = i / kFours, row = first_row + 4 * (i % kFours);
     if (first_token + to >= p.t || row >= p.n) continue;
     const float* from = sums + to * kStride + 4 * (i % kFours);
     float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
 #pragma unroll 4
-    for (int w = 0; w < warps; ++w, from += 8 * NT * kStride) {
+    for (int w = 0; w < teams; ++w, from += block_tokens * kStride) {
       const float4 v = *reinterpret_cast<const float4*>(from);
       sum = make_float4(sum.x + v.x, sum.y + v.y, sum.z + v.z, sum.w + v.w);
     }
-    __nv_bfloat16* y = p.y + static_cast<std::size_t>(first_token + to) * p.n + row;
-    if (p.n % 4 == 0) {
-      const __nv_bfloat162 pair[2] = {__floats2bfloat162_rn(sum.x, sum.y),
-                                      __floats2bfloat162_rn(sum.z, sum.w)};
-      *reinterpret_cast<uint2*>(y) = *reinterpret_cast<const uint2*>(pair);
-    } else {
-      const float v[4] = {sum.x, sum.y, sum.z, sum.w};
-#pragma unroll
-      for (int r = 0; r < 4; ++r)
-        if (row + r < p.n) y[r] = __float2bfloat16_rn(v[r]);
-    }
+    store(p, first_token + to, row, sum);
   }
 }
 
@@ -227,15 +266,16 @@ __global__ void mark_kernel(const unsigned short* dense, int n, int k, int tiles
 // One block of threads a group: the weights of its units, to or from where they are stored.
 template <bool kPack>
 __global__ void move_kernel(const Params p, uint4* dense) {
-  const int2 list = p.lists[blockIdx.x];
+  const int4 list = p.lists[blockIdx.x];
+  const int* const columns = p.columns + static_cast<std::size_t>(blockIdx.x) * p.columns_stride;
   const int vectors = p.group_tiles * kTileVectors;
   uint4* const values = const_cast<uint4*>(p.values) + static_cast<std::size_t>(list.x) * vectors;
   for (std::size_t i = threadIdx.x; i < static_cast<std::size_t>(list.y) * vectors;
        i += blockDim.x) {
     const int unit = static_cast<int>(i / vectors), at = static_cast<int>(i % vectors);
-    const int row = (blockIdx.x * p.group_tiles + at / kTileVectors) * kTileRows +
+    const int row = (list.z * p.group_tiles + at / kTileVectors) * kTileRows +
                     at % kTileVectors / 32 * 8 + at % 32 / 4;
-    const int column = p.columns[list.x + unit] * 4 + at % 4;  // in vectors
+    const int column = columns[unit] * 4 + at % 4;  // in vectors
     const bool inside = row < p.n && column < p.x_vectors;
     uint4* const there = dense + static_cast<std::size_t>(row) * p.x_vectors + column;
     if (kPack) {
@@ -273,63 +313,77 @@ bool layout_ok(const BlockLayout& l) {
 Params params_of(const BlockLayout& layout, const void* packed) {
   const auto* bytes = static_cast<const unsigned char*>(packed);
   Params p = {};
-  p.lists = reinterpret_cast<const int2*>(bytes);
+  p.lists = reinterpret_cast<const int4*>(bytes);
   p.columns = reinterpret_cast<const int*>(bytes + layout.columns_at);
   p.values = reinterpret_cast<const uint4*>(bytes + layout.values_at);
   p.n = static_cast<int>(layout.n);
   p.x_vectors = static_cast<int>(layout.k / 8);
+  p.columns_stride = layout.columns_stride;
   p.group_tiles = layout.group_tiles;
   return p;
 }
 
-// Which units of each group hold anything.
+// Which units of each group hold anything, the group with most of them first.
 struct Lists {
-  std::vector<int2> lists;
-  std::vector<int> columns;
+  std::vector<int4> lists;
+  std::vector<int> columns;  // [groups][stride]
+  int stride = 0;
+  std::int64_t units = 0;
 };
 Lists lists_of(const std::vector<unsigned char>& marks, int tiles, int units, int group_tiles) {
+  std::vector<std::vector<int>> kept;
   Lists made;
   for (int first = 0; first < tiles; first += group_tiles) {
-    const int before = static_cast<int>(made.columns.size());
+    kept.emplace_back();
     for (int unit = 0; unit < units; ++unit) {
       bool any = false;
       for (int tile = first; tile < std::min(first + group_tiles, tiles); ++tile)
         any = any || marks[static_cast<std::size_t>(tile) * units + unit] != 0;
-      if (any) made.columns.push_back(unit);
+      if (any) kept.back().push_back(unit);
     }
-    made.lists.push_back({before, static_cast<int>(made.columns.size()) - before});
+    const int count = static_cast<int>(kept.back().size());
+    made.lists.push_back(
+        {static_cast<int>(made.units), count, static_cast<int>(kept.size()) - 1, 0});
+    made.units += count;
+    made.stride = std::max(made.stride, count);
   }
+  std::stable_sort(made.lists.begin(), made.lists.end(),
+                   [](const int4& a, const int4& b) { return a.y > b.y; });
+  made.columns.resize(made.lists.size() * made.stride, 0);
+  for (std::size_t i = 0; i < made.lists.size(); ++i)
+    std::copy(kept[made.lists[i].z].begin(), kept[made.lists[i].z].end(),
+              made.columns.begin() + i * made.stride);
   return made;
 }
 
 using Kernel = void (*)(const Params);
 struct Variant {
   int token_tiles, row_tiles, depth;
-  Kernel kernel;
+  Kernel alone, together;
 };
 template <int NT, int MT, int D>
 constexpr Variant variant() {
-  return {NT, MT, D, block_kernel<NT, MT, D>};
+  return {NT, MT, D, block_kernel<NT, MT, D, false>, block_kernel<NT, MT, D, true>};
 }
 constexpr Variant kVariants[] = {
-    variant<1, 1, 1>(), variant<1, 1, 2>(), variant<1, 1, 4>(), variant<1, 2, 1>(),
-    variant<1, 2, 2>(), variant<1, 4, 1>(), variant<2, 1, 1>(), variant<2, 1, 2>(),
-    variant<2, 2, 1>(), variant<2, 2, 2>(), variant<2, 4, 1>(), variant<4, 1, 1>(),
-    variant<4, 1, 2>(), variant<4, 2, 1>(), variant<4, 4, 1>(), variant<8, 1, 1>(),
-    variant<8, 2, 1>(), variant<8, 4, 1>(),
+    variant<1, 1, 1>(), variant<1, 1, 2>(), variant<1, 2, 1>(), variant<1, 2, 2>(),
+    variant<1, 4, 1>(), variant<2, 1, 1>(), variant<2, 1, 2>(), variant<2, 2, 1>(),
+    variant<2, 2, 2>(), variant<2, 4, 1>(), variant<4, 1, 1>(), variant<4, 2, 1>(),
 };
 Kernel find_kernel(const BlockPlan& plan) {
   for (const Variant& v : kVariants)
     if (v.token_tiles == plan.token_tiles && v.row_tiles == plan.row_tiles && v.depth == plan.depth)
-      return v.kernel;
+      return plan.token_warps > 1 ? v.together : v.alone;
   return nullptr;
 }
+
+int log2_of(int power) { return power >= 4 ? 2 : power >= 2 ? 1 : 0; }
 
 }  // namespace
 
 std::size_t block_scratch_bytes(std::int64_t n, std::int64_t k) {
   const auto tiles = static_cast<std::size_t>(row_tiles_of(n));
-  return marks_bytes(n, k) + tiles * sizeof(int2) + tiles * units_of(k) * sizeof(int);
+  return marks_bytes(n, k) + tiles * sizeof(int4) + tiles * units_of(k) * sizeof(int);
 }
 
 cudaError_t block_measure(const void* dense, std::int64_t n, std::int64_t k, void* scratch,
@@ -353,10 +407,10 @@ cudaError_t block_measure(const void* dense, std::int64_t n, std::int64_t k, voi
   // The largest groups that store hardly more: their warps share x.
   Lists best = lists_of(marks, tiles, units, std::max(1, layout->group_tiles));
   int group_tiles = std::max(1, layout->group_tiles);
-  const std::size_t least = best.columns.size();
+  const std::int64_t least = best.units;
   for (int tried = 2; layout->group_tiles == 0 && tried <= kMostGroupTiles; tried *= 2) {
     Lists lists = lists_of(marks, tiles, units, tried);
-    if (lists.columns.size() * tried * 64 > least * 65) continue;
+    if (lists.units * tried * 64 > least * 65) continue;
     best = std::move(lists);
     group_tiles = tried;
   }
@@ -365,13 +419,14 @@ cudaError_t block_measure(const void* dense, std::int64_t n, std::int64_t k, voi
   l.k = k;
   l.group_tiles = group_tiles;
   l.groups = static_cast<int>(best.lists.size());
-  l.units = static_cast<std::int64_t>(best.columns.size());
-  l.columns_at = best.lists.size() * sizeof(int2);
+  l.units = best.units;
+  l.columns_stride = best.stride;
+  l.columns_at = best.lists.size() * sizeof(int4);
   l.values_at = ceil_div<std::size_t>(l.columns_at + best.columns.size() * sizeof(int), 128) * 128;
-  l.packed_bytes = l.values_at + best.columns.size() * group_tiles * kTileBytes;
+  l.packed_bytes = l.values_at + best.units * group_tiles * kTileBytes;
   unsigned char* const index = bytes + marks_bytes(n, k);
   error = cudaMemcpyAsync(index, best.lists.data(), l.columns_at, cudaMemcpyHostToDevice, stream);
-  if (error == cudaSuccess && l.units > 0)
+  if (error == cudaSuccess && !best.columns.empty())
     error = cudaMemcpyAsync(index + l.columns_at, best.columns.data(),
                             best.columns.size() * sizeof(int), cudaMemcpyHostToDevice, stream);
   if (error == cudaSuccess) error = cudaStreamSynchronize(stream);
@@ -383,7 +438,8 @@ cudaError_t block_pack(const void* dense, const void* scratch, const BlockLayout
                        void* packed, cudaStream_t stream) {
   if (!layout_ok(layout) || !aligned(dense, 16) || !aligned(scratch, 16) || !aligned(packed, 128))
     return cudaErrorInvalidValue;
-  const std::size_t index = layout.columns_at + layout.units * sizeof(int);
+  const std::size_t index =
+      layout.columns_at + sizeof(int) * layout.groups * layout.columns_stride;
   cudaError_t error = cudaMemsetAsync(packed, 0, layout.values_at, stream);  // the gap behind it
   if (error == cudaSuccess)
     error = cudaMemcpyAsync(
@@ -408,11 +464,12 @@ cudaError_t block_unpack(const void* packed, const BlockLayout& layout, void* de
 
 std::size_t block_shared_bytes(const BlockLayout& layout, const BlockPlan& plan) {
   if (find_kernel(plan) == nullptr || plan.row_tiles > layout.group_tiles || plan.k_warps < 1 ||
-      plan.k_warps > most_warps(plan.token_tiles * plan.row_tiles)) {
+      (plan.token_warps != 1 && plan.token_warps != 2 && plan.token_warps != 4) ||
+      plan.k_warps * plan.token_warps > most_warps(plan.token_tiles * plan.row_tiles)) {
     return 0;
   }
-  const std::size_t bytes =
-      sizeof(float) * plan.k_warps * 8 * plan.token_tiles * sums_stride(plan.row_tiles);
+  const std::size_t bytes = sizeof(float) * plan.k_warps * plan.token_warps * 8 *
+                            plan.token_tiles * sums_stride(plan.row_tiles);
   return bytes <= kMostSharedBytes ? bytes : 0;
 }
 
@@ -422,10 +479,11 @@ cudaError_t block_plan(const BlockLayout& layout, std::int64_t t, BlockPlan* pla
     return cudaErrorInvalidValue;
   }
   BlockPlan p;
-  p.token_tiles = t <= 8 ? 1 : t <= 16 ? 2 : t <= 32 ? 4 : 8;
+  p.token_tiles = t <= 8 ? 1 : 2;
+  p.token_warps = t <= 16 ? 1 : t <= 32 ? 2 : 4;
   p.row_tiles = 1;
-  p.depth = p.token_tiles <= 2 ? 2 : 1;
-  p.k_warps = 8;
+  p.depth = 1;
+  p.k_warps = t <= 32 ? 8 : 4;
   *plan = p;
   return cudaSuccess;
 }
@@ -442,18 +500,20 @@ cudaError_t block_run(const void* packed, const BlockLayout& layout, const void*
   p.x = static_cast<const uint4*>(x);
   p.y = static_cast<__nv_bfloat16*>(y);
   p.t = static_cast<int>(t);
-  const int slices = layout.group_tiles / plan.row_tiles;
-  p.slices_log2 = slices == 1 ? 0 : slices == 2 ? 1 : 2;
+  p.slices_log2 = log2_of(layout.group_tiles / plan.row_tiles);
+  p.token_warps_log2 = log2_of(plan.token_warps);
   const Kernel kernel = find_kernel(plan);
   if (shared > 48 * 1024) {
     const cudaError_t error = cudaFuncSetAttribute(
         kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
     if (error != cudaSuccess) return error;
   }
+  const int tokens = 8 * plan.token_tiles * plan.token_warps;  // of a block
+  const int slices = layout.group_tiles / plan.row_tiles;
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(ceil_div<std::int64_t>(t, 8 * plan.token_tiles)),
+  config.gridDim = dim3(static_cast<unsigned>(ceil_div<std::int64_t>(t, tokens)),
                         static_cast<unsigned>(layout.groups * slices));
-  config.blockDim = dim3(plan.k_warps * 32);
+  config.blockDim = dim3(plan.k_warps * plan.token_warps * 32);
   config.dynamicSmemBytes = shared;
   config.stream = stream;
   cudaLaunchAttribute attribute;

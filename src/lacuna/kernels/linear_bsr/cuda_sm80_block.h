@@ -18,15 +18,17 @@ struct BlockLayout {
   int group_tiles = 0;  // row tiles (16 rows) that share a list of units: 1, 2 or 4
   int groups = 0;
   std::int64_t units = 0;  // of 16 group_tiles rows x 32 columns, in all lists
+  int columns_stride = 0;  // the longest list
   std::size_t columns_at = 0, values_at = 0, packed_bytes = 0;
 };
 
 // How one launch is cut.
 struct BlockPlan {
-  int token_tiles = 0;  // of 8 tokens, that a warp multiplies: 1, 2, 4 or 8
+  int token_tiles = 0;  // of 8 tokens, that a warp multiplies: 1, 2 or 4
+  int token_warps = 0;  // warps side by side that read the same weights: 1, 2 or 4
   int row_tiles = 0;    // of 16 rows, that a warp multiplies: 1, 2 or 4, at most group_tiles
-  int depth = 0;        // units that a warp asks for at one time, twice
-  int k_warps = 0;      // warps of a block; each takes every so manieth unit
+  int depth = 0;        // units that a warp asks for at one time: 1 or 2
+  int k_warps = 0;      // teams of token_warps; each takes every so manieth unit
 };
 
 // Device memory that `block_measure` and `block_pack` need beside their operands.
