@@ -135,23 +135,20 @@ struct Problem {
 };
 static std::string name_of(const lb::BlockLayout& l, const lb::BlockPlan& p) {
   char b[96];
-  snprintf(b, sizeof b, "G%d NT%dx%d MT%d D%d W%d", l.group_tiles, p.token_tiles, p.token_warps,
-           p.row_tiles, p.depth, p.k_warps);
+  snprintf(b, sizeof b, "G%d NT%d MT%d D%d W%d", l.group_tiles, p.token_tiles, p.row_tiles, p.depth,
+           p.k_warps);
   return b;
 }
 
 static vector<lb::BlockPlan> cuts(const Problem& p, int t) {
   vector<lb::BlockPlan> all;
-  const int tiles = t <= 8 ? 1 : t <= 16 ? 2 : t <= 32 ? 4 : 8;
-  for (int nt : {1, 2, 4})
-    for (int tw : {1, 2, 4})
-      for (int mt : {1, 2, 4})
-        for (int depth : {1, 2})
-          for (int warps : {1, 2, 3, 4, 6, 8, 12, 16}) {
-            const lb::BlockPlan q{nt, tw, mt, depth, warps};
-            if (nt * tw != tiles || nt * tw * warps * mt < 2) continue;
-            if (lb::block_shared_bytes(p.packed[0].layout, q) > 0) all.push_back(q);
-          }
+  const int nt = t <= 8 ? 1 : t <= 16 ? 2 : t <= 32 ? 4 : 8;
+  for (int mt : {1, 2, 4})
+    for (int depth : {1, 2})
+      for (int warps : {1, 2, 3, 4, 6, 8, 12, 16}) {
+        const lb::BlockPlan q{nt, mt, depth, warps};
+        if (lb::block_shared_bytes(p.packed[0].layout, q) > 0) all.push_back(q);
+      }
   return all;
 }
 
@@ -345,13 +342,12 @@ static int check_case(const Case& c, const vector<int>& ts, int* total) {
     lb::BlockPlan planned;
     CK(lb::block_plan(p.layout, t, &planned));
     vector<lb::BlockPlan> plans = {planned};
-    for (int nt : {1, 2, 4})
-      for (int tw : {1, 2, 4})
-        for (int mt : {1, 2, 4})
-          for (int depth : {1, 2}) {
-            const lb::BlockPlan q{nt, tw, mt, depth, 1 + (t + nt + mt + depth) % (12 / tw)};
-            if (lb::block_shared_bytes(p.layout, q) > 0) plans.push_back(q);
-          }
+    for (int nt : {1, 2, 4, 8})
+      for (int mt : {1, 2, 4})
+        for (int depth : {1, 2}) {
+          const lb::BlockPlan q{nt, mt, depth, 1 + (t + nt + mt + depth) % 12};
+          if (lb::block_shared_bytes(p.layout, q) > 0) plans.push_back(q);
+        }
     for (size_t v = 0; v < plans.size(); v++) {
       Buffer<unsigned short> y((size_t)n * t + 64);
       CK(cudaMemset(y.p, 0xff, y.n * 2));

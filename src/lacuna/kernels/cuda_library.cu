@@ -7,6 +7,7 @@
 #include "lacuna/kernels/gpu_abi.h"
 #include "lacuna/kernels/linear_bitmap/cuda_sm90_gap.h"
 #include "lacuna/kernels/linear_bitmap/cuda_sm90_scatter.h"
+#include "lacuna/kernels/linear_bsr/cuda_sm80_block.h"
 #include "lacuna/kernels/linear_dense/cuda_sm90_stream.h"
 #include "lacuna/kernels/linear_nm/cuda_sm90_mma_sp.h"
 
@@ -16,6 +17,7 @@ namespace {
 constexpr const GpuLinearKernel* kLinear[] = {
     &linear_bitmap::kGap,
     &linear_bitmap::kScatter,
+    &linear_bsr::kBlock,
     &linear_dense::kStream,
     &linear_nm::kMmaSp,
 };

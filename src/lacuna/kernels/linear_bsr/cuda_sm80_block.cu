@@ -14,16 +14,17 @@
 // A group is 16, 32 or 64 rows that keep the same columns; a unit is 32 columns of it. A group's
 // columns lie at a place that needs no list to be known, so that x waits for one load less.
 //
-//   block of threads: row_tiles of one group, 8 token_tiles token_warps tokens
-//   warps:    token_warps side by side read the same weights, from L1 but for the first of them;
-//             k_warps such teams take units w, w + k_warps, ... of the list
-//   a warp:   asks for the weights and the x of the next `depth` units, then multiplies those of
-//             the ones before; its sums stay in registers
-//   at the end: sums of all teams through shared memory, added in their order
+//   block of threads: row_tiles of one group, 8 token_tiles tokens
+//   warp w: units w, w + warps, ... of the list; asks for the next `depth` of them, then multiplies
+//           the ones before; its sums stay in registers
+//   at the end: sums of all warps through shared memory, added in their order
 //
-// Bytes: 2 a stored weight, once; x 64 bytes a token and unit, for every row_tiles rows, from L2.
-// With many tokens x is what counts: so row_tiles is large then, and the registers that its sums
-// would take are spread over token_warps.
+// Bytes: 2 a stored weight, once; x 64 bytes a token and unit, for every row_tiles rows, from L2
+// through L1, whose turns are what limits many tokens.
+//
+// Tried and lost (bench/lab/cuda_linear_bsr): x in a ring in shared memory that 64 rows share, also
+// with clusters that split K; warps that share weights through L1 and have other tokens each; x of
+// the next units asked for together with their weights.
 #include "lacuna/kernels/linear_bsr/cuda_sm80_block.h"
 
 #include <cuda_bf16.h>
@@ -31,7 +32,10 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 #include <vector>
+
+#include "lacuna/kernels/cuda/sm90_device.h"
 
 namespace lacuna::kernels::linear_bsr {
 namespace {
@@ -51,20 +55,11 @@ struct Params {
   int n, t, x_vectors;  // x_vectors: K / 8
   int columns_stride, group_tiles;
   int slices_log2;  // blocks of threads that share a group
-  int token_warps_log2;
 };
 
 __device__ __forceinline__ uint4 load_once(const uint4* p) {
   uint4 v;
   asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(p));
-  return v;
-}
-
-__device__ __forceinline__ uint4 load_shared_by_warps(const uint4* p) {
-  uint4 v;
-  asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                : "l"(p));
   return v;
@@ -90,8 +85,8 @@ __device__ __forceinline__ void follow() {
 // Floats from one token of a warp's sums to the next: stores and loads meet few bank conflicts.
 __host__ __device__ constexpr int sums_stride(int row_tiles) { return row_tiles * kTileRows + 4; }
 
-// More sums a thread, fewer warps.
-__host__ __device__ constexpr int most_warps(int tiles) { return tiles >= 8 ? 12 : 16; }
+// Sums take 4 registers a thread of each tile: more tiles, fewer warps.
+__host__ __device__ constexpr int most_warps(int tiles) { return tiles >= 8 ? 8 : 16; }
 
 // Four rows of one token.
 __device__ __forceinline__ void store(const Params& p, int token, int row, const float4& sum) {
@@ -108,67 +103,37 @@ __device__ __forceinline__ void store(const Params& p, int token, int row, const
   }
 }
 
-// NT token tiles, MT row tiles, D units at one time; whether several warps want the same weights.
-template <int NT, int MT, int D, bool kTogether>
+// NT token tiles, MT row tiles, D units at one time.
+template <int NT, int MT, int D>
 __global__ void __launch_bounds__(32 * most_warps(NT * MT)) block_kernel(const Params p) {
-  extern __shared__ __align__(16) float sums[];  // [team][tokens][sums_stride(MT)]
+  extern __shared__ __align__(16) float sums[];  // [warp][8 NT tokens][sums_stride(MT)]
   const int warp = __shfl_sync(~0u, threadIdx.x >> 5, 0), lane = threadIdx.x & 31;
-  const int token_warps_log2 = kTogether ? p.token_warps_log2 : 0;
-  const int team = warp >> token_warps_log2, teams = blockDim.x >> (5 + token_warps_log2);
-  const int token_warp = warp - (team << token_warps_log2);
-  const int block_tokens = (8 * NT) << token_warps_log2;
+  const int warps = blockDim.x >> 5, step = D * warps;
   const int place = blockIdx.y >> p.slices_log2;  // of the group in the lists
   const int tile = (blockIdx.y & ((1 << p.slices_log2) - 1)) * MT;  // of the group
-  const int first_token = blockIdx.x * block_tokens;
+  const int first_token = blockIdx.x * (8 * NT);
   const int* const columns = p.columns + static_cast<std::size_t>(place) * p.columns_stride;
-  const int token = lane >> 2, quarter = lane & 3, step = D * teams;
-
-  struct Batch {
-    uint4 w[D][MT][2];
-    uint4 x[D][NT];
-    int column[D];
-  };
-  Batch even, odd;
-  // Beyond the list, but inside the table: any column.
-  const auto load_columns = [&](Batch& batch, int unit) {
-#pragma unroll
-    for (int d = 0; d < D; ++d)
-      if (unit + d * teams < p.columns_stride) batch.column[d] = __ldg(columns + unit + d * teams);
-  };
-  load_columns(even, team);
-  load_columns(odd, team + step);
   const int4 list = p.lists[place];
   const int unit_vectors = p.group_tiles * kTileVectors;
   const uint4* const values =
       p.values + (static_cast<std::size_t>(list.x) * p.group_tiles + tile) * kTileVectors + lane;
-  const auto load_weights = [&](Batch& batch, int unit) {
+
+  struct Batch {
+    uint4 w[D][MT][2];
+    int column[D];
+  };
+  const auto load = [&](Batch& batch, int unit) {
 #pragma unroll
-    for (int d = 0; d < D; ++d, unit += teams) {
+    for (int d = 0; d < D; ++d)  // beyond the list, but inside the table: any column
+      if (unit + d * warps < p.columns_stride) batch.column[d] = __ldg(columns + unit + d * warps);
+#pragma unroll
+    for (int d = 0; d < D; ++d, unit += warps) {
       if (unit >= list.y) continue;
       const uint4* from = values + static_cast<std::size_t>(unit) * unit_vectors;
 #pragma unroll
-      for (int m = 0; m < MT; ++m)
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const uint4* at = from + m * kTileVectors + half * 32;
-          batch.w[d][m][half] = kTogether ? load_shared_by_warps(at) : load_once(at);
-        }
-    }
-  };
-  const int own_token = first_token + token_warp * 8 * NT + token;
-  const int tokens = p.t - own_token;  // tile j of x is there if 8 j < tokens
-  const uint4* const x = p.x + static_cast<std::size_t>(own_token) * p.x_vectors + quarter;
-  const std::size_t x_tile = static_cast<std::size_t>(8) * p.x_vectors;
-  const auto load_x = [&](Batch& batch, int unit) {
-#pragma unroll
-    for (int d = 0; d < D; ++d) {
-      if (unit + d * teams >= list.y) continue;
-      const int at = batch.column[d] * 4;
-      const bool inside = at + quarter < p.x_vectors;
-#pragma unroll
-      for (int j = 0; j < NT; ++j) {
-        batch.x[d][j] = make_uint4(0, 0, 0, 0);
-        if (inside && 8 * j < tokens) batch.x[d][j] = x[j * x_tile + at];
+      for (int m = 0; m < MT; ++m) {
+        batch.w[d][m][0] = load_once(from + m * kTileVectors);
+        batch.w[d][m][1] = load_once(from + m * kTileVectors + 32);
       }
     }
   };
@@ -180,39 +145,52 @@ __global__ void __launch_bounds__(32 * most_warps(NT * MT)) block_kernel(const P
     for (int j = 0; j < NT; ++j)
 #pragma unroll
       for (int i = 0; i < 4; ++i) c[m][j][i] = 0.f;
+
+  const int token = lane >> 2, quarter = lane & 3;
+  const uint4* const x =
+      p.x + static_cast<std::size_t>(first_token + token) * p.x_vectors + quarter;
+  const std::size_t x_tile = static_cast<std::size_t>(8) * p.x_vectors;
+  const int tokens = p.t - first_token - token;  // j-th tile is mine if 8 j < tokens
   const auto compute = [&](const Batch& batch, int unit) {
+    uint4 b[D][NT];
 #pragma unroll
     for (int d = 0; d < D; ++d) {
-      if (unit + d * teams >= list.y) continue;
+      if (unit + d * warps >= list.y) continue;
+      const int at = batch.column[d] * 4;
+      const bool inside = at + quarter < p.x_vectors;
+#pragma unroll
+      for (int j = 0; j < NT; ++j) {
+        b[d][j] = make_uint4(0, 0, 0, 0);
+        if (inside && 8 * j < tokens) b[d][j] = x[j * x_tile + at];
+      }
+    }
+#pragma unroll
+    for (int d = 0; d < D; ++d) {
+      if (unit + d * warps >= list.y) continue;
 #pragma unroll
       for (int j = 0; j < NT; ++j)
 #pragma unroll
         for (int m = 0; m < MT; ++m) {
-          const uint4 top = batch.w[d][m][0], low = batch.w[d][m][1], v = batch.x[d][j];
+          const uint4 top = batch.w[d][m][0], low = batch.w[d][m][1], v = b[d][j];
           multiply(c[m][j], top.x, low.x, top.y, low.y, v.x, v.y);
           multiply(c[m][j], top.z, low.z, top.w, low.w, v.z, v.w);
         }
     }
   };
 
-  load_weights(even, team);
+  Batch even, odd;
+  load(even, warp);
   follow();
-  load_x(even, team);
 #pragma unroll 1
-  for (int unit = team; unit < list.y; unit += 2 * step) {
-    load_weights(odd, unit + step);
-    load_x(odd, unit + step);
-    load_columns(even, unit + 2 * step);
+  for (int unit = warp; unit < list.y; unit += 2 * step) {
+    load(odd, unit + step);
     compute(even, unit);
-    load_weights(even, unit + 2 * step);
-    load_x(even, unit + 2 * step);
-    load_columns(odd, unit + 3 * step);
+    load(even, unit + 2 * step);
     compute(odd, unit + step);
   }
 
   constexpr int kStride = sums_stride(MT);
-  float* const own =
-      sums + (team * block_tokens + token_warp * 8 * NT + quarter * 2) * kStride + token;
+  float* const own = sums + (warp * 8 * NT + quarter * 2) * kStride + token;
 #pragma unroll
   for (int m = 0; m < MT; ++m)
 #pragma unroll
@@ -226,13 +204,13 @@ __global__ void __launch_bounds__(32 * most_warps(NT * MT)) block_kernel(const P
   const int first_row = (list.z * p.group_tiles + tile) * kTileRows;
   constexpr int kFours = 4 * MT;
 #pragma unroll 1
-  for (int i = threadIdx.x; i < block_tokens * kFours; i += blockDim.x) {
+  for (int i = threadIdx.x; i < 8 * NT * kFours; i += blockDim.x) {
     const int to = i / kFours, row = first_row + 4 * (i % kFours);
     if (first_token + to >= p.t || row >= p.n) continue;
     const float* from = sums + to * kStride + 4 * (i % kFours);
     float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
 #pragma unroll 4
-    for (int w = 0; w < teams; ++w, from += block_tokens * kStride) {
+    for (int w = 0; w < warps; ++w, from += 8 * NT * kStride) {
       const float4 v = *reinterpret_cast<const float4*>(from);
       sum = make_float4(sum.x + v.x, sum.y + v.y, sum.z + v.z, sum.w + v.w);
     }
@@ -291,6 +269,15 @@ __global__ void move_kernel(const Params p, uint4* dense) {
 template <class T>
 T ceil_div(T a, T b) {
   return (a + b - 1) / b;
+}
+
+// Only compute capability 9.0 runs the code that waits for the kernel ahead by itself.
+bool overlaps() {
+  static const bool known = [] {
+    int device = 0;
+    return cudaGetDevice(&device) == cudaSuccess && cuda::sm90_refusal(device) == nullptr;
+  }();
+  return known;
 }
 
 int row_tiles_of(std::int64_t n) {
@@ -359,25 +346,47 @@ Lists lists_of(const std::vector<unsigned char>& marks, int tiles, int units, in
 using Kernel = void (*)(const Params);
 struct Variant {
   int token_tiles, row_tiles, depth;
-  Kernel alone, together;
+  Kernel kernel;
 };
 template <int NT, int MT, int D>
 constexpr Variant variant() {
-  return {NT, MT, D, block_kernel<NT, MT, D, false>, block_kernel<NT, MT, D, true>};
+  return {NT, MT, D, block_kernel<NT, MT, D>};
 }
 constexpr Variant kVariants[] = {
-    variant<1, 1, 1>(), variant<1, 1, 2>(), variant<1, 2, 1>(), variant<1, 2, 2>(),
-    variant<1, 4, 1>(), variant<2, 1, 1>(), variant<2, 1, 2>(), variant<2, 2, 1>(),
-    variant<2, 2, 2>(), variant<2, 4, 1>(), variant<4, 1, 1>(), variant<4, 2, 1>(),
+    variant<1, 1, 2>(), variant<1, 2, 2>(), variant<1, 4, 1>(), variant<2, 1, 1>(),
+    variant<2, 2, 1>(), variant<2, 2, 2>(), variant<2, 4, 1>(), variant<4, 1, 1>(),
+    variant<4, 2, 1>(), variant<8, 1, 1>(), variant<8, 2, 1>(),
 };
 Kernel find_kernel(const BlockPlan& plan) {
   for (const Variant& v : kVariants)
     if (v.token_tiles == plan.token_tiles && v.row_tiles == plan.row_tiles && v.depth == plan.depth)
-      return plan.token_warps > 1 ? v.together : v.alone;
+      return v.kernel;
   return nullptr;
 }
 
-int log2_of(int power) { return power >= 4 ? 2 : power >= 2 ? 1 : 0; }
+// Cuts that a sweep found fastest (bench/lab/cuda_linear_bsr), by row tiles for a multiprocessor:
+// few rows need many warps along K to keep every multiprocessor busy.
+struct Cut {
+  int row_tiles, depth, k_warps;
+};
+constexpr double kRowTilesBelow[] = {2.3, 5, 10};
+constexpr Cut kCuts[4][4] = {
+    // few rows ... many
+    {{1, 2, 12}, {1, 2, 8}, {1, 2, 4}, {2, 2, 4}},  // up to 8 tokens
+    {{2, 2, 16}, {2, 2, 8}, {4, 1, 8}, {4, 1, 8}},  // 16
+    {{1, 1, 16}, {2, 1, 8}, {2, 1, 8}, {2, 1, 4}},  // 32
+    {{1, 1, 8}, {1, 1, 4}, {2, 1, 4}, {2, 1, 3}},   // 64 at a time
+};
+
+// Up to this share of stored tiles the kernel beats the dense product at 64 tokens (at a half it
+// does at 32), and unpacking with the dense product at any number.
+constexpr double kMostOf64Tokens = 0.3, kMostOfManyTokens = 0.22;
+
+// Share of the tiles of W that are stored.
+double density(const BlockLayout& layout) {
+  return static_cast<double>(layout.units) * layout.group_tiles /
+         (static_cast<double>(row_tiles_of(layout.n)) * units_of(layout.k));
+}
 
 }  // namespace
 
@@ -464,12 +473,11 @@ cudaError_t block_unpack(const void* packed, const BlockLayout& layout, void* de
 
 std::size_t block_shared_bytes(const BlockLayout& layout, const BlockPlan& plan) {
   if (find_kernel(plan) == nullptr || plan.row_tiles > layout.group_tiles || plan.k_warps < 1 ||
-      (plan.token_warps != 1 && plan.token_warps != 2 && plan.token_warps != 4) ||
-      plan.k_warps * plan.token_warps > most_warps(plan.token_tiles * plan.row_tiles)) {
+      plan.k_warps > most_warps(plan.token_tiles * plan.row_tiles)) {
     return 0;
   }
-  const std::size_t bytes = sizeof(float) * plan.k_warps * plan.token_warps * 8 *
-                            plan.token_tiles * sums_stride(plan.row_tiles);
+  const std::size_t bytes =
+      sizeof(float) * plan.k_warps * 8 * plan.token_tiles * sums_stride(plan.row_tiles);
   return bytes <= kMostSharedBytes ? bytes : 0;
 }
 
@@ -478,12 +486,17 @@ cudaError_t block_plan(const BlockLayout& layout, std::int64_t t, BlockPlan* pla
       plan == nullptr) {
     return cudaErrorInvalidValue;
   }
-  BlockPlan p;
-  p.token_tiles = t <= 8 ? 1 : 2;
-  p.token_warps = t <= 16 ? 1 : t <= 32 ? 2 : 4;
-  p.row_tiles = 1;
-  p.depth = 1;
-  p.k_warps = t <= 32 ? 8 : 4;
+  int multiprocessors = 0;
+  const cudaError_t error = cuda::multiprocessors(&multiprocessors);
+  if (error != cudaSuccess) return error;
+  const double share = static_cast<double>(row_tiles_of(layout.n)) / multiprocessors;
+  const auto rows = std::upper_bound(std::begin(kRowTilesBelow), std::end(kRowTilesBelow), share) -
+                    std::begin(kRowTilesBelow);
+  const int tokens = t <= 8 ? 0 : t <= 16 ? 1 : t <= 32 ? 2 : 3;
+  const Cut& cut = kCuts[tokens][rows];
+  BlockPlan p{1 << tokens, cut.row_tiles, cut.depth, cut.k_warps};
+  while (p.row_tiles > layout.group_tiles) p.row_tiles /= 2;
+  if (find_kernel(p) == nullptr) p.depth = 1;
   *plan = p;
   return cudaSuccess;
 }
@@ -500,27 +513,25 @@ cudaError_t block_run(const void* packed, const BlockLayout& layout, const void*
   p.x = static_cast<const uint4*>(x);
   p.y = static_cast<__nv_bfloat16*>(y);
   p.t = static_cast<int>(t);
-  p.slices_log2 = log2_of(layout.group_tiles / plan.row_tiles);
-  p.token_warps_log2 = log2_of(plan.token_warps);
+  const int slices = layout.group_tiles / plan.row_tiles;
+  p.slices_log2 = slices == 1 ? 0 : slices == 2 ? 1 : 2;
   const Kernel kernel = find_kernel(plan);
   if (shared > 48 * 1024) {
     const cudaError_t error = cudaFuncSetAttribute(
         kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
     if (error != cudaSuccess) return error;
   }
-  const int tokens = 8 * plan.token_tiles * plan.token_warps;  // of a block
-  const int slices = layout.group_tiles / plan.row_tiles;
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(ceil_div<std::int64_t>(t, tokens)),
+  config.gridDim = dim3(static_cast<unsigned>(ceil_div<std::int64_t>(t, 8 * plan.token_tiles)),
                         static_cast<unsigned>(layout.groups * slices));
-  config.blockDim = dim3(plan.k_warps * plan.token_warps * 32);
+  config.blockDim = dim3(plan.k_warps * 32);
   config.dynamicSmemBytes = shared;
   config.stream = stream;
   cudaLaunchAttribute attribute;
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
   config.attrs = &attribute;
-  config.numAttrs = overlap_previous ? 1 : 0;
+  config.numAttrs = overlap_previous && overlaps() ? 1 : 0;
   return cudaLaunchKernelEx(&config, kernel, p);
 }
 
@@ -556,8 +567,12 @@ const GpuLinearKernel kBlock = {
       return block_unpack(packed, held<BlockLayout>(layout), dense,
                           static_cast<cudaStream_t>(stream));
     },
-    .max_tokens = [](const GpuLayout*) -> int64_t { return 64; },
-    .many_tokens = [](const GpuLayout*) -> int64_t { return 0; },
+    .max_tokens = [](const GpuLayout* layout) -> int64_t {
+      return density(held<BlockLayout>(layout)) <= kMostOf64Tokens ? 64 : 32;
+    },
+    .many_tokens = [](const GpuLayout* layout) -> int64_t {
+      return density(held<BlockLayout>(layout)) <= kMostOfManyTokens ? 65 : 0;
+    },
     .plan = [](const GpuLayout* layout, int64_t tokens, GpuPlan* plan) -> int {
       Call call{tokens, {}};
       const cudaError_t error = block_plan(held<BlockLayout>(layout), tokens, &call.plan);

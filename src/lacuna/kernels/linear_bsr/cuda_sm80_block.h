@@ -24,11 +24,10 @@ struct BlockLayout {
 
 // How one launch is cut.
 struct BlockPlan {
-  int token_tiles = 0;  // of 8 tokens, that a warp multiplies: 1, 2 or 4
-  int token_warps = 0;  // warps side by side that read the same weights: 1, 2 or 4
-  int row_tiles = 0;    // of 16 rows, that a warp multiplies: 1, 2 or 4, at most group_tiles
+  int token_tiles = 0;  // of 8 tokens, that a block multiplies: 1, 2, 4 or 8
+  int row_tiles = 0;    // of 16 rows, that a block multiplies: 1, 2 or 4, at most group_tiles
   int depth = 0;        // units that a warp asks for at one time: 1 or 2
-  int k_warps = 0;      // teams of token_warps; each takes every so manieth unit
+  int k_warps = 0;      // warps of a block; each takes every so manieth unit
 };
 
 // Device memory that `block_measure` and `block_pack` need beside their operands.
@@ -52,7 +51,7 @@ cudaError_t block_pack(const void* dense, const void* scratch, const BlockLayout
 cudaError_t block_unpack(const void* packed, const BlockLayout& layout, void* dense,
                          cudaStream_t stream);
 
-// Chooses the cut from measured rules.
+// Chooses the cut for the current device from measured rules.
 cudaError_t block_plan(const BlockLayout& layout, std::int64_t t, BlockPlan* plan);
 
 // Bytes of shared memory that a plan needs; 0 if the plan is not one the kernel has.
