@@ -3,7 +3,8 @@
 
 file(GLOB python_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/lacuna/python/*.cc)
 add_library(lacuna_python SHARED ${python_sources})
-set_target_properties(lacuna_python PROPERTIES OUTPUT_NAME lacuna_torch LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR})
+set_target_properties(lacuna_python PROPERTIES OUTPUT_NAME lacuna_torch LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}
+                                               DEFINE_SYMBOL "")  # the precompiled headers know none
 target_link_libraries(lacuna_python PRIVATE lacuna_model)
 target_link_options(lacuna_python PRIVATE "LINKER:--exclude-libs,ALL" "LINKER:--as-needed")
 lacuna_options(lacuna_python)
