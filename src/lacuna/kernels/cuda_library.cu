@@ -15,11 +15,8 @@ namespace lacuna::kernels {
 namespace {
 
 constexpr const GpuLinearKernel* kLinear[] = {
-    &linear_bitmap::kGap,
-    &linear_bitmap::kScatter,
-    &linear_bsr::kBlock,
-    &linear_dense::kStream,
-    &linear_nm::kMmaSp,
+    &linear_bitmap::kGap,   &linear_bitmap::kScatter, &linear_bsr::kBlock,
+    &linear_dense::kStream, &linear_nm::kMmaSp,
 };
 
 cudaStream_t stream_of(GpuStream stream) { return static_cast<cudaStream_t>(stream); }

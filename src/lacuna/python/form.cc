@@ -7,7 +7,7 @@ namespace lacuna::python {
 namespace {
 
 constexpr int64_t kVersion = 1;
-constexpr size_t kFixed = 11;      // integers before `rest`
+constexpr size_t kFixed = 11;     // integers before `rest`
 constexpr double kPerUnit = 1e6;  // the sparsity is held in millionths
 
 }  // namespace

@@ -103,9 +103,8 @@ at::Tensor call_unpack(const at::Tensor& packed, at::IntArrayRef form) {
 
 /// Gradients of x and the bias. The packed weight stays as it is.
 struct Linear : torch::autograd::Function<Linear> {
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& x,
-                            const at::Tensor& packed, at::IntArrayRef form,
-                            const OptionalTensor& bias) {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& packed,
+                            at::IntArrayRef form, const OptionalTensor& bias) {
     context->save_for_backward({packed});
     context->saved_data["form"] = form.vec();
     context->saved_data["bias"] = bias.has_value();

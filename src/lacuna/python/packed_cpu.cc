@@ -81,10 +81,10 @@ Opened open(const at::Tensor& packed, const Form& form) {
     rows.block_columns = m.block_columns.data();
     rows.block_offsets = m.block_offsets.data();
     const int64_t block_rows = (m.rows + form.pattern.block_rows - 1) / form.pattern.block_rows;
-    sound = holds(m.block_offsets, (block_rows + 1) * 8) && m.block_columns.size() % 4 == 0 &&
-            holds(m.values, static_cast<int64_t>(m.block_columns.size() / 4) *
-                                form.pattern.block_rows * form.pattern.block_columns *
-                                rows.width());
+    sound =
+        holds(m.block_offsets, (block_rows + 1) * 8) && m.block_columns.size() % 4 == 0 &&
+        holds(m.values, static_cast<int64_t>(m.block_columns.size() / 4) * form.pattern.block_rows *
+                            form.pattern.block_columns * rows.width());
   } else {
     rows.bitmap = m.bitmap.as<uint8_t>();
     rows.bitmap_stride_bytes = m.bitmap_stride_bytes();
@@ -120,9 +120,8 @@ Packed pack_cpu(const at::Tensor& weight, const format::Pattern& pattern) {
   std::array<Bytes, kParts> parts;
   for (size_t i = 0; i + 1 < kParts; ++i) parts[i] = *parts_of(matrix)[i];
   if (made->view().row_values != nullptr)
-    parts[kParts - 1] =
-        Bytes(nullptr, reinterpret_cast<const std::byte*>(made->view().row_values),
-              static_cast<size_t>(matrix.rows + 1) * sizeof(int64_t));
+    parts[kParts - 1] = Bytes(nullptr, reinterpret_cast<const std::byte*>(made->view().row_values),
+                              static_cast<size_t>(matrix.rows + 1) * sizeof(int64_t));
   int64_t end = 0;
   for (const Bytes& part : parts) {
     packed.form.rest.push_back(static_cast<int64_t>(part.size()));
@@ -155,12 +154,11 @@ at::Tensor linear_cpu(const at::Tensor& x, const at::Tensor& packed, const Form&
   if (!plan.ok())  // more tokens than a kernel takes
     return at::linear(x, unpack_cpu(packed, form).to(x.scalar_type()), bias);
   return model::multiply_few_tokens(x, bias, form.rows, [&](const format::RowProduct& product) {
-    model::run_planned(*plan, product,
-                       [&](const kernels::LinearPlan& of, const format::RowProduct& operands,
-                           void* workspace) {
-                         of.candidate->run(weight.rows, operands, workspace,
-                                           model::torch_executor());
-                       });
+    model::run_planned(
+        *plan, product,
+        [&](const kernels::LinearPlan& of, const format::RowProduct& operands, void* workspace) {
+          of.candidate->run(weight.rows, operands, workspace, model::torch_executor());
+        });
   });
 }
 

@@ -84,8 +84,7 @@ Packed pack_gpu(const at::Tensor& weight, const format::Pattern& pattern) {
                                    static_cast<double>(weight.numel());
   const kernels::Problem problem = packed.form.problem(1, weight.scalar_type());
   const auto& operation = *kernels::linear_operation(pattern.kind);
-  const auto chosen =
-      kernels::choose_gpu_kernel(operation, problem, kernels::Device::this_gpu());
+  const auto chosen = kernels::choose_gpu_kernel(operation, problem, kernels::Device::this_gpu());
   TORCH_CHECK(chosen.ok(), chosen.error().message);
   TORCH_CHECK(*chosen != nullptr, "lacuna::pack: no GPU kernel takes ", problem.text(), ".",
               refusals(operation, problem));
@@ -106,9 +105,8 @@ Packed pack_gpu(const at::Tensor& weight, const format::Pattern& pattern) {
                     static_cast<kernels::GpuPackReport*>(report.mutable_data_ptr()), stream),
         kernel, "pack");
   const at::Tensor copied = report.cpu();
-  TORCH_CHECK(
-      static_cast<const kernels::GpuPackReport*>(copied.const_data_ptr())->violations == 0,
-      "lacuna::pack: the weight breaks ", pattern.text(), ". Prune it first.");
+  TORCH_CHECK(static_cast<const kernels::GpuPackReport*>(copied.const_data_ptr())->violations == 0,
+              "lacuna::pack: the weight breaks ", pattern.text(), ". Prune it first.");
 
   packed.form.rest = {kernels::kGpuAbiVersion, number_of(kernel),
                       static_cast<int64_t>(layout.packed_bytes)};
@@ -120,8 +118,8 @@ Packed pack_gpu(const at::Tensor& weight, const format::Pattern& pattern) {
 at::Tensor unpack_gpu(const at::Tensor& packed, const Form& form) {
   const c10::DeviceGuard guard(packed.device());
   const Opened weight = open(packed, form);
-  at::Tensor dense = at::empty({form.rows, form.columns},
-                               packed.options().dtype(model::scalar_type(form.dtype)));
+  at::Tensor dense =
+      at::empty({form.rows, form.columns}, packed.options().dtype(model::scalar_type(form.dtype)));
   check(weight.kernel->unpack(&weight.layout, packed.const_data_ptr(), dense.mutable_data_ptr(),
                               model::gpu_stream(packed.device())),
         *weight.kernel, "unpack");

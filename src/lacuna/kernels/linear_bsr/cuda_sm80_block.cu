@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(32 * most_warps(NT * MT)) block_kernel(const P
   extern __shared__ __align__(16) float sums[];  // [warp][8 NT tokens][sums_stride(MT)]
   const int warp = __shfl_sync(~0u, threadIdx.x >> 5, 0), lane = threadIdx.x & 31;
   const int warps = blockDim.x >> 5, step = D * warps;
-  const int place = blockIdx.y >> p.slices_log2;  // of the group in the lists
+  const int place = blockIdx.y >> p.slices_log2;                    // of the group in the lists
   const int tile = (blockIdx.y & ((1 << p.slices_log2) - 1)) * MT;  // of the group
   const int first_token = blockIdx.x * (8 * NT);
   const int* const columns = p.columns + static_cast<std::size_t>(place) * p.columns_stride;
@@ -280,9 +280,7 @@ bool overlaps() {
   return known;
 }
 
-int row_tiles_of(std::int64_t n) {
-  return static_cast<int>(ceil_div<std::int64_t>(n, kTileRows));
-}
+int row_tiles_of(std::int64_t n) { return static_cast<int>(ceil_div<std::int64_t>(n, kTileRows)); }
 int units_of(std::int64_t k) { return static_cast<int>(ceil_div<std::int64_t>(k, kUnitColumns)); }
 std::size_t marks_bytes(std::int64_t n, std::int64_t k) {
   return ceil_div<std::size_t>(static_cast<std::size_t>(row_tiles_of(n)) * units_of(k), 16) * 16;
@@ -447,8 +445,7 @@ cudaError_t block_pack(const void* dense, const void* scratch, const BlockLayout
                        void* packed, cudaStream_t stream) {
   if (!layout_ok(layout) || !aligned(dense, 16) || !aligned(scratch, 16) || !aligned(packed, 128))
     return cudaErrorInvalidValue;
-  const std::size_t index =
-      layout.columns_at + sizeof(int) * layout.groups * layout.columns_stride;
+  const std::size_t index = layout.columns_at + sizeof(int) * layout.groups * layout.columns_stride;
   cudaError_t error = cudaMemsetAsync(packed, 0, layout.values_at, stream);  // the gap behind it
   if (error == cudaSuccess)
     error = cudaMemcpyAsync(
