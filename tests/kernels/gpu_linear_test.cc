@@ -138,6 +138,20 @@ TEST(GpuCandidates, say_what_they_need) {
                   fmt::format("needs {} values and bf16 activations", values));
     }
   EXPECT_EQ(refusal("linear_nm:fp8:64x128x1:1:4", "cuda_sm90_fp8", hopper), "needs 2:4");
+  const char* block = "cuda_sm80_block";
+  for (const Device& device : {hopper, with_gpu(8, 0), with_gpu(12, 0)})
+    EXPECT_THAT(refusal("linear_bsr:bf16:1x8x64:block16x32@0.8", block, device),
+                AnyOf("", HasSubstr("needs the GPU kernels")));
+  EXPECT_EQ(refusal("linear_bsr:bf16:64x64x8:block8x32@0.8", block, hopper),
+            "needs blocks of a multiple of 16 rows and columns");
+  EXPECT_EQ(refusal("linear_bsr:f16:64x64x8:block64x64@0.8", block, hopper),
+            "needs bf16 values and bf16 activations");
+  EXPECT_EQ(refusal("linear_bsr:bf16:64x64x8:block64x64@0.4", block, hopper),
+            "needs 50 % zeros or more");
+  EXPECT_THAT(refusal("linear_bsr:bf16:64x68x8:block64x64@0.8", block, hopper),
+              HasSubstr("multiple of 8 inputs"));
+  EXPECT_EQ(refusal("linear_bsr:bf16:64x64x8:block64x64@0.8", block, with_gpu(7, 5)),
+            "needs compute capability 8.0 or later (this GPU has 7.5)");
   for (const char* problem : {"linear_nm:f32:7x9x500:3:5", "linear_bitmap:int8:7x9x500:0.5"}) {
     EXPECT_EQ(refusal(problem, kExpandCublas, hopper), "");
     EXPECT_EQ(refusal(problem, kExpandCublas, Device{}), "needs weights on a GPU");

@@ -302,7 +302,51 @@ TEST_F(Gpu, ExpandsEveryPatternToTheSameWeight) {
       }
 }
 
-/// The demo model with the two largest of every four weights of its blocks, stored by this pattern.
+/// Whole blocks, each kept with this probability; some weights of the others are zero as well.
+at::Tensor block_mask(int64_t rows, int64_t columns, const Pattern& pattern, double kept) {
+  const int64_t r = pattern.block_rows, c = pattern.block_columns;
+  return (at::rand({(rows + r - 1) / r, (columns + c - 1) / c}) < kept)
+      .repeat_interleave(r, 0)
+      .repeat_interleave(c, 1)
+      .narrow(0, 0, rows)
+      .narrow(1, 0, columns)
+      .logical_and(at::rand({rows, columns}) < 0.98);
+}
+
+TEST_F(GpuWeight24, BlocksStayWithinTheirBoundForEveryNumberOfTokens) {
+  const c10::InferenceMode inference;
+  for (const auto& [outputs, inputs, pattern] :
+       {std::tuple<int64_t, int64_t, Pattern>{264, 648, Pattern::block(16, 16)},
+        {1000, 1024, Pattern::block(64, 64)},
+        {65, 4096, Pattern::block(32, 64)},
+        {2051, 576, Pattern::block(128, 128)}})
+    for (const double kept : {0.0, 0.1, 0.2}) {
+      const at::Tensor weight =
+          (at::randn({outputs, inputs}) * block_mask(outputs, inputs, pattern, kept))
+              .to(at::kBFloat16);
+      const Linear linear = compact_on_gpu(weight, pattern);
+      ASSERT_TRUE(linear.recordable()) << "our kernel takes it";
+      const at::Tensor w = weight.to(kGpu.device);
+      ASSERT_TRUE(at::equal(linear.weight(), w));
+      for (int64_t tokens = 1; tokens <= 70; tokens += tokens < 20 ? 1 : 7) {
+        const at::Tensor x = at::randn({tokens, inputs}).to(kGpu.device, at::kBFloat16);
+        at::Tensor y = at::full({tokens * outputs + 8}, 7, x.options());
+        linear.forward_into(x.const_data_ptr(), tokens, y.mutable_data_ptr(), Executor::serial());
+        const at::Tensor got = y.narrow(0, 0, tokens * outputs).view({tokens, outputs});
+        const at::Tensor wide = w.to(at::kDouble), wide_x = x.to(at::kDouble);
+        const at::Tensor exact = at::linear(wide_x, wide);
+        const at::Tensor sums = at::linear(wide_x.abs(), wide.abs());
+        const at::Tensor excess =
+            (got.to(at::kDouble) - exact).abs() - bound(exact, sums, inputs, false);
+        ASSERT_LE(excess.max().item<double>(), 0)
+            << fmt::format("{}x{}x{} {}", outputs, inputs, tokens, pattern.text());
+        ASSERT_TRUE(at::equal(y.narrow(0, tokens * outputs, 8), at::full({8}, 7, x.options())));
+      }
+    }
+}
+
+/// The demo model with the two largest of every four weights of its blocks, or a quarter of their
+/// blocks, stored by this pattern.
 io::Checkpoint sparse_demo_model(const Pattern& pattern) {
   const auto source = must(io::Checkpoint::open(testing::demo_model_folder()));
   const auto folder = testing::scratch_folder("gpu_demo") / "model";
@@ -316,7 +360,9 @@ io::Checkpoint sparse_demo_model(const Pattern& pattern) {
     const at::Tensor weight = wrap(tensor);
     const at::Tensor order =
         weight.abs().view({weight.size(0), -1, 4}).argsort(int64_t{-1}).argsort(int64_t{-1});
-    const at::Tensor kept = (order >= 2).view(weight.sizes());
+    const at::Tensor kept = pattern.kind == format::PatternKind::kBlock
+                                ? block_mask(weight.size(0), weight.size(1), pattern, 0.25)
+                                : (order >= 2).view(weight.sizes());
     must(writer.add(name, must(format::compress(unwrap(weight * kept), pattern))));
   }
   nlohmann::json config = source.config();
@@ -367,7 +413,8 @@ at::Tensor by_steps(const Decoder& decoder, const at::Tensor& ids) {
 
 TEST_F(GpuWeight24, RunsADecodeStepAsTheCpuDoes) {
   const c10::InferenceMode inference;
-  for (const Pattern& pattern : {Pattern::keep_of(2, 4), Pattern::unstructured()}) {
+  for (const Pattern& pattern :
+       {Pattern::keep_of(2, 4), Pattern::unstructured(), Pattern::block(16, 32)}) {
     const auto checkpoint = sparse_demo_model(pattern);
     const Decoder exact = must(Decoder::load(checkpoint, {at::kCPU, at::kFloat}));
     const Decoder cpu = must(Decoder::load(checkpoint, {at::kCPU, at::kBFloat16}));

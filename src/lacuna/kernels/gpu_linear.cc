@@ -7,12 +7,29 @@
 namespace lacuna::kernels {
 namespace {
 
-std::filesystem::path library_path() {
-  if (const char* named = std::getenv("LACUNA_CUDA_LIBRARY")) return named;
+/// The file that this code is in: the program, or a shared library (liblacuna_torch.so).
+std::filesystem::path own_file() {
   std::error_code ignored;
   const auto program = std::filesystem::read_symlink("/proc/self/exe", ignored);
+  Dl_info info;
+  if (dladdr(reinterpret_cast<void*>(&gpu_library), &info) == 0 || info.dli_fname == nullptr)
+    return program;
+  const std::filesystem::path file = info.dli_fname;  // of a program as it was called
+  return file.is_absolute() && file.filename().string().find(".so") != std::string::npos ? file
+                                                                                         : program;
+}
+
+std::filesystem::path library_path() {
+  if (const char* named = std::getenv("LACUNA_CUDA_LIBRARY")) return named;
+  const auto file = own_file();
   // Never a bare name, which the loader would look for elsewhere.
-  return (program.empty() ? "/" : program.parent_path()) / "liblacuna_cuda.so";
+  return (file.empty() ? "/" : file.parent_path()) / "liblacuna_cuda.so";
+}
+
+Support supports_library() {
+  if (!gpu_library().ok())
+    return Support::no("needs the GPU kernels ({})", gpu_library().error().message);
+  return Support::yes();
 }
 
 }  // namespace
@@ -61,9 +78,16 @@ Support supports_gpu_kernel(const Device& device, int major, int minor) {
   if (device.gpu->major != major || device.gpu->minor != minor)
     return Support::no("needs compute capability {}.{} (this GPU has {}.{})", major, minor,
                        device.gpu->major, device.gpu->minor);
-  if (!gpu_library().ok())
-    return Support::no("needs the GPU kernels ({})", gpu_library().error().message);
-  return Support::yes();
+  return supports_library();
+}
+
+Support supports_gpu_kernel(const Device& device) {
+  const Support gpu = supports_gpu(device);
+  if (!gpu) return gpu;
+  if (device.gpu->major < 8)
+    return Support::no("needs compute capability 8.0 or later (this GPU has {}.{})",
+                       device.gpu->major, device.gpu->minor);
+  return supports_library();
 }
 
 }  // namespace lacuna::kernels

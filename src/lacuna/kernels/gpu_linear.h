@@ -30,6 +30,8 @@ const GpuLinearKernel* gpu_kernel(std::string_view operation, std::string_view c
 Support supports_gpu(const Device& device);
 /// supports_gpu(), this compute capability exactly, and a library to take the kernel from.
 Support supports_gpu_kernel(const Device& device, int major, int minor);
+/// supports_gpu(), compute capability 8.0 or later, and a library to take the kernel from.
+Support supports_gpu_kernel(const Device& device);
 /// What kExpandCublas and kCublas ask for: a GPU and a weight of this pattern, whatever its values.
 template <format::PatternKind kKind>
 Support supports_dense_product(const Problem& problem, const Device& device) {

@@ -29,7 +29,7 @@ Result<WeightPtr> GpuWeight::make(const kernels::Problem& problem, const Compute
              kernels::choose_gpu_kernel(*operation, problem, kernels::Device::this_gpu()));
   if (kernel == nullptr) return WeightPtr();
   auto weight = std::make_shared<GpuWeight>(*kernel, problem, compute);
-  LACUNA_CHECK(weight->pack(dense(), scales, problem.pattern));
+  LACUNA_CHECK(weight->pack(dense().contiguous(), scales, problem.pattern));
   return WeightPtr(std::move(weight));
 }
 

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "lacuna/kernels/linear_bsr/cpu.h"
+#include "lacuna/kernels/linear_bsr/cuda_sm80_block_limits.h"
 #include "lacuna/kernels/linear_bsr/linear_bsr.h"
 #include "lacuna/kernels/nonfinite.h"
 
@@ -44,6 +45,19 @@ Support avx2(const Problem& problem, const Device& device) {
   return Support::all(
       {any_cpu(problem, device),
        needs(device.cpu.avx2 && device.cpu.fma && device.cpu.f16c, "AVX2, FMA and F16C")});
+}
+
+/// Tiles of 16 x 32 that hold a weight are stored whole, so blocks of 16 columns fill half of them.
+Support tensor_core_blocks(const Problem& problem, const Device& device) {
+  const char* shape = block_shape_refusal(problem.outputs, problem.inputs, problem.tokens);
+  return Support::all(
+      {needs(problem.pattern.kind == format::PatternKind::kBlock, "blocks"),
+       needs(problem.pattern.block_rows % 16 == 0 && problem.pattern.block_columns % 16 == 0,
+             "blocks of a multiple of 16 rows and columns"),
+       needs(problem.values == Values::kBF16 && problem.activations == DType::kBF16,
+             "bf16 values and bf16 activations"),
+       needs(problem.sparsity >= 0.5, "50 % zeros or more"),
+       shape != nullptr ? Support::no("{}", shape) : Support::yes(), supports_gpu_kernel(device)});
 }
 
 /// Block rows that drop a column in which x is not finite: 0 times that is NaN.
@@ -96,7 +110,8 @@ LinearCandidates& candidates() {
 }
 
 GpuCandidates& gpu_candidates() {
-  static GpuCandidates list{{kExpandCublas, supports_dense_product<format::PatternKind::kBlock>}};
+  static GpuCandidates list{{"cuda_sm80_block", tensor_core_blocks},
+                            {kExpandCublas, supports_dense_product<format::PatternKind::kBlock>}};
   return list;
 }
 

@@ -1,0 +1,16 @@
+// The shapes that cuda_sm80_block multiplies, for the tool (which has no CUDA) and for the kernel.
+#pragma once
+
+#include <cstdint>
+
+namespace lacuna::kernels::linear_bsr {
+
+/// Null, or what the kernel needs.
+inline const char* block_shape_refusal(int64_t n, int64_t k, int64_t t) {
+  if (t < 1 || t >= (1 << 24)) return "needs 1 to 2^24-1 tokens";
+  if (n < 1 || n >= (1 << 20)) return "needs 1 to 2^20-1 outputs";
+  if (k < 8 || k % 8 != 0 || k >= (1 << 20)) return "needs a multiple of 8 inputs below 2^20";
+  return nullptr;
+}
+
+}  // namespace lacuna::kernels::linear_bsr
