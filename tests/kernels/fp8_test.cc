@@ -1,4 +1,5 @@
-// fp8 weights, multiplied as they are stored, against the float64 definition of what they stand for.
+// fp8 weights, multiplied as they are stored, against the float64 definition of what they stand
+// for.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -19,7 +20,6 @@ using lacuna::testing::bits_of;
 using lacuna::testing::random_matrix;
 using lacuna::testing::value_of;
 
-
 CompactMatrix coded(int64_t rows, int64_t columns, const Pattern& pattern, const char* code,
                     double sparsity = 0.5) {
   const auto bits = random_matrix(DType::kF32, rows, columns, pattern, sparsity,
@@ -35,8 +35,8 @@ struct Tokens {
   Tokens(DType dtype, int64_t tokens, int64_t columns, uint64_t seed)
       : bytes(static_cast<size_t>(tokens * columns + 1) * size_bytes(dtype), 0xff) {
     for (int64_t i = 0; i < tokens * columns; ++i) {
-      const uint32_t bits = bits_of(
-          static_cast<float>(random_normal(seed, 0, static_cast<uint64_t>(i))), dtype);
+      const uint32_t bits =
+          bits_of(static_cast<float>(random_normal(seed, 0, static_cast<uint64_t>(i))), dtype);
       std::memcpy(bytes.data() + static_cast<size_t>(i) * size_bytes(dtype), &bits,
                   size_bytes(dtype));
     }
@@ -126,7 +126,8 @@ TEST(Fp8, EveryCodeIsExact) {
   const Tensor row{DType::kF32, {1, count}, Bytes::take(std::vector<float>(weights))};
   const auto matrix = format::quantize(row, format::Quantization::parse("fp8").value()).value();
   const auto rows = CompactRows::make(matrix).value();
-  for (const LinearCandidate& candidate : linear_operation(format::PatternKind::kDense)->candidates())
+  for (const LinearCandidate& candidate :
+       linear_operation(format::PatternKind::kDense)->candidates())
     for (int64_t k = 0; k < count; ++k) {
       std::vector<float> x(static_cast<size_t>(count), 0.0f);
       x[static_cast<size_t>(k)] = 1;

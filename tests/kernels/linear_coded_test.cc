@@ -166,7 +166,8 @@ TEST(LinearCoded, CandidatesTakeWhatTheySayAndNothingElse) {
 }
 
 TEST(LinearCoded, EqualsTheDefinitionForEveryShapeAndPattern) {
-  for (const char* code : {"int8", "int8g64", "int4", "int4g32", "int4g128", "int4g64z", "int4g32z"})
+  for (const char* code :
+       {"int8", "int8g64", "int4", "int4g32", "int4g128", "int4g64z", "int4g32z"})
     for (const Pattern& pattern : {Pattern{}, Pattern::unstructured(), Pattern::keep_of(2, 4),
                                    Pattern::keep_of(1, 4), Pattern::block(8, 8)})
       for (const int64_t columns : {1, 7, 63, 64, 65, 128, 200, 257})
@@ -355,9 +356,8 @@ TEST(Stream, TakesZeroPointsOffWhilePacking) {
   for (const auto& [low, high] : {std::pair{0.5, 8.0}, {-8.0, -0.5}, {-1.0, 6.0}, {-3.0, 3.0}}) {
     const auto dense = random_matrix(
         DType::kF32, 40, 200, Pattern::unstructured(), 0.4, 5, [&](int64_t r, int64_t c) {
-          return static_cast<float>(
-              low + (high - low) *
-                        random_uniform(9, static_cast<uint64_t>(r), static_cast<uint64_t>(c)));
+          return static_cast<float>(low + (high - low) * random_uniform(9, static_cast<uint64_t>(r),
+                                                                        static_cast<uint64_t>(c)));
         });
     const auto m =
         format::quantize(format::compress(dense.tensor(), Pattern::unstructured()).value(),

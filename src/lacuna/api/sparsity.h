@@ -51,9 +51,9 @@ class SparsityManager {
   explicit SparsityManager(SparsityConfig config = {});
   ~SparsityManager();
 
-  /// Prunes a model folder into `out` (empty: MODEL-PATTERN[-QUANT_DTYPE] beside it) and returns the
-  /// folder written. With quant_dtype OUT-unquantized lies beside it until the codes are written;
-  /// then the masks are proved unchanged and it goes.
+  /// Prunes a model folder into `out` (empty: MODEL-PATTERN[-QUANT_DTYPE] beside it) and returns
+  /// the folder written. With quant_dtype OUT-unquantized lies beside it until the codes are
+  /// written; then the masks are proved unchanged and it goes.
   /// @errors kUsage (an option that is wrong or not available yet, by name), kBadInput,
   /// kNotPossible
   Result<std::string> prune(const std::string& model, const std::string& out = "");

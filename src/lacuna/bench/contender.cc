@@ -365,8 +365,8 @@ Result<Weight> random_weight(const Problem& problem, uint64_t seed) {
   const bool int8 = problem.values == kernels::Values::kInt8;
   const bool coded = !kernels::dtype_of(problem.values);
   const DType dtype = kernels::dtype_of(problem.values).value_or(DType::kF32);
-  const Tensor dense = model::random_weight(problem.outputs, problem.inputs, dtype,
-                                            problem.pattern, problem.sparsity, seed, 1);
+  const Tensor dense = model::random_weight(problem.outputs, problem.inputs, dtype, problem.pattern,
+                                            problem.sparsity, seed, 1);
   Weight weight{.problem = problem, .dense = model::wrap(dense)};
   const bool sparse = problem.pattern.kind != PatternKind::kDense;
   if (sparse) {

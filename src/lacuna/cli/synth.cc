@@ -32,11 +32,11 @@ Status settle(Flags& flags, bool given) {
 }  // namespace
 
 void add_synth(Tool& tool) {
-  auto* verb =
-      tool.verb("synth", "Write a random-weight model of a known shape, for sizing and timing.",
-                {"lacuna synth --like tinyllama-1.1b -o models/random",
-                 "lacuna synth --like llama-3.2-1b --pattern 2:4 -o models/random-24",
-                 "lacuna synth --like llama-3.2-1b --pattern 2:4 --quantize int8 -o models/24-int8"});
+  auto* verb = tool.verb(
+      "synth", "Write a random-weight model of a known shape, for sizing and timing.",
+      {"lacuna synth --like tinyllama-1.1b -o models/random",
+       "lacuna synth --like llama-3.2-1b --pattern 2:4 -o models/random-24",
+       "lacuna synth --like llama-3.2-1b --pattern 2:4 --quantize int8 -o models/24-int8"});
   static Flags flags;
   tool.threaded(verb);
   tool.seeded(verb);

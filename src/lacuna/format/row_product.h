@@ -59,10 +59,10 @@ struct RowImplementation {
 struct RowImplementations {
   RowImplementation f32, bf16, f16, fp8;
   const RowImplementation& for_values(DType dtype) const {
-    return dtype == DType::kF32       ? f32
-           : dtype == DType::kBF16    ? bf16
+    return dtype == DType::kF32      ? f32
+           : dtype == DType::kBF16   ? bf16
            : dtype == DType::kF8E4M3 ? fp8
-                                      : f16;
+                                     : f16;
   }
 };
 

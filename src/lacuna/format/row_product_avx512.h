@@ -117,9 +117,8 @@ struct F8AsFloat {
   static constexpr InputForm kForm = InputForm::kFloat;
   static constexpr int64_t kInputBytes = kChunk * 4;
   LACUNA_INLINE Operand weights(Chunk8 chunk) {
-    const __m512i halves =
-        _mm512_and_si512(_mm512_slli_epi16(_mm512_cvtepi8_epi16(chunk.all), 7),
-                         _mm512_set1_epi16(static_cast<int16_t>(0xbfff)));
+    const __m512i halves = _mm512_and_si512(_mm512_slli_epi16(_mm512_cvtepi8_epi16(chunk.all), 7),
+                                            _mm512_set1_epi16(static_cast<int16_t>(0xbfff)));
     const __m512 scale = _mm512_set1_ps(chunk.scale * 0x1p8f);
     return {_mm512_mul_ps(_mm512_cvtph_ps(_mm512_castsi512_si256(halves)), scale),
             _mm512_mul_ps(_mm512_cvtph_ps(_mm512_extracti64x4_epi64(halves, 1)), scale)};

@@ -24,7 +24,9 @@ float weight(const std::byte* at) {
 }
 
 template <DType dtype>
-inline constexpr int64_t kWidthOf = dtype == DType::kF32 ? 4 : dtype == DType::kF8E4M3 ? 1 : 2;
+inline constexpr int64_t kWidthOf = dtype == DType::kF32      ? 4
+                                    : dtype == DType::kF8E4M3 ? 1
+                                                              : 2;
 
 /// Multiplies a chunk of a row by its scale, if it has one.
 template <DType dtype>

@@ -23,8 +23,7 @@ RowsView dense_rows(const void* data, DType dtype, int64_t rows, int64_t columns
 
 Result<CompactRows> CompactRows::make(CompactMatrix matrix) {
   const Quantization quantization = matrix.quantization;
-  const bool fp8 =
-      quantization.code == Code::kFP8 && matrix.pattern.kind != PatternKind::kBlock;
+  const bool fp8 = quantization.code == Code::kFP8 && matrix.pattern.kind != PatternKind::kBlock;
   if (matrix.pattern.kind == PatternKind::kDense && !fp8)
     return usage_error("rows: the matrix is dense (need a sparse pattern).");
   if (!quantization.none() && !fp8)
@@ -47,9 +46,8 @@ Result<CompactRows> CompactRows::make(CompactMatrix matrix) {
   if (fp8) {
     view.scales = m.scales.data();
     view.scale_groups = quantization.groups(m.columns);
-    view.scale_shift = quantization.group == 0
-                           ? 63
-                           : std::countr_zero(static_cast<uint64_t>(quantization.group));
+    view.scale_shift =
+        quantization.group == 0 ? 63 : std::countr_zero(static_cast<uint64_t>(quantization.group));
   }
   if (m.pattern.kind == PatternKind::kDense) {
     view.values_per_row = m.columns;

@@ -72,8 +72,7 @@ struct RowsView {
 
 /// The scale of a column, from the scales of its row.
 inline float scale_at(const std::byte* row_scales, int64_t column, int shift) {
-  return std::bit_cast<float>(uint32_t{read_unaligned<uint16_t>(
-                                  row_scales + (column >> shift) * 2)}
+  return std::bit_cast<float>(uint32_t{read_unaligned<uint16_t>(row_scales + (column >> shift) * 2)}
                               << 16);
 }
 

@@ -219,8 +219,8 @@ std::optional<StoredMatrix> stacked(const std::vector<StoredMatrix>& parts,
       dense.push_back(std::get<at::Tensor>(part).contiguous());
   }
   const bool walked =
-      compute.device.is_cpu() && (compact.empty() || compact.front().quantization.none() ||
-                                  walked_as_fp8(compact.front()));
+      compute.device.is_cpu() &&
+      (compact.empty() || compact.front().quantization.none() || walked_as_fp8(compact.front()));
   if (parts.size() == 1 && !walked) return parts.front();
   if (dense.empty()) {
     auto all = format::stack_rows(compact, torch_executor());

@@ -104,8 +104,8 @@ class TileRows {
   /// the last ones have no room behind them: they are copied.
   void take_codes(int64_t r, const RowWalk& walk) {
     const auto* values = matrix_.values.as<uint8_t>();
-    const bool made = matrix_.pattern.kind == format::PatternKind::kBlock ||
-                      matrix_.quantization.zero_points;
+    const bool made =
+        matrix_.pattern.kind == format::PatternKind::kBlock || matrix_.quantization.zero_points;
     const int64_t begin = walk.first_byte(), end = begin + walk.bytes();
     if (!made && begin == end) return;
     if (!made && end + kCodeRoom <= static_cast<int64_t>(matrix_.values.size())) {
@@ -276,7 +276,9 @@ Result<Stream> Stream::pack(const CompactMatrix& matrix, const Executor& executo
                      .group = matrix.quantization.group};
   s.masks_ = masks_for(matrix, masks);
   const int64_t group = matrix.quantization.group;
-  s.scale_sets_ = group == 0 ? (s.code() == Code::kInt4 ? 1 : 0) : group < kChunk ? kChunk / group : 1;
+  s.scale_sets_ = group == 0       ? (s.code() == Code::kInt4 ? 1 : 0)
+                  : group < kChunk ? kChunk / group
+                                   : 1;
 
   // The masks say how long every tile is, so that each is packed where it stays.
   const TilePacker packer(matrix, s);

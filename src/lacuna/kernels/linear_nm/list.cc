@@ -29,8 +29,8 @@ Support avx512_many(const Problem& problem, const Device& device) {
       {many(problem, device), needs(device.cpu.avx512_vbmi2, "AVX-512 with VBMI2")});
 }
 Support avx2_many(const Problem& problem, const Device& device) {
-  return Support::all({many(problem, device),
-                       needs(device.cpu.avx2 && device.cpu.fma, "AVX2 and FMA")});
+  return Support::all(
+      {many(problem, device), needs(device.cpu.avx2 && device.cpu.fma, "AVX2 and FMA")});
 }
 
 /// Up to two tokens, float32 sums take no longer (the memory decides) and keep denormals.
@@ -84,7 +84,8 @@ LinearCandidates& candidates() {
         tiled::float_candidate<tiled::run_avx2_fma>("cpu_avx2_tiled_fma", avx2_many),
 #endif
         row_candidate<kPortable>("cpu_portable", any_cpu),
-        tiled::float_candidate<tiled::run_portable>("cpu_portable_tiled", many), reference_candidate(any_cpu)
+        tiled::float_candidate<tiled::run_portable>("cpu_portable_tiled", many),
+        reference_candidate(any_cpu)
   };
   return list;
 }

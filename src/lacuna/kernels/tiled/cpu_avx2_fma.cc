@@ -12,8 +12,8 @@ struct Shape {
 
 }  // namespace
 
-void run_avx2_fma(const format::RowsView& rows, const format::RowProduct& product,
-                    void* workspace, const Executor& executor) {
+void run_avx2_fma(const format::RowsView& rows, const format::RowProduct& product, void* workspace,
+                  const Executor& executor) {
   run_float<Shape>(rows, product, workspace, executor);
 }
 

@@ -84,8 +84,9 @@ void multiply(const float* weights, const float* x, int64_t columns, bool first,
       if (!first) std::memcpy(&sum[r][v], sums + r * kTokens + v * kLanes, sizeof(Vector));
     }
   for (int64_t k = 0; k < columns; ++k, x += kTokens) {
-    Vector input[kVectors];
-    std::memcpy(input, x, sizeof(input));
+    Vector input[kVectors];  // one by one: all at once they would go through memory
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) std::memcpy(&input[v], x + v * kLanes, sizeof(Vector));
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
       // Minus 0 is nothing to compilers; plus 0 would be an addition, which turns -0 to 0.
@@ -143,9 +144,7 @@ class FloatProduct {
   int64_t width_of(int64_t group) const {
     return product_.tokens - group * kStepTokens <= Shape::kLanes ? Shape::kLanes : kStepTokens;
   }
-  const float* group_of(int64_t group) const {
-    return x_ + group * kStepTokens * rows_.columns;
-  }
+  const float* group_of(int64_t group) const { return x_ + group * kStepTokens * rows_.columns; }
 
   void pack(int64_t group) {
     constexpr int64_t kPiece = 64;

@@ -8,8 +8,8 @@ namespace lacuna::kernels::tiled {
 inline constexpr int64_t kFloatColumns = 256;  // of a block of K
 /// Floats from a row of an expanded panel to the next: rows fall into different sets of a cache.
 inline constexpr int64_t kFloatStride = kFloatColumns + 16;
-inline constexpr int64_t kFloatRows = 96;        // most rows of a panel
-inline constexpr int64_t kFloatTokens = 512;     // most tokens of a block
+inline constexpr int64_t kFloatRows = 96;       // most rows of a panel
+inline constexpr int64_t kFloatTokens = 512;    // most tokens of a block
 inline constexpr int64_t kMostStepTokens = 32;  // of any instruction set
 
 struct FloatLayout {

@@ -38,16 +38,14 @@ Support supports_amx_dot(const Problem& problem, const Device& device) {
 }
 
 size_t float_workspace_bytes(int64_t tokens, int64_t columns) {
-  return static_cast<size_t>(
-             FloatLayout(tokens, columns, kMostStepTokens).bytes(most_threads())) +
+  return static_cast<size_t>(FloatLayout(tokens, columns, kMostStepTokens).bytes(most_threads())) +
          64;
 }
 
 Support supports_float(const Problem& problem, const Device& device) {
-  return Support::all(
-      {needs(!device.gpu, "weights in host memory"),
-       needs(dtype_of(problem.values).has_value(), "f32, bf16 or f16 values"),
-       needs(problem.tokens > format::kMaxTokens, "17 tokens or more")});
+  return Support::all({needs(!device.gpu, "weights in host memory"),
+                       needs(dtype_of(problem.values).has_value(), "f32, bf16 or f16 values"),
+                       needs(problem.tokens > format::kMaxTokens, "17 tokens or more")});
 }
 
 }  // namespace lacuna::kernels::tiled
