@@ -48,7 +48,8 @@ TEST(SparsityManager, RefusesByNameWhatIsNotThereYet) {
       {[](SparsityConfig& c) { c.enable_dynamic = true; }, "enable_dynamic"},
       {[](SparsityConfig& c) { c.use_gradient = true; }, "use_gradient"},
       {[](SparsityConfig& c) { c.fuse_with_quant = true; }, "fuse_with_quant"},
-      {[](SparsityConfig& c) { c.quant_dtype = "int4"; }, "quant_dtype"},
+      {[](SparsityConfig& c) { c.quant_dtype = "int3"; }, "quant_dtype"},
+      {[](SparsityConfig& c) { c.quant_dtype = "int4", c.format = "csr"; }, "quant_dtype"},
       {[](SparsityConfig& c) { c.dynamic_threshold = 0.2; }, "dynamic_threshold: \"0.2\""},
       {[](SparsityConfig& c) { c.use_hardware_accel = false; }, "use_hardware_accel"},
       {[](SparsityConfig& c) { c.pruning_method = "hessian"; }, "hessian"},
@@ -69,6 +70,29 @@ TEST(SparsityManager, RefusesByNameWhatIsNotThereYet) {
     ASSERT_FALSE(pruned.ok()) << bad.named;
     EXPECT_EQ(pruned.error().code, Code::kUsage) << bad.named;
     EXPECT_THAT(pruned.error().message, HasSubstr(bad.named));
+  }
+}
+
+TEST(SparsityManager, QuantisesWhatItPruned) {
+  for (const char* codes : {"int8", "int4g32z", "fp8"}) {
+    SparsityManager manager({.pattern = "n:m", .quant_dtype = codes});
+    const auto out = testing::scratch_folder("manager") / "sparse";
+    const auto pruned = manager.prune(demo_model(), out.string());
+    ASSERT_TRUE(pruned.ok()) << pruned.error().message;
+    EXPECT_EQ(*pruned, out.string());
+    EXPECT_FALSE(std::filesystem::exists(out.string() + "-unquantized"));
+    const auto checkpoint = io::Checkpoint::open(*pruned);
+    ASSERT_TRUE(checkpoint.ok()) << checkpoint.error().message;
+    const io::WeightInfo& info = checkpoint->weights().at("model.layers.0.mlp.up_proj.weight");
+    EXPECT_EQ(info.pattern, format::Pattern::keep_of(2, 4));
+    EXPECT_EQ(info.quantization.text(), codes);
+    EXPECT_GT(manager.report().at("memory_saving"), 0.4) << codes;
+    const auto zeros = manager.verify_sparsity(*pruned);
+    ASSERT_TRUE(zeros.ok()) << zeros.error().message;
+    EXPECT_GE(zeros->at(info.name), 0.5);  // a kept weight may be rounded to zero
+    const auto decoder = manager.load_sparse_model(*pruned);
+    ASSERT_TRUE(decoder.ok()) << decoder.error().message;
+    EXPECT_FALSE(manager.prune(demo_model(), *pruned).ok()) << "a finished model lies there";
   }
 }
 

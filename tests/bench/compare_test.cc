@@ -124,7 +124,7 @@ TEST(Compare, aRandomInt8WeightIsCodesTimesTheScaleOfItsRow) {
   EXPECT_LE(codes.abs().max().item<float>(), 127);
   EXPECT_GE(codes.abs().amax(1).min().item<float>(), 126);
   EXPECT_GE((codes == 0).sum().item<int64_t>(), 16 * 32);
-  EXPECT_FALSE(random_weight(problem("linear_dense:fp8:16x64x1"), 3).ok());
+  EXPECT_TRUE(random_weight(problem("linear_dense:fp8:16x64x1"), 3)->compact.has_value());
 }
 
 TEST(Compare, problemsOfOneShapeShareARoundRobin) {
@@ -158,8 +158,9 @@ TEST(Compare, quantisedValuesRunOnTheStreamKernels) {
   }
 }
 
-TEST(Compare, fp8HasNoContenderAndSaysSo) {
-  const Comparison result = quick({"linear_bitmap:fp8:64x64x1:0.5"});
+TEST(Compare, fp8InBlocksHasNoContenderAndSaysSo) {
+  EXPECT_FALSE(quick({"linear_bitmap:fp8:64x64x1:0.5"}).records.empty());
+  const Comparison result = quick({"linear_bsr:fp8:64x64x1:block8x8@0.5"});
   EXPECT_TRUE(result.records.empty());
   EXPECT_FALSE(result.refused.empty());
   EXPECT_EQ(result.rounds, 0);

@@ -70,7 +70,7 @@ TEST(Bench, AWrongKernelEndsInExitCodeOne) {
 }
 
 TEST(Bench, WhatNobodyCanComputeEndsInExitCodeFour) {
-  const Output run = lacuna_tool("bench linear_bitmap:fp8:64x64x1:0.5 --quick");
+  const Output run = lacuna_tool("bench linear_bsr:fp8:64x64x1:block8x8@0.5 --quick");
   EXPECT_EQ(run.code, 4);
   EXPECT_THAT(run.out, HasSubstr("not run"));
   const Output file = lacuna_tool("bench --cases /nowhere/cases.txt");

@@ -53,7 +53,10 @@ std::vector<std::string> split(const std::string& text, char separator) {
 std::vector<DType> dtypes(const std::string& text) {
   std::vector<DType> types;
   for (const std::string& name : split(text, ','))
-    types.push_back(name == "f32" ? DType::kF32 : name == "bf16" ? DType::kBF16 : DType::kF16);
+    types.push_back(name == "f32"    ? DType::kF32
+                    : name == "bf16" ? DType::kBF16
+                    : name == "fp8"  ? DType::kF8E4M3
+                                     : DType::kF16);
   return types;
 }
 
@@ -114,7 +117,7 @@ bool runs_here(const Row& row) {
 Problem problem_of(const Row& row, DType values, DType activations, int64_t tokens,
                    const Pattern& pattern) {
   return {.operation = row.operation,
-          .values = values_of(values),
+          .values = values == DType::kF8E4M3 ? Values::kFP8 : values_of(values),
           .activations = activations,
           .outputs = 100,
           .inputs = 100,
@@ -138,6 +141,7 @@ TEST(SupportMatrix, has_a_line_for_every_candidate_and_a_candidate_for_every_lin
 
 TEST(SupportMatrix, every_candidate_takes_what_its_line_says_and_nothing_else) {
   constexpr DType kAll[] = {DType::kF32, DType::kBF16, DType::kF16};
+  constexpr DType kAllValues[] = {DType::kF32, DType::kBF16, DType::kF16, DType::kF8E4M3};
   const auto has = [](const auto& list, const auto& item) {
     return std::find(list.begin(), list.end(), item) != list.end();
   };
@@ -148,7 +152,7 @@ TEST(SupportMatrix, every_candidate_takes_what_its_line_says_and_nothing_else) {
   for (const Row& row : support_matrix()) {
     const LinearCandidate& candidate = *candidates_of(row.operation).find(row.candidate);
     const Device able = device_with(row.needs);
-    for (const DType values : kAll)
+    for (const DType values : kAllValues)
       for (const DType activations : kAll)
         for (const Pattern& pattern : patterns)
           for (const int64_t tokens :
@@ -396,11 +400,28 @@ TEST(Linear, exact_on_small_integers_for_all_widths_and_token_counts) {
             check_exact(target, values, activations, 5, inputs, tokens, tokens % 2 == 0);
 }
 
+/// All that takes more than 16 tokens: bf16 everywhere, the other types under a bitmap.
+std::vector<std::pair<Target, DType>> many_token_targets() {
+  std::vector<std::pair<Target, DType>> all;
+  for (const Target& target : kTargets) {
+    all.push_back({target, DType::kBF16});
+    if (target.pattern == Pattern::unstructured() || target.pattern == Pattern::keep_of(3, 5))
+      for (const DType type : {DType::kF32, DType::kF16}) all.push_back({target, type});
+  }
+  return all;
+}
+
+TEST(Linear, exact_on_small_integers_for_many_tokens_of_mixed_types) {
+  for (const DType values : kTypes)
+    for (const DType activations : kTypes)
+      for (const int64_t tokens : {17, 40})
+        check_exact(kTargets[1], values, activations, 99, 300, tokens, true);
+}
+
 /// Every number of tokens on both sides of the tiles, one column, row and token more and less than
 /// a tile, a block or a panel holds (kernels/tiled.h), and several of each.
 TEST(Linear, exact_on_small_integers_for_many_tokens) {
-  const DType type = DType::kBF16;
-  for (const Target& target : kTargets) {
+  for (const auto& [target, type] : many_token_targets()) {
     for (int64_t tokens = 17; tokens <= 130; ++tokens)
       check_exact(target, type, type, 37, 71, tokens, tokens % 2 == 0);
     for (const int64_t tokens : {17, 33, 65, 130})
@@ -411,7 +432,7 @@ TEST(Linear, exact_on_small_integers_for_many_tokens) {
         check_exact(target, type, type, outputs, 67, tokens, true);
     check_exact(target, type, type, 35, 4096 + 33, 20, true);      // blocks of 4096 columns
     check_exact(target, type, type, 4200, 300, 65, true);          // panels of 512 rows
-    check_exact(target, type, type, 70, 300, 2 * 256 + 17, true);  // blocks of 256 tokens
+    check_exact(target, type, type, 70, 300, 2 * 256 + 17, true);  // blocks of 256, 512 tokens
   }
 }
 
@@ -432,7 +453,6 @@ TEST(Linear, bounded_error_on_normal_numbers) {
       for (const DType activations : kTypes)
         for (const int64_t inputs : {1, 7, 32, 333, 2048})
           for (const int64_t tokens : {1, 4, 7, 16, 45, 80}) {
-            if (tokens > 16 && (values != DType::kBF16 || activations != DType::kBF16)) continue;
             const int64_t outputs = 9;
             const Weight weight(random_matrix(values, outputs, inputs, target.pattern, 0.5, inputs),
                                 target);
@@ -640,8 +660,9 @@ TEST(Linear, plan_chooses_explains_and_refuses) {
   ASSERT_TRUE(plan.ok()) << plan.error().message;
   EXPECT_GT(plan->workspace_bytes, 0u);
   const auto many = *Problem::parse("linear_bitmap:bf16:64x64x17:0.5");
-  EXPECT_EQ(linear_bitmap::plan(many, device_with({"avx512_vbmi2"})).error().code,
-            Code::kNotPossible);
+  EXPECT_EQ(linear_bitmap::plan(many, device_with({"avx512_vbmi2"}))->candidate->name,
+            "cpu_avx512_tiled_fma");
+  EXPECT_EQ(linear_bitmap::plan(many, device_with({}))->candidate->name, "cpu_portable_tiled");
   const auto tiled =
       linear_bitmap::plan(many, device_with({"avx512_vbmi2", "avx512_bf16", "amx_bf16"}));
   ASSERT_TRUE(tiled.ok()) << tiled.error().message;

@@ -56,12 +56,28 @@ TEST(QuantizedLinear, MultipliesWithWhatItsCodesStandFor) {
         const Linear linear =
             must(Linear::compact(matrix, bias, {at::kCPU, dtype, /*int8_activations=*/false}));
         EXPECT_TRUE(linear.is_compact()) << label;
-        EXPECT_EQ(linear.weight_bytes(), bytes) << label << ": codes stay codes";
+        // Kernels walk fp8 as it lies, with an index of rows and a copy of the last ones.
+        const bool walked =
+            std::string_view(code) == "fp8" && pattern.kind != format::PatternKind::kBlock;
+        EXPECT_GE(linear.weight_bytes(), bytes) << label;
+        EXPECT_LE(linear.weight_bytes(), bytes + (walked ? 72 * 8 + 4 * 99 : 0))
+            << label << ": codes stay codes";
         EXPECT_TRUE(at::equal(linear.weight(), dense)) << label;
         for (const int64_t tokens : {1, 16, 17}) {
           const at::Tensor x = at::randn({2, tokens, 99}).to(dtype);
-          EXPECT_TRUE(at::equal(linear.forward(x), at::linear(x, dense, bias)))
-              << label << " " << tokens;
+          if (!walked) {
+            EXPECT_TRUE(at::equal(linear.forward(x), at::linear(x, dense, bias)))
+                << label << " " << tokens;
+            continue;
+          }
+          const auto wide = [](const at::Tensor& t) { return t.to(at::kDouble); };
+          const at::Tensor off =
+              (wide(linear.forward(x)) - at::linear(wide(x), wide(dense), wide(bias))).abs();
+          const at::Tensor magnitude =
+              at::linear(wide(x).abs(), wide(dense).abs(), wide(bias).abs());
+          // The weights of `dense` are rounded, and so is y.
+          const double share = dtype == at::kFloat ? 0x1p-17 : 0x1p-7;
+          EXPECT_TRUE((off <= magnitude * share).all().item<bool>()) << label << " " << tokens;
         }
         const at::Tensor ids = at::tensor({70, 0, 64, 70, 3, 5}, at::kLong).view({2, 3});
         EXPECT_TRUE(at::equal(linear.rows(ids), at::embedding(dense, ids))) << label;

@@ -223,7 +223,7 @@ Result<OperationReport> explain_operation(const std::string& text) {
   report.candidates.insert(report.candidates.end(), on_gpu.begin(), on_gpu.end());
   if (std::any_of(on_gpu.begin(), on_gpu.end(), [](const auto& line) { return line.chosen; }))
     return report;
-  if (kernels::dtype_of(problem.values)) {
+  if (kernels::walked_by_rows(problem.values)) {
     if (auto plan = operation->plan(problem, cpu); !plan.ok())
       report.status = std::move(plan).error();
   } else if (auto plan = kernels::linear_coded::plan(problem, cpu); !plan.ok()) {

@@ -36,7 +36,6 @@ Status check_available(const SparsityConfig& config) {
   if (config.use_gradient) return not_yet("use_gradient", "true");
   if (config.enable_dynamic) return not_yet("enable_dynamic", "true");
   if (config.fuse_with_quant) return not_yet("fuse_with_quant", "true");
-  if (!config.quant_dtype.empty()) return not_yet("quant_dtype", config.quant_dtype);
   const SparsityConfig defaults;
   if (config.dynamic_threshold != defaults.dynamic_threshold)
     return not_yet("dynamic_threshold", fmt::format("{}", config.dynamic_threshold));
@@ -48,6 +47,16 @@ Status check_available(const SparsityConfig& config) {
     return usage_error("SparsityConfig.backend: there is no {} backend (need auto, cpu or cuda).",
                        config.backend);
   return {};
+}
+
+Result<format::Quantization> codes_of(const SparsityConfig& config) {
+  if (config.quant_dtype.empty()) return format::Quantization{};
+  const auto codes = format::Quantization::parse(config.quant_dtype);
+  if (!codes.ok()) return usage_error("SparsityConfig.quant_dtype: {}", codes.error().message);
+  if (!codes->none() && config.format != "compact")
+    return usage_error("SparsityConfig.quant_dtype: the compact format alone has codes (got {}).",
+                       config.format);
+  return codes;
 }
 
 Result<api::PruneJob> job_of(const SparsityConfig& config) {
@@ -81,15 +90,30 @@ SparsityManager::~SparsityManager() = default;
 
 Result<std::string> SparsityManager::prune(const std::string& model, const std::string& out) {
   LACUNA_TRY(api::PruneJob job, job_of(config_));
+  LACUNA_TRY(const auto codes, codes_of(config_));
   job.model = model;
   std::string suffix = job.options.request.pattern.text();
   std::replace(suffix.begin(), suffix.end(), ':', '-');
-  job.out = out.empty() ? fs::path(io::folder_path(model).string() + "-" + suffix) : fs::path(out);
+  if (!codes.none()) suffix += "-" + codes.text();
+  const fs::path folder =
+      out.empty() ? fs::path(io::folder_path(model).string() + "-" + suffix) : fs::path(out);
+  job.out = folder;
+  if (!codes.none()) {
+    LACUNA_CHECK(io::check_free(folder));
+    job.out = io::folder_path(folder).string() + "-unquantized";
+  }
   LACUNA_TRY(const auto done, api::prune(job));
+  uint64_t bytes = done.bytes_out;
+  if (!codes.none()) {
+    LACUNA_TRY(const auto coded, api::convert(job.out, folder, {.quantization = codes}));
+    bytes = coded.bytes_out;
+    std::error_code ignored;  // it is in nobody's way
+    fs::remove_all(job.out, ignored);
+  }
   report_["avg_sparsity"] = done.sparsity;
   report_["memory_saving"] =
-      1.0 - static_cast<double>(done.bytes_out) / static_cast<double>(done.bytes_dense);
-  return job.out.string();
+      1.0 - static_cast<double>(bytes) / static_cast<double>(done.bytes_dense);
+  return folder.string();
 }
 
 Result<std::shared_ptr<const model::Decoder>> SparsityManager::load_sparse_model(

@@ -367,14 +367,10 @@ Contender expanded() {
 
 Result<Weight> random_weight(const Problem& problem, uint64_t seed) {
   const bool int8 = problem.values == kernels::Values::kInt8;
-  const bool coded = int8 || problem.values == kernels::Values::kInt4G64;
-  const auto dtype = coded ? std::optional(DType::kF32) : kernels::dtype_of(problem.values);
-  if (!dtype)
-    return not_possible(
-        "{}: no random weight can be made (got {} values; need f32, bf16, f16, int8 or int4g64).",
-        problem.text(), kernels::text(problem.values));
-  const Tensor dense = model::random_weight(problem.outputs, problem.inputs, *dtype,
-                                            problem.pattern, problem.sparsity, seed, 1);
+  const bool coded = !kernels::dtype_of(problem.values);
+  const DType dtype = kernels::dtype_of(problem.values).value_or(DType::kF32);
+  const Tensor dense = model::random_weight(problem.outputs, problem.inputs, dtype, problem.pattern,
+                                            problem.sparsity, seed, 1);
   Weight weight{.problem = problem, .dense = model::wrap(dense)};
   const bool sparse = problem.pattern.kind != PatternKind::kDense;
   if (sparse) {

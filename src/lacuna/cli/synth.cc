@@ -9,7 +9,7 @@ namespace {
 struct Flags {
   model::SynthOptions options;
   std::filesystem::path out;
-  std::string pattern, store = "compact";
+  std::string pattern, quantize, store = "compact";
 };
 
 /// `given`: --sparsity was on the command line.
@@ -21,16 +21,22 @@ Status settle(Flags& flags, bool given) {
     LACUNA_TRY(options.sparsity, settle_sparsity(options.pattern, options.sparsity, given));
   }
   LACUNA_TRY(options.store, api::parse_store(flags.store));
+  if (flags.quantize.empty()) return {};
+  LACUNA_TRY(options.quantization, format::Quantization::parse(flags.quantize));
+  if (options.store != io::Store::kCompact)
+    return usage_error("--quantize: the compact store alone has codes (got --store {}).",
+                       flags.store);
   return {};
 }
 
 }  // namespace
 
 void add_synth(Tool& tool) {
-  auto* verb =
-      tool.verb("synth", "Write a random-weight model of a known shape, for sizing and timing.",
-                {"lacuna synth --like tinyllama-1.1b -o models/random",
-                 "lacuna synth --like llama-3.2-1b --pattern 2:4 -o models/random-24"});
+  auto* verb = tool.verb(
+      "synth", "Write a random-weight model of a known shape, for sizing and timing.",
+      {"lacuna synth --like tinyllama-1.1b -o models/random",
+       "lacuna synth --like llama-3.2-1b --pattern 2:4 -o models/random-24",
+       "lacuna synth --like llama-3.2-1b --pattern 2:4 --quantize int8 -o models/24-int8"});
   static Flags flags;
   tool.threaded(verb);
   tool.seeded(verb);
@@ -43,6 +49,10 @@ void add_synth(Tool& tool) {
   auto* sparsity = verb->add_option("--sparsity", flags.options.sparsity, "share of zeros")
                        ->check(between(0, 1))
                        ->capture_default_str();
+  verb->add_option("--quantize", flags.quantize,
+                   "int8, int4, fp8 (gGROUP, z behind it) for the weights of the blocks, as "
+                   "`convert` does it; embedding and output matrix become int8")
+      ->check(accepted_by(format::Quantization::parse));
   verb->add_option("--store", flags.store, "compact or dense")
       ->check(CLI::IsMember({"compact", "dense"}))
       ->capture_default_str();

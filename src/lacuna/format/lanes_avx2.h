@@ -43,6 +43,12 @@ LACUNA_INLINE __m128i expand_u16(uint8_t mask, __m128i packed) {
       packed, _mm_load_si128(reinterpret_cast<const __m128i*>(kTables.shuffle16[mask])));
 }
 
+/// 8 bytes: an index of kShuffle32 is one of bytes too.
+LACUNA_INLINE __m128i expand_u8(uint8_t mask, __m128i packed) {
+  return _mm_shuffle_epi8(
+      packed, _mm_loadl_epi64(reinterpret_cast<const __m128i*>(kTables.shuffle32[mask])));
+}
+
 LACUNA_INLINE __m256i expand_u32(uint8_t mask, __m256i packed) {
   const __m256i index = _mm256_cvtepu8_epi32(
       _mm_loadl_epi64(reinterpret_cast<const __m128i*>(kTables.shuffle32[mask])));

@@ -34,6 +34,11 @@ LACUNA_INLINE __m512i expand_u32(uint16_t mask, __m512i packed) {
   return _mm512_mask_expand_epi32(fresh_zero(), mask, packed);
 }
 
+LACUNA_INLINE __m256i expand_u8(uint32_t mask, __m256i packed) {
+  asm("" : "+v"(packed));
+  return _mm256_mask_expand_epi8(_mm512_castsi512_si256(fresh_zero()), mask, packed);
+}
+
 /// Mask of the lowest `count` lanes of 32.
 LACUNA_INLINE __mmask32 first_lanes32(unsigned count) { return _bzhi_u32(~0u, count); }
 LACUNA_INLINE __mmask16 first_lanes16(unsigned count) {

@@ -110,9 +110,14 @@ void read_row(const RowsView& rows, int64_t row, std::vector<float>& out) {
     return;
   }
   int64_t next = rows.value_index(row);
+  const auto weight = [&](int64_t column) {
+    if (rows.dtype != DType::kF8E4M3) return read_float(rows.values, rows.dtype, next++);
+    return f8e4m3_to_float(static_cast<uint8_t>(rows.values[next++])) *
+           scale_at(rows.row_scales(row), column, rows.scale_shift);
+  };
   for (int64_t column = 0; column < rows.columns; ++column)
     if (rows.bitmap == nullptr || (rows.row_bits(row)[column / 8] >> (column % 8) & 1))
-      out[static_cast<size_t>(column)] = read_float(rows.values, rows.dtype, next++);
+      out[static_cast<size_t>(column)] = weight(column);
 }
 
 }  // namespace

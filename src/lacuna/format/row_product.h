@@ -55,11 +55,14 @@ struct RowImplementation {
   RowKernel kernel = nullptr;
 };
 
-/// One implementation for each type of the values.
+/// One implementation for each type of the values; those of blocks and slices have none for fp8.
 struct RowImplementations {
-  RowImplementation f32, bf16, f16;
+  RowImplementation f32, bf16, f16, fp8;
   const RowImplementation& for_values(DType dtype) const {
-    return dtype == DType::kF32 ? f32 : dtype == DType::kBF16 ? bf16 : f16;
+    return dtype == DType::kF32      ? f32
+           : dtype == DType::kBF16   ? bf16
+           : dtype == DType::kF8E4M3 ? fp8
+                                     : f16;
   }
 };
 

@@ -42,22 +42,61 @@ struct F32 {
   LACUNA_INLINE __m256 floats(Raw raw) { return _mm256_castsi256_ps(raw); }
 };
 
+/// An e4m3 in the upper bits of an f16's magnitude, which is 2^8 times too small (the cursors'
+/// scales make up for it).
+struct F8 {
+  using Raw = __m128i;
+  static constexpr int64_t kWidth = 1;
+  LACUNA_INLINE Raw load(const std::byte* at) {
+    return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(at));
+  }
+  LACUNA_INLINE Raw load_before(const std::byte* at, const std::byte* end) {
+    alignas(8) std::byte copy[8] = {};
+    std::memcpy(copy, at, static_cast<size_t>(end - at < 8 ? end - at : 8));
+    return load(copy);
+  }
+  LACUNA_INLINE Raw expand(uint8_t mask, Raw packed) { return expand_u8(mask, packed); }
+  LACUNA_INLINE __m256 floats(Raw raw) {
+    return _mm256_cvtph_ps(_mm_and_si128(_mm_slli_epi16(_mm_cvtepi8_epi16(raw), 7),
+                                         _mm_set1_epi16(static_cast<int16_t>(0xbfff))));
+  }
+};
+
+/// Multiplies 8 weights of a row by their scale, if they have one.
+template <class Values>
+struct Scales {
+  Scales(const RowsView&, int64_t) {}
+  LACUNA_INLINE_MEMBER __m256 times(int64_t, __m256 weights) const { return weights; }
+};
+template <>
+struct Scales<F8> {
+  const std::byte* of_row;
+  int shift;
+  Scales(const RowsView& rows, int64_t row)
+      : of_row(rows.row_scales(row)), shift(rows.scale_shift) {}
+  LACUNA_INLINE_MEMBER __m256 times(int64_t group, __m256 weights) const {
+    return _mm256_mul_ps(weights, _mm256_set1_ps(scale_at(of_row, group * 8, shift) * 0x1p8f));
+  }
+};
+
 template <class Values>
 struct DenseCursor {
   const std::byte *next, *end;
   int64_t ahead;
+  Scales<Values> scales;
   DenseCursor(const RowsView& rows, int64_t row, int64_t height)
       : next(rows.row(row)),
         end(next + rows.columns * Values::kWidth),
-        ahead(height * rows.columns * Values::kWidth) {}
+        ahead(height * rows.columns * Values::kWidth),
+        scales(rows, row) {}
   LACUNA_INLINE_MEMBER void prefetch(int64_t) const { _mm_prefetch(next + ahead, _MM_HINT_T0); }
-  LACUNA_INLINE_MEMBER __m256 take(int64_t) {
+  LACUNA_INLINE_MEMBER __m256 take(int64_t group) {
     const std::byte* at = next;
     next += 8 * Values::kWidth;
-    return Values::floats(Values::load(at));
+    return scales.times(group, Values::floats(Values::load(at)));
   }
-  LACUNA_INLINE_MEMBER __m256 take_last(int64_t) {
-    return Values::floats(Values::load_before(next, end));
+  LACUNA_INLINE_MEMBER __m256 take_last(int64_t group) {
+    return scales.times(group, Values::floats(Values::load_before(next, end)));
   }
 };
 
@@ -68,11 +107,13 @@ struct BitmapCursor {
   const std::byte* next;
   int64_t step_bytes = 0;
   int64_t ahead, bits_ahead;
+  Scales<Values> scales;
   BitmapCursor(const RowsView& rows, int64_t row, int64_t height)
       : bits(rows.row_bits(row)),
         next(rows.row(row)),
         ahead(height * (rows.value_index(row + 1) - rows.value_index(row)) * Values::kWidth),
-        bits_ahead(height * rows.bitmap_stride_bytes) {
+        bits_ahead(height * rows.bitmap_stride_bytes),
+        scales(rows, row) {
     if constexpr (kFixed) step_bytes = 8 / rows.pattern.of * rows.pattern.keep * Values::kWidth;
   }
   LACUNA_INLINE_MEMBER void prefetch(int64_t group) const {
@@ -83,7 +124,7 @@ struct BitmapCursor {
     const std::byte* at = next;
     const uint8_t mask = bits[group];
     next += kFixed ? step_bytes : static_cast<int64_t>(_mm_popcnt_u32(mask)) * Values::kWidth;
-    return Values::floats(Values::expand(mask, Values::load(at)));
+    return scales.times(group, Values::floats(Values::expand(mask, Values::load(at))));
   }
   LACUNA_INLINE_MEMBER __m256 take_last(int64_t group) { return take(group); }
 };
@@ -178,7 +219,8 @@ template <template <class> class Cursor>
 constexpr RowImplementations implementations() {
   return {{InputForm::kFloat, row_kernel<Cursor<F32>>},
           {InputForm::kFloat, row_kernel<Cursor<BF16>>},
-          {InputForm::kFloat, row_kernel<Cursor<F16>>}};
+          {InputForm::kFloat, row_kernel<Cursor<F16>>},
+          {InputForm::kFloat, row_kernel<Cursor<F8>>}};
 }
 
 }  // namespace lacuna::format::avx2

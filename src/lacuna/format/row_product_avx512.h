@@ -30,6 +30,28 @@ struct Chunk32 {
   static constexpr int64_t kWidth = 4;
   __m512i low, high;
 };
+/// fp8 codes, and the scale that they share.
+struct Chunk8 {
+  static constexpr int64_t kWidth = 1;
+  __m256i all;
+  float scale;
+};
+
+/// Where a row's scales are, if it has any.
+template <class Chunk>
+struct Scales {
+  Scales(const RowsView&, int64_t) {}
+};
+template <>
+struct Scales<Chunk8> {
+  const std::byte* of_row;
+  int shift;
+  Scales(const RowsView& rows, int64_t row)
+      : of_row(rows.row_scales(row)), shift(rows.scale_shift) {}
+  LACUNA_INLINE_MEMBER float at(int64_t chunk) const {
+    return scale_at(of_row, chunk * kChunk, shift);
+  }
+};
 
 // --- Math: what a chunk is multiplied as -----------------------------------------------------
 
@@ -87,6 +109,26 @@ struct F32 {
   }
 };
 
+/// An e4m3 moved to the upper bits of an f16's magnitude is 2^8 times too small, denormals too, and
+/// widens exactly; times a bf16 scale it is still exact.
+struct F8AsFloat {
+  using Chunk = Chunk8;
+  using Operand = F16AsFloat::Operand;
+  static constexpr InputForm kForm = InputForm::kFloat;
+  static constexpr int64_t kInputBytes = kChunk * 4;
+  LACUNA_INLINE Operand weights(Chunk8 chunk) {
+    const __m512i halves = _mm512_and_si512(_mm512_slli_epi16(_mm512_cvtepi8_epi16(chunk.all), 7),
+                                            _mm512_set1_epi16(static_cast<int16_t>(0xbfff)));
+    const __m512 scale = _mm512_set1_ps(chunk.scale * 0x1p8f);
+    return {_mm512_mul_ps(_mm512_cvtph_ps(_mm512_castsi512_si256(halves)), scale),
+            _mm512_mul_ps(_mm512_cvtph_ps(_mm512_extracti64x4_epi64(halves, 1)), scale)};
+  }
+  LACUNA_INLINE Operand input(const std::byte* x) { return F16AsFloat::input(x); }
+  LACUNA_INLINE __m512 add_product(__m512 sum, Operand w, Operand x) {
+    return F16AsFloat::add_product(sum, w, x);
+  }
+};
+
 /// bf16 weights times bf16 x in one instruction. Products of bf16 are exact in float32 and each of
 /// the two additions rounds to nearest, so the relative bound is that of float32; but `vdpbf16ps`
 /// takes denormal inputs as zero and flushes denormal sums, whatever the rounding mode says. Each
@@ -112,21 +154,26 @@ template <class Chunk>
 struct DenseCursor {
   const std::byte* next;
   int64_t ahead;
+  Scales<Chunk> scales;
   DenseCursor(const RowsView& rows, int64_t row, int64_t height)
-      : next(rows.row(row)), ahead(height * rows.columns * Chunk::kWidth) {}
+      : next(rows.row(row)), ahead(height * rows.columns * Chunk::kWidth), scales(rows, row) {}
   LACUNA_INLINE_MEMBER void prefetch(int64_t) const { _mm_prefetch(next + ahead, _MM_HINT_T0); }
-  LACUNA_INLINE_MEMBER Chunk take(int64_t) {
+  LACUNA_INLINE_MEMBER Chunk take([[maybe_unused]] int64_t chunk) {
     const std::byte* at = next;
     next += kChunk * Chunk::kWidth;
-    if constexpr (Chunk::kWidth == 2) {
+    if constexpr (Chunk::kWidth == 1) {
+      return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)), scales.at(chunk)};
+    } else if constexpr (Chunk::kWidth == 2) {
       return {_mm512_loadu_si512(at)};
     } else {
       return {_mm512_loadu_si512(at), _mm512_loadu_si512(at + 64)};
     }
   }
-  LACUNA_INLINE_MEMBER Chunk take_last(int64_t, int64_t columns) {
+  LACUNA_INLINE_MEMBER Chunk take_last([[maybe_unused]] int64_t chunk, int64_t columns) {
     const __mmask32 lanes = first_lanes32(static_cast<unsigned>(columns));
-    if constexpr (Chunk::kWidth == 2) {
+    if constexpr (Chunk::kWidth == 1) {
+      return {_mm256_maskz_loadu_epi8(lanes, next), scales.at(chunk)};
+    } else if constexpr (Chunk::kWidth == 2) {
       return {_mm512_maskz_loadu_epi16(lanes, next)};
     } else {
       return {_mm512_maskz_loadu_epi32(static_cast<__mmask16>(lanes), next),
@@ -143,11 +190,13 @@ struct BitmapCursor {
   const std::byte* next;
   int64_t half_bytes = 0;  // kFixed: values of 16 columns
   int64_t ahead, bits_ahead;
+  Scales<Chunk> scales;
   BitmapCursor(const RowsView& rows, int64_t row, int64_t height)
       : bits(rows.row_bits(row)),
         next(rows.row(row)),
         ahead(height * (rows.value_index(row + 1) - rows.value_index(row)) * Chunk::kWidth),
-        bits_ahead(height * rows.bitmap_stride_bytes) {
+        bits_ahead(height * rows.bitmap_stride_bytes),
+        scales(rows, row) {
     if constexpr (kFixed) half_bytes = 16 / rows.pattern.of * rows.pattern.keep * Chunk::kWidth;
   }
   LACUNA_INLINE_MEMBER void prefetch(int64_t chunk) const {
@@ -155,16 +204,20 @@ struct BitmapCursor {
     if (chunk % 16 == 0) _mm_prefetch(bits + bits_ahead + chunk * 4, _MM_HINT_T0);
   }
   LACUNA_INLINE_MEMBER Chunk take(int64_t chunk) {
-    return expand<kFixed>(load_mask(bits + chunk * 4));
+    return expand<kFixed>(chunk, load_mask(bits + chunk * 4));
   }
   /// Counts in any case: a whole chunk's share may lead past the values of a shorter one.
   LACUNA_INLINE_MEMBER Chunk take_last(int64_t chunk, int64_t columns) {
-    return expand<false>(last_mask(bits + chunk * 4, columns));
+    return expand<false>(chunk, last_mask(bits + chunk * 4, columns));
   }
   template <bool kWhole>
-  LACUNA_INLINE_MEMBER Chunk expand(uint32_t mask) {
+  LACUNA_INLINE_MEMBER Chunk expand([[maybe_unused]] int64_t chunk, uint32_t mask) {
     const std::byte* at = next;
-    if constexpr (Chunk::kWidth == 2) {
+    if constexpr (Chunk::kWidth == 1) {
+      next += kWhole ? 2 * half_bytes : static_cast<int64_t>(_mm_popcnt_u32(mask));
+      return {expand_u8(mask, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at))),
+              scales.at(chunk)};
+    } else if constexpr (Chunk::kWidth == 2) {
       next += kWhole ? 2 * half_bytes : static_cast<int64_t>(_mm_popcnt_u32(mask)) * 2;
       return {expand_u16(mask, _mm512_loadu_si512(at))};
     } else {

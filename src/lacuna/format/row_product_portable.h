@@ -13,34 +13,67 @@ template <DType dtype>
 float weight(const std::byte* at) {
   if constexpr (dtype == DType::kF32) {
     return read_unaligned<float>(at);
+  } else if constexpr (dtype == DType::kF8E4M3) {
+    // In the upper bits of an f16's magnitude it is 2^8 times too small.
+    const auto bits = static_cast<unsigned>(read_unaligned<uint8_t>(at));
+    return 0x1p8f * f16_to_float(static_cast<uint16_t>((bits & 0x80) << 8 | (bits & 0x7f) << 7));
   } else {
     const auto bits = read_unaligned<uint16_t>(at);
     return dtype == DType::kBF16 ? bf16_to_float(bits) : f16_to_float(bits);
   }
 }
 
+template <DType dtype>
+inline constexpr int64_t kWidthOf = dtype == DType::kF32      ? 4
+                                    : dtype == DType::kF8E4M3 ? 1
+                                                              : 2;
+
+/// Multiplies a chunk of a row by its scale, if it has one.
+template <DType dtype>
+struct Scales {
+  const std::byte* of_row = nullptr;
+  int shift = 0;
+  Scales(const RowsView& rows, int64_t row) {
+    if constexpr (dtype == DType::kF8E4M3) {
+      of_row = rows.row_scales(row);
+      shift = rows.scale_shift;
+    }
+  }
+  void times(int64_t chunk, float* weights) const {
+    if constexpr (dtype == DType::kF8E4M3) {
+      const float scale = scale_at(of_row, chunk * kChunk, shift);
+      for (int64_t i = 0; i < kChunk; ++i) weights[i] *= scale;
+    }
+  }
+};
+
 /// Takes the next `columns` <= 32 weights of a row into `out`; the others stay 0.
 template <DType dtype>
 struct DenseCursor {
-  static constexpr int64_t kWidth = dtype == DType::kF32 ? 4 : 2;
+  static constexpr int64_t kWidth = kWidthOf<dtype>;
   const std::byte* next;
-  DenseCursor(const RowsView& rows, int64_t row) : next(rows.row(row)) {}
-  void take(int64_t, int64_t columns, float* out) {
+  Scales<dtype> scales;
+  DenseCursor(const RowsView& rows, int64_t row) : next(rows.row(row)), scales(rows, row) {}
+  void take(int64_t chunk, int64_t columns, float* out) {
     for (int64_t i = 0; i < columns; ++i, next += kWidth) out[i] = weight<dtype>(next);
+    scales.times(chunk, out);
   }
 };
 
 template <DType dtype>
 struct BitmapCursor {
-  static constexpr int64_t kWidth = dtype == DType::kF32 ? 4 : 2;
+  static constexpr int64_t kWidth = kWidthOf<dtype>;
   const uint8_t* bits;
   const std::byte* next;
-  BitmapCursor(const RowsView& rows, int64_t row) : bits(rows.row_bits(row)), next(rows.row(row)) {}
+  Scales<dtype> scales;
+  BitmapCursor(const RowsView& rows, int64_t row)
+      : bits(rows.row_bits(row)), next(rows.row(row)), scales(rows, row) {}
   void take(int64_t chunk, int64_t columns, float* out) {
     for (int64_t byte = 0; byte * 8 < columns; ++byte)
       for (unsigned left = bits[chunk * (kChunk / 8) + byte]; left;
            left &= left - 1, next += kWidth)
         out[byte * 8 + std::countr_zero(left)] = weight<dtype>(next);
+    scales.times(chunk, out);
   }
 };
 
@@ -76,7 +109,8 @@ template <template <DType> class Cursor>
 constexpr RowImplementations implementations() {
   return {{InputForm::kFloat, row_kernel<Cursor<DType::kF32>>},
           {InputForm::kFloat, row_kernel<Cursor<DType::kBF16>>},
-          {InputForm::kFloat, row_kernel<Cursor<DType::kF16>>}};
+          {InputForm::kFloat, row_kernel<Cursor<DType::kF16>>},
+          {InputForm::kFloat, row_kernel<Cursor<DType::kF8E4M3>>}};
 }
 
 }  // namespace lacuna::format::portable

@@ -1,5 +1,6 @@
 #include "lacuna/format/rows.h"
 
+#include <bit>
 #include <cstring>
 
 #include "lacuna/format/element.h"
@@ -21,16 +22,20 @@ RowsView dense_rows(const void* data, DType dtype, int64_t rows, int64_t columns
 }
 
 Result<CompactRows> CompactRows::make(CompactMatrix matrix) {
-  if (matrix.pattern.kind == PatternKind::kDense)
+  const Quantization quantization = matrix.quantization;
+  const bool fp8 = quantization.code == Code::kFP8 && matrix.pattern.kind != PatternKind::kBlock;
+  if (matrix.pattern.kind == PatternKind::kDense && !fp8)
     return usage_error("rows: the matrix is dense (need a sparse pattern).");
-  if (!matrix.quantization.none())
-    return usage_error("rows: the values are codes (got {}; need them unquantised). Expand them.",
-                       matrix.quantization.text());
+  if (!quantization.none() && !fp8)
+    return usage_error(
+        "rows: the values are codes (got {}; need them unquantised, or fp8 without blocks). Expand "
+        "them.",
+        quantization.text());
   CompactRows rows;
   rows.matrix_ = std::move(matrix);
   const CompactMatrix& m = rows.matrix_;
   RowsView& view = rows.view_;
-  view = {.dtype = m.values_dtype,
+  view = {.dtype = fp8 ? DType::kF8E4M3 : m.values_dtype,
           .rows = m.rows,
           .columns = m.columns,
           .values = m.values.data(),
@@ -38,6 +43,17 @@ Result<CompactRows> CompactRows::make(CompactMatrix matrix) {
           .bitmap = m.bitmap.as<uint8_t>(),
           .bitmap_stride_bytes = m.bitmap_stride_bytes(),
           .pattern = m.pattern};
+  if (fp8) {
+    view.scales = m.scales.data();
+    view.scale_groups = quantization.groups(m.columns);
+    view.scale_shift =
+        quantization.group == 0 ? 63 : std::countr_zero(static_cast<uint64_t>(quantization.group));
+  }
+  if (m.pattern.kind == PatternKind::kDense) {
+    view.values_per_row = m.columns;
+    view.bitmap = nullptr;
+    return rows;
+  }
   if (m.pattern.kind == PatternKind::kBlock) {
     view.tail_row = m.rows;
     view.block_columns = m.block_columns.data();

@@ -1,7 +1,8 @@
 // A weight row by row, as products walk it: dense, a bitmap with its values, blocks, or slices of
-// 16 rows.
+// 16 rows. Values are numbers, or fp8 codes with scales.
 #pragma once
 
+#include <bit>
 #include <cstdint>
 #include <vector>
 
@@ -20,6 +21,11 @@ struct RowsView {
   const int64_t* row_values = nullptr;  ///< unstructured: kept values before each row, [rows + 1]
   Pattern pattern;
 
+  // fp8 (dtype kF8E4M3): a weight is its code times the scale of 32, 64 or 128 columns, or of all.
+  const std::byte* scales = nullptr;  ///< bf16 [rows, scale_groups]
+  int64_t scale_groups = 0;
+  int scale_shift = 0;  ///< column >> scale_shift is the group; 63: one for all
+
   // A vector load takes up to 64 bytes where fewer values are left. The rows near the end of the
   // values are therefore read from a copy that has room behind it: no test in the inner loop.
   int64_t tail_row = 0;             ///< first row to be read from `tail`
@@ -34,7 +40,8 @@ struct RowsView {
   const int64_t* slice_steps = nullptr;  ///< steps before each slice, [slices + 1]
   const int32_t* slice_rows = nullptr;   ///< the row of each lane, -1: none, [slices * 16]
 
-  int64_t width() const { return dtype == DType::kF32 ? 4 : 2; }
+  int64_t width() const { return dtype == DType::kF32 ? 4 : dtype == DType::kF8E4M3 ? 1 : 2; }
+  const std::byte* row_scales(int64_t row) const { return scales + row * scale_groups * 2; }
   int64_t blocks_before(int64_t block_row) const {
     return read_unaligned<int64_t>(block_offsets + block_row * 8);
   }
@@ -63,15 +70,22 @@ struct RowsView {
   }
 };
 
+/// The scale of a column, from the scales of its row.
+inline float scale_at(const std::byte* row_scales, int64_t column, int shift) {
+  return std::bit_cast<float>(uint32_t{read_unaligned<uint16_t>(row_scales + (column >> shift) * 2)}
+                              << 16);
+}
+
 /// Rows of a dense row-major matrix of f32, bf16 or f16.
 RowsView dense_rows(const void* data, DType dtype, int64_t rows, int64_t columns);
 
 /// A compact matrix with the index that products need: for unstructured ones 8 bytes a row, counted
-/// from the bitmap; with a bitmap a copy of the last row or so; for blocks nothing.
+/// from the bitmap; with a bitmap a copy of the last row or so; for blocks nothing. Codes may be
+/// fp8, then also of a dense matrix, but not in blocks.
 class CompactRows {
  public:
   /// @param matrix  one that validate() accepts
-  /// @errors kUsage: dense; quantised values
+  /// @errors kUsage: dense without codes; other codes than fp8, or fp8 in blocks
   static Result<CompactRows> make(CompactMatrix matrix);
   CompactRows(CompactRows&&) = default;  // a copy's view would point into the original
   CompactRows& operator=(CompactRows&&) = default;

@@ -25,6 +25,8 @@ double float_roundings(std::string_view candidate, int64_t inputs) {
       candidate.find("_flat") != std::string_view::npos)
     return float_roundings_in_any_order(inputs);
   if (candidate.find("amx") != std::string_view::npos) return chunks + 16 + 1;
+  if (candidate.find("_tiled") != std::string_view::npos)
+    return float_roundings_in_any_order(inputs);
   if (candidate.find("avx512") != std::string_view::npos) return 2 * chunks + 4 + 1;
   return 4 * chunks + 3 + 1 + 1;
 }

@@ -50,8 +50,8 @@ const LinearOperation* linear_operation_on_cpu(const Problem& problem) {
 std::vector<Explanation> explain_linear(const LinearOperation& operation, const Problem& problem,
                                         const Device& device) {
   if (device.gpu) return operation.gpu_candidates().explain(problem, device);
-  return dtype_of(problem.values) ? operation.explain(problem, device)
-                                  : linear_coded::explain(problem, device);
+  return walked_by_rows(problem.values) ? operation.explain(problem, device)
+                                        : linear_coded::explain(problem, device);
 }
 
 Result<const GpuLinearKernel*> choose_gpu_kernel(const LinearOperation& operation,

@@ -78,6 +78,8 @@ bool parse_sparsity(std::string_view text, Problem& problem) {
 }  // namespace
 
 std::string_view text(Values values) { return kValues[static_cast<size_t>(values)].text; }
+bool walked_by_rows(Values values) { return dtype_of(values) || values == Values::kFP8; }
+
 std::optional<DType> dtype_of(Values values) { return kValues[static_cast<size_t>(values)].dtype; }
 
 Values values_of(DType dtype) {
@@ -273,6 +275,13 @@ Support supports_rows(const Problem& problem, const Device& device) {
        needs(dtype_of(problem.values).has_value(), "f32, bf16 or f16 values"),
        needs(problem.tokens <= format::kMaxTokens,
              "at most 16 tokens (for more, expand the weight and take a dense product)")});
+}
+
+Support supports_rows_or_fp8(const Problem& problem, const Device& device) {
+  if (problem.values != Values::kFP8) return supports_rows(problem, device);
+  Problem with_numbers = problem;
+  with_numbers.values = Values::kF32;
+  return supports_rows(with_numbers, device);
 }
 
 Support supports_bf16_dot(const Problem& problem, const Device& device) {

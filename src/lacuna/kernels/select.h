@@ -29,6 +29,9 @@ std::optional<DType> dtype_of(Values values);
 Values values_of(DType dtype);
 /// What a problem calls these codes, or nothing (other groups of columns, zero points).
 std::optional<Values> values_of(const format::Quantization& quantization);
+/// Whether kernels walk such values row by row (format::RowsView): numbers and fp8. int8 and int4
+/// are packed as a stream (linear_coded).
+bool walked_by_rows(Values values);
 
 /// One call of an operation on matrices: y[T,N] = x[T,K] · W[N,K]^T and its relatives.
 ///
@@ -196,6 +199,8 @@ Result<LinearPlan> plan_linear(const LinearCandidates& candidates, const Problem
 /// What every linear kernel of the CPU asks for: host memory, unquantised values, at most
 /// format::kMaxTokens tokens.
 Support supports_rows(const Problem& problem, const Device& device);
+/// The same where fp8 codes are multiplied too.
+Support supports_rows_or_fp8(const Problem& problem, const Device& device);
 /// `vdpbf16ps` multiplies bf16 with bf16, and flushes denormals.
 Support supports_bf16_dot(const Problem& problem, const Device& device);
 

@@ -45,7 +45,7 @@ void run_amx_dot(const format::RowsView& rows, const format::RowProduct& product
 /// Whether that can be, whatever the pattern.
 Support supports_amx_dot(const Problem& problem, const Device& device);
 
-/// The candidate that runs kRun.
+/// The candidate of run_amx_dot.
 template <Run kRun>
 LinearCandidate candidate(std::string name, Support (*supports)(const Problem&, const Device&)) {
   return {{std::move(name), supports},
@@ -55,6 +55,33 @@ LinearCandidate candidate(std::string name, Support (*supports)(const Problem&, 
             kRun(rows, product, workspace, executor,
                  Blocking::of(product.tokens, rows.rows, rows.columns, executor.threads));
           }};
+}
+
+// --- float32 -------------------------------------------------------------------------------------
+
+/// Values f32, bf16 or f16, rows dense or with a bitmap; x, y and bias f32, bf16 or f16: all is
+/// multiplied as float32.
+/// @determinism as above: every sum runs over K from front to back
+/// @error |y - exact| <= gamma(K + 1) (|W||x| + |bias|) + one rounding to the type of y
+using FloatRun = void (*)(const format::RowsView& rows, const format::RowProduct& product,
+                          void* workspace, const Executor& executor);
+void run_avx512_fma(const format::RowsView& rows, const format::RowProduct& product,
+                    void* workspace, const Executor& executor);
+void run_avx2_fma(const format::RowsView& rows, const format::RowProduct& product, void* workspace,
+                  const Executor& executor);
+void run_portable(const format::RowsView& rows, const format::RowProduct& product, void* workspace,
+                  const Executor& executor);
+/// Whether that can be, whatever the pattern and the instruction set.
+Support supports_float(const Problem& problem, const Device& device);
+size_t float_workspace_bytes(int64_t tokens, int64_t columns);
+
+template <FloatRun kRun>
+LinearCandidate float_candidate(std::string name,
+                                Support (*supports)(const Problem&, const Device&)) {
+  return {
+      {std::move(name), supports},
+      [](const Problem& problem) { return float_workspace_bytes(problem.tokens, problem.inputs); },
+      kRun};
 }
 
 }  // namespace lacuna::kernels::tiled

@@ -11,8 +11,8 @@ namespace lacuna::model {
 /// and take the dense product with the same x'.
 class CodedWeight final : public Weight {
  public:
-  /// @errors kNotPossible: codes or a shape that no kernel multiplies (fp8, zero points, more than
-  /// 65,536 inputs)
+  /// @errors kNotPossible: codes or a shape that no kernel multiplies (fp8, more than 65,536
+  /// inputs)
   static Result<WeightPtr> make(const format::CompactMatrix& matrix, const Compute& compute);
   at::Tensor multiply(const at::Tensor& x, const std::optional<at::Tensor>& bias) const override;
   void run(const format::RowProduct& product, const Executor& executor) const override;

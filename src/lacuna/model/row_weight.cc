@@ -3,6 +3,7 @@
 #include "lacuna/kernels/linear_csr/linear_csr.h"
 #include "lacuna/model/few_tokens.h"
 #include "lacuna/model/scratch.h"
+#include "lacuna/model/stored_weight.h"
 
 namespace lacuna::model {
 namespace linear_csr = kernels::linear_csr;
@@ -104,6 +105,12 @@ at::Tensor RowWeight::expanded() const {
     });
   }
   return out;
+}
+
+void RowWeight::read_rows(const int32_t* ids, int64_t count, void* out,
+                          const Executor& executor) const {
+  if (!is_coded()) return Weight::read_rows(ids, count, out, executor);
+  read_stored_rows(std::get<format::CompactRows>(held_).matrix(), ids, count, out, executor);
 }
 
 size_t RowWeight::bytes() const {

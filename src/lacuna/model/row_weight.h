@@ -19,7 +19,7 @@ class RowWeight final : public Weight {
   static bool takes(const at::Tensor& weight);
   /// @param weight  one that it takes
   static Result<WeightPtr> dense(at::Tensor weight);
-  /// @param matrix  without codes
+  /// @param matrix  without codes, or with fp8 codes that don't lie in blocks
   /// @param problem  of one token, with its operation; the matrix becomes slices if that is
   /// linear_csr
   static Result<WeightPtr> compact(format::CompactMatrix matrix, const kernels::Problem& problem,
@@ -30,6 +30,9 @@ class RowWeight final : public Weight {
   at::Tensor expanded() const override;
   size_t bytes() const override;
   bool is_compact() const override { return !std::holds_alternative<at::Tensor>(held_); }
+  bool is_coded() const override { return view_.dtype == DType::kF8E4M3; }
+  void read_rows(const int32_t* ids, int64_t count, void* out,
+                 const Executor& executor) const override;
   std::optional<kernels::Problem> decode_problem() const override { return plans_.front().problem; }
 
   using Held = std::variant<at::Tensor, format::CompactRows, kernels::linear_csr::Slices>;

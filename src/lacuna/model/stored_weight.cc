@@ -10,12 +10,17 @@ at::Tensor StoredWeight::expanded() const {
   return out;
 }
 
+void read_stored_rows(const format::CompactMatrix& matrix, const int32_t* ids, int64_t count,
+                      void* out, const Executor& executor) {
+  const auto row_bytes = matrix.columns * static_cast<int64_t>(size_bytes(matrix.values_dtype));
+  executor.parallel_for(count, [&](int64_t i) {
+    format::expand_rows(matrix, ids[i], ids[i] + 1, static_cast<std::byte*>(out) + i * row_bytes);
+  });
+}
+
 void StoredWeight::read_rows(const int32_t* ids, int64_t count, void* out,
                              const Executor& executor) const {
-  const auto row_bytes = columns() * static_cast<int64_t>(c10::elementSize(compute().dtype));
-  executor.parallel_for(count, [&](int64_t i) {
-    format::expand_rows(matrix_, ids[i], ids[i] + 1, static_cast<std::byte*>(out) + i * row_bytes);
-  });
+  read_stored_rows(matrix_, ids, count, out, executor);
 }
 
 }  // namespace lacuna::model

@@ -1,9 +1,15 @@
-// Codes on the CPU that no kernel multiplies, held as they are stored.
+// Codes on the CPU that no kernel multiplies (fp8 in blocks; int8 and int4 whose x is not to be
+// rounded), held as they are stored.
 #pragma once
 
 #include "lacuna/model/weight.h"
 
 namespace lacuna::model {
+
+/// Weight::read_rows of a matrix as it is stored.
+/// @param out  [count, matrix.columns] of matrix.values_dtype
+void read_stored_rows(const format::CompactMatrix& matrix, const int32_t* ids, int64_t count,
+                      void* out, const Executor& executor);
 
 /// y = x W^T + b, W expanded into the scratch for each product.
 class StoredWeight final : public Weight {

@@ -91,10 +91,11 @@ CompactMatrix rounded_to(at::ScalarType dtype, CompactMatrix matrix) {
   return matrix;
 }
 
-/// Share of weights without a value.
+/// Share of weights without a value. Codes have 8 bits.
 double sparsity_of(const CompactMatrix& matrix) {
   const auto elements = static_cast<double>(matrix.rows * matrix.columns);
-  const auto kept = static_cast<double>(matrix.values.size() / size_bytes(matrix.values_dtype));
+  const size_t width = matrix.quantization.none() ? size_bytes(matrix.values_dtype) : 1;
+  const auto kept = static_cast<double>(matrix.values.size() / width);
   return elements > 0 ? std::max(0.0, 1.0 - kept / elements) : 0.0;
 }
 
@@ -123,7 +124,24 @@ Result<WeightPtr> on_gpu(const CompactMatrix& matrix, const Compute& compute) {
   return packed != nullptr ? packed : WeightPtr(std::move(stored));
 }
 
+/// fp8 codes that kernels multiply as they lie: those of blocks aren't.
+bool walked_as_fp8(const CompactMatrix& matrix) {
+  return matrix.quantization.code == format::Code::kFP8 &&
+         matrix.pattern.kind != format::PatternKind::kBlock;
+}
+
 Result<WeightPtr> codes_on_cpu(CompactMatrix matrix, const Compute& compute) {
+  if (walked_as_fp8(matrix)) {
+    kernels::Problem problem{.values = kernels::Values::kFP8,
+                             .activations = dtype_of(compute.dtype),
+                             .outputs = matrix.rows,
+                             .inputs = matrix.columns,
+                             .tokens = 1,
+                             .pattern = matrix.pattern,
+                             .sparsity = sparsity_of(matrix)};
+    problem.operation = kernels::linear_operation_on_cpu(problem)->name;
+    return RowWeight::compact(std::move(matrix), problem, compute);
+  }
   if (compute.int8_activations) {
     auto packed = CodedWeight::make(matrix, compute);
     // Another error comes from LACUNA_FORCE.
@@ -216,7 +234,8 @@ std::optional<StoredMatrix> stacked(const std::vector<StoredMatrix>& parts,
       dense.push_back(std::get<at::Tensor>(part).contiguous());
   }
   const bool walked =
-      compute.device.is_cpu() && (compact.empty() || compact.front().quantization.none());
+      compute.device.is_cpu() &&
+      (compact.empty() || compact.front().quantization.none() || walked_as_fp8(compact.front()));
   if (parts.size() == 1 && !walked) return parts.front();
   if (dense.empty()) {
     auto all = format::stack_rows(compact, torch_executor());

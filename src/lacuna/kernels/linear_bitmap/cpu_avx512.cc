@@ -22,8 +22,9 @@ using Cursor = avx512::BitmapCursor<Chunk, false>;
 const format::RowImplementations kAvx512ExpandFma = {
     avx512::implementation<avx512::F32, Cursor>(),
     avx512::implementation<avx512::BF16AsFloat, Cursor>(),
-    avx512::implementation<avx512::F16AsFloat, Cursor>()};
+    avx512::implementation<avx512::F16AsFloat, Cursor>(),
+    avx512::implementation<avx512::F8AsFloat, Cursor>()};
 const format::RowImplementations kAvx512ExpandDot = {
-    {}, avx512::implementation<avx512::BF16Dot, Cursor>(), {}};
+    {}, avx512::implementation<avx512::BF16Dot, Cursor>(), {}, {}};
 
 }  // namespace lacuna::kernels::linear_bitmap

@@ -14,13 +14,25 @@ Support right_pattern(const Problem& problem) {
 }
 
 Support any_cpu(const Problem& problem, const Device& device) {
-  return Support::all({supports_rows(problem, device), right_pattern(problem)});
+  return Support::all({supports_rows_or_fp8(problem, device), right_pattern(problem)});
 }
 
 /// From 13 tokens on the tiles are faster than one token after the other, whatever the sparsity.
 Support amx_tiled(const Problem& problem, const Device& device) {
   return Support::all({tiled::supports_amx_dot(problem, device), right_pattern(problem),
                        needs(problem.tokens >= 13, "13 tokens or more")});
+}
+
+Support many(const Problem& problem, const Device& device) {
+  return Support::all({tiled::supports_float(problem, device), right_pattern(problem)});
+}
+Support avx512_many(const Problem& problem, const Device& device) {
+  return Support::all(
+      {many(problem, device), needs(device.cpu.avx512_vbmi2, "AVX-512 with VBMI2")});
+}
+Support avx2_many(const Problem& problem, const Device& device) {
+  return Support::all(
+      {many(problem, device), needs(device.cpu.avx2 && device.cpu.fma, "AVX2 and FMA")});
 }
 
 /// Up to two tokens, float32 sums take no longer (the memory decides) and keep denormals.
@@ -74,8 +86,12 @@ LinearCandidates& candidates() {
         row_candidate<kAvx512ExpandDot>("cpu_avx512_expand_dot", dot),
         row_candidate<kAvx512ExpandFma>("cpu_avx512_expand_fma", avx512),
         row_candidate<kAvx2Shuffle>("cpu_avx2_shuffle", avx2),
+        tiled::float_candidate<tiled::run_avx512_fma>("cpu_avx512_tiled_fma", avx512_many),
+        tiled::float_candidate<tiled::run_avx2_fma>("cpu_avx2_tiled_fma", avx2_many),
 #endif
-        row_candidate<kPortable>("cpu_portable", any_cpu), reference_candidate(any_cpu)
+        row_candidate<kPortable>("cpu_portable", any_cpu),
+        tiled::float_candidate<tiled::run_portable>("cpu_portable_tiled", many),
+        reference_candidate(any_cpu)
   };
   return list;
 }

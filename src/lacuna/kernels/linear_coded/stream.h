@@ -48,6 +48,9 @@ enum class Masks : uint8_t {
 ///                       blocks 8..15; as many bytes as the longer one needs; q - 8
 ///         int4, shared  a byte for each bit of a pair's mask, low half block b, high half b + 8
 ///
+/// int4 with zero points becomes int8: codes q - z in -15..15, z taken off while packing. So no
+/// kernel knows of z, at the price of int8's bytes.
+///
 /// So whoever multiplies follows one address, one expansion yields whole registers, and a row's
 /// sum stays in its lane: one scale register serves 16 rows. Rows and columns past the last are
 /// dropped or 0.
@@ -58,7 +61,7 @@ class Stream {
  public:
   /// @param matrix  one that validate() accepts, of any pattern
   /// @param masks  own or shared ones for a sparse int4 matrix; what is fastest if not given
-  /// @errors kNotPossible: fp8 codes or zero points, which no kernel here multiplies
+  /// @errors kNotPossible: fp8 codes, which no kernel here multiplies
   static Result<Stream> pack(const format::CompactMatrix& matrix,
                              const Executor& executor = Executor::serial(),
                              std::optional<Masks> masks = std::nullopt);

@@ -23,9 +23,15 @@ constexpr size_t kMargin = 64;
 /// this share of kept weights it is faster (bench/lab/cpu_coded).
 constexpr double kSharedBelow = 0.25;
 
+/// What the stream's codes are. With a zero point z of its own for each group, q - z of a 4-bit q
+/// lies in -15..15: it takes a byte, and nothing is left of z.
+Code streamed_code(const format::Quantization& quantization) {
+  return quantization.zero_points ? Code::kInt8 : quantization.code;
+}
+
 Masks masks_for(const CompactMatrix& matrix, std::optional<Masks> wanted) {
   if (matrix.pattern.kind == format::PatternKind::kDense) return Masks::kNone;
-  if (matrix.quantization.code == Code::kInt8) return Masks::kOwn;
+  if (streamed_code(matrix.quantization) == Code::kInt8) return Masks::kOwn;
   if (wanted) return *wanted;
   const auto weights = static_cast<double>(matrix.rows) * static_cast<double>(matrix.columns);
   const bool few = static_cast<double>(format::count_kept(matrix)) < kSharedBelow * weights;
@@ -62,6 +68,7 @@ class TileRows {
  public:
   explicit TileRows(const CompactMatrix& matrix)
       : matrix_(matrix),
+        code_(streamed_code(matrix.quantization)),
         chunks_(format::ceil_div(matrix.columns, kChunk)),
         masks_(static_cast<size_t>(chunks_ * kTileRows)) {}
 
@@ -93,21 +100,23 @@ class TileRows {
                   static_cast<size_t>(stride % 8));
   }
 
-  /// Codes are read where they lie. Those of blocks lie apart, and the last ones have no room
-  /// behind them: they are copied.
+  /// Codes are read where they lie. Those of blocks lie apart, those with zero points change, and
+  /// the last ones have no room behind them: they are copied.
   void take_codes(int64_t r, const RowWalk& walk) {
     const auto* values = matrix_.values.as<uint8_t>();
-    const bool blocks = matrix_.pattern.kind == format::PatternKind::kBlock;
+    const bool made =
+        matrix_.pattern.kind == format::PatternKind::kBlock || matrix_.quantization.zero_points;
     const int64_t begin = walk.first_byte(), end = begin + walk.bytes();
-    if (!blocks && begin == end) return;
-    if (!blocks && end + kCodeRoom <= static_cast<int64_t>(matrix_.values.size())) {
+    if (!made && begin == end) return;
+    if (!made && end + kCodeRoom <= static_cast<int64_t>(matrix_.values.size())) {
       rows_.codes[r] = values + begin;
       return;
     }
     std::vector<uint8_t>& copy = copies_[r];
-    if (blocks) {
+    if (made) {
       codes_.resize(static_cast<size_t>(walk.codes()));
       format::read_codes(matrix_, walk, codes_.data());
+      if (matrix_.quantization.zero_points) take_zero_points_off(walk);
       copy.assign(static_cast<size_t>(matrix_.columns + kCodeRoom), 0);
       join(r, copy.data());
     } else {
@@ -117,21 +126,33 @@ class TileRows {
     rows_.codes[r] = copy.data();
   }
 
-  /// The codes of a row of blocks as they would lie without them.
+  void take_zero_points_off(const RowWalk& walk) {
+    format::for_each_scale_group(
+        matrix_.quantization, walk, matrix_.columns,
+        [&](int64_t group, int64_t begin, int64_t end) {
+          const int zero = format::scale_of(matrix_, walk.row(), group).zero;
+          for (int64_t i = begin; i < end; ++i)
+            codes_[static_cast<size_t>(i)] =
+                static_cast<uint8_t>(codes_[static_cast<size_t>(i)] - zero);
+        });
+  }
+
+  /// The codes of a row, a byte each until now, as they would lie in a row without blocks.
   void join(int64_t r, uint8_t* out) const {
     const uint8_t* next = codes_.data();
     for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
       const int64_t count = std::popcount(masks(chunk)[r]);
       for (int64_t i = 0; i < count; ++i, ++next)
-        if (matrix_.quantization.code == Code::kInt8)
+        if (code_ == Code::kInt8)
           out[i] = *next;
         else
           out[i / 2] = static_cast<uint8_t>(out[i / 2] | *next << (i % 2 * 4));
-      out += format::code_bytes(matrix_.quantization.code, count);
+      out += format::code_bytes(code_, count);
     }
   }
 
   const CompactMatrix& matrix_;
+  const Code code_;
   int64_t chunks_;
   std::vector<uint64_t> masks_;  // [chunks][16]
   ChunkRows rows_{};
@@ -248,15 +269,16 @@ Result<Stream> Stream::pack(const CompactMatrix& matrix, const Executor& executo
   if (code != Code::kInt8 && code != Code::kInt4)
     return not_possible("linear_coded: values are {} (need int8 or int4).",
                         matrix.quantization.text());
-  if (matrix.quantization.zero_points)
-    return not_possible("linear_coded: int4 with zero points isn't multiplied as it is.");
   Stream s;
   s.rows_ = matrix.rows;
   s.columns_ = matrix.columns;
-  s.quantization_ = matrix.quantization;
+  s.quantization_ = {.code = streamed_code(matrix.quantization),
+                     .group = matrix.quantization.group};
   s.masks_ = masks_for(matrix, masks);
   const int64_t group = matrix.quantization.group;
-  s.scale_sets_ = group == 0 ? (code == Code::kInt4 ? 1 : 0) : group < kChunk ? kChunk / group : 1;
+  s.scale_sets_ = group == 0       ? (s.code() == Code::kInt4 ? 1 : 0)
+                  : group < kChunk ? kChunk / group
+                                   : 1;
 
   // The masks say how long every tile is, so that each is packed where it stays.
   const TilePacker packer(matrix, s);

@@ -10,8 +10,9 @@ namespace avx512 = format::avx512;
 const format::RowImplementations kAvx512Fma = {
     avx512::implementation<avx512::F32, avx512::DenseCursor>(),
     avx512::implementation<avx512::BF16AsFloat, avx512::DenseCursor>(),
-    avx512::implementation<avx512::F16AsFloat, avx512::DenseCursor>()};
+    avx512::implementation<avx512::F16AsFloat, avx512::DenseCursor>(),
+    avx512::implementation<avx512::F8AsFloat, avx512::DenseCursor>()};
 const format::RowImplementations kAvx512Dot = {
-    {}, avx512::implementation<avx512::BF16Dot, avx512::DenseCursor>(), {}};
+    {}, avx512::implementation<avx512::BF16Dot, avx512::DenseCursor>(), {}, {}};
 
 }  // namespace lacuna::kernels::linear_dense

@@ -13,7 +13,7 @@ Support right_pattern(const Problem& problem) {
 }
 
 Support any_cpu(const Problem& problem, const Device& device) {
-  return Support::all({supports_rows(problem, device), right_pattern(problem)});
+  return Support::all({supports_rows_or_fp8(problem, device), right_pattern(problem)});
 }
 
 Support amx_tiled(const Problem& problem, const Device& device) {

@@ -18,14 +18,16 @@ using Count = avx512::BitmapCursor<Chunk, false>;
 const format::RowImplementations kAvx512FixedFma = {
     avx512::implementation<avx512::F32, Fixed>(),
     avx512::implementation<avx512::BF16AsFloat, Fixed>(),
-    avx512::implementation<avx512::F16AsFloat, Fixed>()};
+    avx512::implementation<avx512::F16AsFloat, Fixed>(),
+    avx512::implementation<avx512::F8AsFloat, Fixed>()};
 const format::RowImplementations kAvx512FixedDot = {
-    {}, avx512::implementation<avx512::BF16Dot, Fixed>(), {}};
+    {}, avx512::implementation<avx512::BF16Dot, Fixed>(), {}, {}};
 const format::RowImplementations kAvx512CountFma = {
     avx512::implementation<avx512::F32, Count>(),
     avx512::implementation<avx512::BF16AsFloat, Count>(),
-    avx512::implementation<avx512::F16AsFloat, Count>()};
+    avx512::implementation<avx512::F16AsFloat, Count>(),
+    avx512::implementation<avx512::F8AsFloat, Count>()};
 const format::RowImplementations kAvx512CountDot = {
-    {}, avx512::implementation<avx512::BF16Dot, Count>(), {}};
+    {}, avx512::implementation<avx512::BF16Dot, Count>(), {}, {}};
 
 }  // namespace lacuna::kernels::linear_nm

@@ -1,6 +1,7 @@
 // A step is four tdpbf16ps: two tiles of rows by two tiles of tokens, so each tile that is loaded
 // serves twice. The multiplication runs in a unit of its own for 64 cycles a step, and the
 // expansion of the next panel fills the ports beside it.
+#include "lacuna/kernels/tiled/pair_avx512.h"
 #include "lacuna/kernels/tiled/panels_avx512.h"
 
 namespace lacuna::kernels::tiled {
@@ -29,38 +30,53 @@ class AmxDot {
   template <int kTokenTiles, class Beside>
   LACUNA_INLINE_MEMBER void multiply(const std::byte* w, const std::byte* x, int64_t chunks,
                                      bool first, float* sums, Beside& beside) {
-    memory_barrier();
-    if (first) {
-      _tile_zero(0);
-      _tile_zero(2);
-      if constexpr (kTokenTiles == 2) {
-        _tile_zero(1);
-        _tile_zero(3);
-      }
-    } else {
-      _tile_loadd(0, sums, 64);
-      _tile_loadd(2, sums + 512, 64);
-      if constexpr (kTokenTiles == 2) {
-        _tile_loadd(1, sums + 256, 64);
-        _tile_loadd(3, sums + 768, 64);
-      }
-    }
+    if (first)
+      clear();
+    else
+      load<kTokenTiles>(sums);
+    wait();
     const int64_t stride = weight_stride(chunks * kColumns);
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-      _tile_loadd(4, w, stride);
-      _tile_loadd(6, x, 64);
-      _tile_dpbf16ps(0, 4, 6);
-      if constexpr (kTokenTiles == 2) {
-        _tile_loadd(7, x + kTileBytes, 64);
-        _tile_dpbf16ps(1, 4, 7);
-      }
-      _tile_loadd(5, w + kTile * stride, stride);
-      _tile_dpbf16ps(2, 5, 6);
-      if constexpr (kTokenTiles == 2) _tile_dpbf16ps(3, 5, 7);
-      w += 64;
-      x += kTokenTiles * kTileBytes;
+      step<kTokenTiles>(w + chunk * 64, stride, x + chunk * kTokenTiles * kTileBytes);
       beside.step();
     }
+    store<kTokenTiles>(sums);
+  }
+
+  LACUNA_INLINE_MEMBER void clear() {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+  /// What was written before is there for the steps that follow.
+  LACUNA_INLINE_MEMBER void wait() { memory_barrier(); }
+  /// One chunk: 32 rows, `stride` bytes apart, times one or two tiles of tokens.
+  template <int kTokenTiles>
+  LACUNA_INLINE_MEMBER void step(const std::byte* w, int64_t stride, const std::byte* x) {
+    _tile_loadd(4, w, stride);
+    _tile_loadd(6, x, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    if constexpr (kTokenTiles == 2) {
+      _tile_loadd(7, x + kTileBytes, 64);
+      _tile_dpbf16ps(1, 4, 7);
+    }
+    _tile_loadd(5, w + kTile * stride, stride);
+    _tile_dpbf16ps(2, 5, 6);
+    if constexpr (kTokenTiles == 2) _tile_dpbf16ps(3, 5, 7);
+  }
+  template <int kTokenTiles>
+  LACUNA_INLINE_MEMBER void load(const float* sums) {
+    wait();
+    _tile_loadd(0, sums, 64);
+    _tile_loadd(2, sums + 512, 64);
+    if constexpr (kTokenTiles == 2) {
+      _tile_loadd(1, sums + 256, 64);
+      _tile_loadd(3, sums + 768, 64);
+    }
+  }
+  template <int kTokenTiles>
+  LACUNA_INLINE_MEMBER void store(float* sums) {
     _tile_stored(0, sums, 64);
     _tile_stored(2, sums + 512, 64);
     if constexpr (kTokenTiles == 2) {
@@ -75,7 +91,10 @@ class AmxDot {
 
 void run_amx_dot(const RowsView& rows, const RowProduct& product, void* workspace,
                  const Executor& executor, const Blocking& blocking) {
-  run<AmxDot>(rows, product, workspace, executor, blocking);
+  if (blocking.tokens == kPair && product.tokens <= kPair)
+    run_pair<AmxDot>(rows, product, workspace, executor);
+  else
+    run<AmxDot>(rows, product, workspace, executor, blocking);
 }
 
 }  // namespace lacuna::kernels::tiled

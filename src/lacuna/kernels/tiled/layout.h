@@ -12,9 +12,11 @@ inline constexpr int64_t kTile = 16;     // rows or tokens of a tile
 inline constexpr int64_t kPair = 32;     // rows or tokens of a step: two tiles
 inline constexpr int64_t kColumns = 32;  // bf16 columns of a tile, 64 bytes
 inline constexpr int64_t kTileBytes = 1024;
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 /// Bytes from an expanded row to the next: a line more than the columns take.
-inline int64_t weight_stride(int64_t columns) { return (ceil_div(columns, kColumns) + 1) * 64; }
+inline constexpr int64_t weight_stride(int64_t columns) {
+  return (ceil_div(columns, kColumns) + 1) * 64;
+}
 
 struct Layout {
   int64_t chunks = 0;       // of K, 32 columns each

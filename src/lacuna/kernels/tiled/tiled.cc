@@ -1,5 +1,6 @@
 #include "lacuna/kernels/tiled.h"
 
+#include "lacuna/kernels/tiled/float_layout.h"
 #include "lacuna/kernels/tiled/layout.h"
 
 namespace lacuna::kernels::tiled {
@@ -14,6 +15,7 @@ size_t workspace_bytes(int64_t tokens, int64_t columns) {
 }
 
 Blocking Blocking::of(int64_t tokens, int64_t rows, int64_t columns, int threads) {
+  if (tokens <= kPair) return {kPair, 256, kPair};  // sums never leave the tiles (pair_avx512.h)
   // Up to 64 tokens the memory decides, and gives whole rows fastest, if 32 of them fit in the
   // second-level cache. With more, a short block of 32 rows stays in the first-level cache, x and
   // the sums of a panel in the second; the more tokens, the more rows a panel needs lest x be read
@@ -33,6 +35,17 @@ Support supports_amx_dot(const Problem& problem, const Device& device) {
                              "AMX with bf16, AVX-512 VBMI2 and BF16"),
                        needs(problem.values == Values::kBF16 && problem.activations == DType::kBF16,
                              "bf16 values and bf16 activations")});
+}
+
+size_t float_workspace_bytes(int64_t tokens, int64_t columns) {
+  return static_cast<size_t>(FloatLayout(tokens, columns, kMostStepTokens).bytes(most_threads())) +
+         64;
+}
+
+Support supports_float(const Problem& problem, const Device& device) {
+  return Support::all({needs(!device.gpu, "weights in host memory"),
+                       needs(dtype_of(problem.values).has_value(), "f32, bf16 or f16 values"),
+                       needs(problem.tokens > format::kMaxTokens, "17 tokens or more")});
 }
 
 }  // namespace lacuna::kernels::tiled
