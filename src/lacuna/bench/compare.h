@@ -65,7 +65,7 @@ struct Comparison {
 /// contenders of the same beside them, on torch's threads.
 /// @param step  called with what is going on (may be empty)
 /// @errors kUsage: no problem, an unknown operation, problems that don't share all that;
-/// kNotPossible: quantised values; kInterrupted
+/// kInterrupted
 Result<Comparison> compare(const std::vector<kernels::Problem>& problems,
                            const CompareOptions& options,
                            const std::function<void(const std::string&)>& step = {},
