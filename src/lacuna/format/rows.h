@@ -1,5 +1,5 @@
-// A weight row by row, as products walk it: dense, a bitmap with its values, blocks, or slices of
-// 16 rows.
+// A weight row by row, as products walk it: dense, a bitmap with its values, blocks, slices or a
+// stream of 16 rows.
 #pragma once
 
 #include <cstdint>
@@ -33,6 +33,10 @@ struct RowsView {
   const uint8_t* slices = nullptr;
   const int64_t* slice_steps = nullptr;  ///< steps before each slice, [slices + 1]
   const int32_t* slice_rows = nullptr;   ///< the row of each lane, -1: none, [slices * 16]
+
+  // A stream: tiles of 16 rows (kernels/stream.h draws them). 64 bytes past the last may be read.
+  const uint8_t* stream = nullptr;
+  const int64_t* stream_offsets = nullptr;  ///< bytes before each tile, [tiles + 1]
 
   int64_t width() const { return dtype == DType::kF32 ? 4 : 2; }
   int64_t blocks_before(int64_t block_row) const {

@@ -1,50 +1,21 @@
 // A step is four tdpbf16ps: two tiles of rows by two tiles of tokens, so each tile that is loaded
 // serves twice. The multiplication runs in a unit of its own for 64 cycles a step, and the
 // expansion of the next panel fills the ports beside it.
+#include "lacuna/kernels/tiled/amx_tiles.h"
 #include "lacuna/kernels/tiled/panels_avx512.h"
 
 namespace lacuna::kernels::tiled {
 namespace {
 
-/// All eight tiles: 16 rows of 64 bytes.
-struct alignas(64) TileConfig {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-
-/// Compilers know neither what the tile instructions read nor what they write.
-LACUNA_INLINE void memory_barrier() { asm volatile("" ::: "memory"); }
-
-class AmxDot {
+class AmxDot : public AmxTiles {
  public:
-  AmxDot() {
-    static constexpr TileConfig kConfig;
-    _tile_loadconfig(&kConfig);
-  }
-  ~AmxDot() { _tile_release(); }
-  AmxDot(const AmxDot&) = delete;
+  using Order = RowsFirst;
 
   /// sums (4 tiles: rows 0..15 of tokens 0..15, of tokens 16..31, rows 16..31 ...) += w · x.
   template <int kTokenTiles, class Beside>
   LACUNA_INLINE_MEMBER void multiply(const std::byte* w, const std::byte* x, int64_t chunks,
                                      bool first, float* sums, Beside& beside) {
-    memory_barrier();
-    if (first) {
-      _tile_zero(0);
-      _tile_zero(2);
-      if constexpr (kTokenTiles == 2) {
-        _tile_zero(1);
-        _tile_zero(3);
-      }
-    } else {
-      _tile_loadd(0, sums, 64);
-      _tile_loadd(2, sums + 512, 64);
-      if constexpr (kTokenTiles == 2) {
-        _tile_loadd(1, sums + 256, 64);
-        _tile_loadd(3, sums + 768, 64);
-      }
-    }
+    begin<kTokenTiles == 2>(first, sums);
     const int64_t stride = weight_stride(chunks * kColumns);
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
       _tile_loadd(4, w, stride);
@@ -61,13 +32,7 @@ class AmxDot {
       x += kTokenTiles * kTileBytes;
       beside.step();
     }
-    _tile_stored(0, sums, 64);
-    _tile_stored(2, sums + 512, 64);
-    if constexpr (kTokenTiles == 2) {
-      _tile_stored(1, sums + 256, 64);
-      _tile_stored(3, sums + 768, 64);
-    }
-    memory_barrier();
+    end<kTokenTiles == 2>(sums);
   }
 };
 
