@@ -814,7 +814,10 @@ TEST(LinearOperation, of_an_unstructured_weight_on_a_cpu_depends_on_its_zeros) {
     return linear_operation_on_cpu(*Problem::parse(problem), cpu)->name;
   };
   const Device wide = device_with({"avx512_vbmi2"});
+  EXPECT_EQ(on("linear_bitmap:bf16:64x64x1:0.84", wide), "linear_stream");
+  EXPECT_EQ(on("linear_bitmap:bf16/f32:64x64x1:0.5", wide), "linear_stream");
   EXPECT_EQ(on("linear_bitmap:f16:64x64x1:0.5", wide), "linear_bitmap");
+  EXPECT_EQ(on("linear_nm:bf16:64x64x1:2:4", wide), "linear_stream");
   EXPECT_EQ(on("linear_nm:bf16:64x64x1:2:4", Device{}), "linear_nm");
   EXPECT_EQ(on("linear_bitmap:f32:64x64x1:0.5", wide), "linear_bitmap");
   EXPECT_EQ(on("linear_bitmap:bf16:64x64x1:0.85", wide), "linear_csr");
@@ -829,6 +832,7 @@ TEST(LinearOperation, of_an_unstructured_weight_on_a_cpu_depends_on_its_zeros) {
   setenv("LACUNA_FORCE", "linear_bitmap:cpu_portable", 1);
   EXPECT_EQ(name("linear_bitmap:bf16:64x64x1:0.95"), "linear_bitmap");
   EXPECT_EQ(on("linear_bitmap:bf16:64x64x1:0.5", wide), "linear_bitmap");
+  EXPECT_EQ(on("linear_nm:bf16:64x64x1:2:4", wide), "linear_stream") << "another pattern's";
   setenv("LACUNA_FORCE", "linear_stream:cpu_portable_stream", 1);
   EXPECT_EQ(name("linear_bitmap:bf16:64x64x1:0.95"), "linear_stream");
   EXPECT_EQ(name("linear_nm:f16:64x64x1:1:4"), "linear_stream");

@@ -50,7 +50,8 @@ const LinearOperation* linear_operation_on_cpu(const Problem& problem, const Dev
     (is_fast ? fast : slow).push_back(*find_linear_operation(name));
   };
   if (unstructured) add(linear_csr::kOperation, problem.sparsity >= kLeastCsrSparsity);
-  if (problem.values != Values::kF32) add(linear_stream::kOperation, false);  // by force alone
+  if (problem.values != Values::kF32)
+    add(linear_stream::kOperation, problem.values == Values::kBF16 && cpu.cpu.avx512_vbmi2);
   fast.push_back(layout_itself);
   fast.insert(fast.end(), slow.begin(), slow.end());
   for (const LinearOperation* operation : fast)

@@ -29,7 +29,8 @@ const LinearOperation* linear_operation(format::PatternKind weight);
 /// (bench/lab/cpu_high_sparsity). It takes 6 % more memory there, no more from 87.5 % on.
 inline constexpr double kLeastCsrSparsity = 0.845;
 /// The operation for a weight in host memory, by what is fastest at one token: for unstructured
-/// values (no codes) with kLeastCsrSparsity zeros or more linear_csr; else
+/// values (no codes) with kLeastCsrSparsity zeros or more linear_csr; for other unstructured or
+/// KEEP:OF values of bf16 linear_stream, where AVX-512 has its expansion; else
 /// linear_operation(). LACUNA_FORCE goes first: where it pins a candidate of one of those that
 /// multiply such a weight, that one it is (of several the first here).
 const LinearOperation* linear_operation_on_cpu(const Problem& problem,
