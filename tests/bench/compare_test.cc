@@ -92,7 +92,9 @@ TEST(Compare, outputsAreRightForEveryTypeAndNumberOfTokens) {
         "linear_bitmap:bf16/f32:40x64x2:0.5", "linear_dense:bf16:70x257x512",
         "linear_bsr:bf16:64x96x1:block32x32@0.8", "linear_bsr:f16:70x100x7:block8x4@0.5",
         "linear_bsr:bf16:64x64x20:block8x8@0.5", "linear_csr:bf16:64x700x1:0.95",
-        "linear_csr:f32:33x64x16:0.5", "linear_csr:bf16:40x64x33:0.9"}) {
+        "linear_csr:f32:33x64x16:0.5", "linear_csr:bf16:40x64x33:0.9",
+        "linear_stream:bf16:64x96x1:0.7", "linear_stream:f16:33x100x16:2:4",
+        "linear_stream:bf16:40x64x33:0.5"}) {
     const Comparison result = quick({text});
     for (const Untimed& failed : result.failed)
       ADD_FAILURE() << failed.problem << " " << failed.candidate << ": " << failed.why;

@@ -19,6 +19,8 @@
 #include "lacuna/kernels/linear_csr/linear_csr.h"
 #include "lacuna/kernels/linear_dense/linear_dense.h"
 #include "lacuna/kernels/linear_nm/linear_nm.h"
+#include "lacuna/kernels/linear_stream/linear_stream.h"
+#include "lacuna/kernels/linear_stream/value_chunk.h"
 
 namespace lacuna::kernels {
 namespace {
@@ -199,7 +201,10 @@ const Target kTargets[] = {{"linear_dense", Pattern{}},
                            {"linear_bsr", Pattern::block(4, 4)},
                            {"linear_bsr", Pattern::block(8, 8)},
                            {"linear_bsr", Pattern::block(16, 1)},
-                           {"linear_csr", Pattern::unstructured()}};
+                           {"linear_csr", Pattern::unstructured()},
+                           {"linear_stream", Pattern::unstructured()},
+                           {"linear_stream", Pattern::keep_of(2, 4)},
+                           {"linear_stream", Pattern::keep_of(3, 5)}};
 
 /// The same bytes at an odd address, the way a file may have them.
 Bytes shifted(const Bytes& bytes) {
@@ -223,6 +228,9 @@ class Weight {
     if (target.operation == linear_csr::kOperation) {
       slices_ = linear_csr::Slices::pack(matrix).value();
       view_ = slices_->view();
+    } else if (target.operation == linear_stream::kOperation && bits.dtype() != DType::kF32) {
+      stream_ = linear_stream::ValueStream::pack(matrix).value();
+      view_ = stream_->view();
     } else {
       compact_ = format::CompactRows::make(std::move(matrix)).value();
       view_ = compact_->view();
@@ -237,6 +245,7 @@ class Weight {
   RowsView dense_view_;
   std::optional<format::CompactRows> compact_;
   std::optional<linear_csr::Slices> slices_;
+  std::optional<linear_stream::ValueStream> stream_;
   RowsView view_;
 };
 
@@ -515,6 +524,7 @@ TEST(Linear, exact_at_every_sparsity_and_far_columns) {
       for (const int64_t tokens : {1, 2, 3, 7, 16}) {
         const uint64_t seed = static_cast<uint64_t>(inputs + tokens);
         for (const Target& target : {Target{"linear_csr", Pattern::unstructured()},
+                                     Target{"linear_stream", Pattern::unstructured()},
                                      Target{"linear_bsr", Pattern::block(8, 32)},
                                      Target{"linear_bsr", Pattern::block(2, 8)},
                                      Target{"linear_bsr", Pattern::block(33, 64)},
@@ -731,10 +741,109 @@ TEST(Slices, expand_to_the_matrix_with_any_number_of_threads) {
         }
 }
 
-TEST(LinearOperation, of_an_unstructured_weight_on_a_cpu_depends_on_its_zeros) {
-  const auto name = [](const char* problem) {
-    return linear_operation_on_cpu(*Problem::parse(problem))->name;
+TEST(ValueStream, refuses_what_it_does_not_hold_and_takes_the_bytes_of_the_compact_matrix) {
+  const auto matrix = [](DType dtype, const Pattern& pattern) {
+    return *format::compress(random_matrix(dtype, 256, 1024, pattern, 0.5, 2).tensor(), pattern);
   };
+  const auto pack = [&](DType dtype, const Pattern& pattern) {
+    return linear_stream::ValueStream::pack(matrix(dtype, pattern));
+  };
+  EXPECT_FALSE(pack(DType::kF32, Pattern::unstructured()).ok());
+  EXPECT_FALSE(pack(DType::kBF16, Pattern::block(8, 8)).ok());
+  for (const Pattern& pattern : {Pattern::unstructured(), Pattern::keep_of(2, 4)}) {
+    const auto packed = pack(DType::kBF16, pattern);
+    ASSERT_TRUE(packed.ok());
+    const size_t index = (256 / 16 + 1) * 8 + 64;
+    EXPECT_LE(packed->size_bytes(), matrix(DType::kBF16, pattern).size_bytes() + index);
+  }
+}
+
+TEST(ValueStream, expands_to_the_matrix_with_any_number_of_threads) {
+  for (const auto& [outputs, inputs] :
+       {std::pair<int64_t, int64_t>{37, 700}, {16, 1}, {1, 300}, {33, 64}})
+    for (const DType dtype : {DType::kBF16, DType::kF16})
+      for (const Pattern& pattern :
+           {Pattern::unstructured(), Pattern::keep_of(2, 4), Pattern::keep_of(3, 5)})
+        for (const double sparsity : {0.0, 0.5, 0.9, 1.0})
+          for (const int threads : {1, 3}) {
+            const MatrixBits bits = random_matrix(dtype, outputs, inputs, pattern, sparsity, 3);
+            ThreadPool pool(threads);
+            const auto stream = linear_stream::ValueStream::pack(
+                                    *format::compress(bits.tensor(), pattern), pool.executor())
+                                    .value();
+            const auto size = static_cast<size_t>(outputs * inputs);
+            std::vector<float> wide(size, std::nanf(""));
+            std::vector<uint16_t> same(size, 0xffff);
+            for (int64_t tile = 0; tile < stream::tile_count(outputs); ++tile) {
+              linear_stream::expand_tile(stream.view(), tile, DType::kF32, wide.data());
+              linear_stream::expand_tile(stream.view(), tile, dtype, same.data());
+            }
+            for (int64_t n = 0; n < outputs; ++n)
+              for (int64_t k = 0; k < inputs; ++k) {
+                const auto i = static_cast<size_t>(n * inputs + k);
+                ASSERT_EQ(wide[i], bits.value(n, k));
+                ASSERT_EQ(value_of(same[i], dtype), bits.value(n, k));
+              }
+          }
+}
+
+/// Every implementation writes the bytes of the portable one, and takes them apart again.
+TEST(ValueStream, chunks_are_the_same_whoever_packs_them) {
+  const auto& portable = linear_stream::chunk_tools().back();
+  for (const linear_stream::ChunkTool& tool : linear_stream::chunk_tools()) {
+    if (!tool.runs_here) {
+      std::printf("not run here: chunks by %s\n", tool.name);
+      continue;
+    }
+    for (uint64_t seed = 0; seed < 64; ++seed) {
+      uint16_t values[16][64 + 32];
+      for (int64_t r = 0; r < 16; ++r)
+        for (int64_t i = 0; i < 96; ++i)
+          values[r][i] = static_cast<uint16_t>(random_bits(seed, r, i) | 1);
+      const auto rows = [&] {
+        linear_stream::ChunkRows of;
+        for (int64_t r = 0; r < 16; ++r) {
+          const uint64_t some = random_bits(seed + 100, r, 0);
+          of.masks[r] = seed == 0   ? 0
+                        : seed == 1 ? ~uint64_t{0}
+                        : seed % 2  ? some & some >> 3
+                                    : some;
+          of.values[r] = reinterpret_cast<const uint8_t*>(values[r]);
+        }
+        return of;
+      };
+      uint8_t want[stream::kMostValueChunkBytes] = {}, got[stream::kMostValueChunkBytes] = {};
+      auto of_portable = rows(), of_tool = rows();
+      const int64_t bytes = portable.pack(of_portable, want);
+      ASSERT_EQ(tool.pack(of_tool, got), bytes);
+      ASSERT_EQ(std::memcmp(got, want, static_cast<size_t>(bytes)), 0) << tool.name;
+      for (int64_t r = 0; r < 16; ++r) ASSERT_EQ(of_tool.values[r], of_portable.values[r]);
+      linear_stream::ChunkWeights apart;
+      ASSERT_EQ(tool.unpack(want, apart), bytes);
+      for (int64_t r = 0; r < 16; ++r)
+        for (int64_t c = 0, rank = 0; c < 64; ++c) {
+          const bool kept = rows().masks[r] >> c & 1;
+          ASSERT_EQ(apart[r][c], kept ? values[r][rank] : 0) << tool.name;
+          rank += kept;
+        }
+    }
+  }
+}
+
+TEST(LinearOperation, of_an_unstructured_weight_on_a_cpu_depends_on_its_zeros) {
+  const auto on = [](const char* problem, const Device& cpu) {
+    return linear_operation_on_cpu(*Problem::parse(problem), cpu)->name;
+  };
+  const Device wide = device_with({"avx512_vbmi2"});
+  EXPECT_EQ(on("linear_bitmap:bf16:64x64x1:0.84", wide), "linear_stream");
+  EXPECT_EQ(on("linear_bitmap:bf16/f32:64x64x1:0.5", wide), "linear_stream");
+  EXPECT_EQ(on("linear_bitmap:f16:64x64x1:0.5", wide), "linear_bitmap");
+  EXPECT_EQ(on("linear_nm:bf16:64x64x1:2:4", wide), "linear_stream");
+  EXPECT_EQ(on("linear_nm:bf16:64x64x1:2:4", Device{}), "linear_nm");
+  EXPECT_EQ(on("linear_bitmap:f32:64x64x1:0.5", wide), "linear_bitmap");
+  EXPECT_EQ(on("linear_bitmap:bf16:64x64x1:0.85", wide), "linear_csr");
+  EXPECT_EQ(on("linear_bsr:bf16:64x64x1:block8x8@0.5", wide), "linear_bsr");
+  const auto name = [&](const char* problem) { return on(problem, Device{}); };
   EXPECT_EQ(name("linear_bitmap:bf16:64x64x1:0.84"), "linear_bitmap");
   EXPECT_EQ(name("linear_bitmap:bf16:64x64x1:0.85"), "linear_csr");
   EXPECT_EQ(name("linear_bitmap:int8:64x64x1:0.95"), "linear_bitmap") << "codes have a stream";
@@ -743,6 +852,12 @@ TEST(LinearOperation, of_an_unstructured_weight_on_a_cpu_depends_on_its_zeros) {
   EXPECT_EQ(name("linear_bitmap:bf16:64x64x1:0.5"), "linear_csr");
   setenv("LACUNA_FORCE", "linear_bitmap:cpu_portable", 1);
   EXPECT_EQ(name("linear_bitmap:bf16:64x64x1:0.95"), "linear_bitmap");
+  EXPECT_EQ(on("linear_bitmap:bf16:64x64x1:0.5", wide), "linear_bitmap");
+  EXPECT_EQ(on("linear_nm:bf16:64x64x1:2:4", wide), "linear_stream") << "another pattern's";
+  setenv("LACUNA_FORCE", "linear_stream:cpu_portable_stream", 1);
+  EXPECT_EQ(name("linear_bitmap:bf16:64x64x1:0.95"), "linear_stream");
+  EXPECT_EQ(name("linear_nm:f16:64x64x1:1:4"), "linear_stream");
+  EXPECT_EQ(name("linear_nm:f32:64x64x1:1:4"), "linear_nm") << "it holds 16 bits";
   setenv("LACUNA_FORCE", "linear_bitmap:cpu_portable,linear_csr:cpu_portable_gather", 1);
   EXPECT_EQ(name("linear_bitmap:bf16:64x64x1:0.5"), "linear_bitmap");
   EXPECT_EQ(name("linear_bitmap:bf16:64x64x1:0.95"), "linear_csr");

@@ -8,8 +8,11 @@
 #include "lacuna/core/large_block.h"
 #include "lacuna/format/quantize.h"
 #include "lacuna/format/rows.h"
+#include "lacuna/kernels/linear_bitmap/linear_bitmap.h"
 #include "lacuna/kernels/linear_coded/linear_coded.h"
 #include "lacuna/kernels/linear_csr/linear_csr.h"
+#include "lacuna/kernels/linear_nm/linear_nm.h"
+#include "lacuna/kernels/linear_stream/linear_stream.h"
 #include "lacuna/model/linear.h"
 #include "lacuna/model/random_weight.h"
 #include "lacuna/model/torch.h"
@@ -72,21 +75,24 @@ class Rows : public Packed {
 
 constexpr const char* kRowsLayout = "rows";
 
-/// The slices of a very sparse weight, which LinearCandidate::run takes as rows too.
-class PackedSlices : public Packed {
+/// A form of its own that LinearCandidate::run takes as rows too: slices of a very sparse weight,
+/// or the stream of one of 16 bits.
+template <class Form>
+class Repacked : public Packed {
  public:
   static Result<std::unique_ptr<Packed>> pack(const Weight& weight) {
-    auto packed = std::make_unique<PackedSlices>();
-    LACUNA_TRY(packed->slices_,
-               kernels::linear_csr::Slices::pack(*weight.compact, model::torch_executor()));
+    auto packed = std::make_unique<Repacked>();
+    LACUNA_TRY(packed->form_, Form::pack(*weight.compact, model::torch_executor()));
     return std::unique_ptr<Packed>(std::move(packed));
   }
-  size_t bytes() const override { return slices_->size_bytes(); }
-  const format::RowsView& view() const { return slices_->view(); }
+  size_t bytes() const override { return form_->size_bytes(); }
+  const format::RowsView& view() const { return form_->view(); }
 
  private:
-  std::optional<kernels::linear_csr::Slices> slices_;
+  std::optional<Form> form_;
 };
+using PackedSlices = Repacked<kernels::linear_csr::Slices>;
+using PackedStream = Repacked<kernels::linear_stream::ValueStream>;
 
 /// What contenders made of a list's candidates have in common.
 /// @param run  (problem, packed weight, product, workspace); the workspace has scratch_bytes
@@ -118,7 +124,7 @@ Contender from_list(const C& candidate, std::string layout,
   return contender;
 }
 
-/// @tparam Layout  Rows or PackedSlices
+/// @tparam Layout  Rows or Repacked
 template <class Layout>
 Contender of_candidate(const kernels::LinearCandidate& candidate, std::string layout) {
   Contender contender = from_list(candidate, std::move(layout), candidate.workspace_bytes,
@@ -133,6 +139,17 @@ Contender of_candidate(const kernels::LinearCandidate& candidate, std::string la
             problem.activations, kernels::flushes_denormals(candidate.name)};
   };
   return contender;
+}
+
+constexpr const char* kStreamLayout = "stream";
+
+Contender of_operation(const kernels::LinearOperation& operation,
+                       const kernels::LinearCandidate& candidate) {
+  if (operation.name == kernels::linear_csr::kOperation)
+    return of_candidate<PackedSlices>(candidate, "slices");
+  if (operation.name == kernels::linear_stream::kOperation)
+    return of_candidate<PackedStream>(candidate, kStreamLayout);
+  return of_candidate<Rows>(candidate, kRowsLayout);
 }
 
 /// A quantised weight as CodedCandidate reads it.
@@ -154,7 +171,7 @@ class CodedStream : public Packed {
 Contender of_coded(const kernels::linear_coded::CodedCandidate& candidate) {
   namespace linear_coded = kernels::linear_coded;
   Contender contender =
-      from_list(candidate, "stream", linear_coded::workspace_bytes,
+      from_list(candidate, "coded", linear_coded::workspace_bytes,
                 [&candidate](const Problem& problem, const Packed& weight,
                              const format::RowProduct& product, void* workspace) {
                   linear_coded::run(linear_coded::plan_for(candidate, problem),
@@ -391,11 +408,16 @@ Result<Weight> random_weight(const Problem& problem, uint64_t seed) {
 
 std::vector<Contender> contenders(const kernels::LinearOperation& operation) {
   std::vector<Contender> all;
-  const bool slices = operation.name == kernels::linear_csr::kOperation;
   for (const kernels::LinearCandidate& candidate : operation.candidates())
-    if (candidate.name != "reference")
-      all.push_back(slices ? of_candidate<PackedSlices>(candidate, "slices")
-                           : of_candidate<Rows>(candidate, kRowsLayout));
+    if (candidate.name != "reference") all.push_back(of_operation(operation, candidate));
+  // The other packing of the same weight stands beside its compact layout, chosen or not.
+  if (operation.name == kernels::linear_bitmap::kOperation ||
+      operation.name == kernels::linear_nm::kOperation)
+    for (const auto& candidate : kernels::linear_stream::candidates())
+      if (candidate.name != "reference") {
+        all.push_back(of_candidate<PackedStream>(candidate, kStreamLayout));
+        all.back().candidate = false;
+      }
   for (const auto& candidate : kernels::linear_coded::candidates())
     all.push_back(of_coded(candidate));
   if (operation.weight == PatternKind::kDense) {

@@ -1,5 +1,5 @@
-// A weight row by row, as products walk it: dense, a bitmap with its values, blocks, or slices of
-// 16 rows. Values are numbers, or fp8 codes with scales.
+// A weight row by row, as products walk it: dense, a bitmap with its values, blocks, slices or a
+// stream of 16 rows. Values are numbers, or fp8 codes with scales.
 #pragma once
 
 #include <bit>
@@ -39,6 +39,10 @@ struct RowsView {
   const uint8_t* slices = nullptr;
   const int64_t* slice_steps = nullptr;  ///< steps before each slice, [slices + 1]
   const int32_t* slice_rows = nullptr;   ///< the row of each lane, -1: none, [slices * 16]
+
+  // A stream: tiles of 16 rows (kernels/stream.h draws them). 64 bytes past the last may be read.
+  const uint8_t* stream = nullptr;
+  const int64_t* stream_offsets = nullptr;  ///< bytes before each tile, [tiles + 1]
 
   int64_t width() const { return dtype == DType::kF32 ? 4 : dtype == DType::kF8E4M3 ? 1 : 2; }
   const std::byte* row_scales(int64_t row) const { return scales + row * scale_groups * 2; }

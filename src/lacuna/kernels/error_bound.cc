@@ -20,11 +20,15 @@ double float_roundings(std::string_view candidate, int64_t inputs) {
   const auto chunks = static_cast<double>((inputs + 31) / 32);
   if (candidate == "reference") return 1;
   if (candidate.starts_with("cuda")) return 2 * float_roundings_in_any_order(inputs);
+  if (candidate.find("amx") != std::string_view::npos) return chunks + 16 + 1;
+  if (candidate.find("_stream") != std::string_view::npos) {
+    const auto products = static_cast<double>((inputs + 63) / 64 * 32);
+    return (candidate.ends_with("_fma") ? 1 : 2) * products + 2 + 1;
+  }
   if (candidate.find("_gather") != std::string_view::npos ||
       candidate.find("_piece") != std::string_view::npos ||
       candidate.find("_flat") != std::string_view::npos)
     return float_roundings_in_any_order(inputs);
-  if (candidate.find("amx") != std::string_view::npos) return chunks + 16 + 1;
   if (candidate.find("_tiled") != std::string_view::npos)
     return float_roundings_in_any_order(inputs);
   if (candidate.find("avx512") != std::string_view::npos) return 2 * chunks + 4 + 1;

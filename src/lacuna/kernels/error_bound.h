@@ -13,9 +13,10 @@ namespace lacuna::kernels {
 /// lanes, each meeting two products a chunk of 32 columns, then a tree of 4 additions; AVX2 and
 /// portable have 8 lanes, one product in 8 columns, a tree of 3; portable rounds its products too.
 /// Where lanes follow the non-zeros (_gather) or blocks of any width (_piece, _flat), one lane may
-/// meet them all. A tile of AMX adds 16 even and 16 odd products, then both, then that to the sum;
-/// products of bf16 are exact. The other tiled products add from the first column to the last.
-/// Tensor cores add in whatever order, and cut off where others round, which is twice as far.
+/// meet them all. A row of a stream (_stream) has two or three sums, of which one meets half of
+/// each 64 columns or less. A tile of AMX adds 16 even and 16 odd products, then both, then that to
+/// the sum; products of bf16 are exact. The other tiled products add from the first column to the
+/// last. Tensor cores add in whatever order, and cut off where others round, which is twice as far.
 double float_roundings(std::string_view candidate, int64_t inputs);
 /// The same for a sum in any order whatever, products rounded: what is known of a library.
 double float_roundings_in_any_order(int64_t inputs);

@@ -10,12 +10,13 @@
 #include "lacuna/kernels/linear_csr/linear_csr.h"
 #include "lacuna/kernels/linear_dense/linear_dense.h"
 #include "lacuna/kernels/linear_nm/linear_nm.h"
+#include "lacuna/kernels/linear_stream/linear_stream.h"
 
 namespace lacuna::kernels {
 
-const std::array<LinearOperation, 5>& linear_operations() {
+const std::array<LinearOperation, 6>& linear_operations() {
   using format::PatternKind;
-  static const std::array<LinearOperation, 5> all = {{
+  static const std::array<LinearOperation, 6> all = {{
       {linear_dense::kOperation, PatternKind::kDense, linear_dense::plan, linear_dense::explain,
        linear_dense::candidates, linear_dense::gpu_candidates},
       {linear_bitmap::kOperation, PatternKind::kUnstructured, linear_bitmap::plan,
@@ -26,6 +27,8 @@ const std::array<LinearOperation, 5>& linear_operations() {
        linear_bsr::candidates, linear_bsr::gpu_candidates},
       {linear_csr::kOperation, PatternKind::kUnstructured, linear_csr::plan, linear_csr::explain,
        linear_csr::candidates, linear_csr::gpu_candidates},
+      {linear_stream::kOperation, PatternKind::kUnstructured, linear_stream::plan,
+       linear_stream::explain, linear_stream::candidates, linear_stream::gpu_candidates},
   }};
   return all;
 }
@@ -36,15 +39,24 @@ const LinearOperation* linear_operation(format::PatternKind weight) {
   return nullptr;
 }
 
-const LinearOperation* linear_operation_on_cpu(const Problem& problem) {
-  const LinearOperation* first = linear_operation(problem.pattern.kind);
-  if (problem.pattern.kind != format::PatternKind::kUnstructured || !dtype_of(problem.values))
-    return first;
-  const Device cpu;
-  const bool forced_csr = forced_candidate(linear_csr::kOperation, cpu).has_value();
-  const bool forced_bitmap = forced_candidate(linear_bitmap::kOperation, cpu).has_value();
-  const bool csr = forced_csr == forced_bitmap ? problem.sparsity >= kLeastCsrSparsity : forced_csr;
-  return csr ? *find_linear_operation(linear_csr::kOperation) : first;
+const LinearOperation* linear_operation_on_cpu(const Problem& problem, const Device& cpu) {
+  using format::PatternKind;
+  const LinearOperation* layout_itself = linear_operation(problem.pattern.kind);
+  const bool unstructured = problem.pattern.kind == PatternKind::kUnstructured;
+  if (!dtype_of(problem.values) || (!unstructured && problem.pattern.kind != PatternKind::kKeepOf))
+    return layout_itself;
+  std::vector<const LinearOperation*> fast, slow;  // in order of preference
+  const auto add = [&](std::string_view name, bool is_fast) {
+    (is_fast ? fast : slow).push_back(*find_linear_operation(name));
+  };
+  if (unstructured) add(linear_csr::kOperation, problem.sparsity >= kLeastCsrSparsity);
+  if (problem.values != Values::kF32)
+    add(linear_stream::kOperation, problem.values == Values::kBF16 && cpu.cpu.avx512_vbmi2);
+  fast.push_back(layout_itself);
+  fast.insert(fast.end(), slow.begin(), slow.end());
+  for (const LinearOperation* operation : fast)
+    if (forced_candidate(operation->name, cpu)) return operation;
+  return fast.front();
 }
 
 std::vector<Explanation> explain_linear(const LinearOperation& operation, const Problem& problem,

@@ -13,14 +13,14 @@ namespace lacuna::kernels {
 /// One of the folders linear_*; each of its headers says what the functions do.
 struct LinearOperation {
   std::string_view name;
-  format::PatternKind weight;
+  format::PatternKind weight;  ///< the first it multiplies: linear_stream takes KEEP:OF too
   Result<LinearPlan> (*plan)(const Problem& problem, const Device& device) = nullptr;
   std::vector<Explanation> (*explain)(const Problem& problem, const Device& device) = nullptr;
   LinearCandidates& (*candidates)() = nullptr;
   GpuCandidates& (*gpu_candidates)() = nullptr;
 };
 
-const std::array<LinearOperation, 5>& linear_operations();
+const std::array<LinearOperation, 6>& linear_operations();
 /// The first operation that multiplies such a weight; there is one for every pattern.
 const LinearOperation* linear_operation(format::PatternKind weight);
 
@@ -28,10 +28,13 @@ const LinearOperation* linear_operation(format::PatternKind weight);
 /// non-zeros: 1.3 times as fast as by its slots at one token, more at more
 /// (bench/lab/cpu_high_sparsity). It takes 6 % more memory there, no more from 87.5 % on.
 inline constexpr double kLeastCsrSparsity = 0.845;
-/// The operation for a weight in host memory: linear_operation(), but linear_csr for unstructured
-/// values (no codes) with kLeastCsrSparsity zeros or more. LACUNA_FORCE goes first: where it pins a
-/// candidate of one of the two, that one it is.
-const LinearOperation* linear_operation_on_cpu(const Problem& problem);
+/// The operation for a weight in host memory, by what is fastest at one token: for unstructured
+/// values (no codes) with kLeastCsrSparsity zeros or more linear_csr; for other unstructured or
+/// KEEP:OF values of bf16 linear_stream, where AVX-512 has its expansion; else
+/// linear_operation(). LACUNA_FORCE goes first: where it pins a candidate of one of those that
+/// multiply such a weight, that one it is (of several the first here).
+const LinearOperation* linear_operation_on_cpu(const Problem& problem,
+                                               const Device& cpu = Device::this_cpu());
 /// Every candidate for a problem of an operation, with its answer: those of the GPU for a GPU, else
 /// those that walk rows, or those of linear_coded where the values are int8 or int4.
 std::vector<Explanation> explain_linear(const LinearOperation& operation, const Problem& problem,

@@ -42,6 +42,9 @@ using Run = void (*)(const format::RowsView& rows, const format::RowProduct& pro
 /// tdpbf16ps on tiles of 16 rows x 16 tokens x 32 columns. Takes denormals as zero.
 void run_amx_dot(const format::RowsView& rows, const format::RowProduct& product, void* workspace,
                  const Executor& executor, const Blocking& blocking);
+/// The same from a stream (kernels/stream.h).
+void run_amx_stream_dot(const format::RowsView& rows, const format::RowProduct& product,
+                        void* workspace, const Executor& executor, const Blocking& blocking);
 /// Whether that can be, whatever the pattern.
 Support supports_amx_dot(const Problem& problem, const Device& device);
 

@@ -1,21 +1,28 @@
 #include "lacuna/model/row_weight.h"
 
 #include "lacuna/kernels/linear_csr/linear_csr.h"
+#include "lacuna/kernels/linear_stream/linear_stream.h"
+#include "lacuna/kernels/stream.h"
 #include "lacuna/model/few_tokens.h"
 #include "lacuna/model/scratch.h"
 #include "lacuna/model/stored_weight.h"
 
 namespace lacuna::model {
 namespace linear_csr = kernels::linear_csr;
+namespace linear_stream = kernels::linear_stream;
 
 namespace {
 
 format::RowsView view_of(const RowWeight::Held& held) {
-  if (const auto* rows = std::get_if<format::CompactRows>(&held)) return rows->view();
-  if (const auto* slices = std::get_if<linear_csr::Slices>(&held)) return slices->view();
-  const auto& tensor = std::get<at::Tensor>(held);
-  return format::dense_rows(tensor.const_data_ptr(), dtype_of(tensor.scalar_type()), tensor.size(0),
-                            tensor.size(1));
+  return std::visit(
+      [](const auto& form) {
+        if constexpr (std::is_same_v<std::decay_t<decltype(form)>, at::Tensor>)
+          return format::dense_rows(form.const_data_ptr(), dtype_of(form.scalar_type()),
+                                    form.size(0), form.size(1));
+        else
+          return form.view();
+      },
+      held);
 }
 
 }  // namespace
@@ -41,6 +48,10 @@ Result<WeightPtr> RowWeight::compact(format::CompactMatrix matrix, const kernels
   if (problem.operation == linear_csr::kOperation) {
     LACUNA_TRY(auto slices, linear_csr::Slices::pack(matrix, torch_executor()));
     return planned(std::move(slices), problem, compute);
+  }
+  if (problem.operation == linear_stream::kOperation) {
+    LACUNA_TRY(auto stream, linear_stream::ValueStream::pack(matrix, torch_executor()));
+    return planned(std::move(stream), problem, compute);
   }
   LACUNA_TRY(auto rows, format::CompactRows::make(std::move(matrix)));
   return planned(std::move(rows), problem, compute);
@@ -97,13 +108,15 @@ at::Tensor RowWeight::expanded() const {
   at::Tensor out = scratch(rows(), columns(), compute());
   if (const auto* stored = std::get_if<format::CompactRows>(&held_)) {
     expand_into(stored->matrix(), out);
-  } else {
-    const DType dtype = dtype_of(out.scalar_type());
-    void* const data = out.mutable_data_ptr();
-    torch_executor().parallel_for(linear_csr::slice_count(rows()), [&](int64_t slice) {
-      linear_csr::expand_slice(view_, slice, dtype, data);
-    });
+    return out;
   }
+  const bool slices = std::holds_alternative<linear_csr::Slices>(held_);
+  const int64_t parts =
+      slices ? linear_csr::slice_count(rows()) : kernels::stream::tile_count(rows());
+  const auto expand = slices ? linear_csr::expand_slice : linear_stream::expand_tile;
+  const DType dtype = dtype_of(out.scalar_type());
+  void* const data = out.mutable_data_ptr();
+  torch_executor().parallel_for(parts, [&](int64_t part) { expand(view_, part, dtype, data); });
   return out;
 }
 
@@ -114,9 +127,14 @@ void RowWeight::read_rows(const int32_t* ids, int64_t count, void* out,
 }
 
 size_t RowWeight::bytes() const {
-  if (const auto* tensor = std::get_if<at::Tensor>(&held_)) return tensor->nbytes();
-  if (const auto* stored = std::get_if<format::CompactRows>(&held_)) return stored->size_bytes();
-  return std::get<linear_csr::Slices>(held_).size_bytes();
+  return std::visit(
+      [](const auto& form) -> size_t {
+        if constexpr (std::is_same_v<std::decay_t<decltype(form)>, at::Tensor>)
+          return form.nbytes();
+        else
+          return form.size_bytes();
+      },
+      held_);
 }
 
 }  // namespace lacuna::model

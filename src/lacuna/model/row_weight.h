@@ -1,4 +1,5 @@
-// A weight on the CPU whose rows kernels walk: dense, compact, or slices of non-zeros.
+// A weight on the CPU whose rows kernels walk: dense, compact, slices of non-zeros, or a
+// stream of values.
 #pragma once
 
 #include <variant>
@@ -6,6 +7,7 @@
 
 #include "lacuna/kernels/linear.h"
 #include "lacuna/kernels/linear_csr/slices.h"
+#include "lacuna/kernels/linear_stream/value_stream.h"
 #include "lacuna/model/weight.h"
 
 namespace lacuna::model {
@@ -21,7 +23,7 @@ class RowWeight final : public Weight {
   static Result<WeightPtr> dense(at::Tensor weight);
   /// @param matrix  without codes, or with fp8 codes that don't lie in blocks
   /// @param problem  of one token, with its operation; the matrix becomes slices if that is
-  /// linear_csr
+  /// linear_csr, a stream if it is linear_stream
   static Result<WeightPtr> compact(format::CompactMatrix matrix, const kernels::Problem& problem,
                                    const Compute& compute);
 
@@ -35,7 +37,8 @@ class RowWeight final : public Weight {
                  const Executor& executor) const override;
   std::optional<kernels::Problem> decode_problem() const override { return plans_.front().problem; }
 
-  using Held = std::variant<at::Tensor, format::CompactRows, kernels::linear_csr::Slices>;
+  using Held = std::variant<at::Tensor, format::CompactRows, kernels::linear_csr::Slices,
+                            kernels::linear_stream::ValueStream>;
   RowWeight(Held held, int64_t rows, int64_t columns, const Compute& compute);
 
  private:

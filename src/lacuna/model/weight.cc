@@ -99,6 +99,12 @@ double sparsity_of(const CompactMatrix& matrix) {
   return elements > 0 ? std::max(0.0, 1.0 - kept / elements) : 0.0;
 }
 
+/// @param matrix  without codes
+kernels::Problem problem_of(const CompactMatrix& matrix, const Compute& compute) {
+  return decode_problem_of(matrix.pattern, matrix.values_dtype, matrix.rows, matrix.columns,
+                           sparsity_of(matrix), compute);
+}
+
 /// Codes of one byte with one scale a row are packed for a kernel, where there is one; all others
 /// are expanded once.
 Result<WeightPtr> codes_on_gpu(const CompactMatrix& matrix, const Compute& compute) {
@@ -115,12 +121,17 @@ Result<WeightPtr> codes_on_gpu(const CompactMatrix& matrix, const Compute& compu
   return dense_weight(wrap(format::expand(matrix)).to(compute.device));
 }
 
+/// Whether kernels of the CPU walk such a weight as it is stored; others pack it from there.
+bool walked_as_stored(const CompactMatrix& matrix, const Compute& compute) {
+  return matrix.quantization.none() && problem_of(matrix, compute).operation ==
+                                           kernels::linear_operation(matrix.pattern.kind)->name;
+}
+
 Result<WeightPtr> on_gpu(const CompactMatrix& matrix, const Compute& compute) {
   if (!matrix.quantization.none()) return codes_on_gpu(matrix, compute);
   auto stored = std::make_shared<const DeviceCompact>(matrix, compute);
-  const auto problem = decode_problem_of(matrix.pattern, matrix.values_dtype, matrix.rows,
-                                         matrix.columns, sparsity_of(matrix), compute);
-  LACUNA_TRY(auto packed, GpuWeight::make(problem, compute, [&] { return stored->expanded(); }));
+  LACUNA_TRY(auto packed, GpuWeight::make(problem_of(matrix, compute), compute,
+                                          [&] { return stored->expanded(); }));
   return packed != nullptr ? packed : WeightPtr(std::move(stored));
 }
 
@@ -214,8 +225,7 @@ Result<WeightPtr> compact_weight(CompactMatrix weight, const Compute& compute) {
   CompactMatrix matrix = rounded_to(compute.dtype, std::move(weight));
   if (compute.device.is_cuda()) return on_gpu(matrix, compute);
   if (!matrix.quantization.none()) return codes_on_cpu(std::move(matrix), compute);
-  const auto problem = decode_problem_of(matrix.pattern, matrix.values_dtype, matrix.rows,
-                                         matrix.columns, sparsity_of(matrix), compute);
+  const auto problem = problem_of(matrix, compute);
   return RowWeight::compact(std::move(matrix), problem, compute);
 }
 
@@ -234,8 +244,8 @@ std::optional<StoredMatrix> stacked(const std::vector<StoredMatrix>& parts,
       dense.push_back(std::get<at::Tensor>(part).contiguous());
   }
   const bool walked =
-      compute.device.is_cpu() &&
-      (compact.empty() || compact.front().quantization.none() || walked_as_fp8(compact.front()));
+      compute.device.is_cpu() && (compact.empty() || walked_as_fp8(compact.front()) ||
+                                  walked_as_stored(compact.front(), compute));
   if (parts.size() == 1 && !walked) return parts.front();
   if (dense.empty()) {
     auto all = format::stack_rows(compact, torch_executor());

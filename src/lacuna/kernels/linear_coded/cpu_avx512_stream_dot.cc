@@ -18,19 +18,15 @@
 
 #include "lacuna/format/lanes_avx512.h"
 #include "lacuna/kernels/linear_coded/cpu.h"
+#include "lacuna/kernels/stream_lanes_avx512.h"
 
 namespace lacuna::kernels::linear_coded {
 namespace {
 
 using format::Code;
 using format::avx512::fresh_zero;
-
-/// Lines are asked for twice, from far for the second-level cache, from near for the first: few
-/// may be on their way to the first at a time. The prefetchers of the hardware stop at every 4 KiB.
-constexpr int64_t kNear = 1024, kFar = 6144;
-
-LACUNA_INLINE void ask_near(const uint8_t* at) { _mm_prefetch(at + kNear, _MM_HINT_T0); }
-LACUNA_INLINE void ask_far(const uint8_t* at) { _mm_prefetch(at + kFar, _MM_HINT_T1); }
+using stream::ask_far;
+using stream::ask_near;
 
 /// The mask goes from memory straight into its register: over a general register it takes half as
 /// long again.

@@ -6,7 +6,6 @@
 #include <limits>
 
 #include "lacuna/format/element.h"
-#include "lacuna/format/task_split.h"
 #include "lacuna/kernels/linear_coded/cpu.h"
 
 namespace lacuna::kernels::linear_coded {
@@ -18,27 +17,6 @@ constexpr int64_t kAlignment = 64;
 int64_t x_stride_bytes(int64_t columns) {
   return format::ceil_div(columns, kChunk) * kChunk + kAlignment;
 }
-
-/// Runs of tiles that threads take one after the other, each time half of what is left until a
-/// sixteenth is: a thread loses time where it begins a run (no line has been asked for yet), and
-/// the others wait for the last one.
-struct Tasks {
-  static constexpr int64_t kRounds = 5, kUnits = 16;  // a thread's share, 8 + 4 + 2 + 1 + 1
-  const Stream& stream;
-  int64_t threads;
-
-  Tasks(const Stream& s, int64_t most_threads)
-      : stream(s), threads(std::clamp<int64_t>(s.tiles() / 2, 1, most_threads)) {}
-  int64_t count() const { return threads == 1 ? 1 : kRounds * threads; }
-  int64_t first_tile(int64_t task) const {
-    if (threads == 1) return task == 0 ? 0 : stream.tiles();
-    const int64_t round = task / threads, share = kUnits >> std::min(round + 1, kRounds - 1);
-    const int64_t before = round < kRounds ? kUnits - (kUnits >> round) : kUnits;
-    return format::first_of_task(stream.tiles(), before * threads + task % threads * share,
-                                 kUnits * threads,
-                                 [&](int64_t tile) { return stream.bytes_before(tile); });
-  }
-};
 
 }  // namespace
 
@@ -117,11 +95,14 @@ void run(const CodedPlan& plan, const Stream& stream, const format::RowProduct& 
   // As few passes over a tile as there can be, with equally many tokens.
   const int64_t passes = format::ceil_div(tokens, kTokensAtOnce);
   const int64_t at_once = format::ceil_div(tokens, passes);
-  const Tasks tasks(stream, executor.threads);
+  const kernels::stream::Tasks tasks(stream.tiles(), executor.threads);
+  const auto first_tile = [&](int64_t task) {
+    return tasks.first_tile(task, [&](int64_t tile) { return stream.bytes_before(tile); });
+  };
   executor.parallel_for(tasks.count(), [&](int64_t task) {
-    const int64_t end = tasks.first_tile(task + 1);
+    const int64_t end = first_tile(task + 1);
     float sums[kTokensAtOnce * kTileRows];
-    for (int64_t tile = tasks.first_tile(task); tile < end; ++tile) {
+    for (int64_t tile = first_tile(task); tile < end; ++tile) {
       const int64_t top = tile * kTileRows;
       const int64_t rows = std::min(kTileRows, stream.rows() - top);
       for (int64_t first = 0; first < tokens; first += at_once) {

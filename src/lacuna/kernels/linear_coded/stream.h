@@ -9,12 +9,12 @@
 #include "lacuna/core/executor.h"
 #include "lacuna/core/large_block.h"
 #include "lacuna/format/compact.h"
+#include "lacuna/kernels/stream.h"
 
 namespace lacuna::kernels::linear_coded {
 
-/// Rows of a tile, and columns of a chunk.
-inline constexpr int64_t kTileRows = 16;
-inline constexpr int64_t kChunk = 64;
+using stream::kChunk;
+using stream::kTileRows;
 /// A chunk of a tile is 16 blocks: the 64 weights that one 512-bit register holds, a lane of 32
 /// bits for each row. Lane r of block b stands for columns 4b .. 4b+3 of row r.
 inline constexpr int64_t kBlockColumns = 4;

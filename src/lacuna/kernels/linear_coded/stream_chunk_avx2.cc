@@ -6,7 +6,7 @@
 #include "lacuna/format/codes.h"
 #include "lacuna/format/lanes_avx2.h"
 #include "lacuna/kernels/linear_coded/stream_chunk.h"
-#include "lacuna/kernels/linear_coded/stream_masks_x86.h"
+#include "lacuna/kernels/stream_masks_x86.h"
 
 namespace lacuna::kernels::linear_coded {
 namespace {
@@ -119,7 +119,7 @@ LACUNA_INLINE int64_t pack(Masks kind, ChunkRows& rows, uint8_t* masks, uint8_t*
   add_lanes(blocks, 0, sums[0]);
   add_lanes(blocks, kPairs, sums[1]);
   uint64_t kept[kBlocks];
-  transpose_masks(rows.masks, kept);
+  stream::transpose_masks(rows.masks, kept);
   if (kind == Masks::kOwn) std::memcpy(masks, kept, sizeof(kept));
   uint8_t* next = out;
   if constexpr (kCode == Code::kInt8) {

@@ -9,7 +9,8 @@
 #include "lacuna/format/codes.h"
 #include "lacuna/format/lanes_avx512.h"
 #include "lacuna/kernels/linear_coded/stream_chunk.h"
-#include "lacuna/kernels/linear_coded/stream_masks_x86.h"
+#include "lacuna/kernels/stream_lanes_avx512.h"
+#include "lacuna/kernels/stream_masks_x86.h"
 
 namespace lacuna::kernels::linear_coded {
 namespace {
@@ -37,38 +38,6 @@ LACUNA_INLINE __m512i take_row(uint64_t mask, const uint8_t*& codes) {
   return _mm512_maskz_expand_epi8(mask, packed);
 }
 
-/// Lane c of register r becomes lane r of register c.
-LACUNA_INLINE void transpose(__m512i (&v)[16]) {
-  __m512i t[16];
-#pragma GCC unroll 8
-  for (int i = 0; i < 16; i += 2) {
-    t[i] = _mm512_unpacklo_epi32(v[i], v[i + 1]);
-    t[i + 1] = _mm512_unpackhi_epi32(v[i], v[i + 1]);
-  }
-  // v[4q + j]: in quarter p, lane 4p + j of rows 4q .. 4q+3.
-#pragma GCC unroll 4
-  for (int q = 0; q < 16; q += 4) {
-    v[q] = _mm512_unpacklo_epi64(t[q], t[q + 2]);
-    v[q + 1] = _mm512_unpackhi_epi64(t[q], t[q + 2]);
-    v[q + 2] = _mm512_unpacklo_epi64(t[q + 1], t[q + 3]);
-    v[q + 3] = _mm512_unpackhi_epi64(t[q + 1], t[q + 3]);
-  }
-  // A transposed 4 by 4 matrix of quarters for each j.
-#pragma GCC unroll 4
-  for (int j = 0; j < 4; ++j) {
-    const __m512i a = _mm512_shuffle_i32x4(v[j], v[j + 4], 0x44);
-    const __m512i b = _mm512_shuffle_i32x4(v[j], v[j + 4], 0xee);
-    const __m512i c = _mm512_shuffle_i32x4(v[j + 8], v[j + 12], 0x44);
-    const __m512i d = _mm512_shuffle_i32x4(v[j + 8], v[j + 12], 0xee);
-    t[j] = _mm512_shuffle_i32x4(a, c, 0x88);
-    t[j + 4] = _mm512_shuffle_i32x4(a, c, 0xdd);
-    t[j + 8] = _mm512_shuffle_i32x4(b, d, 0x88);
-    t[j + 12] = _mm512_shuffle_i32x4(b, d, 0xdd);
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < 16; ++i) v[i] = t[i];
-}
-
 /// Appends the codes that a mask marks; writes 64 bytes.
 LACUNA_INLINE uint8_t* append(uint8_t* out, uint64_t mask, __m512i codes) {
   _mm512_storeu_si512(out, _mm512_maskz_compress_epi8(mask, codes));
@@ -88,7 +57,7 @@ LACUNA_INLINE int64_t pack(ChunkRows& rows, uint8_t* masks, uint8_t* const out, 
   __m512i blocks[kBlocks];
 #pragma GCC unroll 16
   for (int r = 0; r < kTileRows; ++r) blocks[r] = take_row<kCode>(rows.masks[r], rows.codes[r]);
-  transpose(blocks);
+  stream::transpose_lanes(blocks);
   __m512i low_sums = _mm512_setzero_si512(), high_sums = _mm512_setzero_si512();
   const __m512i ones = _mm512_set1_epi8(1);
 #pragma GCC unroll 8
@@ -100,7 +69,7 @@ LACUNA_INLINE int64_t pack(ChunkRows& rows, uint8_t* masks, uint8_t* const out, 
   _mm512_storeu_si512(sums[1], high_sums);
 
   alignas(64) uint64_t kept[kBlocks];
-  if constexpr (kKind != Masks::kNone) transpose_masks(rows.masks, kept);
+  if constexpr (kKind != Masks::kNone) stream::transpose_masks(rows.masks, kept);
   if constexpr (kKind == Masks::kOwn) std::memcpy(masks, kept, sizeof(kept));
   uint8_t* next = out;
   if constexpr (kCode == Code::kInt8) {

@@ -1,49 +1,31 @@
 // A step is four tdpbf16ps: two tiles of rows by two tiles of tokens, so each tile that is loaded
 // serves twice. The multiplication runs in a unit of its own for 64 cycles a step, and the
 // expansion of the next panel fills the ports beside it.
+#include "lacuna/kernels/tiled/amx_tiles.h"
 #include "lacuna/kernels/tiled/pair_avx512.h"
 #include "lacuna/kernels/tiled/panels_avx512.h"
 
 namespace lacuna::kernels::tiled {
 namespace {
 
-/// All eight tiles: 16 rows of 64 bytes.
-struct alignas(64) TileConfig {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-
-/// Compilers know neither what the tile instructions read nor what they write.
-LACUNA_INLINE void memory_barrier() { asm volatile("" ::: "memory"); }
-
-class AmxDot {
+class AmxDot : public AmxTiles {
  public:
-  AmxDot() {
-    static constexpr TileConfig kConfig;
-    _tile_loadconfig(&kConfig);
-  }
-  ~AmxDot() { _tile_release(); }
-  AmxDot(const AmxDot&) = delete;
+  using Order = RowsFirst;
 
   /// sums (4 tiles: rows 0..15 of tokens 0..15, of tokens 16..31, rows 16..31 ...) += w · x.
   template <int kTokenTiles, class Beside>
   LACUNA_INLINE_MEMBER void multiply(const std::byte* w, const std::byte* x, int64_t chunks,
                                      bool first, float* sums, Beside& beside) {
-    if (first)
-      clear();
-    else
-      load<kTokenTiles>(sums);
-    wait();
+    begin<kTokenTiles == 2>(first, sums);
     const int64_t stride = weight_stride(chunks * kColumns);
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
       step<kTokenTiles>(w + chunk * 64, stride, x + chunk * kTokenTiles * kTileBytes);
       beside.step();
     }
-    store<kTokenTiles>(sums);
+    end<kTokenTiles == 2>(sums);
   }
 
-  LACUNA_INLINE_MEMBER void clear() {
+  void clear() {
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
@@ -51,6 +33,10 @@ class AmxDot {
   }
   /// What was written before is there for the steps that follow.
   LACUNA_INLINE_MEMBER void wait() { memory_barrier(); }
+  template <int kTokenTiles>
+  LACUNA_INLINE_MEMBER void store(float* sums) {
+    end<kTokenTiles == 2>(sums);
+  }
   /// One chunk: 32 rows, `stride` bytes apart, times one or two tiles of tokens.
   template <int kTokenTiles>
   LACUNA_INLINE_MEMBER void step(const std::byte* w, int64_t stride, const std::byte* x) {
@@ -64,26 +50,6 @@ class AmxDot {
     _tile_loadd(5, w + kTile * stride, stride);
     _tile_dpbf16ps(2, 5, 6);
     if constexpr (kTokenTiles == 2) _tile_dpbf16ps(3, 5, 7);
-  }
-  template <int kTokenTiles>
-  LACUNA_INLINE_MEMBER void load(const float* sums) {
-    wait();
-    _tile_loadd(0, sums, 64);
-    _tile_loadd(2, sums + 512, 64);
-    if constexpr (kTokenTiles == 2) {
-      _tile_loadd(1, sums + 256, 64);
-      _tile_loadd(3, sums + 768, 64);
-    }
-  }
-  template <int kTokenTiles>
-  LACUNA_INLINE_MEMBER void store(float* sums) {
-    _tile_stored(0, sums, 64);
-    _tile_stored(2, sums + 512, 64);
-    if constexpr (kTokenTiles == 2) {
-      _tile_stored(1, sums + 256, 64);
-      _tile_stored(3, sums + 768, 64);
-    }
-    memory_barrier();
   }
 };
 

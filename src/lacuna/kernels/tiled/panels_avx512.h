@@ -117,10 +117,32 @@ struct DenseSource {
   }
 };
 
+/// Lines of packed x of the next block, brought into the second-level cache a few a step.
+class Fetch {
+ public:
+  void fetch(const std::byte* from, int64_t bytes) {
+    fetch_ = from;
+    fetch_end_ = from + bytes;
+  }
+
+ protected:
+  void spread_lines(int64_t steps) {
+    lines_a_step_ = ceil_div((fetch_end_ - fetch_) / 64, std::max<int64_t>(1, steps));
+  }
+  LACUNA_INLINE_MEMBER void fetch_lines() {
+    for (int64_t i = 0; i < lines_a_step_ && fetch_ < fetch_end_; ++i, fetch_ += 64)
+      _mm_prefetch(fetch_, _MM_HINT_T1);
+  }
+
+ private:
+  const std::byte *fetch_ = nullptr, *fetch_end_ = nullptr;
+  int64_t lines_a_step_ = 0;
+};
+
 /// What a thread does between the steps of a product: it expands the next rows a few chunks at a
-/// time, and fetches the packed x of the next block into the second-level cache.
+/// time, and fetches.
 template <class Source>
-class Beside {
+class Beside : public Fetch {
  public:
   explicit Beside(const RowsView& rows) : rows_(rows) {}
   /// The rows of a panel, from their first column.
@@ -146,18 +168,13 @@ class Beside {
     left_ = (last - first) * (whole_ + (rest_ != 0));
     if (left_ > 0) begin_row();
   }
-  void fetch(const std::byte* from, int64_t bytes) {
-    fetch_ = from;
-    fetch_end_ = from + bytes;
-  }
   /// Spreads what is to be done over `steps` calls of step().
   void spread(int64_t steps) {
     chunks_a_step_ = ceil_div(left_, std::max<int64_t>(1, steps));
-    lines_a_step_ = ceil_div((fetch_end_ - fetch_) / 64, std::max<int64_t>(1, steps));
+    spread_lines(steps);
   }
   LACUNA_INLINE_MEMBER void step() {
-    for (int64_t i = 0; i < lines_a_step_ && fetch_ < fetch_end_; ++i, fetch_ += 64)
-      _mm_prefetch(fetch_, _MM_HINT_T1);
+    fetch_lines();
     expand_chunks(chunks_a_step_);
   }
   void finish() { expand_chunks(left_); }
@@ -216,8 +233,7 @@ class Beside {
   const uint8_t* bits_ = nullptr;
   const std::byte *next_ = nullptr, *ahead_ = nullptr;
   std::byte *block_ = nullptr, *out_ = nullptr;
-  const std::byte *fetch_ = nullptr, *fetch_end_ = nullptr;
-  int64_t chunks_a_step_ = 0, lines_a_step_ = 0;
+  int64_t chunks_a_step_ = 0;
 };
 
 // --- y -------------------------------------------------------------------------------------------
@@ -248,8 +264,21 @@ void write_tile(const float* sums, const RowProduct& product, int64_t row, int64
                                reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(r[t])));
 }
 
+/// Rows of W are the first operand of a tile product: x is transposed, and so are the sums.
+struct RowsFirst {
+  static void pack(const RowProduct& product, int64_t first_token, int64_t first, int64_t last,
+                   std::byte* out, int64_t stride) {
+    pack_tokens(product, first_token, first, last, out, stride);
+  }
+  static void write(const float* sums, const RowProduct& product, int64_t row, int64_t rows,
+                    int64_t token) {
+    write_tile(sums, product, row, rows, token);
+  }
+};
+
 // --- The whole -----------------------------------------------------------------------------------
 
+/// Micro multiplies, and says in Micro::Order how x is packed and sums are written.
 /// Panels by a shared counter, so that a thread the system holds up doesn't hold up the others.
 template <class Micro, class Source>
 class Product {
@@ -298,9 +327,9 @@ class Product {
   void pack() {
     packing_.run([&](int64_t tile) {
       for (int64_t chunk = 0; chunk < layout_.chunks; chunk += chunks_from(chunk))
-        pack_tokens(product_, tile * kTile, chunk * kColumns,
-                    std::min((chunk + chunks_from(chunk)) * kColumns, rows_.columns),
-                    packed(tile / 2, chunk) + tile % 2 * kTileBytes, pair_stride(tile / 2));
+        Micro::Order::pack(product_, tile * kTile, chunk * kColumns,
+                           std::min((chunk + chunks_from(chunk)) * kColumns, rows_.columns),
+                           packed(tile / 2, chunk) + tile % 2 * kTileBytes, pair_stride(tile / 2));
     });
   }
 
@@ -386,8 +415,8 @@ class Product {
         micro.template multiply<1>(weights, x, block.chunks, first, to, beside);
       if (!last) continue;
       for (int64_t tile = 0; tile < 4; ++tile)
-        write_tile(to + tile * kTile * kTile, product_, row + tile / 2 * kTile, rows_.rows,
-                   token_pair * kPair + tile % 2 * kTile);
+        Micro::Order::write(to + tile * kTile * kTile, product_, row + tile / 2 * kTile, rows_.rows,
+                            token_pair * kPair + tile % 2 * kTile);
     }
   }
 

@@ -6,16 +6,15 @@
 
 #include <cstdint>
 
-#include "lacuna/kernels/linear_coded/stream.h"
-
-namespace lacuna::kernels::linear_coded {
+namespace lacuna::kernels::stream {
 
 /// @param rows  [16], bit 4b + c: column c of block b
 /// @param blocks  [16], bit 4r + c: column c of row r
 static inline __attribute__((always_inline)) void transpose_masks(const uint64_t* rows,
                                                                   uint64_t* blocks) {
-  __m128i from[kPairs], to[kPairs];
-  for (int i = 0; i < kPairs; ++i)
+  constexpr int kHalf = 8;
+  __m128i from[kHalf], to[kHalf];
+  for (int i = 0; i < kHalf; ++i)
     from[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows + 2 * i));
   // Each step joins bytes of rows that are half as far apart: 8, 4, 2, 1. First, two rows lie in
   // one register.
@@ -33,7 +32,7 @@ static inline __attribute__((always_inline)) void transpose_masks(const uint64_t
       to[half + i + 2] = _mm_unpackhi_epi8(from[half + i], from[half + i + 2]);
     }
   const __m128i low_half = _mm_set1_epi8(15), join = _mm_set1_epi16(0x1001);
-  for (int i = 0; i < kPairs; ++i) {
+  for (int i = 0; i < kHalf; ++i) {
     const __m128i &even = to[i / 2 * 2], &odd = to[i / 2 * 2 + 1];
     // Byte i of every row's mask: columns 0..3 of blocks 2i and 2i + 1.
     const __m128i bytes = i % 2 == 0 ? _mm_unpacklo_epi8(even, odd) : _mm_unpackhi_epi8(even, odd);
@@ -45,4 +44,4 @@ static inline __attribute__((always_inline)) void transpose_masks(const uint64_t
   }
 }
 
-}  // namespace lacuna::kernels::linear_coded
+}  // namespace lacuna::kernels::stream
