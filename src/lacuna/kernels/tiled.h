@@ -26,6 +26,8 @@ struct Blocking {
   int64_t tokens = 0;   ///< of a block: a multiple of 32, at most kMostTokens
   /// What measured best; fewer rows where the threads would lack panels.
   static Blocking of(int64_t tokens, int64_t rows, int64_t columns, int threads);
+  /// The same where up to 32 tokens have no loop of their own (pair_avx512.h).
+  static Blocking of_panels(int64_t tokens, int64_t rows, int64_t columns, int threads);
 };
 inline constexpr int64_t kMostRows = 512, kMostColumns = 4096, kMostTokens = 256;
 
@@ -48,15 +50,15 @@ void run_amx_stream_dot(const format::RowsView& rows, const format::RowProduct& 
 /// Whether that can be, whatever the pattern.
 Support supports_amx_dot(const Problem& problem, const Device& device);
 
-/// The candidate of run_amx_dot.
-template <Run kRun>
+/// The candidate of a product.
+template <Run kRun, auto kBlocking = Blocking::of>
 LinearCandidate candidate(std::string name, Support (*supports)(const Problem&, const Device&)) {
   return {{std::move(name), supports},
           [](const Problem& problem) { return workspace_bytes(problem.tokens, problem.inputs); },
           [](const format::RowsView& rows, const format::RowProduct& product, void* workspace,
              const Executor& executor) {
             kRun(rows, product, workspace, executor,
-                 Blocking::of(product.tokens, rows.rows, rows.columns, executor.threads));
+                 kBlocking(product.tokens, rows.rows, rows.columns, executor.threads));
           }};
 }
 

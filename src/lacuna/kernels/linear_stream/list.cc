@@ -54,7 +54,8 @@ LinearCandidate tile_candidate(std::string name,
 LinearCandidates& candidates() {
   static LinearCandidates list {
 #if defined(__x86_64__)
-    tiled::candidate<tiled::run_amx_stream_dot>("cpu_amx_stream_dot", amx_tiled),
+    tiled::candidate<tiled::run_amx_stream_dot, tiled::Blocking::of_panels>("cpu_amx_stream_dot",
+                                                                            amx_tiled),
         tile_candidate<kAvx512Fma>("cpu_avx512_stream_fma", avx512),
         tile_candidate<kAvx2BufferFma>("cpu_avx2_stream_fma", avx2),
 #endif

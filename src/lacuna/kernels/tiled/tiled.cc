@@ -16,6 +16,10 @@ size_t workspace_bytes(int64_t tokens, int64_t columns) {
 
 Blocking Blocking::of(int64_t tokens, int64_t rows, int64_t columns, int threads) {
   if (tokens <= kPair) return {kPair, 256, kPair};  // sums never leave the tiles (pair_avx512.h)
+  return of_panels(tokens, rows, columns, threads);
+}
+
+Blocking Blocking::of_panels(int64_t tokens, int64_t rows, int64_t columns, int threads) {
   // Up to 64 tokens the memory decides, and gives whole rows fastest, if 32 of them fit in the
   // second-level cache. With more, a short block of 32 rows stays in the first-level cache, x and
   // the sums of a panel in the second; the more tokens, the more rows a panel needs lest x be read
