@@ -292,6 +292,18 @@ Support supports_bf16_dot(const Problem& problem, const Device& device) {
              "bf16 values and bf16 activations")});
 }
 
+Support needs_vbmi2(const Device& device) {
+  return needs(device.cpu.avx512_vbmi2, "AVX-512 with VBMI2");
+}
+
+Support needs_avx2(const Device& device) {
+  return needs(device.cpu.avx2 && device.cpu.fma, "AVX2 and FMA");
+}
+
+Support needs_avx2_f16c(const Device& device) {
+  return needs(device.cpu.avx2 && device.cpu.fma && device.cpu.f16c, "AVX2, FMA and F16C");
+}
+
 LinearCandidate reference_candidate(Support (*supports)(const Problem&, const Device&)) {
   return {{"reference", supports},
           [](const Problem&) -> size_t { return 0; },

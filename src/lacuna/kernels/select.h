@@ -203,6 +203,10 @@ Support supports_rows(const Problem& problem, const Device& device);
 Support supports_rows_or_fp8(const Problem& problem, const Device& device);
 /// `vdpbf16ps` multiplies bf16 with bf16, and flushes denormals.
 Support supports_bf16_dot(const Problem& problem, const Device& device);
+/// What files of kernels for x86 are compiled with.
+Support needs_vbmi2(const Device& device);
+Support needs_avx2(const Device& device);
+Support needs_avx2_f16c(const Device& device);
 
 /// The candidate that runs kImplementations.
 template <const format::RowImplementations& kImplementations>

@@ -17,22 +17,18 @@ Support any_cpu(const Problem& problem, const Device& device) {
   return Support::all({supports_rows_or_fp8(problem, device), right_pattern(problem)});
 }
 
-/// From 13 tokens on the tiles are faster than one token after the other, whatever the sparsity.
 Support amx_tiled(const Problem& problem, const Device& device) {
-  return Support::all({tiled::supports_amx_dot(problem, device), right_pattern(problem),
-                       needs(problem.tokens >= 13, "13 tokens or more")});
+  return Support::all({tiled::supports_amx_expansion(problem, device), right_pattern(problem)});
 }
 
 Support many(const Problem& problem, const Device& device) {
   return Support::all({tiled::supports_float(problem, device), right_pattern(problem)});
 }
 Support avx512_many(const Problem& problem, const Device& device) {
-  return Support::all(
-      {many(problem, device), needs(device.cpu.avx512_vbmi2, "AVX-512 with VBMI2")});
+  return Support::all({many(problem, device), needs_vbmi2(device)});
 }
 Support avx2_many(const Problem& problem, const Device& device) {
-  return Support::all(
-      {many(problem, device), needs(device.cpu.avx2 && device.cpu.fma, "AVX2 and FMA")});
+  return Support::all({many(problem, device), needs_avx2(device)});
 }
 
 /// Up to two tokens, float32 sums take no longer (the memory decides) and keep denormals.
@@ -42,14 +38,11 @@ Support dot(const Problem& problem, const Device& device) {
 }
 
 Support avx512(const Problem& problem, const Device& device) {
-  return Support::all(
-      {any_cpu(problem, device), needs(device.cpu.avx512_vbmi2, "AVX-512 with VBMI2")});
+  return Support::all({any_cpu(problem, device), needs_vbmi2(device)});
 }
 
 Support avx2(const Problem& problem, const Device& device) {
-  return Support::all(
-      {any_cpu(problem, device),
-       needs(device.cpu.avx2 && device.cpu.fma && device.cpu.f16c, "AVX2, FMA and F16C")});
+  return Support::all({any_cpu(problem, device), needs_avx2_f16c(device)});
 }
 
 Support hopper(const Problem& problem, const Device& device, const char* shape_refusal,

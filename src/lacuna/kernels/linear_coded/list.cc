@@ -22,8 +22,7 @@ Support avx512(const Problem& problem, const Device& device) {
 }
 
 Support avx2(const Problem& problem, const Device& device) {
-  return Support::all(
-      {any_cpu(problem, device), needs(device.cpu.avx2 && device.cpu.fma, "AVX2 and FMA")});
+  return Support::all({any_cpu(problem, device), needs_avx2(device)});
 }
 
 Support avx2_vnni(const Problem& problem, const Device& device) {

@@ -12,14 +12,11 @@ Support any_cpu(const Problem& problem, const Device& device) {
 }
 
 Support avx512(const Problem& problem, const Device& device) {
-  return Support::all(
-      {any_cpu(problem, device), needs(device.cpu.avx512_vbmi2, "AVX-512 with VBMI2")});
+  return Support::all({any_cpu(problem, device), needs_vbmi2(device)});
 }
 
 Support avx2(const Problem& problem, const Device& device) {
-  return Support::all(
-      {any_cpu(problem, device),
-       needs(device.cpu.avx2 && device.cpu.fma && device.cpu.f16c, "AVX2, FMA and F16C")});
+  return Support::all({any_cpu(problem, device), needs_avx2_f16c(device)});
 }
 
 template <const SliceKernels& kKernels>

@@ -19,21 +19,16 @@ Support any_cpu(const Problem& problem, const Device& device) {
   return Support::all({supports_rows(problem, device), right_weight(problem)});
 }
 
-/// From 13 tokens on the tiles are faster than one token after the other, whatever the sparsity.
 Support amx_tiled(const Problem& problem, const Device& device) {
-  return Support::all({tiled::supports_amx_dot(problem, device), right_weight(problem),
-                       needs(problem.tokens >= 13, "13 tokens or more")});
+  return Support::all({tiled::supports_amx_expansion(problem, device), right_weight(problem)});
 }
 
 Support avx512(const Problem& problem, const Device& device) {
-  return Support::all(
-      {any_cpu(problem, device), needs(device.cpu.avx512_vbmi2, "AVX-512 with VBMI2")});
+  return Support::all({any_cpu(problem, device), needs_vbmi2(device)});
 }
 
 Support avx2(const Problem& problem, const Device& device) {
-  return Support::all(
-      {any_cpu(problem, device),
-       needs(device.cpu.avx2 && device.cpu.fma && device.cpu.f16c, "AVX2, FMA and F16C")});
+  return Support::all({any_cpu(problem, device), needs_avx2_f16c(device)});
 }
 
 template <const TileKernels& kKernels>

@@ -41,6 +41,11 @@ Support supports_amx_dot(const Problem& problem, const Device& device) {
                              "bf16 values and bf16 activations")});
 }
 
+Support supports_amx_expansion(const Problem& problem, const Device& device) {
+  return Support::all(
+      {supports_amx_dot(problem, device), needs(problem.tokens >= 13, "13 tokens or more")});
+}
+
 size_t float_workspace_bytes(int64_t tokens, int64_t columns) {
   return static_cast<size_t>(FloatLayout(tokens, columns, kMostStepTokens).bytes(most_threads())) +
          64;
