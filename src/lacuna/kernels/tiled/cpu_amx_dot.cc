@@ -1,7 +1,7 @@
 // A step is four tdpbf16ps: two tiles of rows by two tiles of tokens, so each tile that is loaded
 // serves twice. The multiplication runs in a unit of its own for 64 cycles a step, and the
 // expansion of the next panel fills the ports beside it.
-#include "lacuna/kernels/tiled/amx_tiles.h"
+#include "lacuna/kernels/amx_tiles.h"
 #include "lacuna/kernels/tiled/pair_avx512.h"
 #include "lacuna/kernels/tiled/panels_avx512.h"
 

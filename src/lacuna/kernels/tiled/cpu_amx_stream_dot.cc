@@ -4,9 +4,9 @@
 //   block   |r0: c0 c1|r1: c0 c1| ... |r15: c0 c1|    64 bytes, a row of the tile
 //   x       |32 columns of token 0|of token 1| ...    a tile of 16 tokens
 //   sums    |rows 0..15 of token 0|of token 1| ...
+#include "lacuna/kernels/amx_tiles.h"
 #include "lacuna/kernels/stream.h"
 #include "lacuna/kernels/stream_lanes_avx512.h"
-#include "lacuna/kernels/tiled/amx_tiles.h"
 #include "lacuna/kernels/tiled/panels_avx512.h"
 
 namespace lacuna::kernels::tiled {
