@@ -5,7 +5,8 @@
 //   multiply the second half of the chunk before      | its first half
 //
 // So a multiplication meets blocks that left the core a while ago, and 16 tokens take hardly longer
-// than one. Storing tiles after a while of other work costs a thousand cycles, whatever their number.
+// than one. Storing tiles after a while of other work costs a thousand cycles, whatever their
+// number.
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 
