@@ -74,8 +74,10 @@ std::vector<float> run_candidate(const CodedCandidate& candidate, const format::
   return y;
 }
 
-bool runs_here(const CodedCandidate& candidate, const format::CompactMatrix& m) {
-  return static_cast<bool>(candidate.supports(problem_of(m, 1, DType::kF32), Device::this_cpu()));
+bool runs_here(const CodedCandidate& candidate, const format::CompactMatrix& m,
+               int64_t tokens = 1) {
+  return static_cast<bool>(
+      candidate.supports(problem_of(m, tokens, DType::kF32), Device::this_cpu()));
 }
 
 /// The first that this CPU has the instructions for; the portable one always runs.
@@ -98,7 +100,8 @@ void expect_right(const format::CompactMatrix& m, const std::vector<float>& x) {
   };
   const auto y = run_candidate(best_here(m), m, x, tokens, &bias);
   for (const CodedCandidate& candidate : candidates()) {
-    if (!runs_here(candidate, m)) continue;  // another CPU's; the portable one always runs
+    // Another CPU's, or for other numbers of tokens; the portable one always runs.
+    if (!runs_here(candidate, m, tokens)) continue;
     for (const Masks masks : {Masks::kOwn, Masks::kShared})
       ASSERT_EQ(run_candidate(candidate, m, x, tokens, &bias, Executor::serial(), masks), y)
           << what(candidate.name.c_str());

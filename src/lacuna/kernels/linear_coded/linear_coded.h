@@ -4,6 +4,7 @@
 
 #include "lacuna/format/row_product.h"
 #include "lacuna/kernels/linear_coded/stream.h"
+#include "lacuna/kernels/quantize_token.h"
 #include "lacuna/kernels/select.h"
 
 namespace lacuna::kernels::linear_coded {
@@ -16,8 +17,14 @@ inline constexpr int64_t kMaxTokens = format::kMaxTokens;
 using TileKernel = void (*)(const Stream& stream, int64_t tile, const uint8_t* x, int64_t x_stride,
                             int64_t tokens, float* sums);
 
+/// A whole product; the workspace has workspace_bytes().
+using CodedProduct = void (*)(const Stream& stream, const format::RowProduct& product,
+                              void* workspace, const Executor& executor);
+
+/// One of the two.
 struct CodedCandidate : Candidate {
   TileKernel kernel = nullptr;
+  CodedProduct product = nullptr;
 };
 using CodedCandidates = CandidateList<CodedCandidate>;
 
@@ -50,9 +57,5 @@ void run(const CodedPlan& plan, const Stream& stream, const format::RowProduct& 
 
 std::vector<Explanation> explain(const Problem& problem, const Device& device = Device::this_cpu());
 CodedCandidates& candidates();
-
-/// x as run() sees it: codes -127..127 and their scale.
-/// @param codes  [columns]
-float quantize_token(DType dtype, const void* x, int64_t columns, int8_t* codes);
 
 }  // namespace lacuna::kernels::linear_coded

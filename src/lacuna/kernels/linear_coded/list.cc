@@ -1,6 +1,7 @@
 // The candidates of linear_coded, special to general.
 #include "lacuna/kernels/linear_coded/cpu.h"
 #include "lacuna/kernels/linear_coded/linear_coded.h"
+#include "lacuna/kernels/tiled.h"
 
 namespace lacuna::kernels::linear_coded {
 namespace {
@@ -10,9 +11,19 @@ Support any_cpu(const Problem& problem, const Device& device) {
       {needs(!device.gpu, "weights in host memory"),
        needs(problem.values == Values::kInt8 || problem.values == Values::kInt4G64,
              "int8 or int4 values"),
-       needs(problem.tokens <= kMaxTokens,
-             "at most 16 tokens (for more, expand the weight and take a dense product)"),
        needs(problem.inputs <= (int64_t{1} << 16), "at most 65536 inputs (sums are 32-bit)")});
+}
+
+Support amx(const Problem& problem, const Device& device) {
+  return Support::all({any_cpu(problem, device), tiled::supports_amx_coded(problem, device),
+                       needs(problem.tokens > kMaxTokens, "17 tokens or more")});
+}
+
+void run_amx(const Stream& stream, const format::RowProduct& product, void* workspace,
+             const Executor& executor) {
+  tiled::run_amx_coded_dot(stream, product, workspace, executor,
+                           tiled::Blocking::of_codes(product.tokens, stream.rows(),
+                                                     stream.columns(), executor.threads));
 }
 
 Support avx512(const Problem& problem, const Device& device) {
@@ -34,7 +45,8 @@ Support avx2_vnni(const Problem& problem, const Device& device) {
 CodedCandidates& candidates() {
   static CodedCandidates list {
 #if defined(__x86_64__)
-    {{"cpu_avx512_stream_dot", avx512}, tile_avx512_stream_dot},
+    {{"cpu_amx_tiled_dot", amx}, nullptr, run_amx},
+        {{"cpu_avx512_stream_dot", avx512}, tile_avx512_stream_dot},
         {{"cpu_avx2_vnni_buffer_dot", avx2_vnni}, tile_avx2_vnni_buffer_dot},
         {{"cpu_avx2_buffer_dot", avx2}, tile_avx2_buffer_dot},
 #endif
