@@ -46,8 +46,12 @@ float quantize(const void* x, int64_t columns, int8_t* codes) {
     const __mmask16 lanes = lanes_from(at, columns);
     // Of NaN and infinities, 0 times which isn't 0, nothing is taken.
     const __m512 values = none ? _mm512_setzero_ps() : load<kType>(x, at, lanes);
-    _mm512_mask_cvtepi32_storeu_epi8(codes + at, lanes,
-                                     _mm512_cvtps_epi32(_mm512_mul_ps(values, inverse)));
+    __m128i sixteen = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(values, inverse)));
+    asm("" : "+v"(sixteen));  // narrowing into memory under a mask is microcoded
+    if (columns - at >= 16)
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + at), sixteen);
+    else
+      _mm_mask_storeu_epi8(codes + at, lanes, sixteen);
   }
   if (!none) return scale;
   return largest_bits == 0 ? 0.0f : std::numeric_limits<float>::quiet_NaN();

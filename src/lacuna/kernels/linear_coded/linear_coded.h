@@ -1,5 +1,5 @@
-// y[T,N] = x[T,K] · W[N,K]^T for few tokens, W int8 or int4 with scales, dense or sparse, x
-// quantised to int8 on the way.
+// y[T,N] = x[T,K] · W[N,K]^T, W int8 or int4 with scales, dense or sparse, x quantised to int8 on
+// the way.
 #pragma once
 
 #include "lacuna/format/row_product.h"
@@ -9,7 +9,7 @@
 
 namespace lacuna::kernels::linear_coded {
 
-/// Most tokens of one call.
+/// Up to as many are few: weights are read once from memory and decide the time.
 inline constexpr int64_t kMaxTokens = format::kMaxTokens;
 
 /// Sums of one tile with tokens [first, first + count) of prepared x: Σ w (x + 128), where w
@@ -48,10 +48,11 @@ size_t workspace_bytes(const Problem& problem);
 /// y. A NaN or an infinity in x makes its token's y NaN.
 /// @shape x [T,K], y [T,N], bias [N]
 /// @dtype W int8 or int4 (format/quantization.h); x, y and bias f32, bf16 or f16
-/// @limits 1 <= T <= 16, any N and K
-/// @cost 2 T N K operations; the bytes of the stream once for each 8 tokens, from memory once
-/// @determinism the bits of an output depend on its row and token alone: not on the threads, nor
-/// on the other tokens of the call
+/// @limits T >= 1, any N, K <= 65536
+/// @cost 2 T N K operations; the bytes of the stream once for each 8 tokens, from memory once; on
+/// AMX once for each 256
+/// @determinism the bits of an output depend on its row and token alone: not on the candidate, the
+/// threads, nor on the other tokens of the call
 void run(const CodedPlan& plan, const Stream& stream, const format::RowProduct& product,
          void* workspace, const Executor& executor);
 

@@ -17,7 +17,6 @@ struct alignas(64) TileConfig {
   uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
   uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
-inline constexpr TileConfig kWholeTiles;
 
 /// Compilers know neither what the tile instructions read nor what they write.
 LACUNA_INLINE void memory_barrier() { asm volatile("" ::: "memory"); }
@@ -25,11 +24,30 @@ LACUNA_INLINE void memory_barrier() { asm volatile("" ::: "memory"); }
 /// The tiles as long as this lives.
 class AmxTiles {
  public:
-  explicit AmxTiles(const TileConfig& config = kWholeTiles) { _tile_loadconfig(&config); }
+  explicit AmxTiles(const TileConfig& config) { _tile_loadconfig(&config); }
+  AmxTiles() {
+    static constexpr TileConfig kConfig;
+    _tile_loadconfig(&kConfig);
+  }
   ~AmxTiles() { _tile_release(); }
   AmxTiles(const AmxTiles&) = delete;
 
  protected:
+  // The intrinsics take a tile's number as a literal only.
+  template <int kTile>
+  static LACUNA_INLINE_MEMBER void zero() {
+    asm volatile("tilezero %%tmm%c0" ::"i"(kTile));
+  }
+  template <int kTile>
+  static LACUNA_INLINE_MEMBER void load(const void* rows) {  // 64 bytes apart
+    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(rows), "r"(int64_t{64}), "i"(kTile));
+  }
+  template <int kTile>
+  static LACUNA_INLINE_MEMBER void store(void* rows) {
+    asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(rows), "r"(int64_t{64}), "i"(kTile)
+                 : "memory");
+  }
+
   /// Tiles 0 and 2, and 1 and 3 where kAll: zeros at first, else what lies in `sums`, a KiB each.
   template <bool kAll>
   LACUNA_INLINE_MEMBER void begin(bool first, const float* sums) {
@@ -64,9 +82,8 @@ class AmxTiles {
 
 /// Tokens are the first operand and rows of W the second, so that x is packed as it lies and sums
 /// come out token by token; a chunk of W is a tile of rows 0..15 and one of rows 16..31.
-/// @tparam Products  Products::add<sum>(): sum 0 of tiles 4 and 6, 1 of 5 and 6, 2 of 4 and 7, 3 of
-/// 5 and 7
-template <class Products>
+/// @tparam Product  adds tiles of x and w: Product::add<sums, x, w>()
+template <class Product>
 class AmxTokensFirst : public AmxTiles {
  public:
   static constexpr int64_t kSteps = 1;
@@ -77,16 +94,16 @@ class AmxTokensFirst : public AmxTiles {
                                      bool first, float* sums, Beside& beside) {
     begin<kTokenTiles == 2>(first, sums);
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-      _tile_loadd(4, x, 64);
-      _tile_loadd(6, w, 64);
-      Products::template add<0>();
+      load<4>(x);
+      load<6>(w);
+      Product::template add<0, 4, 6>();
       if constexpr (kTokenTiles == 2) {
-        _tile_loadd(5, x + kTileBytes, 64);
-        Products::template add<1>();
+        load<5>(x + kTileBytes);
+        Product::template add<1, 5, 6>();
       }
-      _tile_loadd(7, w + kTileBytes, 64);
-      Products::template add<2>();
-      if constexpr (kTokenTiles == 2) Products::template add<3>();
+      load<7>(w + kTileBytes);
+      Product::template add<2, 4, 7>();
+      if constexpr (kTokenTiles == 2) Product::template add<3, 5, 7>();
       w += 2 * kTileBytes;
       x += kTokenTiles * kTileBytes;
       beside.step();

@@ -38,8 +38,7 @@ LACUNA_INLINE __m512 times(__m512 a, __m512 b) {
 LACUNA_INLINE __m256i to_bf16(__m512 values) {
   const __m512i bits = _mm512_castps_si512(values);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  const __m512i rounded =
-      _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
   const __mmask16 nan = _mm512_cmp_ps_mask(values, values, _CMP_UNORD_Q);
   return _mm512_cvtepi32_epi16(_mm512_srli_epi32(
       _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000)), 16));
@@ -51,16 +50,23 @@ LACUNA_INLINE __m512 load_floats(DType dtype, const void* from, int64_t at, __mm
   if (dtype == DType::kF16) return _mm512_cvtph_ps(bits);
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
-LACUNA_INLINE void store_floats(DType dtype, void* to, int64_t at, __mmask16 lanes, __m512 values) {
+/// 32 values. Of 16 bits they are put together first: narrowing into memory under a mask is
+/// microcoded.
+LACUNA_INLINE void store_floats(DType dtype, void* to, int64_t at, __mmask32 lanes, __m512 low,
+                                __m512 high) {
   if (dtype == DType::kF32) {
-    _mm512_mask_storeu_ps(static_cast<float*>(to) + at, lanes, values);
-  } else {
-    const __m256i bits =
-        dtype == DType::kF16
-            ? _mm512_cvtps_ph(values, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
-            : to_bf16(values);
-    _mm256_mask_storeu_epi16(static_cast<uint16_t*>(to) + at, lanes, bits);
+    auto* const out = static_cast<float*>(to) + at;
+    _mm512_mask_storeu_ps(out, static_cast<__mmask16>(lanes), low);
+    _mm512_mask_storeu_ps(out + 16, static_cast<__mmask16>(lanes >> 16), high);
+    return;
   }
+  constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  const auto narrow = [&](__m512 values) {
+    return dtype == DType::kF16 ? _mm512_cvtps_ph(values, kNearest) : to_bf16(values);
+  };
+  const __m512i both =
+      _mm512_inserti64x4(_mm512_castsi256_si512(narrow(low)), narrow(high), 1);
+  _mm512_mask_storeu_epi16(static_cast<uint16_t*>(to) + at, lanes, both);
 }
 
 /// Tokens become codes while they are packed.
@@ -92,43 +98,76 @@ class CodedTokens {
     }
   }
 
-  /// As linear_coded::run() finishes a sum.
-  void write(const float* sums, int64_t row, int64_t first_token) const {
-    const int64_t count = std::min(kTile, weight_.rows() - row);
-    const int64_t tokens = std::min(kTile, product_.tokens - first_token);
-    if (count <= 0) return;
-    const auto lanes = avx512::first_lanes16(static_cast<unsigned>(count));
-    const int64_t tile = row / kTile;
-    const uint8_t* const row_sums = weight_.row_sums(tile);
-    const __m512d too_much = _mm512_set1_pd(128);
-    const __m512d low_offset = _mm512_mul_pd(too_much, _mm512_loadu_pd(row_sums));
-    const __m512d high_offset = _mm512_mul_pd(too_much, _mm512_loadu_pd(row_sums + 64));
-    const bool grouped = weight_.scale_sets() > 0;
-    const __m512 scales =
-        grouped ? _mm512_set1_ps(1) : _mm512_loadu_ps(weight_.row_scales(tile));
-    const __m512 bias = product_.bias ? load_floats(product_.dtype, product_.bias, row, lanes)
-                                      : _mm512_setzero_ps();
-    const __m512d unit = _mm512_set1_pd(weight_.code() == Code::kInt4 ? stream::kUnit<Code::kInt4>
-                                                                      : stream::kUnit<Code::kInt8>);
-    for (int64_t t = 0; t < tokens; ++t) {
-      const __m512i sum = _mm512_load_si512(sums + t * kTile);
-      const auto halves = [&](__m256i half, __m512d offset) {
-        const __m512d wide = grouped ? _mm512_cvtps_pd(_mm256_castsi256_ps(half))
-                                     : _mm512_cvtepi32_pd(half);
-        return _mm512_cvtpd_ps(_mm512_sub_pd(_mm512_mul_pd(wide, unit), offset));  // exact product
-      };
-      const __m512 whole = _mm512_castpd_ps(_mm512_insertf64x4(
-          _mm512_castpd256_pd512(
-              _mm256_castps_pd(halves(_mm512_castsi512_si256(sum), low_offset))),
-          _mm256_castps_pd(halves(_mm512_extracti64x4_epi64(sum, 1), high_offset)), 1));
-      __m512 y = times(times(whole, scales), _mm512_set1_ps(x_scales_[first_token + t]));
-      if (product_.bias) y = _mm512_add_ps(y, bias);
-      store_floats(product_.dtype, product_.y, (first_token + t) * product_.y_stride + row, lanes,
-                   y);
-    }
+  /// As linear_coded::run() finishes its sums.
+  void write(const float* sums, int64_t row, int64_t token) const {
+    if (weight_.scale_sets() > 0) return write_all<GroupedEnd>(sums, row, token);
+    write_all<RowEnd>(sums, row, token);
   }
 
  private:
+  /// What 16 rows make of their sums, without the scale of x: 128 times the sum of codes goes off.
+  struct RowEnd {
+    __m512i offset;
+    __m512 scales;
+    RowEnd(const CodedView& weight, int64_t tile)
+        : offset(_mm512_slli_epi32(integers(weight.row_sums(tile)), 7)),
+          scales(_mm512_loadu_ps(weight.row_scales(tile))) {}
+    __m512 operator()(const float* sums) const {
+      return times(_mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_load_si512(sums), offset)), scales);
+    }
+    static __m512i integers(const uint8_t* doubles) {
+      return _mm512_inserti64x4(
+          _mm512_castsi256_si512(_mm512_cvtpd_epi32(_mm512_loadu_pd(doubles))),
+          _mm512_cvtpd_epi32(_mm512_loadu_pd(doubles + 64)), 1);
+    }
+  };
+  struct GroupedEnd {
+    __m512d low, high, unit;
+    GroupedEnd(const CodedView& weight, int64_t tile)
+        : low(offset(weight.row_sums(tile))),
+          high(offset(weight.row_sums(tile) + 64)),
+          unit(_mm512_set1_pd(weight.code() == Code::kInt4 ? stream::kUnit<Code::kInt4>
+                                                           : stream::kUnit<Code::kInt8>)) {}
+    __m512 operator()(const float* sums) const {
+      return _mm512_castpd_ps(_mm512_insertf64x4(
+          _mm512_castpd256_pd512(_mm256_castps_pd(half(sums, low))),
+          _mm256_castps_pd(half(sums + 8, high)), 1));
+    }
+    __m256 half(const float* sums, __m512d off) const {
+      const __m512d wide = _mm512_cvtps_pd(_mm256_load_ps(sums));
+      return _mm512_cvtpd_ps(_mm512_sub_pd(_mm512_mul_pd(wide, unit), off));  // an exact product
+    }
+    static __m512d offset(const uint8_t* sums) {
+      return _mm512_mul_pd(_mm512_set1_pd(128), _mm512_loadu_pd(sums));
+    }
+  };
+
+  template <class End>
+  void write_all(const float* sums, int64_t row, int64_t token) const {
+    const int64_t rows = std::min(kPair, weight_.rows() - row), tile = row / kTile;
+    const int64_t tokens = std::min(kPair, product_.tokens - token);
+    const DType dtype = product_.dtype;
+    const auto lanes = avx512::first_lanes32(static_cast<unsigned>(rows));
+    const End low(weight_, tile), high(weight_, rows > kTile ? tile + 1 : tile);
+    __m512 low_bias = _mm512_setzero_ps(), high_bias = low_bias;
+    if (product_.bias) {
+      low_bias = load_floats(dtype, product_.bias, row, static_cast<__mmask16>(lanes));
+      if (rows > kTile)
+        high_bias =
+            load_floats(dtype, product_.bias, row + kTile, static_cast<__mmask16>(lanes >> 16));
+    }
+    for (int64_t t = 0; t < tokens; ++t, sums += kTile) {
+      const __m512 x_scale = _mm512_set1_ps(x_scales_[token + t]);
+      // Behind the tile of tokens 0..15 lies that of 16..31, then those of the other rows.
+      __m512 a = times(low(sums), x_scale), b = times(high(sums + 2 * kTile * kTile), x_scale);
+      if (product_.bias) {
+        a = _mm512_add_ps(a, low_bias);
+        b = _mm512_add_ps(b, high_bias);
+      }
+      store_floats(dtype, product_.y, (token + t) * product_.y_stride + row, lanes, a, b);
+    }
+  }
+
   const CodedView& weight_;
   const RowProduct& product_;
   float* x_scales_;
@@ -238,22 +277,20 @@ class Beside<CodedSource<kCode, kMasks>> : public Fetch {
 
 // --- Products ------------------------------------------------------------------------------------
 
-struct ByteProducts {
-  template <int kSum>
-  LACUNA_INLINE void add() {
-    if constexpr (kSum == 0) _tile_dpbusd(0, 4, 6);
-    if constexpr (kSum == 1) _tile_dpbusd(1, 5, 6);
-    if constexpr (kSum == 2) _tile_dpbusd(2, 4, 7);
-    if constexpr (kSum == 3) _tile_dpbusd(3, 5, 7);
+/// Of x without a sign and w with one.
+struct ByteProduct {
+  template <int kSums, int kFirst, int kSecond>
+  static LACUNA_INLINE_MEMBER void add() {
+    asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSums), "i"(kFirst), "i"(kSecond));
   }
 };
 
 /// One scale a row: the sums are int32.
-struct AmxRowDot : AmxTokensFirst<ByteProducts> {
+struct AmxRowDot : AmxTokensFirst<ByteProduct> {
   using Order = CodedTokens;
 };
 
-/// Tiles of a group: x 4 and 5, w 6 and 7; sums 0 and 1.
+/// Tiles of a group: x 4 and 5, w 6 and 7; sums 0 to 3.
 template <int kSets>
 inline constexpr TileConfig kGroupTiles = [] {
   TileConfig config;
@@ -267,7 +304,7 @@ template <int kSets>
 class AmxGroupDot : public AmxTiles {
  public:
   using Order = CodedTokens;
-  static constexpr int64_t kSteps = 2 * kSets;
+  static constexpr int64_t kSteps = kSets;
   AmxGroupDot() : AmxTiles(kGroupTiles<kSets>) {}
 
   template <int kTokenTiles, class Beside>
@@ -276,65 +313,74 @@ class AmxGroupDot : public AmxTiles {
     memory_barrier();
     for (int64_t r = 0; r < 2; ++r)
       for (int64_t t = 0; t < kTokenTiles; ++t)
-        tile<kTokenTiles>(w + r * kTileBytes, w + 2 * kTileBytes + r * kSets * 64,
-                          x + t * kTileBytes, chunks, first, sums + (2 * r + t) * kTile * kTile,
-                          t == 0, beside);
+        multiply_tiles<kTokenTiles>(
+            {w + r * kTileBytes, w + 2 * kTileBytes + r * kSets * 64, x + t * kTileBytes}, chunks,
+            first, sums + (2 * r + t) * kTile * kTile, beside);
     memory_barrier();
   }
 
  private:
   static constexpr int64_t kChunkBytes = coded_chunk_bytes(kSets);
 
-  /// 16 rows, 16 tokens.
+  /// 16 rows with their scales, 16 tokens.
+  struct Operands {
+    const std::byte *w, *scales, *x;
+  };
+
   template <int kTokenTiles, class Beside>
-  LACUNA_INLINE_MEMBER void tile(const std::byte* w, const std::byte* scales, const std::byte* x,
-                                 int64_t chunks, bool first, float* sums, bool expands,
-                                 Beside& beside) {
+  LACUNA_INLINE_MEMBER void multiply_tiles(const Operands& of, int64_t chunks, bool first,
+                                           float* sums, Beside& beside) {
     __m512 whole[kTile];
 #pragma GCC unroll 16
     for (int t = 0; t < kTile; ++t)
       whole[t] = first ? _mm512_setzero_ps() : _mm512_load_ps(sums + t * kTile);
     const int64_t groups = chunks * kSets;
-    const auto sum_of = [&](int64_t group) {
-      return multiply_group(w + group / kSets * kChunkBytes + group % kSets * (kTileBytes / kSets),
-                            x + group / kSets * (kTokenTiles * kTileBytes) +
-                                group % kSets * (64 / kSets),
-                            group % 2);
-    };
-    if (groups > 0) sum_of(0);
-    for (int64_t group = 0; group < groups; ++group) {
-      if (group + 1 < groups) sum_of(group + 1);  // its latency passes while this one is added
-      const __m512 scale =
-          _mm512_load_ps(scales + group / kSets * kChunkBytes + group % kSets * 64);
-      const int32_t* const one = group_sums_[group % 2];
-#pragma GCC unroll 16
-      for (int t = 0; t < kTile; ++t)
-        whole[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_load_si512(one + t * kTile)), scale,
-                                   whole[t]);
-      if (expands) beside.step();
+    // Sums of three groups are on their way while one is added: a product takes 52 cycles.
+    begin_group<kTokenTiles, 0>(of, 0, groups);
+    begin_group<kTokenTiles, 1>(of, 1, groups);
+    begin_group<kTokenTiles, 2>(of, 2, groups);
+    for (int64_t group = 0; group < groups; group += 4) {
+      begin_group<kTokenTiles, 3>(of, group + 3, groups);
+      end_group<0>(of, group, groups, whole);
+      begin_group<kTokenTiles, 0>(of, group + 4, groups);
+      end_group<1>(of, group + 1, groups, whole);
+      begin_group<kTokenTiles, 1>(of, group + 5, groups);
+      end_group<2>(of, group + 2, groups, whole);
+      begin_group<kTokenTiles, 2>(of, group + 6, groups);
+      end_group<3>(of, group + 3, groups, whole);
+      beside.step();
     }
 #pragma GCC unroll 16
     for (int t = 0; t < kTile; ++t) _mm512_store_ps(sums + t * kTile, whole[t]);
   }
 
-  LACUNA_INLINE_MEMBER void multiply_group(const std::byte* w, const std::byte* x, int64_t which) {
-    int32_t* const out = group_sums_[which];
-    if (which == 0) {
-      _tile_zero(0);
-      _tile_loadd(4, x, 64);
-      _tile_loadd(6, w, 64);
-      _tile_dpbusd(0, 4, 6);
-      _tile_stored(0, out, 64);
-    } else {
-      _tile_zero(1);
-      _tile_loadd(5, x, 64);
-      _tile_loadd(7, w, 64);
-      _tile_dpbusd(1, 5, 7);
-      _tile_stored(1, out, 64);
-    }
+  /// The int32 sums of a group are on their way to memory.
+  template <int kTokenTiles, int kSum>
+  LACUNA_INLINE_MEMBER void begin_group(const Operands& of, int64_t group, int64_t groups) {
+    if (group >= groups) return;
+    const int64_t chunk = group / kSets, set = group % kSets;
+    const std::byte* w = of.w + chunk * kChunkBytes + set * (kTileBytes / kSets);
+    const std::byte* x = of.x + chunk * (kTokenTiles * kTileBytes) + set * (64 / kSets);
+    constexpr int kX = 4 + kSum % 2, kW = 6 + kSum % 2;
+    zero<kSum>();
+    load<kX>(x);
+    load<kW>(w);
+    ByteProduct::add<kSum, kX, kW>();
+    store<kSum>(group_sums_[kSum]);
+  }
+  template <int kSum>
+  LACUNA_INLINE_MEMBER void end_group(const Operands& of, int64_t group, int64_t groups,
+                                      __m512 (&whole)[kTile]) {
+    if (group >= groups) return;
+    const __m512 scale =
+        _mm512_load_ps(of.scales + group / kSets * kChunkBytes + group % kSets * 64);
+#pragma GCC unroll 16
+    for (int t = 0; t < kTile; ++t)
+      whole[t] = _mm512_fmadd_ps(
+          _mm512_cvtepi32_ps(_mm512_load_si512(group_sums_[kSum] + t * kTile)), scale, whole[t]);
   }
 
-  alignas(64) int32_t group_sums_[2][kTile * kTile];
+  alignas(64) int32_t group_sums_[4][kTile * kTile];
 };
 
 }  // namespace

@@ -27,6 +27,13 @@ class TokensFirst {
     });
   }
   void write(const float* sums, int64_t row, int64_t token) const {
+    for_each_tile(sums, row, token, [&](const float* tile, int64_t first_row, int64_t first_token) {
+      write_tile_of(tile, first_row, first_token);
+    });
+  }
+
+ private:
+  void write_tile_of(const float* sums, int64_t row, int64_t token) const {
     const RowProduct& product = product_;
     const int64_t count = std::min(kTile, rows_.rows - row);
     const int64_t tokens = std::min(kTile, product.tokens - token);
@@ -44,8 +51,6 @@ class TokensFirst {
                                reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(
                                    _mm512_add_ps(_mm512_load_ps(sums + t * kTile), bias))));
   }
-
- private:
   /// Columns [first, last) of 16 tokens, padded with zeros: a tile each 32, `stride` apart.
   void pack_columns(int64_t first_token, int64_t first, int64_t last, std::byte* out,
                     int64_t stride) const {
@@ -161,16 +166,13 @@ class Beside<StreamSource> : public Fetch {
   std::byte *tiles_out_ = nullptr, *out_ = nullptr;
 };
 
-struct BF16Products {
-  template <int kSum>
-  LACUNA_INLINE void add() {
-    if constexpr (kSum == 0) _tile_dpbf16ps(0, 4, 6);
-    if constexpr (kSum == 1) _tile_dpbf16ps(1, 5, 6);
-    if constexpr (kSum == 2) _tile_dpbf16ps(2, 4, 7);
-    if constexpr (kSum == 3) _tile_dpbf16ps(3, 5, 7);
+struct BF16Product {
+  template <int kSums, int kFirst, int kSecond>
+  static LACUNA_INLINE_MEMBER void add() {
+    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSums), "i"(kFirst), "i"(kSecond));
   }
 };
-struct AmxStreamDot : AmxTokensFirst<BF16Products> {
+struct AmxStreamDot : AmxTokensFirst<BF16Product> {
   using Order = TokensFirst;
 };
 

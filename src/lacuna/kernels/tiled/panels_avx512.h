@@ -119,12 +119,20 @@ struct DenseSource {
   }
 };
 
-/// Lines of packed x of the next block, brought into the second-level cache a few a step.
+/// Lines of packed x of the next block, brought into the second-level cache a few a step, and those
+/// of y that are written next, a store to which would else wait for each.
 class Fetch {
  public:
   void fetch(const std::byte* from, int64_t bytes) {
     fetch_ = from;
     fetch_end_ = from + bytes;
+  }
+  /// `count` lines, `stride` bytes apart, within `steps` steps.
+  void fetch_to_write(const std::byte* first, int64_t stride, int64_t count, int64_t steps) {
+    write_ = first;
+    write_stride_ = stride;
+    writes_ = count;
+    writes_a_step_ = ceil_div(count, std::max<int64_t>(1, steps));
   }
 
  protected:
@@ -134,11 +142,15 @@ class Fetch {
   LACUNA_INLINE_MEMBER void fetch_lines() {
     for (int64_t i = 0; i < lines_a_step_ && fetch_ < fetch_end_; ++i, fetch_ += 64)
       _mm_prefetch(fetch_, _MM_HINT_T1);
+    for (int64_t i = 0; i < writes_a_step_ && writes_ > 0; ++i, --writes_, write_ += write_stride_)
+      asm volatile("prefetchw %0" ::"m"(*write_));
   }
 
  private:
   const std::byte *fetch_ = nullptr, *fetch_end_ = nullptr;
   int64_t lines_a_step_ = 0;
+  const std::byte* write_ = nullptr;
+  int64_t write_stride_ = 0, writes_ = 0, writes_a_step_ = 0;
 };
 
 /// What a thread does between the steps of a product: it expands the next rows a few chunks at a
@@ -266,6 +278,13 @@ void write_tile(const float* sums, const RowProduct& product, int64_t row, int64
                                reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(r[t])));
 }
 
+/// The four tiles of 32 rows and 32 tokens, f(sums, row, token).
+template <class F>
+LACUNA_INLINE void for_each_tile(const float* sums, int64_t row, int64_t token, F&& f) {
+  for (int64_t tile = 0; tile < 4; ++tile)
+    f(sums + tile * kTile * kTile, row + tile / 2 * kTile, token + tile % 2 * kTile);
+}
+
 /// Rows of W are the first operand of a tile product: x is transposed, and so are the sums.
 class RowsFirst {
  public:
@@ -279,8 +298,11 @@ class RowsFirst {
       pack_tokens(product_, first_token, first, last, out, stride);
     });
   }
+  /// What Micro::multiply left: 32 rows, 32 tokens.
   void write(const float* sums, int64_t row, int64_t token) const {
-    write_tile(sums, product_, row, rows_.rows, token);
+    for_each_tile(sums, row, token, [&](const float* tile, int64_t first_row, int64_t first_token) {
+      write_tile(tile, product_, first_row, rows_.rows, first_token);
+    });
   }
 
  private:
@@ -303,7 +325,7 @@ class Product {
       : weight_(weight),
         rows_(rows),
         columns_(columns),
-        tokens_(product.tokens),
+        product_(product),
         blocking_(blocking),
         layout_(product.tokens, columns, slots, kChunkColumns),
         packing_(layout_.token_tiles),
@@ -369,7 +391,7 @@ class Product {
     block.chunks = chunks_from(block.first_chunk);
     if (block.first_chunk < layout_.chunks) return block;
     block.first_token_pair += blocking_.tokens / kPair;
-    if (block.first_token_pair * kPair >= tokens_) return next_panel(beside);
+    if (block.first_token_pair * kPair >= product_.tokens) return next_panel(beside);
     block.first_chunk = 0;
     block.chunks = chunks_from(0);
     beside.open(block.panel * blocking_.rows, rows_of(block.panel));
@@ -404,7 +426,7 @@ class Product {
     if (chunk == layout_.chunks) {
       chunk = 0;
       tokens += blocking_.tokens / kPair;
-      if (tokens * kPair >= tokens_) tokens = 0;
+      if (tokens * kPair >= product_.tokens) tokens = 0;
     }
     if (tokens == block.first_token_pair && chunk == block.first_chunk)
       return beside.fetch(nullptr, 0);  // all of x is one block
@@ -412,6 +434,13 @@ class Product {
     const int64_t lines = tiles_from(tokens) * chunks_from(chunk) * (kTileBytes / 64);
     const int64_t from = lines * block.pair / pairs, to = lines * (block.pair + 1) / pairs;
     beside.fetch(packed(tokens, chunk) + from * 64, (to - from) * 64);
+  }
+  /// The lines that the sums of 32 rows and tokens go to.
+  void fetch_y(Beside<Source>& beside, int64_t row, int64_t token, int64_t chunks) {
+    const auto width = static_cast<int64_t>(size_bytes(product_.dtype));
+    beside.fetch_to_write(
+        static_cast<const std::byte*>(product_.y) + (token * product_.y_stride + row) * width,
+        product_.y_stride * width, std::min(kPair, product_.tokens - token), chunks * Micro::kSteps);
   }
   /// Bytes from a chunk of a pair of token tiles to the next; the last pair may be a single.
   int64_t pair_stride(int64_t pair) const {
@@ -431,19 +460,19 @@ class Product {
       const int64_t token_pair = block.first_token_pair + t, stride = pair_stride(token_pair);
       const std::byte* x = packed(token_pair, block.first_chunk);
       float* to = sums + (whole ? 0 : (block.pair * token_pairs + t) * kPair * kPair);
+      if (last) fetch_y(beside, row, token_pair * kPair, block.chunks);
       if (stride == 2 * kTileBytes)
         micro.template multiply<2>(weights, x, block.chunks, first, to, beside);
       else
         micro.template multiply<1>(weights, x, block.chunks, first, to, beside);
       if (!last) continue;
-      for (int64_t tile = 0; tile < 4; ++tile)
-        order_.write(to + tile * kTile * kTile, row + tile / 2 * kTile,
-                     token_pair * kPair + tile % 2 * kTile);
+      order_.write(to, row, token_pair * kPair);
     }
   }
 
   const Weight& weight_;
-  const int64_t rows_, columns_, tokens_;
+  const int64_t rows_, columns_;
+  const RowProduct& product_;
   const Blocking blocking_;
   const Layout layout_;
   Packing packing_;
