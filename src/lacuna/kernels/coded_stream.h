@@ -1,5 +1,5 @@
-// A weight of codes as a stream: what linear_coded packs, and who multiplies it reads (linear_coded,
-// tiled). What streams have in common: kernels/stream.h.
+// A weight of codes as a stream: what linear_coded packs, and who multiplies it reads
+// (linear_coded, tiled). What streams have in common: kernels/stream.h.
 #pragma once
 
 #include <cstdint>

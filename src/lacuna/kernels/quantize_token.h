@@ -7,8 +7,8 @@
 
 namespace lacuna::kernels {
 
-/// x = scale times code, codes -127..127, nearest, ties to even. With a NaN or an infinity all codes
-/// are 0 and the scale is NaN; of zeros all are 0.
+/// x = scale times code, codes -127..127, nearest, ties to even. With a NaN or an infinity all
+/// codes are 0 and the scale is NaN; of zeros all are 0.
 /// @param x  [columns] f32, bf16 or f16
 /// @param codes  [columns]
 /// @return max |x| / 127, at least the least normal float32

@@ -22,9 +22,8 @@ LACUNA_INLINE __m512 load(const void* x, int64_t at, __mmask16 lanes) {
 }
 
 LACUNA_INLINE __mmask16 lanes_from(int64_t at, int64_t columns) {
-  return columns - at >= 16
-             ? static_cast<__mmask16>(0xffff)
-             : format::avx512::first_lanes16(static_cast<unsigned>(columns - at));
+  return columns - at >= 16 ? static_cast<__mmask16>(0xffff)
+                            : format::avx512::first_lanes16(static_cast<unsigned>(columns - at));
 }
 
 template <DType kType>
@@ -34,13 +33,13 @@ float quantize(const void* x, int64_t columns, int8_t* codes) {
   __m512i largest = _mm512_setzero_si512();
   for (int64_t at = 0; at < columns; at += 16)
     largest = _mm512_max_epu32(
-        largest, _mm512_and_si512(magnitude, _mm512_castps_si512(
-                                                 load<kType>(x, at, lanes_from(at, columns)))));
+        largest, _mm512_and_si512(
+                     magnitude, _mm512_castps_si512(load<kType>(x, at, lanes_from(at, columns)))));
   const uint32_t largest_bits = _mm512_reduce_max_epu32(largest);
   const bool none = largest_bits == 0 || largest_bits >= 0x7f800000u;
-  const float scale =
-      none ? 1.0f
-           : std::max(std::bit_cast<float>(largest_bits) / 127.0f, std::numeric_limits<float>::min());
+  const float scale = none ? 1.0f
+                           : std::max(std::bit_cast<float>(largest_bits) / 127.0f,
+                                      std::numeric_limits<float>::min());
   const __m512 inverse = _mm512_set1_ps(none ? 0.0f : 1.0f / scale);
   for (int64_t at = 0; at < columns; at += 16) {
     const __mmask16 lanes = lanes_from(at, columns);

@@ -70,8 +70,8 @@ LinearCandidate candidate(std::string name, Support (*supports)(const Problem&, 
 
 // --- Codes ---------------------------------------------------------------------------------------
 
-/// int8 or int4 in a stream, x rounded to codes as quantize_token() does; x, y and bias f32, bf16 or
-/// f16. The outputs are those of linear_coded for few tokens, to the bit.
+/// int8 or int4 in a stream, x rounded to codes as quantize_token() does; x, y and bias f32, bf16
+/// or f16. The outputs are those of linear_coded for few tokens, to the bit.
 /// @determinism as above
 using CodedRun = void (*)(const stream::CodedView& weight, const format::RowProduct& product,
                           void* workspace, const Executor& executor, const Blocking& blocking);

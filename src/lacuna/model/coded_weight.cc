@@ -44,9 +44,11 @@ void CodedWeight::run(const format::RowProduct& product, const Executor& executo
   std::optional<linear_coded::CodedPlan> many;
   const auto* plan = plan_for(product.tokens, many);
   if (plan == nullptr) return Weight::run(product, executor);
-  run_planned(*plan, product,
-              [&](const linear_coded::CodedPlan& of, const format::RowProduct& operands,
-                  void* workspace) { linear_coded::run(of, stream_, operands, workspace, executor); });
+  run_planned(
+      *plan, product,
+      [&](const linear_coded::CodedPlan& of, const format::RowProduct& operands, void* workspace) {
+        linear_coded::run(of, stream_, operands, workspace, executor);
+      });
 }
 
 at::Tensor CodedWeight::multiply(const at::Tensor& x, const std::optional<at::Tensor>& bias) const {

@@ -7,8 +7,8 @@
 namespace lacuna::model {
 
 /// y = x' W^T + b with x' = x rounded per token to 127 steps either way of its largest magnitude.
-/// Codes meet codes (kernels/linear_coded), however many tokens; where no kernel is faster with more
-/// than 16, W is expanded into the scratch and takes the dense product with the same x'.
+/// Codes meet codes (kernels/linear_coded), however many tokens; where no kernel is faster with
+/// more than 16, W is expanded into the scratch and takes the dense product with the same x'.
 class CodedWeight final : public Weight {
  public:
   /// @errors kNotPossible: codes or a shape that no kernel multiplies (fp8, more than 65,536

@@ -21,9 +21,9 @@ Support amx(const Problem& problem, const Device& device) {
 
 void run_amx(const Stream& stream, const format::RowProduct& product, void* workspace,
              const Executor& executor) {
-  tiled::run_amx_coded_dot(stream, product, workspace, executor,
-                           tiled::Blocking::of_codes(product.tokens, stream.rows(),
-                                                     stream.columns(), executor.threads));
+  tiled::run_amx_coded_dot(
+      stream, product, workspace, executor,
+      tiled::Blocking::of_codes(product.tokens, stream.rows(), stream.columns(), executor.threads));
 }
 
 Support avx512(const Problem& problem, const Device& device) {
@@ -32,8 +32,8 @@ Support avx512(const Problem& problem, const Device& device) {
                              "AVX-512 with VBMI2 and VNNI, and GFNI")});
 }
 
-/// With many tokens of float32, a dense product of the expanded weight is three to five times as fast;
-/// one of bf16 is slower, without instructions for it (bench/lab/cpu_tiled).
+/// With many tokens of float32, a dense product of the expanded weight is three to five times as
+/// fast; one of bf16 is slower, without instructions for it (bench/lab/cpu_tiled).
 Support avx2(const Problem& problem, const Device& device) {
   return Support::all(
       {any_cpu(problem, device), needs_avx2(device),

@@ -40,12 +40,13 @@ LACUNA_INLINE __m256i to_bf16(__m512 values) {
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
   const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
   const __mmask16 nan = _mm512_cmp_ps_mask(values, values, _CMP_UNORD_Q);
-  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(
-      _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000)), 16));
+  return _mm512_cvtepi32_epi16(
+      _mm512_srli_epi32(_mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000)), 16));
 }
 
 LACUNA_INLINE __m512 load_floats(DType dtype, const void* from, int64_t at, __mmask16 lanes) {
-  if (dtype == DType::kF32) return _mm512_maskz_loadu_ps(lanes, static_cast<const float*>(from) + at);
+  if (dtype == DType::kF32)
+    return _mm512_maskz_loadu_ps(lanes, static_cast<const float*>(from) + at);
   const __m256i bits = _mm256_maskz_loadu_epi16(lanes, static_cast<const uint16_t*>(from) + at);
   if (dtype == DType::kF16) return _mm512_cvtph_ps(bits);
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
@@ -64,8 +65,7 @@ LACUNA_INLINE void store_floats(DType dtype, void* to, int64_t at, __mmask32 lan
   const auto narrow = [&](__m512 values) {
     return dtype == DType::kF16 ? _mm512_cvtps_ph(values, kNearest) : to_bf16(values);
   };
-  const __m512i both =
-      _mm512_inserti64x4(_mm512_castsi256_si512(narrow(low)), narrow(high), 1);
+  const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(narrow(low)), narrow(high), 1);
   _mm512_mask_storeu_epi16(static_cast<uint16_t*>(to) + at, lanes, both);
 }
 
@@ -88,8 +88,8 @@ class CodedTokens {
       const int64_t token = first_token + t;
       // Of tokens past the last, whatever lies there is multiplied and dropped.
       if (token < product_.tokens)
-        x_scales_[token] = quantize_token(
-            product_.dtype, x + token * product_.x_stride * width, weight_.columns(), codes);
+        x_scales_[token] = quantize_token(product_.dtype, x + token * product_.x_stride * width,
+                                          weight_.columns(), codes);
       for_each_block([&](int64_t first, int64_t last, std::byte* out, int64_t stride) {
         for (int64_t column = first; column < last; column += kCodedColumns, out += stride)
           _mm512_store_si512(out + t * 64, _mm512_xor_si512(_mm512_loadu_si512(codes + column),
@@ -129,9 +129,9 @@ class CodedTokens {
           unit(_mm512_set1_pd(weight.code() == Code::kInt4 ? stream::kUnit<Code::kInt4>
                                                            : stream::kUnit<Code::kInt8>)) {}
     __m512 operator()(const float* sums) const {
-      return _mm512_castpd_ps(_mm512_insertf64x4(
-          _mm512_castpd256_pd512(_mm256_castps_pd(half(sums, low))),
-          _mm256_castps_pd(half(sums + 8, high)), 1));
+      return _mm512_castpd_ps(
+          _mm512_insertf64x4(_mm512_castpd256_pd512(_mm256_castps_pd(half(sums, low))),
+                             _mm256_castps_pd(half(sums + 8, high)), 1));
     }
     __m256 half(const float* sums, __m512d off) const {
       const __m512d wide = _mm512_cvtps_pd(_mm256_load_ps(sums));

@@ -312,9 +312,9 @@ class RowsFirst {
 
 // --- The whole -----------------------------------------------------------------------------------
 
-/// Micro multiplies, calling beside.step() Micro::kSteps times a chunk, and says in Micro::Order how
-/// many columns a chunk of 64 bytes has, how x is packed and how sums are written.
-/// Panels by a shared counter, so that a thread the system holds up doesn't hold up the others.
+/// Micro multiplies, calling beside.step() Micro::kSteps times a chunk, and says in Micro::Order
+/// how many columns a chunk of 64 bytes has, how x is packed and how sums are written. Panels by a
+/// shared counter, so that a thread the system holds up doesn't hold up the others.
 template <class Micro, class Source>
 class Product {
  public:
@@ -440,7 +440,8 @@ class Product {
     const auto width = static_cast<int64_t>(size_bytes(product_.dtype));
     beside.fetch_to_write(
         static_cast<const std::byte*>(product_.y) + (token * product_.y_stride + row) * width,
-        product_.y_stride * width, std::min(kPair, product_.tokens - token), chunks * Micro::kSteps);
+        product_.y_stride * width, std::min(kPair, product_.tokens - token),
+        chunks * Micro::kSteps);
   }
   /// Bytes from a chunk of a pair of token tiles to the next; the last pair may be a single.
   int64_t pair_stride(int64_t pair) const {
