@@ -10,7 +10,7 @@
 namespace lacuna::kernels {
 namespace {
 
-/// All eight tiles: 16 rows of 64 bytes.
+/// Eight tiles: 16 rows of 64 bytes.
 struct alignas(64) TileConfig {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
   uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
@@ -20,9 +20,18 @@ struct alignas(64) TileConfig {
 /// Compilers know neither what the tile instructions read nor what they write.
 LACUNA_INLINE void memory_barrier() { asm volatile("" ::: "memory"); }
 
+/// Adds the products of two tiles of bf16 to sums.
+struct BF16Product {
+  template <int kSums, int kFirst, int kSecond>
+  static LACUNA_INLINE_MEMBER void add() {
+    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSums), "i"(kFirst), "i"(kSecond));
+  }
+};
+
 /// The tiles as long as this lives.
 class AmxTiles {
  public:
+  explicit AmxTiles(const TileConfig& config) { _tile_loadconfig(&config); }
   AmxTiles() {
     static constexpr TileConfig kConfig;
     _tile_loadconfig(&kConfig);
@@ -51,10 +60,6 @@ class AmxTiles {
   static LACUNA_INLINE_MEMBER void store(void* rows) {
     asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(rows), "r"(int64_t{64}), "i"(kTile)
                  : "memory");
-  }
-  template <int kSums, int kFirst, int kSecond>
-  static LACUNA_INLINE_MEMBER void add_product() {
-    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSums), "i"(kFirst), "i"(kSecond));
   }
 
   /// Tiles 0 and 2, and 1 and 3 where kAll: zeros at first, else what lies in `sums`, a KiB each.

@@ -100,12 +100,12 @@ class Rows : AmxTiles {
     if constexpr (kTokenTiles == 1) {
       constexpr int kX = kWeights - 2;  // another each time, so that nothing waits
       load<kX>(x);
-      add_product<kTile, kX, kWeights>();
+      BF16Product::add<kTile, kX, kWeights>();
     } else {
       load<4>(x);
       load<5>(x + kTileRows * 64);
-      add_product<2 * kTile, 4, kWeights>();
-      add_product<2 * kTile + 1, 5, kWeights>();
+      BF16Product::add<2 * kTile, 4, kWeights>();
+      BF16Product::add<2 * kTile + 1, 5, kWeights>();
     }
     memory_barrier();
   }

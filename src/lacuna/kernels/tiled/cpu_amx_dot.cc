@@ -11,6 +11,7 @@ namespace {
 class AmxDot : public AmxTiles {
  public:
   using Order = RowsFirst;
+  static constexpr int64_t kSteps = 1;
 
   /// sums (4 tiles: rows 0..15 of tokens 0..15, of tokens 16..31, rows 16..31 ...) += w · x.
   template <int kTokenTiles, class Beside>
