@@ -123,15 +123,6 @@ struct Int8 {
 
 // ---------- a lane's string ----------
 
-// For four bits of mask: the selector that deals a window's bytes out (4: a dropped weight), and
-// above it 8 times the number of ones. The first 16 are for a front, the others for a back.
-__device__ __forceinline__ unsigned table_entry(int i) {
-  const unsigned mask = i & 15, count = __popc(mask);
-  unsigned entry = 8 * count << 16, next = i < 16 ? 0 : 4 - count;
-  for (int j = 0; j < 4; ++j) entry |= (mask >> j & 1 ? next++ : 4) << (4 * j);
-  return entry;
-}
-
 // Four bytes of two words, or of a window and `zero`.
 __device__ __forceinline__ unsigned pick(unsigned low, unsigned high, unsigned selector) {
   unsigned v;
@@ -157,24 +148,18 @@ struct String {
     front = word_at<0>(lane_words);
   }
 
-  // The four bytes of a row and of the row 8 below. @param low, high  of all steps of a word of the
-  // mask, 4 times each half of a byte
+  // The four bytes of a row and of the row 8 below. @param mask  word of four steps
   template <class Code>
-  __device__ __forceinline__ uint2 step(const unsigned (&table)[32], unsigned low, unsigned high,
-                                        int i) {
-    const auto entry = [&](unsigned four_times, int second) {
-      return *reinterpret_cast<const unsigned*>(reinterpret_cast<const unsigned char*>(table) +
-                                                pick(four_times, 0, 0x4440 + i) + 64 * second);
-    };
-    const unsigned first = entry(low, 0), second = entry(high, 1);
+  __device__ __forceinline__ uint2 step(unsigned mask, int i) {
+    const unsigned kept = mask >> i & 0x11111111;
     uint2 bytes;
-    bytes.x = pick(front, Code::kZero, first);
-    bits += first >> 16;
-    bits += second >> 16;
+    bytes.x = pick(front, Code::kZero, kept * 0x110c + 0x4444);
+    bits += 8 * __popc(kept);
     const unsigned at = words + (bits >> 5) * kRowBytes;
     const unsigned before = word_at<0>(at), here = word_at<kRowBytes>(at);
     front = __funnelshift_r(here, word_at<2 * kRowBytes>(at), bits);
-    bytes.y = pick(__funnelshift_r(before, here, bits), Code::kZero, second);
+    const unsigned back = __funnelshift_r(before, here, bits);
+    bytes.y = pick(back, Code::kZero, 0x7777 - (kept >> 16) * 0x1114);
     return bytes;
   }
 };
@@ -295,9 +280,10 @@ __global__ void __launch_bounds__(kPackWarps * 32)
       for (int half = 0; half < 2; ++half)
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const unsigned short value = v[half][4 * step + i];
+          const int place = half ? 3 - i : i;
+          const unsigned short value = v[half][4 * step + place];
           if (value == 0) continue;
-          masks[group / 2] |= 1u << (16 * (group % 2) + 8 * step + 4 * half + i);
+          masks[group / 2] |= 1u << (16 * half + 4 * place + 2 * (group % 2) + step);
           word |= Code::encode(value) << (8 * (count & 3));
           if ((++count & 3) == 0) store(count / 4 - 1);
         }
@@ -317,9 +303,6 @@ __global__ void __launch_bounds__(kPackWarps * 32)
     coded_unpack_kernel(const unsigned char* packed, const Layout l, __nv_bfloat16* dense,
                         bool vectors) {
   extern __shared__ __align__(128) unsigned char shared[];
-  __shared__ unsigned table[32];
-  if (threadIdx.x < 32) table[threadIdx.x] = table_entry(threadIdx.x);
-  __syncthreads();
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, stages = l.stages();
   const std::int64_t at = static_cast<std::int64_t>(blockIdx.x) * kPackWarps + warp;
   if (at >= static_cast<std::int64_t>(l.row_tiles()) * stages) return;
@@ -340,13 +323,12 @@ __global__ void __launch_bounds__(kPackWarps * 32)
       reinterpret_cast<const unsigned*>(slot + l.pool_bytes + kHeaderBytes + 16 * lane);
 #pragma unroll 1
   for (int pair = 0; pair < kGroups / 2; ++pair) {
-    const unsigned low = masks[pair] << 2 & 0x3c3c3c3c, high = masks[pair] >> 2 & 0x3c3c3c3c;
 #pragma unroll
     for (int group = 0; group < 2; ++group) {
       unsigned v[2][4];  // of both rows 8 columns
 #pragma unroll
       for (int step = 0; step < 2; ++step) {
-        const uint2 bytes = string.step<Code>(table, low, high, 2 * group + step);
+        const uint2 bytes = string.step<Code>(masks[pair], 2 * group + step);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           unsigned pairs[2];
@@ -394,11 +376,12 @@ struct Params {
   int row_tiles, all_stages, stage_bytes, slot_bytes;
   int row_warps, k_warps, row_warps_inverse, ring, at_once, cluster_log2;
   int ring_offset, x_offset, powers_offset, sums_offset, x_stride;
-  bool sums_apart, x_vectors;
+  int most_part, most_part_inverse;  // stages of a block; 2^20 / that, rounded up
+  bool sums_apart, x_vectors, overlap;
 };
 
 constexpr int max_warps(int token_tiles, int tiles_per_warp) {
-  return token_tiles * tiles_per_warp > 2 ? 16 : token_tiles * tiles_per_warp > 1 ? 20 : 24;
+  return token_tiles * tiles_per_warp > 2 ? 16 : token_tiles * tiles_per_warp > 1 ? 20 : 28;
 }
 
 __device__ __forceinline__ void multiply(float (&c)[4], const unsigned (&a)[4], unsigned b0,
@@ -449,7 +432,6 @@ __device__ __forceinline__ float store_x(const uint4& v, unsigned char* to) {
 template <class Code, int NT, int MT>
 __global__ void __launch_bounds__(max_warps(NT, MT) * 32, 1) coded_kernel(const Params p) {
   extern __shared__ __align__(128) unsigned char shared[];
-  __shared__ unsigned table[32];
   const unsigned shared_base = cuda::shared_address(shared);
   const int warp = __shfl_sync(~0u, threadIdx.x >> 5, 0), lane = threadIdx.x & 31;
   const int warps = p.row_warps * p.k_warps;
@@ -479,58 +461,62 @@ __global__ void __launch_bounds__(max_warps(NT, MT) * 32, 1) coded_kernel(const 
           full + 8 * slot, policy);
     }
   };
+  // x of this block: a stage of a token at a time, some loads in flight. The first are asked for
+  // before the weights, unless the kernel ahead may still write x: an x that comes late waits for
+  // every weight in flight.
+  constexpr int kInFlight = NT == 1 ? 4 : 6;
+  uint4 v[kInFlight];
+  const auto place = [&](int piece, int* token, int* stage) {
+    *token = (piece * p.most_part_inverse) >> 20;
+    *stage = piece - *token * p.most_part;
+    return *token < p.t && *stage < part;
+  };
+  const auto load = [&](int piece) {
+#pragma unroll
+    for (int i = 0; i < kInFlight; ++i) {
+      int token, stage;
+      if (!place(piece + i * warps, &token, &stage)) continue;
+      v[i] = load_x(p.x + static_cast<std::size_t>(token) * p.l.k,
+                    (first_stage + stage) * kStageColumns + 8 * lane, static_cast<int>(p.l.k),
+                    p.x_vectors);
+    }
+  };
+  if (!p.overlap) load(warp);
+
   int filled = 0, to_fill = k_warp;
   if (lane == 0) {
 #pragma unroll 1
     for (int i = 0; i < p.ring; ++i) cuda::barrier_init(full + 8 * i, 1);
+    if (warp == 0) cuda::barrier_init(sums_full, 1);
     cuda::barrier_init_fence();
 #pragma unroll 1
     for (; filled < p.at_once && to_fill < part; ++filled, to_fill += p.k_warps) {
       fill(to_fill, filled);
     }
-    if (warp == 0) {
-      cuda::barrier_init(sums_full, 1);
-      cuda::barrier_init_fence();
-      if (cluster > 1) {
-        const int fragments = (block_fragments - rank + cluster - 1) >> p.cluster_log2;
-        cuda::barrier_expect(sums_full,
-                             (cluster - 1) * p.k_warps * fragments * (kFragmentFloats * 4));
-      }
+    if (warp == 0 && cluster > 1) {
+      const int fragments = (block_fragments - rank + cluster - 1) >> p.cluster_log2;
+      cuda::barrier_expect(sums_full,
+                           (cluster - 1) * p.k_warps * fragments * (kFragmentFloats * 4));
     }
   }
   __syncwarp();
-  if (warp == warps - 1) table[lane] = table_entry(lane);
   if (cluster > 1) cuda::cluster_arrive_relaxed();  // Others may store into my memory.
   cuda::launch_next();
   cuda::await_previous();
-
-  // x of this block: a stage of a token at a time, four loads in flight.
+  if (p.overlap) load(warp);
   float* const powers = reinterpret_cast<float*>(shared + p.powers_offset);
-  {
-    constexpr int kInFlight = 4;
-    const int pieces = part * p.t;
 #pragma unroll 1
-    for (int piece = warp; piece < pieces; piece += kInFlight * warps) {
-      uint4 v[kInFlight];
+  for (int piece = warp; piece < p.t * p.most_part;) {
 #pragma unroll
-      for (int i = 0; i < kInFlight; ++i) {
-        const int at = piece + i * warps, token = at / part, stage = at - token * part;
-        if (at < pieces) {
-          v[i] = load_x(p.x + static_cast<std::size_t>(token) * p.l.k,
-                        (first_stage + stage) * kStageColumns + 8 * lane,
-                        static_cast<int>(p.l.k), p.x_vectors);
-        }
-      }
-#pragma unroll
-      for (int i = 0; i < kInFlight; ++i) {
-        const int at = piece + i * warps, token = at / part, stage = at - token * part;
-        if (at < pieces) {
-          const float undo = store_x(v[i], shared + p.x_offset + token * p.x_stride +
-                                               stage * (2 * kStageColumns) + 16 * lane);
-          if (lane == 0) powers[stage * (NT * 8) + token] = undo;
-        }
-      }
+    for (int i = 0; i < kInFlight; ++i) {
+      int token, stage;
+      if (!place(piece + i * warps, &token, &stage)) continue;
+      const float undo = store_x(v[i], shared + p.x_offset + token * p.x_stride +
+                                           stage * (2 * kStageColumns) + 16 * lane);
+      if (lane == 0) powers[stage * (NT * 8) + token] = undo;
     }
+    piece += kInFlight * warps;
+    load(piece);
   }
   if (lane == 0) {  // What was left for the end of the kernel ahead.
 #pragma unroll 1
@@ -578,15 +564,13 @@ __global__ void __launch_bounds__(max_warps(NT, MT) * 32, 1) coded_kernel(const 
     const int x_stage = stage * (2 * kStageColumns);
 #pragma unroll
     for (int pair = 0; pair < kGroups / 2; ++pair) {
-      unsigned low[MT], high[MT];
+      unsigned mask[MT];
 #pragma unroll
       for (int m = 0; m < MT; ++m) {
-        const unsigned mask = pair == 0   ? masks[m].x
-                              : pair == 1 ? masks[m].y
-                              : pair == 2 ? masks[m].z
-                                          : masks[m].w;
-        low[m] = mask << 2 & 0x3c3c3c3c;
-        high[m] = mask >> 2 & 0x3c3c3c3c;
+        mask[m] = pair == 0   ? masks[m].x
+                  : pair == 1 ? masks[m].y
+                  : pair == 2 ? masks[m].z
+                              : masks[m].w;
       }
 #pragma unroll
       for (int group = 0; group < 2; ++group) {
@@ -599,7 +583,7 @@ __global__ void __launch_bounds__(max_warps(NT, MT) * 32, 1) coded_kernel(const 
         for (int step = 0; step < 2; ++step) {
 #pragma unroll
           for (int m = 0; m < MT; ++m) {
-            const uint2 bytes = string[m].template step<Code>(table, low[m], high[m], 2 * group + step);
+            const uint2 bytes = string[m].template step<Code>(mask[m], 2 * group + step);
             unsigned a[4];
             Code::decode(bytes.x, &a[0], &a[2]);
             Code::decode(bytes.y, &a[1], &a[3]);
@@ -930,6 +914,9 @@ struct Coded {
     p.x_stride = s.x_stride;
     p.sums_apart = s.sums_apart;
     p.x_vectors = l.k % 8 == 0;
+    p.most_part = ceil_div(l.stages(), c.cluster);
+    p.most_part_inverse = (1 << 20) / p.most_part + 1;
+    p.overlap = overlap_previous != 0;
     const int bytes = std::max(s.bytes, kAloneBytes);
     cudaError_t error = cudaFuncSetAttribute(
         kernel(c), cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
