@@ -56,6 +56,10 @@ constexpr int kMostWords = kStageColumns / 8;  // of a lane's string
 constexpr int kRowBytes = 128;                 // a word of each lane
 constexpr int kHeaderBytes = 64, kMaskBytes = 16 * 32;
 constexpr int kXPad = 64;  // of a token's x in shared memory: two rows of it meet no bank
+#ifndef MOVE
+#define MOVE 0
+#endif
+constexpr int kMoveBytes = MOVE;
 constexpr int kAloneBytes = 116 * 1024;  // more than half of it: one block a multiprocessor
 
 // How W is packed.
@@ -155,7 +159,8 @@ struct String {
     uint2 bytes;
     bytes.x = pick(front, Code::kZero, kept * 0x110c + 0x4444);
     bits += 8 * __popc(kept);
-    const unsigned at = words + (bits >> 5) * kRowBytes;
+    unsigned at;  // one instruction, where the compiler takes two
+    asm("mad.lo.u32 %0, %1, %2, %3;" : "=r"(at) : "r"(bits >> 5), "n"(kRowBytes), "r"(words));
     const unsigned before = word_at<0>(at), here = word_at<kRowBytes>(at);
     front = __funnelshift_r(here, word_at<2 * kRowBytes>(at), bits);
     const unsigned back = __funnelshift_r(before, here, bits);
@@ -381,7 +386,7 @@ struct Params {
 };
 
 constexpr int max_warps(int token_tiles, int tiles_per_warp) {
-  return token_tiles * tiles_per_warp > 2 ? 16 : token_tiles * tiles_per_warp > 1 ? 20 : 28;
+  return tiles_per_warp > 1 ? (token_tiles > 1 ? 16 : 20) : token_tiles > 1 ? 28 : 32;
 }
 
 __device__ __forceinline__ void multiply(float (&c)[4], const unsigned (&a)[4], unsigned b0,
@@ -393,20 +398,11 @@ __device__ __forceinline__ void multiply(float (&c)[4], const unsigned (&a)[4], 
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// 8 columns of x.
-__device__ __forceinline__ uint4 load_x(const __nv_bfloat16* row, int column, int k, bool vectors) {
-  uint4 v = make_uint4(0, 0, 0, 0);
-  if (vectors) {
-    if (column < k) v = *reinterpret_cast<const uint4*>(row + column);
-  } else {
-    const unsigned short* from = reinterpret_cast<const unsigned short*>(row);
-    unsigned* const pairs = &v.x;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      if (column + i < k) pairs[i / 2] |= static_cast<unsigned>(from[column + i]) << (16 * (i % 2));
-    }
+// 8 columns of x to where cuda::copy16 would bring them, where it can't.
+__device__ __noinline__ void copy_x_slowly(unsigned char* to, const __nv_bfloat16* from, int left) {
+  for (int i = 0; i < 8; ++i) {
+    reinterpret_cast<__nv_bfloat16*>(to)[i] = i < left ? from[i] : __nv_bfloat16(0.f);
   }
-  return v;
 }
 
 // A pair of bf16 times a power of two, in fp16.
@@ -416,15 +412,16 @@ __device__ __forceinline__ unsigned half_pair(unsigned pair, float power) {
   return *reinterpret_cast<const unsigned*>(&h);
 }
 
-// Stores a stage of a token's x, 8 columns a lane. @return what undoes its power
-__device__ __forceinline__ float store_x(const uint4& v, unsigned char* to) {
+// Turns a stage of a token's x into fp16, 8 columns a lane. @return what undoes its power
+__device__ __forceinline__ float convert_x(unsigned char* at) {
+  const uint4 v = *reinterpret_cast<const uint4*>(at);
   const unsigned pairs = __vmaxu2(__vmaxu2(v.x & 0x7fff7fff, v.y & 0x7fff7fff),
                                   __vmaxu2(v.z & 0x7fff7fff, v.w & 0x7fff7fff));
   const unsigned most = __reduce_max_sync(~0u, max(pairs & 0xffff, pairs >> 16));
   // The largest becomes 2^14 .. 2^15.
   const int field = min(268 - static_cast<int>(most >> 7), 253);
   const float power = __int_as_float(field << 23);
-  *reinterpret_cast<uint4*>(to) = make_uint4(half_pair(v.x, power), half_pair(v.y, power),
+  *reinterpret_cast<uint4*>(at) = make_uint4(half_pair(v.x, power), half_pair(v.y, power),
                                              half_pair(v.z, power), half_pair(v.w, power));
   return __int_as_float((254 - field) << 23);
 }
@@ -461,62 +458,64 @@ __global__ void __launch_bounds__(max_warps(NT, MT) * 32, 1) coded_kernel(const 
           full + 8 * slot, policy);
     }
   };
-  // x of this block: a stage of a token at a time, some loads in flight. The first are asked for
-  // before the weights, unless the kernel ahead may still write x: an x that comes late waits for
-  // every weight in flight.
-  constexpr int kInFlight = NT == 1 ? 4 : 6;
-  uint4 v[kInFlight];
+  int filled = 0, to_fill = k_warp;
+  const auto begin = [&] {
+    if (lane == 0) {
+#pragma unroll 1
+      for (int i = 0; i < p.ring; ++i) cuda::barrier_init(full + 8 * i, 1);
+      if (warp == 0) cuda::barrier_init(sums_full, 1);
+      cuda::barrier_init_fence();
+#pragma unroll 1
+      for (; filled < p.at_once && to_fill < part; ++filled, to_fill += p.k_warps) {
+        fill(to_fill, filled);
+      }
+      if (warp == 0 && cluster > 1) {
+        const int fragments = (block_fragments - rank + cluster - 1) >> p.cluster_log2;
+        cuda::barrier_expect(sums_full,
+                             (cluster - 1) * p.k_warps * fragments * (kFragmentFloats * 4));
+      }
+    }
+    __syncwarp();
+    if (cluster > 1) cuda::cluster_arrive_relaxed();  // Others may store into my memory.
+    cuda::launch_next();
+    cuda::await_previous();
+  };
+  // x of this block, a stage of a token at a time. It is asked for before the weights, unless the
+  // kernel ahead may still write it: an x that comes late waits for every weight in flight.
+  const int pieces = p.t * p.most_part;
   const auto place = [&](int piece, int* token, int* stage) {
     *token = (piece * p.most_part_inverse) >> 20;
     *stage = piece - *token * p.most_part;
-    return *token < p.t && *stage < part;
+    return shared + p.x_offset + *token * p.x_stride + *stage * (2 * kStageColumns) + 16 * lane;
   };
-  const auto load = [&](int piece) {
-#pragma unroll
-    for (int i = 0; i < kInFlight; ++i) {
+  // Each of both is there once: instructions are cold at every launch.
+#pragma unroll 1
+  for (int turn = 0; turn < 2; ++turn) {
+    if ((turn == 0) == p.overlap) {
+      begin();
+      continue;
+    }
+#pragma unroll 1
+    for (int piece = warp; piece < pieces; piece += warps) {
       int token, stage;
-      if (!place(piece + i * warps, &token, &stage)) continue;
-      v[i] = load_x(p.x + static_cast<std::size_t>(token) * p.l.k,
-                    (first_stage + stage) * kStageColumns + 8 * lane, static_cast<int>(p.l.k),
-                    p.x_vectors);
-    }
-  };
-  if (!p.overlap) load(warp);
-
-  int filled = 0, to_fill = k_warp;
-  if (lane == 0) {
-#pragma unroll 1
-    for (int i = 0; i < p.ring; ++i) cuda::barrier_init(full + 8 * i, 1);
-    if (warp == 0) cuda::barrier_init(sums_full, 1);
-    cuda::barrier_init_fence();
-#pragma unroll 1
-    for (; filled < p.at_once && to_fill < part; ++filled, to_fill += p.k_warps) {
-      fill(to_fill, filled);
-    }
-    if (warp == 0 && cluster > 1) {
-      const int fragments = (block_fragments - rank + cluster - 1) >> p.cluster_log2;
-      cuda::barrier_expect(sums_full,
-                           (cluster - 1) * p.k_warps * fragments * (kFragmentFloats * 4));
+      unsigned char* const to = place(piece, &token, &stage);
+      const int column = (first_stage + stage) * kStageColumns + 8 * lane;
+      const __nv_bfloat16* const from = p.x + static_cast<std::size_t>(token) * p.l.k + column;
+      const int left = static_cast<int>(p.l.k) - column;
+      if (p.x_vectors && left > 0) {
+        cuda::copy16(cuda::shared_address(to), from);
+      } else {
+        copy_x_slowly(to, from, left);
+      }
     }
   }
-  __syncwarp();
-  if (cluster > 1) cuda::cluster_arrive_relaxed();  // Others may store into my memory.
-  cuda::launch_next();
-  cuda::await_previous();
-  if (p.overlap) load(warp);
   float* const powers = reinterpret_cast<float*>(shared + p.powers_offset);
+  asm volatile("cp.async.wait_all;" ::: "memory");
 #pragma unroll 1
-  for (int piece = warp; piece < p.t * p.most_part;) {
-#pragma unroll
-    for (int i = 0; i < kInFlight; ++i) {
-      int token, stage;
-      if (!place(piece + i * warps, &token, &stage)) continue;
-      const float undo = store_x(v[i], shared + p.x_offset + token * p.x_stride +
-                                           stage * (2 * kStageColumns) + 16 * lane);
-      if (lane == 0) powers[stage * (NT * 8) + token] = undo;
-    }
-    piece += kInFlight * warps;
-    load(piece);
+  for (int piece = warp; piece < pieces; piece += warps) {
+    int token, stage;
+    const float undo = convert_x(place(piece, &token, &stage));
+    if (lane == 0) powers[stage * (NT * 8) + token] = undo;
   }
   if (lane == 0) {  // What was left for the end of the kernel ahead.
 #pragma unroll 1
@@ -763,8 +762,12 @@ struct Coded {
     if (error == cudaSuccess) error = cudaStreamSynchronize(on);
     if (error != cudaSuccess) return error;
     const auto pool_bytes = [&](int c) { return (4 * found.pool[c] + 15) / 16 * 16; };
+    // A row of words less to move from the pool is worth some bytes.
+    const auto cost = [&](int c) {
+      return c * kRowBytes + pool_bytes(c) + kMoveBytes * std::max(found.most_words - c, 0);
+    };
     for (int c = 1; c <= kMostWords; ++c) {
-      if (c * kRowBytes + pool_bytes(c) <= l.words * kRowBytes + pool_bytes(l.words)) l.words = c;
+      if (cost(c) <= cost(l.words)) l.words = c;
     }
     l.pool_bytes = pool_bytes(l.words);
     l.most_words = std::max(found.most_words, l.words);
