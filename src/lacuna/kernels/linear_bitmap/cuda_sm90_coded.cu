@@ -386,7 +386,7 @@ struct Params {
 };
 
 constexpr int max_warps(int token_tiles, int tiles_per_warp) {
-  return tiles_per_warp > 1 ? (token_tiles > 1 ? 16 : 20) : token_tiles > 1 ? 28 : 32;
+  return tiles_per_warp > 1 ? (token_tiles > 1 ? 16 : 20) : 28;
 }
 
 __device__ __forceinline__ void multiply(float (&c)[4], const unsigned (&a)[4], unsigned b0,
@@ -445,17 +445,22 @@ __global__ void __launch_bounds__(max_warps(NT, MT) * 32, 1) coded_kernel(const 
   const unsigned sums_full = shared_base + 8 * warps * p.ring;
   unsigned char* const ring = shared + p.ring_offset + warp * p.ring * MT * p.slot_bytes;
 
-  const auto fill = [&](int stage, int slot) {
+  // The next stage of this warp's tiles; a tile past the end repeats the last one: its sums are
+  // never stored.
+  const unsigned char* next[MT];
+#pragma unroll
+  for (int m = 0; m < MT; ++m) {
+    const std::size_t tile = min(first_tile + m, p.row_tiles - 1);
+    next[m] = p.stages + (tile * p.all_stages + first_stage + k_warp) * p.stage_bytes;
+  }
+  const std::uint64_t policy = cuda::evict_first();
+  const auto fill = [&](int slot) {
     cuda::barrier_expect(full + 8 * slot, MT * p.stage_bytes);
-    const std::uint64_t policy = cuda::evict_first();
 #pragma unroll
     for (int m = 0; m < MT; ++m) {
-      // A tile past the end repeats the last one: its sums are never stored.
-      const std::size_t tile = min(first_tile + m, p.row_tiles - 1);
-      cuda::bulk_copy_once(
-          cuda::shared_address(ring) + (slot * MT + m) * p.slot_bytes,
-          p.stages + (tile * p.all_stages + first_stage + stage) * p.stage_bytes, p.stage_bytes,
-          full + 8 * slot, policy);
+      cuda::bulk_copy_once(cuda::shared_address(ring) + (slot * MT + m) * p.slot_bytes, next[m],
+                           p.stage_bytes, full + 8 * slot, policy);
+      next[m] += p.k_warps * p.stage_bytes;
     }
   };
   int filled = 0, to_fill = k_warp;
@@ -467,7 +472,7 @@ __global__ void __launch_bounds__(max_warps(NT, MT) * 32, 1) coded_kernel(const 
       cuda::barrier_init_fence();
 #pragma unroll 1
       for (; filled < p.at_once && to_fill < part; ++filled, to_fill += p.k_warps) {
-        fill(to_fill, filled);
+        fill(filled);
       }
       if (warp == 0 && cluster > 1) {
         const int fragments = (block_fragments - rank + cluster - 1) >> p.cluster_log2;
@@ -520,7 +525,7 @@ __global__ void __launch_bounds__(max_warps(NT, MT) * 32, 1) coded_kernel(const 
   if (lane == 0) {  // What was left for the end of the kernel ahead.
 #pragma unroll 1
     for (; filled < p.ring && to_fill < part; ++filled, to_fill += p.k_warps) {
-      fill(to_fill, filled);
+      fill(filled);
     }
   }
   __syncthreads();
@@ -597,7 +602,7 @@ __global__ void __launch_bounds__(max_warps(NT, MT) * 32, 1) coded_kernel(const 
     // The slot has been read.
     __syncwarp();
     if (lane == 0 && to_fill < part) {
-      fill(to_fill, slot);
+      fill(slot);
       to_fill += p.k_warps;
     }
     if (++slot == p.ring) {
@@ -818,49 +823,45 @@ struct Coded {
     return cudaGetLastError();
   }
 
-  // @param groups  clusters that the device holds at a time
+  // From measured rules (bench/lab/cuda_linear_coded): two blocks share K, a warp has one row tile,
+  // and there are up to 28 warps, as many along K as leave fewest rounds. Else whatever fits.
   static bool choose(const Layout& l, int t, int sms, CodedCut* cut) {
     const int tiles = l.row_tiles(), stages = l.stages();
     CodedCut c;
     c.token_tiles = t <= 8 ? 1 : 2;
-    for (const int cluster : {1, 2, 4, 8}) {
-      if (cluster > stages && cluster > 1) break;
-      const int groups = std::max(1, sms / cluster);
-      const int row_tiles = ceil_div(tiles, groups);
-      // Wait for more blocks a row group while some would have nothing to do.
-      if (cluster < 8 && cluster * 2 <= stages && row_tiles < 6) continue;
+    c.tiles_per_warp = 1;
+    const int most = max_warps(c.token_tiles, 1);
+    for (const int cluster : {2, 1, 4, 8}) {
       c.cluster = static_cast<unsigned char>(cluster);
-      const int part = ceil_div(stages, cluster);
-      for (const int per_warp : {1, 2}) {
-        c.tiles_per_warp = static_cast<unsigned char>(per_warp);
-        const int most = max_warps(c.token_tiles, per_warp);
-        const int waves = ceil_div(row_tiles, most * per_warp);
-        if (waves > 1 && per_warp == 1) continue;
-        c.row_warps = static_cast<unsigned char>(
-            ceil_div(ceil_div(tiles, static_cast<std::int64_t>(groups) * waves), per_warp));
-        for (int k_warps = std::max(1, std::min(most / c.row_warps, part)); k_warps >= 1;
-             --k_warps) {
-          c.k_warps = static_cast<unsigned char>(k_warps);
-          const int rounds = ceil_div(part, k_warps);
-          for (int ring = std::min(3, rounds); ring >= std::min(2, rounds); --ring) {
-            c.stages = static_cast<unsigned char>(ring);
-            if (cut_ok(l, c, t)) {
-              *cut = c;
-              return true;
-            }
+      const int groups = std::max(1, sms / cluster), part = ceil_div(stages, cluster);
+      const int waves = ceil_div(ceil_div(tiles, groups), most);
+      const int rows = ceil_div(tiles, static_cast<std::int64_t>(groups) * waves);
+      c.row_warps = static_cast<unsigned char>(rows);
+      for (int k_warps = std::min(most / rows, part); k_warps >= 1; --k_warps) {
+        const int rounds = ceil_div(part, k_warps);
+        c.k_warps = static_cast<unsigned char>(ceil_div(part, rounds));
+        for (int ring = std::min(2, rounds); ring >= 1; --ring) {
+          c.stages = static_cast<unsigned char>(ring);
+          if (rows * c.k_warps * 2 > most && cut_ok(l, c, t)) {
+            *cut = c;
+            return true;
           }
         }
       }
     }
-    // Whatever fits.
-    for (const int cluster : {1, 2, 4, 8}) {
+    for (const int cluster : {1, 2, 4, 8}) {  // few rows and a short K, or much x
       c.cluster = static_cast<unsigned char>(cluster);
-      c.tiles_per_warp = c.k_warps = c.stages = 1;
-      for (int rows = 8; rows >= 1; --rows) {
-        c.row_warps = static_cast<unsigned char>(rows);
-        if (cut_ok(l, c, t)) {
-          *cut = c;
-          return true;
+      c.stages = 1;
+      const int part = ceil_div(stages, cluster);
+      const int rows = std::min(most, ceil_div(tiles, std::max(1, sms / cluster)));
+      for (int row_warps = rows; row_warps >= 1; --row_warps) {
+        c.row_warps = static_cast<unsigned char>(row_warps);
+        for (int k_warps = std::min(most / row_warps, part); k_warps >= 1; --k_warps) {
+          c.k_warps = static_cast<unsigned char>(k_warps);
+          if (cut_ok(l, c, t)) {
+            *cut = c;
+            return true;
+          }
         }
       }
     }
@@ -879,7 +880,12 @@ struct Coded {
       error = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
     }
     if (error != cudaSuccess) return error;
-    if (!choose(l, call.each, sms, &call.cut)) return cudaErrorNotSupported;
+    // Two launches of 8 tokens or fewer, where the x of more leaves too little room for weights.
+    if (!choose(l, call.each, sms, &call.cut) ||
+        (call.cut.token_tiles == 2 && call.cut.cluster > 2)) {
+      call.each = ceil_div(tokens, ceil_div(tokens, 8));
+      if (!choose(l, call.each, sms, &call.cut)) return cudaErrorNotSupported;
+    }
     hold(plan, call);
     return cudaSuccess;
   }
