@@ -546,8 +546,7 @@ TEST_F(GpuWeight24, GivesTheSameOnRawMemory) {
       compact_on_gpu(at::ones({64, 64}).to(at::kBFloat16), Pattern::block(32, 32)).recordable());
 }
 
-format::CompactMatrix codes_of(const at::Tensor& weight, const Pattern& pattern,
-                               const char* code) {
+format::CompactMatrix codes_of(const at::Tensor& weight, const Pattern& pattern, const char* code) {
   const auto quantization = must(format::Quantization::parse(code));
   const Tensor dense = unwrap(weight.to(at::kBFloat16));
   return pattern.kind != format::PatternKind::kDense
@@ -654,8 +653,8 @@ TEST_F(GpuWeight24, UnstructuredCodesStayWithinTheirBoundOnAnyShape) {
 
 TEST_F(GpuWeight24, UnstructuredCodesOfNothingGiveZero) {
   for (const char* code : {"int8", "fp8"}) {
-    const Linear linear = must(Linear::compact(
-        codes_of(at::zeros({100, 300}), Pattern::unstructured(), code), {}, kGpu));
+    const Linear linear = must(
+        Linear::compact(codes_of(at::zeros({100, 300}), Pattern::unstructured(), code), {}, kGpu));
     ASSERT_TRUE(linear.is_compact());
     for (const int64_t tokens : {1, 9, 40}) {
       const at::Tensor x = at::randn({tokens, 300}).to(kGpu.device, at::kBFloat16);
@@ -672,8 +671,7 @@ TEST_F(GpuWeight24, UnstructuredInt8IsExactOnWholeNumbersAndTheSameEveryTime) {
   const Linear linear = must(Linear::compact(matrix, {}, kGpu));
   ASSERT_TRUE(linear.is_compact());
   for (const int64_t tokens : {1, 2, 8, 9, 16, 40}) {
-    const at::Tensor x =
-        at::randint(-8, 9, {tokens, 1024}).to(at::kBFloat16).to(kGpu.device);
+    const at::Tensor x = at::randint(-8, 9, {tokens, 1024}).to(at::kBFloat16).to(kGpu.device);
     const at::Tensor exact = at::linear(x.to(at::kDouble), weight.to(kGpu.device, at::kDouble));
     const at::Tensor y = linear.forward(x);
     ASSERT_TRUE(at::equal(y, exact.to(at::kFloat).to(at::kBFloat16))) << tokens;

@@ -1,10 +1,10 @@
-// The idea: codes of 8 bits with a bitmap are 5 bits a weight at half of all kept, of 8, and what
+// The idea: codes of 8 bits with a bitmap are 5 bits a weight where half are kept, of 8, and what
 // decides is how few instructions and turns of shared memory make fragments of them. A lane owns
 // what it needs: its columns of its two rows, as one string of bytes, which it reads at its own
 // pace. Strings lie side by side, word by word, so that 32 lanes never meet in a bank however far
 // apart they are.
 //
-//   step: 4 columns of row g and the same of row g + 8, a lane 4g + t; 8 bits of the mask
+//   step: 4 columns of row g and the same of row g + 8, of lane 4g + t; 8 bits of the mask
 //
 //                  o: bytes before this step         o': before the next
 //   string   ... | | | |a|b|c|d|e|f| | | ...         row g kept a b c, row g + 8 d e f
@@ -12,23 +12,36 @@
 //                          '-------'                 four bytes before o': back, for row g + 8
 //
 //   Both windows of a place o, the back of one step and the front of the next, come from the same
-//   three words: three loads, two funnel shifts. A table of 16 entries has for four bits of mask
-//   the selector of a PRMT that puts the kept bytes of a window into their places and zeros
-//   between them, and 8 times their number, which moves o: no popcount, no branch.
+//   three words: three loads, two funnel shifts. A PRMT puts the kept bytes of a window into their
+//   places and zeros between them, and its selector is a product. With the mask's bits b_i of four
+//   columns in four nibbles, place j wants byte b_0 + .. + b_(j-1), or one of the zeros 4 .. 7:
+//   0x110c b + 0x4444. The bytes for row g + 8 stand the other way round, from the window's end on:
+//   0x7777 - 0x1114 b. A step is 21 instructions, 4 of them conversions; no branch, no table.
 //
-// x becomes fp16 on the way into shared memory, each 256 columns of a token times a power of two:
-// then a pair of e4m3 is one conversion (int8: a PRMT and a difference), where bf16 takes three
-// and a half instructions. Products and sums of a stage are undone by the power at its end.
+// x becomes fp16 in shared memory, each 256 columns of a token times a power of two: then a pair of
+// e4m3 is one conversion (int8: a PRMT and a difference), where bf16 takes three and a half
+// instructions. The power is undone at the end of the stage.
 //
 //   stage: 16 rows x 256 columns; all of one size, [row tile][stage]
 //   |pool: tails of strings|header: 2 bytes a lane|mask: 16 bytes a lane|C rows of 32 words|
-//     C, the same for the whole matrix, is about the mean; the words of a string past C wait in
-//     the pool (header: where, and how many), and their lane moves them behind the rows first.
+//     C, the same for the whole matrix, is a little more than the mean; the words of a string past
+//     C wait in the pool (header: where, and how many), and their lane moves them behind the rows.
+//   mask: a word of four steps i: bit 4 j + i is column j of row g, bit 16 + 4 j + i of row g + 8
 //   Packed weights: |scales: float32, rows padded to 16| to a multiple of 128 |stages|
 //
 // Columns are dealt so that a lane's x is 16 bytes in a row: of each 32, lane t has 8 t .. 8 t + 7.
 // A block is row_warps x k_warps warps, each with a ring of its own, filled by bulk copies; x of
 // the block's part of K is in shared memory as a whole. Sums go as in cuda/sm90_stream.cuh.
+//
+// Bytes: N K / 8 for the mask, C and the pool 0.59 to 0.62 N K at half kept, once (evict first); 2
+// T K / cluster of x for every block, from L2.
+//
+// What counts here, measured (bench/lab/cuda_linear_coded has the tables):
+// - Instructions: 72 % of what can be issued is, with 28 warps; at 80 % zeros nearly the same time.
+// - x before the weights: it waited for all of them in flight, 1.4 us a kernel.
+// Lost: a table of selectors in shared memory (two loads a step: 2 us of 28), decoding e4m3 by
+// shifts and masks (10 us), half of it so (5 us), two chains of sums, stages of 512 columns (x and
+// rings then leave room for fewer stages), two row tiles a warp.
 #include "lacuna/kernels/linear_bitmap/cuda_sm90_coded.h"
 
 #include <cuda_bf16.h>
@@ -51,15 +64,12 @@ using cuda::kMaxSharedBytes;
 using cuda::kTileRows;
 
 constexpr int kStageColumns = 256;
-constexpr int kGroups = kStageColumns / 32;  // of 32 columns: two steps a lane
+constexpr int kGroups = kStageColumns / 32;    // of 32 columns: two steps a lane
 constexpr int kMostWords = kStageColumns / 8;  // of a lane's string
 constexpr int kRowBytes = 128;                 // a word of each lane
 constexpr int kHeaderBytes = 64, kMaskBytes = 16 * 32;
-constexpr int kXPad = 64;  // of a token's x in shared memory: two rows of it meet no bank
-#ifndef MOVE
-#define MOVE 0
-#endif
-constexpr int kMoveBytes = MOVE;
+constexpr int kXPad = 64;       // of a token's x in shared memory: two rows of it meet no bank
+constexpr int kMoveBytes = 96;  // what moving a row of words may cost instead
 constexpr int kAloneBytes = 116 * 1024;  // more than half of it: one block a multiprocessor
 
 // How W is packed.
@@ -317,8 +327,10 @@ __global__ void __launch_bounds__(kPackWarps * 32)
     *reinterpret_cast<uint4*>(slot + i) = *reinterpret_cast<const uint4*>(from + i);
   }
   __syncwarp();
+  const unsigned words = complete(slot, l, lane);
+  __syncwarp();
   String string;
-  string.start(complete(slot, l, lane));
+  string.start(words);
   const int g = lane >> 2, t = lane & 3;
   const int row = static_cast<int>(at / stages) * kTileRows + g;
   const int column = static_cast<int>(at % stages) * kStageColumns + 8 * t;
@@ -545,8 +557,8 @@ __global__ void __launch_bounds__(max_warps(NT, MT) * 32, 1) coded_kernel(const 
   const unsigned char* x_of[NT];
 #pragma unroll
   for (int j = 0; j < NT; ++j) {
-    x_of[j] = shared + p.x_offset + min(8 * j + (lane >> 2), p.t - 1) * p.x_stride +
-              16 * (lane & 3);
+    x_of[j] =
+        shared + p.x_offset + min(8 * j + (lane >> 2), p.t - 1) * p.x_stride + 16 * (lane & 3);
   }
 
   int slot = 0;
@@ -556,15 +568,18 @@ __global__ void __launch_bounds__(max_warps(NT, MT) * 32, 1) coded_kernel(const 
     cuda::barrier_wait(full + 8 * slot, phase);
     unsigned char* const weights = ring + slot * MT * p.slot_bytes;
     float sum[MT][NT][4] = {};
-    String string[MT];
+    unsigned words[MT];
     uint4 masks[MT];
 #pragma unroll
     for (int m = 0; m < MT; ++m) {
-      string[m].start(complete(weights + m * p.slot_bytes, p.l, lane));
+      words[m] = complete(weights + m * p.slot_bytes, p.l, lane);
       masks[m] = *reinterpret_cast<const uint4*>(weights + m * p.slot_bytes + p.l.pool_bytes +
                                                  kHeaderBytes + 16 * lane);
     }
     __syncwarp();
+    String string[MT];
+#pragma unroll
+    for (int m = 0; m < MT; ++m) string[m].start(words[m]);
     const int x_stage = stage * (2 * kStageColumns);
 #pragma unroll
     for (int pair = 0; pair < kGroups / 2; ++pair) {
@@ -611,8 +626,8 @@ __global__ void __launch_bounds__(max_warps(NT, MT) * 32, 1) coded_kernel(const 
     }
 #pragma unroll
     for (int j = 0; j < NT; ++j) {
-      const float2 undo = *reinterpret_cast<const float2*>(powers + stage * (NT * 8) + 8 * j +
-                                                           2 * (lane & 3));
+      const float2 undo =
+          *reinterpret_cast<const float2*>(powers + stage * (NT * 8) + 8 * j + 2 * (lane & 3));
 #pragma unroll
       for (int m = 0; m < MT; ++m)
 #pragma unroll
@@ -711,8 +726,7 @@ Shared shared_of(const Layout& l, const CodedCut& c, int t) {
   s.powers_offset = (s.x_offset + t * s.x_stride + 15) / 16 * 16;
   const int powers_end = s.powers_offset + part * c.token_tiles * 8 * 4;
   const int fragments = c.row_warps * c.tiles_per_warp * c.token_tiles;
-  const int sums =
-      c.cluster * c.k_warps * ceil_div(fragments, c.cluster) * (kFragmentFloats * 4);
+  const int sums = c.cluster * c.k_warps * ceil_div(fragments, c.cluster) * (kFragmentFloats * 4);
   s.sums_apart = powers_end + sums <= kMaxSharedBytes - 256;
   s.sums_offset = s.sums_apart ? powers_end : s.ring_offset;
   s.bytes = std::max(powers_end, s.sums_offset + sums);
@@ -816,10 +830,10 @@ struct Coded {
         coded_unpack_kernel<Code>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (error != cudaSuccess) return error;
     const std::int64_t all = static_cast<std::int64_t>(l.row_tiles()) * l.stages();
-    coded_unpack_kernel<Code><<<ceil_div(all, kPackWarps), kPackWarps * 32, bytes,
-                                static_cast<cudaStream_t>(stream)>>>(
-        static_cast<const unsigned char*>(packed), l, static_cast<__nv_bfloat16*>(dense),
-        l.k % 8 == 0 && reinterpret_cast<std::uintptr_t>(dense) % 16 == 0);
+    coded_unpack_kernel<Code>
+        <<<ceil_div(all, kPackWarps), kPackWarps * 32, bytes, static_cast<cudaStream_t>(stream)>>>(
+            static_cast<const unsigned char*>(packed), l, static_cast<__nv_bfloat16*>(dense),
+            l.k % 8 == 0 && reinterpret_cast<std::uintptr_t>(dense) % 16 == 0);
     return cudaGetLastError();
   }
 
@@ -927,8 +941,8 @@ struct Coded {
     p.most_part_inverse = (1 << 20) / p.most_part + 1;
     p.overlap = overlap_previous != 0;
     const int bytes = std::max(s.bytes, kAloneBytes);
-    cudaError_t error = cudaFuncSetAttribute(
-        kernel(c), cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    cudaError_t error =
+        cudaFuncSetAttribute(kernel(c), cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3(ceil_div(p.row_tiles, c.row_warps * c.tiles_per_warp) * c.cluster);
     config.blockDim = dim3(c.row_warps * c.k_warps * 32);

@@ -71,7 +71,8 @@ Support scatter(const Problem& problem, const Device& device) {
                     : needs(problem.sparsity >= 0.55, "55 % zeros or more from 17 tokens on"));
 }
 
-/// Codes with one scale a row. The alternative is their expansion, of 16 bits a weight: never fewer.
+/// Codes with one scale a row. The alternative is their expansion, of 16 bits a weight: never
+/// fewer.
 template <Values kValues>
 Support coded(const Problem& problem, const Device& device) {
   const char* shape = coded_shape_refusal(problem.outputs, problem.inputs, problem.tokens);
