@@ -29,9 +29,8 @@ struct Kind {
   const k::GpuLinearKernel *sparse, *dense;
   bool fp8;
 };
-static const Kind kKinds[] = {
-    {"fp8", &k::linear_bitmap::kFp8, &k::linear_dense::kFp8, true},
-    {"int8", &k::linear_bitmap::kInt8, &k::linear_dense::kInt8, false}};
+static const Kind kKinds[] = {{"fp8", &k::linear_bitmap::kFp8, &k::linear_dense::kFp8, true},
+                              {"int8", &k::linear_bitmap::kInt8, &k::linear_dense::kInt8, false}};
 
 // Zeros where a hash says so. `uneven`: more or fewer from row to row and along K.
 __global__ void drop(bf16* w, int n, int k, unsigned long long seed, float percent, int uneven) {
@@ -77,8 +76,8 @@ struct Packed {
 static std::string name_of(const k::GpuPlan& held) {
   const CodedCut c = k::held<CodedCall>(&held).cut;
   char b[96];
-  snprintf(b, sizeof b, "NT%d MT%d RW%d KW%d S%d C%d", c.token_tiles, c.tiles_per_warp,
-           c.row_warps, c.k_warps, c.stages, c.cluster);
+  snprintf(b, sizeof b, "NT%d MT%d RW%d KW%d S%d C%d", c.token_tiles, c.tiles_per_warp, c.row_warps,
+           c.k_warps, c.stages, c.cluster);
   return b;
 }
 
@@ -269,11 +268,11 @@ static void time_all(const char* shapes, const vector<int>& percents, const vect
               printf(" | %s %.2f (%.2fx)", all[i].name.c_str(), m.us, best / m.us);
             else
               printf(" %s %.2f", all[i].name.c_str(), m.us);
-            fprintf(csv, "%d,%d,%d,%d,%s,%s,%.3f,%.3f,%.3f,%.0f,%s\n", sh.n, sh.k, percents[ip],
-                    t, kind.name, all[i].name.c_str(), m.us, m.low, m.high,
-                    i + 1 < rivals ? (double)sh.n * sh.k
-                                   : (double)(i < rivals ? p.dense : p.sparse)[0]
-                                         ->layout.packed_bytes,
+            fprintf(csv, "%d,%d,%d,%d,%s,%s,%.3f,%.3f,%.3f,%.0f,%s\n", sh.n, sh.k, percents[ip], t,
+                    kind.name, all[i].name.c_str(), m.us, m.low, m.high,
+                    i + 1 < rivals
+                        ? (double)sh.n * sh.k
+                        : (double)(i < rivals ? p.dense : p.sparse)[0]->layout.packed_bytes,
                     names[i].c_str());
           }
           printf(" %s\n", name_of(plan).c_str());
@@ -471,7 +470,8 @@ static int check_random(const Kind& kind, int n, int k, int t, float x_scale, bo
   if (bad) printf("BAD random %s %dx%d T=%d scale %g: %d\n", kind.name, n, k, t, x_scale, bad);
   return bad != 0;
 }
-// NaN and Inf in one token's x: no output of it is finite, and the other tokens' are what they were.
+// NaN and Inf in one token's x: no output of it is finite, and the other tokens' are what they
+// were.
 static int check_nonfinite(const Kind& kind) {
   const int n = 100, k = 768, t = 9;
   Buffer<bf16> w((size_t)n * k), s(n), x((size_t)t * k), y((size_t)t * n);
@@ -492,8 +492,8 @@ static int check_nonfinite(const Kind& kind) {
     CK(cudaStreamSynchronize(st));
     const auto got = y.read();
     for (int i = 0; i < t * n; i++)
-      bad += i / n == 4 ? std::isfinite(__bfloat162float(got[i]))
-                        : memcmp(&got[i], &clean[i], 2) != 0;
+      bad +=
+          i / n == 4 ? std::isfinite(__bfloat162float(got[i])) : memcmp(&got[i], &clean[i], 2) != 0;
   }
   if (bad) printf("BAD nonfinite %s: %d\n", kind.name, bad);
   return bad != 0;

@@ -70,6 +70,7 @@ constexpr int kRowBytes = 128;                 // a word of each lane
 constexpr int kHeaderBytes = 64, kMaskBytes = 16 * 32;
 constexpr int kXPad = 64;       // of a token's x in shared memory: two rows of it meet no bank
 constexpr int kMoveBytes = 96;  // what moving a row of words may cost instead
+constexpr int kMostAhead = 96 * 1024;    // bytes of weights to ask for before x is there
 constexpr int kAloneBytes = 116 * 1024;  // more than half of it: one block a multiprocessor
 
 // How W is packed.
@@ -928,7 +929,9 @@ struct Coded {
     p.k_warps = c.k_warps;
     p.row_warps_inverse = 65536 / c.row_warps + 1;
     p.ring = c.stages;
-    p.at_once = overlap_previous ? 1 : c.stages;
+    // Many weights in flight delay x even if it was asked for first.
+    const int in_flight = c.row_warps * c.k_warps * c.stages * c.tiles_per_warp * p.stage_bytes;
+    p.at_once = overlap_previous || in_flight > kMostAhead ? 1 : c.stages;
     p.cluster_log2 = c.cluster == 1 ? 0 : c.cluster == 2 ? 1 : c.cluster == 4 ? 2 : 3;
     p.ring_offset = s.ring_offset;
     p.x_offset = s.x_offset;
