@@ -16,11 +16,18 @@ at::Tensor to_device(const Bytes& bytes, DType dtype, int64_t elements, at::Devi
   return wrap({dtype, {elements}, bytes}).to(device);
 }
 
-at::Tensor values_before_rows(const format::CompactMatrix& matrix) {
-  const auto rows = format::CompactRows::make(matrix);
-  TORCH_CHECK(rows.ok(), rows.error().message);
+/// @param count  of all values
+at::Tensor values_before_rows(const format::CompactMatrix& matrix, int64_t count) {
+  const int64_t stride = matrix.bitmap_stride_bytes();
+  const auto* bits = reinterpret_cast<const uint8_t*>(matrix.bitmap.data());
   at::Tensor before = at::empty({matrix.rows}, at::kLong);
-  std::copy_n(rows->view().row_values, matrix.rows, before.mutable_data_ptr<int64_t>());
+  int64_t values = 0;
+  for (int64_t row = 0; row < matrix.rows; ++row, bits += stride) {
+    before.mutable_data_ptr<int64_t>()[row] = values;
+    values += format::count_bits(bits, stride);
+  }
+  TORCH_CHECK(values == count, "The bitmap keeps ", values, " weights, but there are ", count,
+              " values. Check the file with `lacuna verify`.");
   return before;
 }
 
@@ -51,7 +58,7 @@ DeviceCompact::DeviceCompact(const format::CompactMatrix& matrix, const Compute&
   if (gpu_library_refusal()) {
     bits_ = at::tensor({1, 2, 4, 8, 16, 32, 64, 128}, at::kByte).to(device);
   } else if (pattern_.kind == PatternKind::kUnstructured) {
-    row_values_ = values_before_rows(matrix).to(device);
+    row_values_ = values_before_rows(matrix, count).to(device);
   }
   if (pattern_.kind == PatternKind::kKeepOf) {
     // Slots that the short last group of a row leaves unused would shift what follows.
