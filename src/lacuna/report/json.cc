@@ -10,6 +10,8 @@ nlohmann::json to_json(const prune::PruneReport& report) {
     nlohmann::json row = {{"name", layer.name},
                           {"sparsity", layer.sparsity},
                           {"damping", layer.damping},
+                          {"iterations", layer.iterations},
+                          {"fell_back", layer.fell_back},
                           {"seconds", layer.seconds}};
     row["error"] = layer.error < 0 ? nlohmann::json(nullptr) : nlohmann::json(layer.error);
     layers.push_back(std::move(row));
