@@ -152,7 +152,7 @@ class Alps final : public Solver {
   Status prepare(InputStatistics& statistics, const Request& request) const override {
     LACUNA_CHECK(prepare_damped(statistics, request));
     if (statistics.spectrum) return {};
-    LACUNA_TRY(Spectrum spectrum, Spectrum::of(*statistics.damped, request.executor));
+    LACUNA_TRY(Spectrum spectrum, Spectrum::of(*statistics.damped));
     statistics.spectrum = std::make_shared<const Spectrum>(std::move(spectrum));
     return {};
   }

@@ -84,7 +84,7 @@ class Method {
   /// As Stage::working_bytes(), of whichever stage takes most.
   uint64_t working_bytes(uint64_t weights, uint64_t squared) const;
   /// Does what all Linears with one input share, into the statistics. prune() does it itself when
-  /// this was not called. Calls for different inputs may run at the same time.
+  /// this was not called. Not to be called inside a parallel region.
   /// @errors as prune()
   Status prepare(InputStatistics& statistics, const Request& request) const;
   /// Shapes, types, finite values, a sparsity in [0, 1], statistics where a stage needs them, a

@@ -1,6 +1,9 @@
 #include "lacuna/prune/spectrum.h"
 
+#include <ATen/Parallel.h>
+
 #include <algorithm>
+#include <optional>
 #include <vector>
 
 #include "lacuna/prune/chunks.h"
@@ -10,6 +13,25 @@ namespace {
 
 constexpr int64_t kTile = 128;
 
+/// LAPACK chooses its blocks by the number of threads, and its bits with them: it gets one. Inside
+/// a parallel region it would have one too, but torch forbids MKL to find out by itself that it is
+/// there (mkl_set_dynamic), and from about 1,000 columns on the eigenvectors are then wrong.
+class OneThread {
+ public:
+  OneThread() : lock_(mutex()), threads_(at::get_num_threads()) { at::set_num_threads(1); }
+  ~OneThread() { at::set_num_threads(threads_); }
+  OneThread(const OneThread&) = delete;
+  OneThread& operator=(const OneThread&) = delete;
+
+ private:
+  static std::mutex& mutex() {  // the number of threads is the process's
+    static std::mutex one;
+    return one;
+  }
+  std::lock_guard<std::mutex> lock_;
+  int threads_;
+};
+
 }  // namespace
 
 Spectrum::Spectrum(at::Tensor values, at::Tensor vectors)
@@ -18,7 +40,7 @@ Spectrum::Spectrum(at::Tensor values, at::Tensor vectors)
 Spectrum::Spectrum(Spectrum&& other) noexcept
     : values_(std::move(other.values_)), vectors_(std::move(other.vectors_)) {}
 
-Result<Spectrum> Spectrum::of(const DampedGram& gram, const Executor& executor) {
+Result<Spectrum> Spectrum::of(const DampedGram& gram) {
   at::Tensor values, vectors;
   const auto decompose = [&] {
     std::tie(values, vectors) = at::linalg_eigh(gram.unit.to(at::kDouble));
@@ -26,11 +48,9 @@ Result<Spectrum> Spectrum::of(const DampedGram& gram, const Executor& executor) 
     vectors = vectors.to(at::kFloat).contiguous();
   };
   try {
-    // LAPACK chooses its blocks by the number of threads; as a chunk it has but one.
-    if (gram.unit.is_cpu())
-      parallel_chunks(executor, 1, [&](int64_t) { decompose(); });
-    else
-      decompose();
+    std::optional<OneThread> alone;
+    if (gram.unit.is_cpu()) alone.emplace();
+    decompose();
   } catch (const c10::Error&) {
     values = at::Tensor();
   }

@@ -18,9 +18,10 @@ class Spectrum {
   static constexpr size_t kRememberedBytes = size_t{64} << 20;  ///< for inverses
 
   /// Eigenvalues that rounding made negative are taken for 0.
-  /// @cost about 9 n^3 multiply-adds in float64 @determinism the same bits for any executor
+  /// @cost about 9 n^3 multiply-adds in float64, on one thread of a CPU
+  /// @determinism the same bits whatever the number of threads; not inside a parallel region
   /// @errors kCheckFailed: the decomposition did not converge
-  static Result<Spectrum> of(const DampedGram& gram, const Executor& executor);
+  static Result<Spectrum> of(const DampedGram& gram);
   Spectrum(Spectrum&& other) noexcept;
 
   /// (unit + rho I)^-1, float32 [n, n]. The last few are remembered: Linears with one input ask for
