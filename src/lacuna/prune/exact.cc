@@ -1,8 +1,9 @@
 #include <algorithm>
+#include <optional>
 
 #include "lacuna/prune/builtin.h"
-#include "lacuna/prune/chunks.h"
 #include "lacuna/prune/damped_gram.h"
+#include "lacuna/prune/one_thread.h"
 
 namespace lacuna::prune {
 namespace {
@@ -38,7 +39,7 @@ std::pair<at::Tensor, at::Tensor> solve_rows(const at::Tensor& unit, const at::T
 
 /// Exact least squares of the damped outputs on the mask that a score chose: a Cholesky
 /// factorisation for every row.
-/// @cost out * kept^3 / 3 multiply-adds, kept = those of a row
+/// @cost out * kept^3 / 3 multiply-adds, kept = those of a row; on one thread of a CPU
 class Exact final : public Solver {
  public:
   std::string_view name() const override { return "exact"; }
@@ -49,7 +50,7 @@ class Exact final : public Solver {
     return prepare_damped(statistics, request);
   }
 
-  /// Scaled weights, targets, results; the systems of a few threads and their factors.
+  /// Scaled weights, targets, results; systems and their factors.
   uint64_t working_bytes(uint64_t weights, uint64_t squared) const override {
     return 3 * 4 * weights + 4 * squared + 16 * kSystemBytes;
   }
@@ -64,15 +65,18 @@ class Exact final : public Solver {
     const int64_t most = std::max<int64_t>(1, mask.sum({1}).max().item<int64_t>());
     const int64_t height = std::max<int64_t>(1, kSystemBytes / (4 * most * most));
     const int64_t rows = dense.size(0);
-    parallel_chunks(executor, (rows + height - 1) / height, [&](int64_t chunk) {
-      const int64_t first = chunk * height, count = std::min(height, rows - first);
+    std::optional<OneThread> alone;
+    if (dense.is_cpu()) alone.emplace();
+    for (int64_t first = 0; first < rows; first += height) {
+      const int64_t count = std::min(height, rows - first);
       const at::Tensor kept = mask.narrow(0, first, count);
       const auto [weights, good] = solve_rows(gram.unit, target.narrow(0, first, count), kept);
       // A row without a solution keeps the weights it had.
       scaled.narrow(0, first, count)
           .copy_(at::where(good, weights, dense.narrow(0, first, count)));
       solved.narrow(0, first, count).copy_(good);
-    });
+    }
+    alone.reset();
     Pruned pruned;
     pruned.mask = mask;
     pruned.weight = gram.weight(scaled, mask);

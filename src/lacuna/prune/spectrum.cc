@@ -1,36 +1,16 @@
 #include "lacuna/prune/spectrum.h"
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <optional>
 #include <vector>
 
 #include "lacuna/prune/chunks.h"
+#include "lacuna/prune/one_thread.h"
 
 namespace lacuna::prune {
 namespace {
 
 constexpr int64_t kTile = 128;
-
-/// LAPACK chooses its blocks by the number of threads, and its bits with them: it gets one. Inside
-/// a parallel region it would have one too, but torch forbids MKL to find out by itself that it is
-/// there (mkl_set_dynamic), and from about 1,000 columns on the eigenvectors are then wrong.
-class OneThread {
- public:
-  OneThread() : lock_(mutex()), threads_(at::get_num_threads()) { at::set_num_threads(1); }
-  ~OneThread() { at::set_num_threads(threads_); }
-  OneThread(const OneThread&) = delete;
-  OneThread& operator=(const OneThread&) = delete;
-
- private:
-  static std::mutex& mutex() {  // the number of threads is the process's
-    static std::mutex one;
-    return one;
-  }
-  std::lock_guard<std::mutex> lock_;
-  int threads_;
-};
 
 }  // namespace
 
