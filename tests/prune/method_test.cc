@@ -39,7 +39,8 @@ TEST(Methods, AreFoundByNameAndAnUnknownNameListsThem) {
   const auto unknown = find_method("alps2");
   ASSERT_FALSE(unknown.ok());
   EXPECT_EQ(unknown.error().code, Code::kUsage);
-  EXPECT_THAT(unknown.error().message, HasSubstr("sparsegpt, alps, wanda, ria, dsnot, hessian, magnitude"));
+  EXPECT_THAT(unknown.error().message,
+              HasSubstr("sparsegpt, alps, wanda, ria, dsnot, hessian, magnitude"));
   EXPECT_FALSE(parse_group("columns").ok());
   EXPECT_EQ(*parse_group("block128"), Group::kBlock128);
 }

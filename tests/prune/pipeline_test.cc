@@ -104,7 +104,7 @@ TEST_F(Pipeline, PrunesTheLinearsOfTheBlocksAndNothingElse) {
           EXPECT_EQ(after->weights().at(name).pattern, options.request.pattern);
           EXPECT_TRUE(format::check_pattern(sparse, options.request.pattern).empty()) << name;
           const auto& layer = report->layers[pruned++];
-          EXPECT_GT(layer.error, 0.01);
+          EXPECT_GT(layer.error, 0.001);
           EXPECT_LT(layer.error, 1);
         } else {
           EXPECT_EQ(std::memcmp(sparse.bytes.data(), dense.bytes.data(), dense.bytes.size()), 0)
@@ -273,7 +273,8 @@ TEST_F(Pipeline, PrunesByStatisticsOfTheDenseModelFromAFolder) {
   EXPECT_THAT(damaged.error().message, HasSubstr("is damaged"));
   fs::remove(folder / "statistics.json");
   fs::remove_all(out_.string() + ".journal");
-  EXPECT_THAT(prune(model_, out_, reading, {}).error().message, HasSubstr("no finished statistics"));
+  EXPECT_THAT(prune(model_, out_, reading, {}).error().message,
+              HasSubstr("no finished statistics"));
 }
 
 TEST_F(Pipeline, RefusesIdsAndLengthsThatTheModelDoesNotHave) {

@@ -225,9 +225,9 @@ TEST(ConjugateGradients, ReachLeastSquaresAndNeverRaiseARow) {
   double least = 0;
   for (int64_t r = 0; r < 20; ++r) {
     const at::Tensor kept = mask[r].nonzero().flatten();
-    least += least_error(weight[r],
-                         {kept.const_data_ptr<int64_t>(), kept.const_data_ptr<int64_t>() + kept.numel()},
-                         damped64(gram, 0.01));
+    least += least_error(
+        weight[r], {kept.const_data_ptr<int64_t>(), kept.const_data_ptr<int64_t>() + kept.numel()},
+        damped64(gram, 0.01));
   }
   EXPECT_NEAR(last, least, 1e-4 * least);
 }
@@ -305,10 +305,9 @@ TEST(Alps, LosesLessThanSparseGptUnderEveryPattern) {
 TEST(Alps, GivesTheSameBitsOnAnyThreadCountAndSharesItsSpectrum) {
   const at::Tensor weight = random_matrix(200, 300, 16);
   InputStatistics statistics = statistics_of(correlated_inputs(1000, 300, 17));
-  for (const MethodChoice& choice :
-       {MethodChoice{.method = "alps", .refine = {"swaps", "polish"}},
-        MethodChoice{.score = "ria", .solve = "exact"},
-        MethodChoice{.score = "wanda", .refine = {"swaps"}}}) {
+  for (const MethodChoice& choice : {MethodChoice{.method = "alps", .refine = {"swaps", "polish"}},
+                                     MethodChoice{.score = "ria", .solve = "exact"},
+                                     MethodChoice{.score = "wanda", .refine = {"swaps"}}}) {
     at::Tensor first;
     for (int threads : {1, 2, 3}) {
       model::set_threads(threads);
@@ -415,8 +414,8 @@ class Worse final : public Refinement {
 TEST(Refinements, ThatBreakTheirPromiseStopTheRun) {
   const Worse worse;
   const Method method("", nullptr, alps_solver(), {&worse});
-  const auto pruned = method.prune(random_matrix(20, 40, 1),
-                                   statistics_of(correlated_inputs(200, 40, 2)), {});
+  const auto pruned =
+      method.prune(random_matrix(20, 40, 1), statistics_of(correlated_inputs(200, 40, 2)), {});
   ASSERT_FALSE(pruned.ok());
   EXPECT_EQ(pruned.error().code, Code::kCheckFailed);
   EXPECT_THAT(pruned.error().message, HasSubstr("worse: raised the damped error"));
@@ -425,9 +424,9 @@ TEST(Refinements, ThatBreakTheirPromiseStopTheRun) {
 TEST(Refinements, SayWhichPatternsTheyCantDo) {
   const InputStatistics statistics = statistics_of(correlated_inputs(200, 40, 2));
   for (const char* refine : {"swaps", "dsnot"}) {
-    const auto pruned = made({.score = "wanda", .refine = {refine}})
-                            .prune(random_matrix(20, 40, 1), statistics,
-                                   {.pattern = Pattern::block(4, 4)});
+    const auto pruned =
+        made({.score = "wanda", .refine = {refine}})
+            .prune(random_matrix(20, 40, 1), statistics, {.pattern = Pattern::block(4, 4)});
     ASSERT_FALSE(pruned.ok());
     EXPECT_EQ(pruned.error().code, Code::kUsage);
     EXPECT_THAT(pruned.error().message, HasSubstr("can't do block:4x4"));

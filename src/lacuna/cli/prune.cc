@@ -93,7 +93,8 @@ void add_prune(Tool& tool) {
        "lacuna prune models/llama -o models/llama-24 --pattern 2:4 --method alps",
        "lacuna prune models/llama -o models/llama-70 --sparsity 0.7 --score wanda --solve alps "
        "--refine swaps,polish",
-       "lacuna prune models/llama -o models/llama-60 --sparsity 0.6 --statistics llama.statistics"});
+       "lacuna prune models/llama -o models/llama-60 --sparsity 0.6 --statistics "
+       "llama.statistics"});
   static Flags flags;
   static std::vector<std::string> methods;
   for (const auto* method : prune::methods()) methods.emplace_back(method->name());

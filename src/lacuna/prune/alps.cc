@@ -83,11 +83,10 @@ class Admm {
   }
 
   at::Tensor project(const at::Tensor& scaled) const {
-    const at::Tensor scores = request_.pattern.kind == format::PatternKind::kBlock
-                                  ? scaled.square()
-                                  : scaled.abs();
-    return select(scores, request_.pattern, request_.sparsity,
-                  request_.group.value_or(Group::kRow), request_.executor);
+    const at::Tensor scores =
+        request_.pattern.kind == format::PatternKind::kBlock ? scaled.square() : scaled.abs();
+    return select(scores, request_.pattern, request_.sparsity, request_.group.value_or(Group::kRow),
+                  request_.executor);
   }
 
  private:

@@ -61,7 +61,8 @@ class Exact final : public Solver {
     const at::Tensor dense = gram.scaled(problem.weight).contiguous();
     const at::Tensor target = times_gram(dense, gram, executor);
     const at::Tensor& mask = problem.mask;
-    at::Tensor scaled = at::empty_like(dense), solved = at::empty({dense.size(0), 1}, mask.options());
+    at::Tensor scaled = at::empty_like(dense),
+               solved = at::empty({dense.size(0), 1}, mask.options());
     const int64_t most = std::max<int64_t>(1, mask.sum({1}).max().item<int64_t>());
     const int64_t height = std::max<int64_t>(1, kSystemBytes / (4 * most * most));
     const int64_t rows = dense.size(0);
@@ -72,8 +73,7 @@ class Exact final : public Solver {
       const at::Tensor kept = mask.narrow(0, first, count);
       const auto [weights, good] = solve_rows(gram.unit, target.narrow(0, first, count), kept);
       // A row without a solution keeps the weights it had.
-      scaled.narrow(0, first, count)
-          .copy_(at::where(good, weights, dense.narrow(0, first, count)));
+      scaled.narrow(0, first, count).copy_(at::where(good, weights, dense.narrow(0, first, count)));
       solved.narrow(0, first, count).copy_(good);
     }
     alone.reset();

@@ -90,8 +90,8 @@ Result<T*> find_stage(T* const (&stages)[N], std::string_view name, const char* 
 /// "score=wanda solve=alps refine=swaps,polish"
 std::string spelled(const Score* score, const Solver& solver,
                     const std::vector<const Refinement*>& refinements) {
-  std::string text = fmt::format("score={} solve={}", score ? score->name() : kOwnScore,
-                                 solver.name());
+  std::string text =
+      fmt::format("score={} solve={}", score ? score->name() : kOwnScore, solver.name());
   for (size_t i = 0; i < refinements.size(); ++i)
     text += fmt::format("{}{}", i == 0 ? " refine=" : ",", refinements[i]->name());
   return text;

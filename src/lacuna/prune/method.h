@@ -49,11 +49,11 @@ struct Request {
 };
 
 struct Pruned {
-  at::Tensor weight;       ///< float32 [out, in], zeros where mask is false
-  at::Tensor mask;         ///< bool [out, in], true = kept
-  double damping = 0;      ///< used in the end (0: method has none)
-  int64_t iterations = 0;  ///< of a solver that iterates
-  bool fell_back = false;  ///< the solver took its second choice; a warning says why
+  at::Tensor weight;                  ///< float32 [out, in], zeros where mask is false
+  at::Tensor mask;                    ///< bool [out, in], true = kept
+  double damping = 0;                 ///< used in the end (0: method has none)
+  int64_t iterations = 0;             ///< of a solver that iterates
+  bool fell_back = false;             ///< the solver took its second choice; a warning says why
   std::vector<std::string> warnings;  ///< "damping raised to 0.1: Cholesky failed at 0.01", ...
 };
 
@@ -78,8 +78,8 @@ class Method {
   /// "wanda", or of a combination without a name: "score=wanda solve=alps refine=swaps"
   std::string_view name() const { return name_; }
   std::string_view about() const { return about_; }  ///< one line for people
-  bool needs_gram() const;    ///< InputStatistics::gram must be there
-  bool needs_inputs() const;  ///< calibration is needed at all
+  bool needs_gram() const;                           ///< InputStatistics::gram must be there
+  bool needs_inputs() const;                         ///< calibration is needed at all
   Group default_group() const;
   /// As Stage::working_bytes(), of whichever stage takes most.
   uint64_t working_bytes(uint64_t weights, uint64_t squared) const;

@@ -402,10 +402,10 @@ class CompressedBlocks {
 constexpr double kNoticeable = 0.005;  // of a sparsity that was missed: worth a warning
 
 json to_json(const LayerReport& layer) {
-  return {{"name", layer.name},           {"sparsity", layer.sparsity},
-          {"error", layer.error},         {"damping", layer.damping},
-          {"iterations", layer.iterations}, {"fell_back", layer.fell_back},
-          {"seconds", layer.seconds}};
+  return {
+      {"name", layer.name},       {"sparsity", layer.sparsity},     {"error", layer.error},
+      {"damping", layer.damping}, {"iterations", layer.iterations}, {"fell_back", layer.fell_back},
+      {"seconds", layer.seconds}};
 }
 
 LayerReport layer_from(const json& layer) {
@@ -483,7 +483,7 @@ class Run {
   io::DecoderSpec spec_;
   std::optional<Method> method_;
   Targets targets_;
-  std::optional<Activations> activations_;  // none without calibration
+  std::optional<Activations> activations_;      // none without calibration
   std::optional<StatisticsFolder> statistics_;  // of the dense model; then no activations
   model::Rotary rotary_;
   PhaseClock clock_;
@@ -584,8 +584,7 @@ Status Run::collect_dense_statistics() {
   for (const io::LinearSpec& linear : spec_.block_linears()) all.push_back(linear.name);
   for (int64_t layer = 0; layer < spec_.layers; ++layer) {
     clock_.enter("load");
-    LACUNA_TRY(const auto block,
-               model::Block::load(checkpoint_, spec_, layer, options_.compute));
+    LACUNA_TRY(const auto block, model::Block::load(checkpoint_, spec_, layer, options_.compute));
     const std::string what = fmt::format("statistics {}/{}", layer + 1, spec_.layers);
     LACUNA_TRY(const auto inputs, collect_inputs(block, all, what, /*replace=*/true));
     clock_.enter("journal");
@@ -719,8 +718,7 @@ Result<at::Tensor> Run::prune_linear(const std::string& name, InputStatistics* i
   // Across the bus as it is stored: .to() with both would convert first.
   const at::Tensor weight = model::wrap(dense).to(options_.compute.device).to(at::kFloat);
   clock_.enter("solve");
-  auto pruned =
-      method_->prune(weight, inputs ? *inputs : InputStatistics(), options_.request);
+  auto pruned = method_->prune(weight, inputs ? *inputs : InputStatistics(), options_.request);
   if (!pruned.ok()) return named(pruned.error());
   const at::Tensor stored = pruned->weight.to(model::scalar_type(dense.dtype));
   if (!stored.isfinite().all().item<bool>())

@@ -19,7 +19,7 @@
 namespace lacuna::prune {
 
 struct PruneOptions {
-  std::string method = "sparsegpt";   ///< these four: MethodChoice
+  std::string method = "sparsegpt";  ///< these four: MethodChoice
   std::string score, solve;
   std::vector<std::string> refine;
   Request request;
@@ -84,7 +84,8 @@ struct PruneProgress {
 /// - sampling: planned_sampling_bytes() + working bytes;
 /// - pruning: two blocks + six float32 copies of the largest weight + working bytes; with
 ///   calibration embeddings, activations between the blocks, a float32 square of each input and
-///   two more of the widest, and what the method's stages say; of a sparse model also its parts and a dense scratch a thread.
+///   two more of the widest, and what the method's stages say; of a sparse model also its parts and
+///   a dense scratch a thread.
 uint64_t planned_peak_bytes(const io::DecoderSpec& spec, const io::Checkpoint& checkpoint,
                             const CalibrationSource& source, const PruneOptions& options);
 
@@ -92,10 +93,10 @@ uint64_t planned_peak_bytes(const io::DecoderSpec& spec, const io::Checkpoint& c
 /// Linears, recompute the block's outputs through the pruned weights, next block. Every finished
 /// block is durable in `OUT.journal/` before the next one is finished; with `resume` finished
 /// blocks are taken from there and activations are recomputed through them, so a killed run ends in
-/// the same bytes. With statistics of the dense model from a folder nothing runs through the blocks.
-/// Values are written in the dtype of the input; biases, norms, embeddings and
-/// lm_head as they were. The plan comes first, then OUT and its journal are checked, then
-/// calibration is made. A run that fails before its first block is finished leaves nothing behind.
+/// the same bytes. With statistics of the dense model from a folder nothing runs through the
+/// blocks. Values are written in the dtype of the input; biases, norms, embeddings and lm_head as
+/// they were. The plan comes first, then OUT and its journal are checked, then calibration is made.
+/// A run that fails before its first block is finished leaves nothing behind.
 /// @errors kBadInput (NaN in a weight, journal of another run, another run that writes OUT, ...),
 /// kUsage, kInterrupted, kCheckFailed
 Result<PruneReport> prune_model(const io::Checkpoint& checkpoint, const CalibrationSource& source,

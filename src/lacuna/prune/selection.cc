@@ -183,9 +183,8 @@ at::Tensor keep_largest_of_all(const at::Tensor& given, int64_t keep, const Exec
   const auto last = all.begin() + (keep - above - 1);
   std::nth_element(all.begin(), last, all.end(), std::greater<>());
   const uint32_t threshold = *last;
-  int64_t room = keep - above - std::count_if(all.begin(), last, [&](uint32_t key) {
-                   return key > threshold;
-                 });
+  int64_t room = keep - above -
+                 std::count_if(all.begin(), last, [&](uint32_t key) { return key > threshold; });
   std::vector<int64_t> rooms;  // for those on the threshold, from the left
   for (const auto& own : near) {
     rooms.push_back(room);

@@ -8,7 +8,6 @@
 #include "lacuna/io/file.h"
 #include "lacuna/io/json.h"
 #include "lacuna/io/safetensors.h"
-#include "lacuna/model/torch.h"
 
 namespace lacuna::prune {
 namespace fs = std::filesystem;
@@ -48,14 +47,18 @@ Result<at::Tensor> checked(const io::SafetensorsFile& file, const json& checksum
                            const std::string& name, int64_t elements) {
   LACUNA_TRY(const Tensor tensor, file.tensor(name));
   if (tensor.dtype != DType::kF32 || tensor.elements() != elements)
-    return bad_input("{}: tensor \"{}\" has another size than its input (got {} elements, need "
-                     "{}).",
-                     file.path(), name, tensor.elements(), elements);
+    return bad_input(
+        "{}: tensor \"{}\" has another size than its input (got {} elements, need "
+        "{}).",
+        file.path(), name, tensor.elements(), elements);
   if (!checksums.contains(name) || checksums[name] != io::chunk_checksums(tensor.bytes))
-    return bad_input("{}: tensor \"{}\" is damaged (its checksum differs). Collect the statistics "
-                     "again.",
-                     file.path(), name);
-  return model::wrap(tensor).clone();
+    return bad_input(
+        "{}: tensor \"{}\" is damaged (its checksum differs). Collect the statistics "
+        "again.",
+        file.path(), name);
+  at::Tensor values = at::empty({elements}, at::kFloat);
+  std::memcpy(values.mutable_data_ptr<float>(), tensor.bytes.data(), tensor.bytes.size());
+  return values;
 }
 
 }  // namespace
@@ -106,7 +109,10 @@ Status StatisticsFolder::write(int64_t layer, const InputsByTarget& inputs) {
                                {"tokens", statistics->tokens}};
     if (!first) continue;
     const auto add = [&](const char* what, const at::Tensor& values) {
-      const Tensor tensor = model::unwrap(values.cpu().contiguous());
+      const at::Tensor here = values.cpu().contiguous();
+      const float* from = here.const_data_ptr<float>();
+      const Tensor tensor{
+          DType::kF32, {here.numel()}, Bytes::take(std::vector<float>(from, from + here.numel()))};
       const std::string name = fmt::format("{}.{}", linear, what);
       notes["checksums"][name] = io::chunk_checksums(tensor.bytes);
       tensors.push_back({name, tensor});

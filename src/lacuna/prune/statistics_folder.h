@@ -23,8 +23,7 @@ class StatisticsFolder {
  public:
   /// @param about  model, calibration, ... ; statistics.json, written by finish()
   /// @errors kBadInput: finished statistics lie there already; kCheckFailed
-  static Result<StatisticsFolder> create(const std::filesystem::path& folder,
-                                         nlohmann::json about);
+  static Result<StatisticsFolder> create(const std::filesystem::path& folder, nlohmann::json about);
   /// @errors kBadInput: not there, not finished, or of a newer version
   static Result<StatisticsFolder> open(const std::filesystem::path& folder);
 

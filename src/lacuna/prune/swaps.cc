@@ -38,11 +38,10 @@ at::Tensor cost_out(const at::Tensor& value, const at::Tensor& gradient) {
 /// are in short rows. @return rows that gained
 at::Tensor swap_once(const at::Tensor& unit, Rows& rows, bool resolved) {
   const int64_t n = unit.size(0), list = std::min(kShortList, n);
-  const at::Tensor out = cost_out(rows.now, rows.gradient)
-                             .masked_fill_(rows.kept.logical_not(), kNever);
-  const at::Tensor in =
-      cost_in(incoming(rows.gradient, rows.dense, resolved), rows.gradient)
-          .masked_fill_(rows.kept, kNever);
+  const at::Tensor out =
+      cost_out(rows.now, rows.gradient).masked_fill_(rows.kept.logical_not(), kNever);
+  const at::Tensor in = cost_in(incoming(rows.gradient, rows.dense, resolved), rows.gradient)
+                            .masked_fill_(rows.kept, kNever);
   const auto [out_cost, out_at] = at::topk(out, list, 1, /*largest=*/false, /*sorted=*/true);
   const at::Tensor in_at = std::get<1>(at::topk(in, list, 1, /*largest=*/false, /*sorted=*/true));
   const at::Tensor leaving = rows.now.gather(1, out_at).unsqueeze(2);  // [R, list, 1]
