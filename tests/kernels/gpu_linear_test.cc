@@ -138,6 +138,17 @@ TEST(GpuCandidates, say_what_they_need) {
                   fmt::format("needs {} values and bf16 activations", values));
     }
   EXPECT_EQ(refusal("linear_nm:fp8:64x128x1:1:4", "cuda_sm90_fp8", hopper), "needs 2:4");
+  for (const auto& [name, values] :
+       {std::pair{"cuda_sm90_fp8", "fp8"}, {"cuda_sm90_int8", "int8"}}) {
+    const auto answer = [&](const std::string& types, const char* shape) {
+      return refusal(("linear_bitmap:" + types + ":" + shape + ":0.5").c_str(), name, hopper);
+    };
+    EXPECT_THAT(answer(values, "1x1x64"), AnyOf("", HasSubstr("needs the GPU kernels")));
+    EXPECT_EQ(answer(values, "64x128x65"), "needs 1 to 64 tokens");
+    EXPECT_EQ(answer(values, "64x28673x1"), "needs 1 to 28672 inputs");
+    EXPECT_EQ(answer("bf16", "64x128x1"),
+              fmt::format("needs {} values and bf16 activations", values));
+  }
   const char* block = "cuda_sm80_block";
   for (const Device& device : {hopper, with_gpu(8, 0), with_gpu(12, 0)})
     EXPECT_THAT(refusal("linear_bsr:bf16:1x8x64:block16x32@0.8", block, device),

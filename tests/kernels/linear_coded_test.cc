@@ -8,7 +8,9 @@
 #include <string_view>
 
 #include "format/random_matrix.h"
+#include "lacuna/core/cpu.h"
 #include "lacuna/format/codes.h"
+#include "lacuna/format/element.h"
 #include "lacuna/format/quantize.h"
 #include "lacuna/kernels/linear_coded/linear_coded.h"
 #include "lacuna/kernels/linear_coded/stream_chunk.h"
@@ -74,8 +76,10 @@ std::vector<float> run_candidate(const CodedCandidate& candidate, const format::
   return y;
 }
 
-bool runs_here(const CodedCandidate& candidate, const format::CompactMatrix& m) {
-  return static_cast<bool>(candidate.supports(problem_of(m, 1, DType::kF32), Device::this_cpu()));
+bool runs_here(const CodedCandidate& candidate, const format::CompactMatrix& m,
+               int64_t tokens = 1) {
+  return static_cast<bool>(
+      candidate.supports(problem_of(m, tokens, DType::kF32), Device::this_cpu()));
 }
 
 /// The first that this CPU has the instructions for; the portable one always runs.
@@ -98,7 +102,8 @@ void expect_right(const format::CompactMatrix& m, const std::vector<float>& x) {
   };
   const auto y = run_candidate(best_here(m), m, x, tokens, &bias);
   for (const CodedCandidate& candidate : candidates()) {
-    if (!runs_here(candidate, m)) continue;  // another CPU's; the portable one always runs
+    // Another CPU's, or for other numbers of tokens; the portable one always runs.
+    if (!runs_here(candidate, m, tokens)) continue;
     for (const Masks masks : {Masks::kOwn, Masks::kShared})
       ASSERT_EQ(run_candidate(candidate, m, x, tokens, &bias, Executor::serial(), masks), y)
           << what(candidate.name.c_str());
@@ -132,16 +137,32 @@ void expect_right(const format::CompactMatrix& m, int64_t tokens) {
 }
 
 TEST(LinearCoded, CandidatesTakeWhatTheySayAndNothingElse) {
-  using Features = std::vector<bool CpuFeatures::*>;
-  const std::vector<std::pair<const char*, Features>> expected = {
+  struct Expected {
+    const char* name;
+    std::vector<bool CpuFeatures::*> needs;
+    bool few, many, many_f32;
+  };
+  const std::vector<Expected> expected = {
+      {"cpu_amx_tiled_dot",
+       {&CpuFeatures::amx_int8, &CpuFeatures::avx512_vbmi2, &CpuFeatures::gfni},
+       false,
+       true,
+       true},
       {"cpu_avx512_stream_dot",
-       {&CpuFeatures::avx512_vbmi2, &CpuFeatures::avx512_vnni, &CpuFeatures::gfni}},
-      {"cpu_avx2_vnni_buffer_dot", {&CpuFeatures::avx2, &CpuFeatures::fma, &CpuFeatures::avx_vnni}},
-      {"cpu_avx2_buffer_dot", {&CpuFeatures::avx2, &CpuFeatures::fma}},
-      {"cpu_portable", {}}};
+       {&CpuFeatures::avx512_vbmi2, &CpuFeatures::avx512_vnni, &CpuFeatures::gfni},
+       true,
+       true,
+       true},
+      {"cpu_avx2_vnni_buffer_dot",
+       {&CpuFeatures::avx2, &CpuFeatures::fma, &CpuFeatures::avx_vnni},
+       true,
+       true,
+       false},
+      {"cpu_avx2_buffer_dot", {&CpuFeatures::avx2, &CpuFeatures::fma}, true, true, false},
+      {"cpu_portable", {}, true, false, false}};
   ASSERT_EQ(std::distance(candidates().begin(), candidates().end()),
             static_cast<int64_t>(expected.size()));
-  for (const auto& [name, needs] : expected) {
+  for (const auto& [name, needs, few, many, many_f32] : expected) {
     const CodedCandidate* candidate = candidates().find(name);
     ASSERT_NE(candidate, nullptr) << name;
     Device able;
@@ -152,10 +173,14 @@ TEST(LinearCoded, CandidatesTakeWhatTheySayAndNothingElse) {
       for (int64_t tokens = 1; tokens <= kMaxTokens + 1; ++tokens) {
         problem.values = values;
         problem.tokens = tokens;
-        const bool taken =
-            (values == Values::kInt8 || values == Values::kInt4G64) && tokens <= kMaxTokens;
-        EXPECT_EQ(static_cast<bool>(candidate->supports(problem, able)), taken)
-            << name << " " << problem.text();
+        const bool codes = values == Values::kInt8 || values == Values::kInt4G64;
+        for (const DType activations : {DType::kBF16, DType::kF32}) {
+          problem.activations = activations;
+          const bool takes_many = activations == DType::kF32 ? many_f32 : many;
+          EXPECT_EQ(static_cast<bool>(candidate->supports(problem, able)),
+                    codes && (tokens <= kMaxTokens ? few : takes_many))
+              << name << " " << problem.text();
+        }
         for (const auto feature : needs) {
           Device lacking = able;
           lacking.cpu.*feature = false;
@@ -172,7 +197,9 @@ TEST(LinearCoded, EqualsTheDefinitionForEveryShapeAndPattern) {
                                    Pattern::keep_of(1, 4), Pattern::block(8, 8)})
       for (const int64_t columns : {1, 7, 63, 64, 65, 128, 200, 257})
         for (const int64_t rows : {1, 9, 15, 16, 17, 33}) {
-          expect_right(coded(rows, columns, pattern, code), columns == 200 ? 7 : 1);
+          const auto m = coded(rows, columns, pattern, code);
+          expect_right(m, columns == 200 ? 7 : 1);
+          if (columns >= 63 && rows % 16 < 2) expect_right(m, 17 + rows);
           if (::testing::Test::HasFatalFailure()) return;
         }
 }
@@ -181,6 +208,92 @@ TEST(LinearCoded, TakesEveryNumberOfTokens) {
   for (const char* code : {"int8", "int4", "int4g64z"})
     for (int64_t tokens = 1; tokens <= kMaxTokens; ++tokens)
       expect_right(coded(70, 192, Pattern::unstructured(), code), tokens);
+  for (const char* code : {"int8", "int8g64", "int4", "int4g32"})
+    for (const int64_t tokens : {17, 31, 32, 33, 47, 64, 65, 129, 257, 300})
+      expect_right(coded(70, 192, Pattern::unstructured(), code), tokens);
+}
+
+TEST(LinearCoded, TakesManyTokensInEveryBlocking) {
+  // More rows than a panel, more columns and more tokens than a block.
+  for (const char* code : {"int8", "int4", "int4g32"}) {
+    expect_right(coded(530, 1100, Pattern::unstructured(), code), 40);
+    expect_right(coded(33, 4200, Pattern::unstructured(), code), 20);
+    expect_right(coded(48, 1090, Pattern{}, code), 280);
+  }
+}
+
+/// y of any type, from what `candidate` makes of x rounded to it.
+std::vector<uint16_t> half_outputs(const CodedCandidate& candidate, const format::CompactMatrix& m,
+                                   DType dtype, int64_t tokens) {
+  const auto wide = random_x(tokens, m.columns);
+  const auto count = static_cast<int64_t>(wide.size());
+  std::vector<uint16_t> x(wide.size()), bias(static_cast<size_t>(m.rows));
+  format::write_floats(x.data(), dtype, 0, wide.data(), count);
+  format::write_floats(bias.data(), dtype, 0, wide.data(), m.rows);
+  const Stream stream = Stream::pack(m).value();
+  const CodedPlan planned = plan_for(candidate, problem_of(m, tokens, dtype));
+  std::vector<std::byte> workspace(planned.workspace_bytes);
+  const int64_t stride = m.rows + 3;  // what lies between is left alone
+  std::vector<uint16_t> y(static_cast<size_t>(tokens * stride), 0x1234);
+  run(planned, stream,
+      {.dtype = dtype,
+       .tokens = tokens,
+       .x = x.data(),
+       .x_stride = m.columns,
+       .y = y.data(),
+       .y_stride = stride,
+       .bias = bias.data()},
+      workspace.data(), Executor::serial());
+  return y;
+}
+
+TEST(LinearCoded, GivesTheSameBitsInEveryTypeOfY) {
+  for (const char* code : {"int8", "int4"})
+    for (const DType dtype : {DType::kBF16, DType::kF16})
+      for (const int64_t rows : {5, 16, 27, 64}) {
+        const auto m = coded(rows, 300, Pattern::unstructured(), code);
+        const auto expected = half_outputs(*candidates().find("cpu_portable"), m, dtype, 37);
+        for (int64_t t = 0; t < 37; ++t)
+          for (int64_t i = m.rows; i < m.rows + 3; ++i)
+            ASSERT_EQ(expected[static_cast<size_t>(t * (m.rows + 3) + i)], 0x1234);
+        for (const CodedCandidate& candidate : candidates())
+          if (candidate.supports(problem_of(m, 37, dtype), Device::this_cpu())) {
+            EXPECT_EQ(half_outputs(candidate, m, dtype, 37), expected) << candidate.name;
+          }
+      }
+}
+
+TEST(QuantizeToken, IsTheSameOnEveryCpu) {
+#if defined(__x86_64__)
+  if (!cpu_features().avx512) {
+    std::printf("[ NOT RUN  ] quantize_token_avx512: this CPU can't\n");
+    return;
+  }
+  const float inf = std::numeric_limits<float>::infinity();
+  for (const int64_t columns : {0, 1, 15, 16, 17, 100, 1024, 1500})
+    for (uint64_t kind = 0; kind < 8; ++kind) {
+      auto x = random_x(1, columns, kind);
+      for (size_t i = 0; i < x.size(); ++i) {
+        if (kind == 1) x[i] = 0;
+        if (kind == 2) x[i] *= 1e-40f;
+        if (kind == 3) x[i] = std::round(x[i] * 8) / 2;  // halves of a step
+        if (kind == 4) x[i] *= 1e30f;
+      }
+      if (kind == 3 && columns > 0) x[0] = 127;
+      if (kind == 5 && columns > 0) x.back() = inf;
+      if (kind == 6 && columns > 0) x[x.size() / 2] = -inf;
+      if (kind == 7 && columns > 0) x[0] = std::nanf("");
+      for (const DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
+        std::vector<std::byte> bits(x.size() * size_bytes(dtype));
+        format::write_floats(bits.data(), dtype, 0, x.data(), columns);
+        std::vector<int8_t> here(x.size() + 1, 99), portable(x.size() + 1, 99);
+        const float a = quantize_token_avx512(dtype, bits.data(), columns, here.data());
+        const float b = quantize_token_portable(dtype, bits.data(), columns, portable.data());
+        EXPECT_EQ(std::bit_cast<uint32_t>(a), std::bit_cast<uint32_t>(b)) << kind << " " << columns;
+        EXPECT_EQ(here, portable) << kind << " " << columns;
+      }
+    }
+#endif
 }
 
 TEST(LinearCoded, TakesEmptyFullAndVerySparseWeights) {
@@ -207,6 +320,8 @@ TEST(LinearCoded, NoSumSaturates) {
     for (size_t i = 0; i < x.size(); ++i)
       x[i] = i < 4096 ? 127.0f : i < 8192 ? -127.0f : i % 2 ? 127.0f : -127.0f;
     expect_right(m, x);
+    for (int more = 0; more < 4; ++more) x.insert(x.end(), x.begin(), x.begin() + 3 * 4096);
+    expect_right(m, {x.begin(), x.begin() + 18 * 4096});
   }
 }
 
@@ -229,17 +344,44 @@ TEST(LinearCoded, BitsDependNeitherOnThreadsNorOnOtherTokens) {
   }
 }
 
+TEST(LinearCoded, BitsOfManyTokensAreThoseOfOne) {
+  for (const char* code : {"int8", "int4"}) {
+    const auto m = coded(301, 384, Pattern::unstructured(), code);
+    const auto x = random_x(70, m.columns);
+    std::vector<float> one_by_one;
+    for (int64_t t = 0; t < 70; ++t) {
+      const std::vector<float> one(x.begin() + t * m.columns, x.begin() + (t + 1) * m.columns);
+      const auto y = run_candidate(best_here(m), m, one, 1);
+      one_by_one.insert(one_by_one.end(), y.begin(), y.end());
+    }
+    for (const CodedCandidate& candidate : candidates()) {
+      if (!runs_here(candidate, m, 70)) continue;
+      for (int threads : {1, 2, 3, 7}) {
+        ThreadPool pool(threads);
+        EXPECT_EQ(run_candidate(candidate, m, x, 70, nullptr, pool.executor()), one_by_one)
+            << candidate.name;
+      }
+    }
+  }
+}
+
 TEST(LinearCoded, ANotFiniteTokenIsNaNAndTheOthersAreUntouched) {
   const auto m = coded(9, 100, Pattern::unstructured(), "int8");
-  auto x = random_x(3, m.columns);
-  const auto clean = run_candidate(best_here(m), m, x, 3);
-  x[150] = std::numeric_limits<float>::infinity();
-  const auto y = run_candidate(best_here(m), m, x, 3);
-  for (int64_t n = 0; n < m.rows; ++n) {
-    EXPECT_EQ(y[static_cast<size_t>(n)], clean[static_cast<size_t>(n)]);
-    EXPECT_TRUE(std::isnan(y[static_cast<size_t>(m.rows + n)]));
-    EXPECT_EQ(y[static_cast<size_t>(2 * m.rows + n)], clean[static_cast<size_t>(2 * m.rows + n)]);
-  }
+  for (const int64_t tokens : {3, 20})
+    for (const CodedCandidate& candidate : candidates()) {
+      if (!runs_here(candidate, m, tokens)) continue;
+      auto x = random_x(tokens, m.columns);
+      const auto clean = run_candidate(candidate, m, x, tokens);
+      x[150] = std::numeric_limits<float>::infinity();
+      const auto y = run_candidate(candidate, m, x, tokens);
+      for (int64_t i = 0; i < tokens * m.rows; ++i) {
+        const auto at = static_cast<size_t>(i);
+        if (i / m.rows == 1)
+          EXPECT_TRUE(std::isnan(y[at]));
+        else
+          EXPECT_EQ(y[at], clean[at]);
+      }
+    }
 }
 
 TEST(Stream, ExpandsToWhatTheMatrixStandsFor) {

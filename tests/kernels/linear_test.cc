@@ -787,6 +787,27 @@ TEST(ValueStream, expands_to_the_matrix_with_any_number_of_threads) {
           }
 }
 
+TEST(ValueStream, of_parts_is_that_of_the_whole_matrix) {
+  const MatrixBits whole =
+      random_matrix(DType::kBF16, 192 + 23, 130, Pattern::unstructured(), 0.5, 4);
+  const auto rows = [&](int64_t first, int64_t count) {
+    const Tensor all = whole.tensor();
+    const size_t row = 130 * 2;
+    const Bytes bytes(std::make_shared<Bytes>(all.bytes),
+                      all.bytes.data() + static_cast<size_t>(first) * row,
+                      static_cast<size_t>(count) * row);
+    return *format::compress(Tensor{DType::kBF16, {count, 130}, bytes}, Pattern::unstructured());
+  };
+  const auto one = linear_stream::ValueStream::pack(rows(0, 215)).value();
+  const auto parts =
+      linear_stream::ValueStream::pack({rows(0, 128), rows(128, 64), rows(192, 23)}).value();
+  ASSERT_EQ(parts.view().rows, 215);
+  ASSERT_EQ(parts.size_bytes(), one.size_bytes());
+  const auto bytes = static_cast<size_t>(one.view().stream_offsets[stream::tile_count(215)]);
+  EXPECT_EQ(std::memcmp(parts.view().stream, one.view().stream, bytes), 0);
+  EXPECT_FALSE(linear_stream::ValueStream::pack({rows(0, 23), rows(23, 64)}).ok()) << "a torn tile";
+}
+
 /// Every implementation writes the bytes of the portable one, and takes them apart again.
 TEST(ValueStream, chunks_are_the_same_whoever_packs_them) {
   const auto& portable = linear_stream::chunk_tools().back();

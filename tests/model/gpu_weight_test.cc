@@ -546,16 +546,20 @@ TEST_F(GpuWeight24, GivesTheSameOnRawMemory) {
       compact_on_gpu(at::ones({64, 64}).to(at::kBFloat16), Pattern::block(32, 32)).recordable());
 }
 
+format::CompactMatrix codes_of(const at::Tensor& weight, const Pattern& pattern, const char* code) {
+  const auto quantization = must(format::Quantization::parse(code));
+  const Tensor dense = unwrap(weight.to(at::kBFloat16));
+  return pattern.kind != format::PatternKind::kDense
+             ? must(format::quantize(must(format::compress(dense, pattern)), quantization))
+             : must(format::quantize(dense, quantization));
+}
+
 /// Codes of a random weight, 2:4 or dense. Some rows and some scales are zero.
 format::CompactMatrix random_codes(int64_t rows, int64_t columns, const Pattern& pattern,
                                    const char* code) {
-  const bool sparse = pattern.kind == format::PatternKind::kKeepOf;
   at::Tensor weight = at::randn({rows, columns}) * at::rand({rows, 1}).mul(4).floor();
-  if (sparse) weight *= mask24(rows, columns);
-  const auto quantization = must(format::Quantization::parse(code));
-  const Tensor dense = unwrap(weight.to(at::kBFloat16));
-  return sparse ? must(format::quantize(must(format::compress(dense, pattern)), quantization))
-                : must(format::quantize(dense, quantization));
+  if (pattern.kind == format::PatternKind::kKeepOf) weight *= mask24(rows, columns);
+  return codes_of(weight, pattern, code);
 }
 
 /// What the codes stand for: in float32 every product of a scale and a code is exact.
@@ -602,6 +606,77 @@ TEST_F(GpuWeight24, CodesStayWithinTheirBoundForEveryNumberOfTokens) {
                                with_bias ? " with bias" : "");
           }
       }
+}
+
+/// Rows that keep from nothing to all of their weights, or each of them this share.
+at::Tensor uneven_mask(int64_t rows, int64_t columns, double share) {
+  const at::Tensor all = at::full({rows, 1}, share);
+  const at::Tensor kept = share > 0 ? all : at::rand({rows, 1}).mul(1.4).sub(0.2);
+  return at::rand({rows, columns}) < kept;
+}
+
+TEST_F(GpuWeight24, UnstructuredCodesStayWithinTheirBoundOnAnyShape) {
+  const Pattern pattern = Pattern::unstructured();
+  for (const char* code : {"int8", "fp8"})
+    for (const auto& [outputs, inputs, share] : {std::tuple<int64_t, int64_t, double>{1, 1, 1.0},
+                                                 {17, 99, 0.0},
+                                                 {31, 256, 1.0},
+                                                 {33, 264, 0.5},
+                                                 {264, 640, 0.0},
+                                                 {70, 5632, 0.2},
+                                                 {1000, 4096, 0.5}}) {
+      at::Tensor weight = at::randn({outputs, inputs}) * uneven_mask(outputs, inputs, share);
+      weight[outputs / 2].fill_(outputs > 1 ? 0.0 : 1.0);
+      const auto matrix = codes_of(weight, pattern, code);
+      const Linear linear = must(Linear::compact(matrix, {}, kGpu));
+      ASSERT_TRUE(linear.is_compact());
+      EXPECT_TRUE(linear.recordable());
+      const at::Tensor rounded = meant(matrix, DType::kBF16);
+      EXPECT_TRUE(at::equal(linear.weight(), rounded)) << code << outputs << "x" << inputs;
+      const at::Tensor w = meant(matrix).to(at::kDouble);
+      for (int64_t tokens = 1; tokens <= 70; tokens += tokens < 18 ? 1 : 9) {
+        const at::Tensor x = at::randn({tokens, inputs}).to(kGpu.device, at::kBFloat16);
+        const at::Tensor y = linear.forward(x);
+        if (tokens > kMostTokens) {
+          ASSERT_TRUE(at::equal(y, at::linear(x, rounded))) << outputs << "x" << inputs;
+          continue;
+        }
+        const at::Tensor exact = at::linear(x.to(at::kDouble), w);
+        const at::Tensor sums = at::linear(x.to(at::kDouble).abs(), w.abs());
+        const at::Tensor excess =
+            (y.to(at::kDouble) - exact).abs() - bound(exact, sums, inputs + 2, /*bias=*/false);
+        ASSERT_LE(excess.max().item<double>(), 0)
+            << fmt::format("{} {}x{}x{}", code, outputs, inputs, tokens);
+      }
+    }
+}
+
+TEST_F(GpuWeight24, UnstructuredCodesOfNothingGiveZero) {
+  for (const char* code : {"int8", "fp8"}) {
+    const Linear linear = must(
+        Linear::compact(codes_of(at::zeros({100, 300}), Pattern::unstructured(), code), {}, kGpu));
+    ASSERT_TRUE(linear.is_compact());
+    for (const int64_t tokens : {1, 9, 40}) {
+      const at::Tensor x = at::randn({tokens, 300}).to(kGpu.device, at::kBFloat16);
+      EXPECT_EQ(linear.forward(x).abs().max().item<float>(), 0.0f);
+    }
+  }
+}
+
+/// A row's largest code is 127, so that its scale is 1 and every code a whole number.
+TEST_F(GpuWeight24, UnstructuredInt8IsExactOnWholeNumbersAndTheSameEveryTime) {
+  at::Tensor weight = at::randint(-126, 127, {528, 1024}) * uneven_mask(528, 1024, 0.5);
+  weight.select(1, 7).fill_(127);
+  const auto matrix = codes_of(weight.to(at::kFloat), Pattern::unstructured(), "int8");
+  const Linear linear = must(Linear::compact(matrix, {}, kGpu));
+  ASSERT_TRUE(linear.is_compact());
+  for (const int64_t tokens : {1, 2, 8, 9, 16, 40}) {
+    const at::Tensor x = at::randint(-8, 9, {tokens, 1024}).to(at::kBFloat16).to(kGpu.device);
+    const at::Tensor exact = at::linear(x.to(at::kDouble), weight.to(kGpu.device, at::kDouble));
+    const at::Tensor y = linear.forward(x);
+    ASSERT_TRUE(at::equal(y, exact.to(at::kFloat).to(at::kBFloat16))) << tokens;
+    for (int i = 0; i < 100; ++i) ASSERT_TRUE(at::equal(linear.forward(x), y)) << tokens;
+  }
 }
 
 TEST_F(GpuWeight24, CodesThatNoKernelTakesAreExpandedOnce) {

@@ -23,6 +23,7 @@ namespace {
 using kernels::Problem;
 
 constexpr int64_t kWarmUpRounds = 2;
+constexpr size_t kTimedInATurn = 5;
 constexpr int64_t kMostRounds = 20000;
 /// Rows of W that the float64 reference takes at a time: as float64 they are four times as large.
 constexpr int64_t kReferenceRows = 1024;
@@ -139,6 +140,18 @@ double time_us(Entry& entry, const at::Tensor& x) {
   return us.count();
 }
 
+/// A contender's turn: products in a row, as in a decode step. The first of them, `settle_us`
+/// together, don't count: after another program's pace, a machine takes a while to give this one
+/// its own (clock, power, memory).
+/// @return the median of the others
+double turn_us(Entry& entry, const at::Tensor& x, double settle_us) {
+  for (double spent = 0; spent < settle_us;) spent += time_us(entry, x);
+  std::vector<double> us(settle_us > 0 ? kTimedInATurn : 1);
+  for (double& one : us) one = time_us(entry, x);
+  std::ranges::nth_element(us, us.begin() + static_cast<int64_t>(us.size()) / 2);
+  return us[us.size() / 2];
+}
+
 /// Multiplies once by every copy of every layout, untimed: nothing that is timed meets memory for
 /// the first time.
 Status touch_all(std::vector<Entry>& entries, const at::Tensor& x,
@@ -167,7 +180,7 @@ Result<int64_t> run_rounds(std::vector<Entry>& entries, const at::Tensor& x,
     if (round == 0) start = std::chrono::steady_clock::now();
     for (size_t i = 0; i < entries.size(); ++i) {
       Entry& entry = entries[round % 2 == 0 ? i : entries.size() - 1 - i];
-      const double us = time_us(entry, x);
+      const double us = turn_us(entry, x, options.settle_us);
       if (round >= 0) entry.samples_us.push_back(us);
     }
     if (round < 0) continue;
@@ -236,7 +249,8 @@ Result<std::vector<std::pair<Case, const kernels::LinearOperation*>>> make_cases
 }  // namespace
 
 CompareOptions CompareOptions::quick() {
-  return {.seconds = 0, .least_rounds = 5, .rotated_bytes = 0, .stream_bytes = 1 << 24};
+  return {
+      .seconds = 0, .least_rounds = 5, .settle_us = 0, .rotated_bytes = 0, .stream_bytes = 1 << 24};
 }
 
 std::string wrong_output(const at::Tensor& y, const at::Tensor& exact,

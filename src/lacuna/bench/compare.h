@@ -19,6 +19,7 @@ namespace lacuna::bench {
 struct CompareOptions {
   double seconds = 2;             ///< of timed rounds
   int64_t least_rounds = 15;      ///< even if they take longer
+  double settle_us = 20e3;        ///< of a turn, before its timed products
   double rotated_bytes = 1.5e9;   ///< of the copies of each layout; one copy at least
   double stream_bytes = 1 << 30;  ///< of the streaming read; 0: none
   uint64_t seed = 0;

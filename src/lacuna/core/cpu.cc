@@ -36,7 +36,7 @@ std::vector<std::string> CpuFeatures::list() const {
   add(avx2, "avx2"), add(fma, "fma"), add(f16c, "f16c"), add(avx512, "avx512");
   add(avx512_vbmi2, "avx512_vbmi2"), add(avx512_bf16, "avx512_bf16"),
       add(avx512_vnni, "avx512_vnni"), add(avx_vnni, "avx_vnni"), add(gfni, "gfni"),
-      add(amx_bf16, "amx_bf16");
+      add(amx_bf16, "amx_bf16"), add(amx_int8, "amx_int8");
   return names;
 }
 
@@ -56,9 +56,11 @@ const CpuFeatures& cpu_features() {
     unsigned a, b, c, d;
     if (__get_cpuid_count(7, 1, &a, &b, &c, &d)) f.avx_vnni = f.avx2 && (a >> 4 & 1);
     if (__get_cpuid(1, &a, &b, &c, &d)) f.f16c = f.avx2 && (c & bit_F16C);
-    constexpr unsigned kAmxBF16 = 1u << 22, kAmxTile = 1u << 24;  // of leaf 7
-    if (f.avx512 && __get_cpuid_count(7, 0, &a, &b, &c, &d))
-      f.amx_bf16 = (d & kAmxBF16) && (d & kAmxTile) && may_use_tiles();
+    constexpr unsigned kAmxBF16 = 1u << 22, kAmxTile = 1u << 24, kAmxInt8 = 1u << 25;  // of leaf 7
+    if (f.avx512 && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kAmxTile) && may_use_tiles()) {
+      f.amx_bf16 = d & kAmxBF16;
+      f.amx_int8 = d & kAmxInt8;
+    }
     char brand[49] = {};
     for (unsigned leaf = 0; leaf < 3; ++leaf) {
       if (!__get_cpuid(0x80000002u + leaf, &a, &b, &c, &d)) break;

@@ -14,6 +14,7 @@ struct CpuFeatures {
   bool avx_vnni = false;  ///< vpdpbusd in 256 bits, without AVX-512
   bool gfni = false;
   bool amx_bf16 = false;  ///< and its tiles; the system has permitted them to this process
+  bool amx_int8 = false;  ///< likewise
   std::vector<std::string> list() const;
 };
 

@@ -6,6 +6,7 @@
 #include "lacuna/kernels/decode/cuda_sm80_decode.h"
 #include "lacuna/kernels/expand/cuda_sm80_expand.h"
 #include "lacuna/kernels/gpu_abi.h"
+#include "lacuna/kernels/linear_bitmap/cuda_sm90_coded.h"
 #include "lacuna/kernels/linear_bitmap/cuda_sm90_gap.h"
 #include "lacuna/kernels/linear_bitmap/cuda_sm90_scatter.h"
 #include "lacuna/kernels/linear_bsr/cuda_sm80_block.h"
@@ -18,9 +19,9 @@ namespace lacuna::kernels {
 namespace {
 
 constexpr const GpuLinearKernel* kLinear[] = {
-    &linear_bitmap::kGap,   &linear_bitmap::kScatter, &linear_bsr::kBlock,
-    &linear_dense::kStream, &linear_dense::kFp8,      &linear_dense::kInt8,
-    &linear_nm::kMmaSp,     &linear_nm::kFp8,         &linear_nm::kInt8,
+    &linear_bitmap::kGap, &linear_bitmap::kScatter, &linear_bitmap::kFp8, &linear_bitmap::kInt8,
+    &linear_bsr::kBlock,  &linear_dense::kStream,   &linear_dense::kFp8,  &linear_dense::kInt8,
+    &linear_nm::kMmaSp,   &linear_nm::kFp8,         &linear_nm::kInt8,
 };
 
 cudaStream_t stream_of(GpuStream stream) { return static_cast<cudaStream_t>(stream); }

@@ -15,6 +15,7 @@
 
 #include "lacuna/core/executor.h"
 #include "lacuna/format/row_product.h"
+#include "lacuna/kernels/coded_stream.h"
 #include "lacuna/kernels/select.h"
 
 namespace lacuna::kernels::tiled {
@@ -28,6 +29,8 @@ struct Blocking {
   static Blocking of(int64_t tokens, int64_t rows, int64_t columns, int threads);
   /// The same where up to 32 tokens have no loop of their own (pair_avx512.h).
   static Blocking of_panels(int64_t tokens, int64_t rows, int64_t columns, int threads);
+  /// The same for codes.
+  static Blocking of_codes(int64_t tokens, int64_t rows, int64_t columns, int threads);
 };
 inline constexpr int64_t kMostRows = 512, kMostColumns = 4096, kMostTokens = 256;
 
@@ -64,6 +67,19 @@ LinearCandidate candidate(std::string name, Support (*supports)(const Problem&, 
                  kBlocking(product.tokens, rows.rows, rows.columns, executor.threads));
           }};
 }
+
+// --- Codes ---------------------------------------------------------------------------------------
+
+/// int8 or int4 in a stream, x rounded to codes as quantize_token() does; x, y and bias f32, bf16
+/// or f16. The outputs are those of linear_coded for few tokens, to the bit.
+/// @determinism as above
+using CodedRun = void (*)(const stream::CodedView& weight, const format::RowProduct& product,
+                          void* workspace, const Executor& executor, const Blocking& blocking);
+/// tdpbusd on tiles of 16 tokens x 16 rows x 64 columns.
+void run_amx_coded_dot(const stream::CodedView& weight, const format::RowProduct& product,
+                       void* workspace, const Executor& executor, const Blocking& blocking);
+size_t coded_workspace_bytes(int64_t tokens, int64_t columns);
+Support supports_amx_coded(const Problem& problem, const Device& device);
 
 // --- float32 -------------------------------------------------------------------------------------
 

@@ -30,22 +30,41 @@ Result<WeightPtr> CodedWeight::make(const format::CompactMatrix& matrix, const C
   return WeightPtr(std::move(weight));
 }
 
+const linear_coded::CodedPlan* CodedWeight::plan_for(
+    int64_t tokens, std::optional<linear_coded::CodedPlan>& many) const {
+  if (tokens <= static_cast<int64_t>(plans_.size()))
+    return &plans_[static_cast<size_t>(tokens - 1)];
+  kernels::Problem problem = plans_.front().problem;
+  problem.tokens = tokens;
+  auto plan = linear_coded::plan(problem);
+  return plan.ok() ? &many.emplace(std::move(plan).value()) : nullptr;
+}
+
 void CodedWeight::run(const format::RowProduct& product, const Executor& executor) const {
-  if (product.tokens > linear_coded::kMaxTokens) return Weight::run(product, executor);
+  std::optional<linear_coded::CodedPlan> many;
+  const auto* plan = plan_for(product.tokens, many);
+  if (plan == nullptr) return Weight::run(product, executor);
   run_planned(
-      plans_[static_cast<size_t>(product.tokens - 1)], product,
-      [&](const linear_coded::CodedPlan& plan, const format::RowProduct& operands,
-          void* workspace) { linear_coded::run(plan, stream_, operands, workspace, executor); });
+      *plan, product,
+      [&](const linear_coded::CodedPlan& of, const format::RowProduct& operands, void* workspace) {
+        linear_coded::run(of, stream_, operands, workspace, executor);
+      });
 }
 
 at::Tensor CodedWeight::multiply(const at::Tensor& x, const std::optional<at::Tensor>& bias) const {
-  if (x.numel() > 0 && x.numel() <= linear_coded::kMaxTokens * stream_.columns() &&
-      x.scalar_type() == compute().dtype)
-    return multiply_few_tokens(x, bias, stream_.rows(), [&](const format::RowProduct& product) {
+  std::optional<linear_coded::CodedPlan> many;
+  if (x.numel() > 0 && !x.requires_grad() && x.scalar_type() == compute().dtype &&
+      plan_for(x.numel() / columns(), many) != nullptr)
+    return multiply_few_tokens(x, bias, rows(), [&](const format::RowProduct& product) {
       run(product, torch_executor());
     });
-  // What linear_coded::quantize_token does, with the scale taken out of the product: the codes are
-  // exact in every type.
+  return multiply_expanded(x, bias);
+}
+
+at::Tensor CodedWeight::multiply_expanded(const at::Tensor& x,
+                                          const std::optional<at::Tensor>& bias) const {
+  // What quantize_token() does, with the scale taken out of the product: the codes are exact in
+  // every type.
   const at::Tensor values = x.to(at::kFloat);
   const at::Tensor scale = (values.abs().amax(-1, /*keepdim=*/true) / 127.0)
                                .clamp_min(std::numeric_limits<float>::min());

@@ -7,8 +7,8 @@
 namespace lacuna::model {
 
 /// y = x' W^T + b with x' = x rounded per token to 127 steps either way of its largest magnitude.
-/// Up to 16 tokens multiply codes with codes (kernels/linear_coded); more expand W into the scratch
-/// and take the dense product with the same x'.
+/// Codes meet codes (kernels/linear_coded), however many tokens; where no kernel is faster with
+/// more than 16, W is expanded into the scratch and takes the dense product with the same x'.
 class CodedWeight final : public Weight {
  public:
   /// @errors kNotPossible: codes or a shape that no kernel multiplies (fp8, more than 65,536
@@ -26,6 +26,12 @@ class CodedWeight final : public Weight {
       : Weight(stream.rows(), stream.columns(), compute), stream_(std::move(stream)) {}
 
  private:
+  /// @param many  holds the plan for more tokens than plans_ has
+  /// @return null where no kernel takes so many
+  const kernels::linear_coded::CodedPlan* plan_for(
+      int64_t tokens, std::optional<kernels::linear_coded::CodedPlan>& many) const;
+  at::Tensor multiply_expanded(const at::Tensor& x, const std::optional<at::Tensor>& bias) const;
+
   kernels::linear_coded::Stream stream_;
   std::vector<kernels::linear_coded::CodedPlan> plans_;  // for 1, 2, ... tokens
 };

@@ -49,12 +49,16 @@ Result<WeightPtr> RowWeight::compact(format::CompactMatrix matrix, const kernels
     LACUNA_TRY(auto slices, linear_csr::Slices::pack(matrix, torch_executor()));
     return planned(std::move(slices), problem, compute);
   }
-  if (problem.operation == linear_stream::kOperation) {
-    LACUNA_TRY(auto stream, linear_stream::ValueStream::pack(matrix, torch_executor()));
-    return planned(std::move(stream), problem, compute);
-  }
+  if (problem.operation == linear_stream::kOperation)
+    return RowWeight::stream({std::move(matrix)}, problem, compute);
   LACUNA_TRY(auto rows, format::CompactRows::make(std::move(matrix)));
   return planned(std::move(rows), problem, compute);
+}
+
+Result<WeightPtr> RowWeight::stream(const std::vector<format::CompactMatrix>& parts,
+                                    const kernels::Problem& problem, const Compute& compute) {
+  LACUNA_TRY(auto stream, linear_stream::ValueStream::pack(parts, torch_executor()));
+  return planned(std::move(stream), problem, compute);
 }
 
 Result<WeightPtr> RowWeight::planned(Held held, kernels::Problem problem, const Compute& compute) {

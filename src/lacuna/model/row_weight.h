@@ -26,6 +26,10 @@ class RowWeight final : public Weight {
   /// linear_csr, a stream if it is linear_stream
   static Result<WeightPtr> compact(format::CompactMatrix matrix, const kernels::Problem& problem,
                                    const Compute& compute);
+  /// The rows of several matrices, one below the other, as a stream. ValueStream::pack says which
+  /// @errors as there
+  static Result<WeightPtr> stream(const std::vector<format::CompactMatrix>& parts,
+                                  const kernels::Problem& problem, const Compute& compute);
 
   at::Tensor multiply(const at::Tensor& x, const std::optional<at::Tensor>& bias) const override;
   void run(const format::RowProduct& product, const Executor& executor) const override;

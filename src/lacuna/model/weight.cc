@@ -6,6 +6,7 @@
 #include "lacuna/core/large_block.h"
 #include "lacuna/format/stack.h"
 #include "lacuna/kernels/linear.h"
+#include "lacuna/kernels/linear_stream/linear_stream.h"
 #include "lacuna/model/coded_weight.h"
 #include "lacuna/model/device_compact.h"
 #include "lacuna/model/gpu_weight.h"
@@ -233,6 +234,31 @@ WeightPtr slice_of(WeightPtr whole, int64_t first, int64_t rows) {
   return std::make_shared<WeightSlice>(std::move(whole), first, rows);
 }
 
+namespace {
+
+/// Parts that are packed as one stream, without a copy of them one below the other.
+std::optional<WeightPtr> stream_of(const std::vector<CompactMatrix>& parts,
+                                   const Compute& compute) {
+  int64_t rows = 0;
+  double zeros = 0;
+  for (const CompactMatrix& part : parts) {
+    if (!part.quantization.none() || scalar_type(part.values_dtype) != compute.dtype)
+      return std::nullopt;
+    rows += part.rows;
+    zeros += sparsity_of(part) * static_cast<double>(part.rows);
+  }
+  const CompactMatrix& front = parts.front();
+  const auto problem =
+      decode_problem_of(front.pattern, front.values_dtype, rows, front.columns,
+                        rows > 0 ? zeros / static_cast<double>(rows) : 0.0, compute);
+  if (problem.operation != kernels::linear_stream::kOperation) return std::nullopt;
+  auto packed = RowWeight::stream(parts, problem, compute);
+  if (!packed.ok()) return std::nullopt;  // stacked, it may do
+  return std::move(packed).value();
+}
+
+}  // namespace
+
 std::optional<StoredMatrix> stacked(const std::vector<StoredMatrix>& parts,
                                     const Compute& compute) {
   std::vector<at::Tensor> dense;
@@ -248,6 +274,7 @@ std::optional<StoredMatrix> stacked(const std::vector<StoredMatrix>& parts,
                                   walked_as_stored(compact.front(), compute));
   if (parts.size() == 1 && !walked) return parts.front();
   if (dense.empty()) {
+    if (auto packed = stream_of(compact, compute)) return std::move(*packed);
     auto all = format::stack_rows(compact, torch_executor());
     if (!all) return std::nullopt;
     return std::move(*all);
@@ -268,6 +295,7 @@ std::optional<StoredMatrix> stacked(const std::vector<StoredMatrix>& parts,
 }
 
 Result<WeightPtr> weight_of(StoredMatrix stored, const Compute& compute) {
+  if (auto* packed = std::get_if<WeightPtr>(&stored)) return std::move(*packed);
   if (auto* matrix = std::get_if<CompactMatrix>(&stored))
     return compact_weight(std::move(*matrix), compute);
   return dense_weight(std::move(std::get<at::Tensor>(stored)));

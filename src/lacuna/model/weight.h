@@ -73,11 +73,11 @@ Result<WeightPtr> compact_weight(format::CompactMatrix weight, const Compute& co
 WeightPtr slice_of(WeightPtr whole, int64_t first, int64_t rows);
 
 /// What a checkpoint holds: a tensor on the device and in the type of the computation, or a compact
-/// matrix.
-using StoredMatrix = std::variant<at::Tensor, format::CompactMatrix>;
+/// matrix; or several of these, packed for their kernels.
+using StoredMatrix = std::variant<at::Tensor, format::CompactMatrix, WeightPtr>;
 /// All rows of the parts as one, or nothing where their forms differ. On a CPU what kernels will
 /// walk comes to lie in large pages, also of one part: a mapped file has small ones.
-/// @param parts  at least one
+/// @param parts  at least one, none packed
 std::optional<StoredMatrix> stacked(const std::vector<StoredMatrix>& parts, const Compute& compute);
 /// Weights of any of these forms.
 Result<WeightPtr> weight_of(StoredMatrix stored, const Compute& compute);

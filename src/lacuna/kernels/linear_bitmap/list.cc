@@ -1,5 +1,6 @@
 // The candidates of linear_bitmap, special to general, the reference last.
 #include "lacuna/kernels/linear_bitmap/cpu.h"
+#include "lacuna/kernels/linear_bitmap/cuda_sm90_coded_limits.h"
 #include "lacuna/kernels/linear_bitmap/cuda_sm90_gap_limits.h"
 #include "lacuna/kernels/linear_bitmap/cuda_sm90_scatter_limits.h"
 #include "lacuna/kernels/linear_bitmap/linear_bitmap.h"
@@ -70,6 +71,19 @@ Support scatter(const Problem& problem, const Device& device) {
                     : needs(problem.sparsity >= 0.55, "55 % zeros or more from 17 tokens on"));
 }
 
+/// Codes with one scale a row. The alternative is their expansion, of 16 bits a weight: never
+/// fewer.
+template <Values kValues>
+Support coded(const Problem& problem, const Device& device) {
+  const char* shape = coded_shape_refusal(problem.outputs, problem.inputs, problem.tokens);
+  return Support::all(
+      {needs(problem.pattern.kind == format::PatternKind::kUnstructured, "an unstructured pattern"),
+       needs(problem.values == kValues && problem.activations == DType::kBF16,
+             fmt::format("{} values and bf16 activations", text(kValues))),
+       shape != nullptr ? Support::no("{}", shape) : Support::yes(),
+       supports_gpu_kernel(device, 9, 0)});
+}
+
 }  // namespace
 
 LinearCandidates& candidates() {
@@ -93,6 +107,8 @@ GpuCandidates& gpu_candidates() {
   static GpuCandidates list{
       {"cuda_sm90_gap", gap},
       {"cuda_sm90_scatter", scatter},
+      {"cuda_sm90_fp8", coded<Values::kFP8>},
+      {"cuda_sm90_int8", coded<Values::kInt8>},
       {kExpandCublas, supports_dense_product<format::PatternKind::kUnstructured>}};
   return list;
 }

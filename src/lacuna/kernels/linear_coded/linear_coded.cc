@@ -1,12 +1,10 @@
 #include "lacuna/kernels/linear_coded/linear_coded.h"
 
 #include <algorithm>
-#include <bit>
-#include <cstring>
-#include <limits>
 
 #include "lacuna/format/element.h"
 #include "lacuna/kernels/linear_coded/cpu.h"
+#include "lacuna/kernels/tiled.h"
 
 namespace lacuna::kernels::linear_coded {
 namespace {
@@ -20,48 +18,11 @@ int64_t x_stride_bytes(int64_t columns) {
 
 }  // namespace
 
-float quantize_token(DType dtype, const void* x, int64_t columns, int8_t* codes) {
-  if (columns <= 0) return 0.0f;
-  // In pieces that the nearest cache holds, by loops that become vector code.
-  constexpr int64_t kPiece = 1024;
-  float piece[kPiece];
-  const auto floats = [&](int64_t first, int64_t count) {
-    for (int64_t k = 0; k < count; ++k) piece[k] = format::read_float(x, dtype, first + k);
-  };
-  const auto for_each_piece = [&](auto&& f) {
-    for (int64_t first = 0; first < columns; first += kPiece) {
-      const int64_t count = std::min(kPiece, columns - first);
-      floats(first, count);
-      f(first, count);
-    }
-  };
-  // As integers, the bits of magnitudes have the order of their values, NaN above infinity.
-  uint32_t largest_bits = 0;
-  for_each_piece([&](int64_t, int64_t count) {
-    for (int64_t k = 0; k < count; ++k)
-      largest_bits = std::max(largest_bits, std::bit_cast<uint32_t>(piece[k]) & 0x7fffffffu);
-  });
-  if (largest_bits >= 0x7f800000u || largest_bits == 0) {
-    std::fill(codes, codes + columns, int8_t{0});
-    return largest_bits == 0 ? 0.0f : std::numeric_limits<float>::quiet_NaN();
-  }
-  const float scale =
-      std::max(std::bit_cast<float>(largest_bits) / 127.0f, std::numeric_limits<float>::min());
-  const float inverse = 1.0f / scale;
-  for_each_piece([&](int64_t first, int64_t count) {
-    // Adding 1.5 * 2^23 rounds to the nearest integer, ties to even, into the low bits. The
-    // largest magnitude times the inverse is 127 to within a rounding, so no code leaves its range.
-    for (int64_t k = 0; k < count; ++k)
-      codes[first + k] =
-          static_cast<int8_t>(std::bit_cast<int32_t>(piece[k] * inverse + 0x1.8p23f));
-  });
-  return scale;
-}
-
 size_t workspace_bytes(const Problem& problem) {
-  return static_cast<size_t>(
+  const auto of_tiles = static_cast<size_t>(
       problem.tokens * (x_stride_bytes(problem.inputs) + static_cast<int64_t>(sizeof(float))) +
       kAlignment);
+  return std::max(of_tiles, tiled::coded_workspace_bytes(problem.tokens, problem.inputs));
 }
 
 CodedPlan plan_for(const CodedCandidate& candidate, const Problem& problem) {
@@ -79,6 +40,8 @@ std::vector<Explanation> explain(const Problem& problem, const Device& device) {
 
 void run(const CodedPlan& plan, const Stream& stream, const format::RowProduct& product,
          void* workspace, const Executor& executor) {
+  if (plan.candidate->product != nullptr)
+    return plan.candidate->product(stream, product, workspace, executor);
   const auto address = reinterpret_cast<uintptr_t>(workspace);
   auto* x = static_cast<uint8_t*>(workspace) + (-address & (kAlignment - 1));
   const int64_t stride = x_stride_bytes(stream.columns()), tokens = product.tokens;

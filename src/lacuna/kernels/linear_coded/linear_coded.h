@@ -1,14 +1,15 @@
-// y[T,N] = x[T,K] · W[N,K]^T for few tokens, W int8 or int4 with scales, dense or sparse, x
-// quantised to int8 on the way.
+// y[T,N] = x[T,K] · W[N,K]^T, W int8 or int4 with scales, dense or sparse, x quantised to int8 on
+// the way.
 #pragma once
 
 #include "lacuna/format/row_product.h"
 #include "lacuna/kernels/linear_coded/stream.h"
+#include "lacuna/kernels/quantize_token.h"
 #include "lacuna/kernels/select.h"
 
 namespace lacuna::kernels::linear_coded {
 
-/// Most tokens of one call.
+/// Up to as many are few: weights are read once from memory and decide the time.
 inline constexpr int64_t kMaxTokens = format::kMaxTokens;
 
 /// Sums of one tile with tokens [first, first + count) of prepared x: Σ w (x + 128), where w
@@ -16,8 +17,14 @@ inline constexpr int64_t kMaxTokens = format::kMaxTokens;
 using TileKernel = void (*)(const Stream& stream, int64_t tile, const uint8_t* x, int64_t x_stride,
                             int64_t tokens, float* sums);
 
+/// A whole product; the workspace has workspace_bytes().
+using CodedProduct = void (*)(const Stream& stream, const format::RowProduct& product,
+                              void* workspace, const Executor& executor);
+
+/// One of the two.
 struct CodedCandidate : Candidate {
   TileKernel kernel = nullptr;
+  CodedProduct product = nullptr;
 };
 using CodedCandidates = CandidateList<CodedCandidate>;
 
@@ -41,18 +48,15 @@ size_t workspace_bytes(const Problem& problem);
 /// y. A NaN or an infinity in x makes its token's y NaN.
 /// @shape x [T,K], y [T,N], bias [N]
 /// @dtype W int8 or int4 (format/quantization.h); x, y and bias f32, bf16 or f16
-/// @limits 1 <= T <= 16, any N and K
-/// @cost 2 T N K operations; the bytes of the stream once for each 8 tokens, from memory once
-/// @determinism the bits of an output depend on its row and token alone: not on the threads, nor
-/// on the other tokens of the call
+/// @limits T >= 1, any N, K <= 65536
+/// @cost 2 T N K operations; the bytes of the stream once for each 8 tokens, from memory once; on
+/// AMX once for each 256
+/// @determinism the bits of an output depend on its row and token alone: not on the candidate, the
+/// threads, nor on the other tokens of the call
 void run(const CodedPlan& plan, const Stream& stream, const format::RowProduct& product,
          void* workspace, const Executor& executor);
 
 std::vector<Explanation> explain(const Problem& problem, const Device& device = Device::this_cpu());
 CodedCandidates& candidates();
-
-/// x as run() sees it: codes -127..127 and their scale.
-/// @param codes  [columns]
-float quantize_token(DType dtype, const void* x, int64_t columns, int8_t* codes);
 
 }  // namespace lacuna::kernels::linear_coded

@@ -272,8 +272,7 @@ Result<Stream> Stream::pack(const CompactMatrix& matrix, const Executor& executo
   Stream s;
   s.rows_ = matrix.rows;
   s.columns_ = matrix.columns;
-  s.quantization_ = {.code = streamed_code(matrix.quantization),
-                     .group = matrix.quantization.group};
+  s.code_ = streamed_code(matrix.quantization);
   s.masks_ = masks_for(matrix, masks);
   const int64_t group = matrix.quantization.group;
   s.scale_sets_ = group == 0       ? (s.code() == Code::kInt4 ? 1 : 0)
@@ -283,14 +282,16 @@ Result<Stream> Stream::pack(const CompactMatrix& matrix, const Executor& executo
   // The masks say how long every tile is, so that each is packed where it stays.
   const TilePacker packer(matrix, s);
   const int64_t tiles = format::ceil_div(matrix.rows, kTileRows);
-  s.offsets_.assign(static_cast<size_t>(tiles) + 1, 0);
+  s.tile_offsets_.assign(static_cast<size_t>(tiles) + 1, 0);
   packer.for_each_tile(executor, [&](int64_t tile, const TileRows& rows) {
-    s.offsets_[tile + 1] = packer.bytes_of(rows);
+    s.tile_offsets_[tile + 1] = packer.bytes_of(rows);
   });
-  for (int64_t tile = 0; tile < tiles; ++tile) s.offsets_[tile + 1] += s.offsets_[tile];
-  s.data_ = LargeBlock(static_cast<size_t>(s.offsets_[tiles]) + kMargin);
+  for (int64_t tile = 0; tile < tiles; ++tile) s.tile_offsets_[tile + 1] += s.tile_offsets_[tile];
+  s.block_ = LargeBlock(static_cast<size_t>(s.tile_offsets_[tiles]) + kMargin);
+  s.data_ = s.block_.data();
+  s.offsets_ = s.tile_offsets_.data();
   packer.for_each_tile(executor, [&](int64_t tile, TileRows& rows) {
-    packer.pack(tile, rows, s.data_.data() + s.offsets_[tile]);
+    packer.pack(tile, rows, s.block_.data() + s.offsets_[tile]);
   });
   return s;
 }

@@ -18,7 +18,7 @@ Support any_cpu(const Problem& problem, const Device& device) {
 
 Support amx_tiled(const Problem& problem, const Device& device) {
   return Support::all({tiled::supports_amx_dot(problem, device), right_pattern(problem),
-                       needs(problem.tokens > format::kMaxTokens, "17 tokens or more")});
+                       needs(problem.tokens >= 8, "8 tokens or more")});
 }
 
 Support dot(const Problem& problem, const Device& device) {

@@ -81,17 +81,18 @@ LACUNA_INLINE void multiply(const Buffer& buffer, const float* x, int64_t x_stri
 }
 
 template <DType kType>
-void kernel(const format::RowsView& rows, int64_t tile, const float* x, int64_t x_stride,
-            int64_t tokens, float* out) {
-  Sums sums[kTokensAtOnce] = {};
+void kernel(const format::RowsView& rows, int64_t tile, int64_t, const void* input, int64_t tokens,
+            float* out) {
+  const auto* x = static_cast<const float*>(input);
+  const int64_t stride = x_stride(rows.columns);
+  Sums sums[kMostTokens] = {};
   Buffer buffer;
   const uint8_t* next = rows.stream + rows.stream_offsets[tile];
   for (int64_t left = stream::chunk_count(rows.columns); left > 0; --left, x += kChunk) {
     next = expand(next, buffer);
     int64_t t = 0;
-    for (; t + 2 <= tokens; t += 2)
-      multiply<kType, 2>(buffer, x + t * x_stride, x_stride, sums + t);
-    if (t < tokens) multiply<kType, 1>(buffer, x + t * x_stride, x_stride, sums + t);
+    for (; t + 2 <= tokens; t += 2) multiply<kType, 2>(buffer, x + t * stride, stride, sums + t);
+    if (t < tokens) multiply<kType, 1>(buffer, x + t * stride, stride, sums + t);
   }
   for (int64_t t = 0; t < tokens; ++t)
     for (int64_t r = 0; r < kTileRows; ++r)

@@ -44,7 +44,7 @@ LACUNA_INLINE __m512 odd_columns(__m512i block) {
 constexpr int kSums = 3;
 
 template <DType kType, int T>
-void tile_of(const format::RowsView& rows, int64_t tile, const float* x, int64_t x_stride,
+void tile_of(const format::RowsView& rows, int64_t tile, const float* x, int64_t stride,
              float* sums) {
   __m512 sum[T][kSums];
 #pragma GCC unroll 8
@@ -70,7 +70,7 @@ void tile_of(const format::RowsView& rows, int64_t tile, const float* x, int64_t
         const __m512 even = even_columns<kType>(block), odd = odd_columns<kType>(block);
 #pragma GCC unroll 8
         for (int t = 0; t < T; ++t) {
-          const float* input = x + t * x_stride + 2 * b;
+          const float* input = x + t * stride + 2 * b;
           __m512 &first = sum[t][2 * b % kSums], &second = sum[t][(2 * b + 1) % kSums];
           first = _mm512_fmadd_ps(even, _mm512_set1_ps(input[0]), first);
           second = _mm512_fmadd_ps(odd, _mm512_set1_ps(input[1]), second);
@@ -87,25 +87,27 @@ void tile_of(const format::RowsView& rows, int64_t tile, const float* x, int64_t
 }
 
 template <DType kType>
-void kernel(const format::RowsView& rows, int64_t tile, const float* x, int64_t x_stride,
-            int64_t tokens, float* sums) {
+void kernel(const format::RowsView& rows, int64_t tile, int64_t, const void* input, int64_t tokens,
+            float* sums) {
+  const auto* x = static_cast<const float*>(input);
+  const int64_t stride = x_stride(rows.columns);
   switch (tokens) {
     case 1:
-      return tile_of<kType, 1>(rows, tile, x, x_stride, sums);
+      return tile_of<kType, 1>(rows, tile, x, stride, sums);
     case 2:
-      return tile_of<kType, 2>(rows, tile, x, x_stride, sums);
+      return tile_of<kType, 2>(rows, tile, x, stride, sums);
     case 3:
-      return tile_of<kType, 3>(rows, tile, x, x_stride, sums);
+      return tile_of<kType, 3>(rows, tile, x, stride, sums);
     case 4:
-      return tile_of<kType, 4>(rows, tile, x, x_stride, sums);
+      return tile_of<kType, 4>(rows, tile, x, stride, sums);
     case 5:
-      return tile_of<kType, 5>(rows, tile, x, x_stride, sums);
+      return tile_of<kType, 5>(rows, tile, x, stride, sums);
     case 6:
-      return tile_of<kType, 6>(rows, tile, x, x_stride, sums);
+      return tile_of<kType, 6>(rows, tile, x, stride, sums);
     case 7:
-      return tile_of<kType, 7>(rows, tile, x, x_stride, sums);
+      return tile_of<kType, 7>(rows, tile, x, stride, sums);
     default:
-      return tile_of<kType, 8>(rows, tile, x, x_stride, sums);
+      return tile_of<kType, 8>(rows, tile, x, stride, sums);
   }
 }
 

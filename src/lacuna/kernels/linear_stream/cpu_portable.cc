@@ -6,9 +6,11 @@ namespace lacuna::kernels::linear_stream {
 namespace {
 
 template <DType kType>
-void kernel(const format::RowsView& rows, int64_t tile, const float* x, int64_t x_stride,
-            int64_t tokens, float* out) {
-  float sums[kTokensAtOnce][2][kTileRows] = {};  // even and odd columns
+void kernel(const format::RowsView& rows, int64_t tile, int64_t, const void* input, int64_t tokens,
+            float* out) {
+  const auto* x = static_cast<const float*>(input);
+  const int64_t stride = x_stride(rows.columns);
+  float sums[kMostTokens][2][kTileRows] = {};  // even and odd columns
   ChunkWeights weights;
   const uint8_t* next = rows.stream + rows.stream_offsets[tile];
   for (int64_t left = stream::chunk_count(rows.columns); left > 0; --left, x += kChunk) {
@@ -21,7 +23,7 @@ void kernel(const format::RowsView& rows, int64_t tile, const float* x, int64_t 
     for (int64_t t = 0; t < tokens; ++t)
       for (int64_t c = 0; c < kChunk; ++c)
         for (int64_t r = 0; r < kTileRows; ++r)
-          sums[t][c % 2][r] += columns[c][r] * x[t * x_stride + c];
+          sums[t][c % 2][r] += columns[c][r] * x[t * stride + c];
   }
   for (int64_t t = 0; t < tokens; ++t)
     for (int64_t r = 0; r < kTileRows; ++r) out[t * kTileRows + r] = sums[t][0][r] + sums[t][1][r];

@@ -23,6 +23,13 @@ Support amx_tiled(const Problem& problem, const Device& device) {
   return Support::all({tiled::supports_amx_expansion(problem, device), right_weight(problem)});
 }
 
+/// One token gains nothing from tiles (bench/lab/cpu_linear).
+Support amx_few(const Problem& problem, const Device& device) {
+  return Support::all(
+      {tiled::supports_amx_dot(problem, device), right_weight(problem),
+       needs(problem.tokens >= 2 && problem.tokens <= kMostTokens, "2 to 32 tokens")});
+}
+
 Support avx512(const Problem& problem, const Device& device) {
   return Support::all({any_cpu(problem, device), needs_vbmi2(device)});
 }
@@ -40,7 +47,7 @@ LinearCandidate tile_candidate(std::string name,
           },
           [](const format::RowsView& rows, const format::RowProduct& product, void* workspace,
              const Executor& executor) {
-            run_tile_product(kKernels.for_values(rows.dtype), rows, product, workspace, executor);
+            run_tile_product(kKernels, rows, product, workspace, executor);
           }};
 }
 
@@ -49,8 +56,9 @@ LinearCandidate tile_candidate(std::string name,
 LinearCandidates& candidates() {
   static LinearCandidates list {
 #if defined(__x86_64__)
-    tiled::candidate<tiled::run_amx_stream_dot, tiled::Blocking::of_panels>("cpu_amx_stream_dot",
-                                                                            amx_tiled),
+    tile_candidate<kAmxDot>("cpu_amx_stream_few_dot", amx_few),
+        tiled::candidate<tiled::run_amx_stream_dot, tiled::Blocking::of_panels>(
+            "cpu_amx_stream_dot", amx_tiled),
         tile_candidate<kAvx512Fma>("cpu_avx512_stream_fma", avx512),
         tile_candidate<kAvx2BufferFma>("cpu_avx2_stream_fma", avx2),
 #endif

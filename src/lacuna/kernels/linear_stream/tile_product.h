@@ -8,7 +8,7 @@ namespace lacuna::kernels::linear_stream {
 
 size_t tile_product_workspace_bytes(int64_t tokens, int64_t columns);
 /// linear_stream.h says what is computed.
-void run_tile_product(TileKernel kernel, const format::RowsView& rows,
+void run_tile_product(const TileKernels& kernels, const format::RowsView& rows,
                       const format::RowProduct& product, void* workspace, const Executor& executor);
 /// The same by definition, sums in float64.
 void run_reference_tile_product(const format::RowsView& rows, const format::RowProduct& product);

@@ -51,36 +51,64 @@ void pack_tile(const RowsView& rows, int64_t tile, uint8_t* out) {
   }
 }
 
+/// Some of the rows, and the tile of the whole that they begin with.
+struct PartOfTiles {
+  format::CompactRows rows;
+  int64_t first_tile;
+};
+
+Result<std::vector<PartOfTiles>> tiles_of(const std::vector<format::CompactMatrix>& parts) {
+  using format::PatternKind;
+  std::vector<PartOfTiles> sources;
+  int64_t rows = 0;
+  for (const format::CompactMatrix& part : parts) {
+    if (part.pattern.kind != PatternKind::kUnstructured &&
+        part.pattern.kind != PatternKind::kKeepOf)
+      return usage_error("linear_stream: the weight is {} (need unstructured or KEEP:OF).",
+                         part.pattern.text());
+    if (lacuna::size_bytes(part.values_dtype) != 2)
+      return usage_error("linear_stream: the values are {} (need bf16 or f16).",
+                         long_name(part.values_dtype));
+    const format::CompactMatrix& front = parts.front();
+    if (part.pattern != front.pattern || part.columns != front.columns ||
+        part.values_dtype != front.values_dtype || rows % kTileRows != 0)
+      return usage_error("linear_stream: matrices that can't be one below the other.");
+    LACUNA_TRY(format::CompactRows from, format::CompactRows::make(part));
+    sources.push_back({std::move(from), rows / kTileRows});
+    rows += part.rows;
+  }
+  return sources;
+}
+
+const PartOfTiles& holder_of(const std::vector<PartOfTiles>& sources, int64_t tile) {
+  return *std::prev(std::ranges::upper_bound(sources, tile, {}, &PartOfTiles::first_tile));
+}
+
 }  // namespace
 
-Result<ValueStream> ValueStream::pack(const format::CompactMatrix& matrix,
+Result<ValueStream> ValueStream::pack(const std::vector<format::CompactMatrix>& parts,
                                       const Executor& executor) {
-  using format::PatternKind;
-  if (matrix.pattern.kind != PatternKind::kUnstructured &&
-      matrix.pattern.kind != PatternKind::kKeepOf)
-    return usage_error("linear_stream: the weight is {} (need unstructured or KEEP:OF).",
-                       matrix.pattern.text());
-  if (lacuna::size_bytes(matrix.values_dtype) != 2)
-    return usage_error("linear_stream: the values are {} (need bf16 or f16).",
-                       long_name(matrix.values_dtype));
-  LACUNA_TRY(const format::CompactRows compact, format::CompactRows::make(matrix));
-  const RowsView& from = compact.view();
-  const int64_t tiles = tile_count(from.rows);
+  LACUNA_TRY(const std::vector<PartOfTiles> sources, tiles_of(parts));
+  const RowsView& last = sources.back().rows.view();
+  const int64_t tiles = sources.back().first_tile + tile_count(last.rows);
   ValueStream packed;
   packed.offsets_.assign(static_cast<size_t>(tiles) + 1, 0);
   executor.parallel_for(tiles, [&](int64_t tile) {
-    packed.offsets_[static_cast<size_t>(tile) + 1] = tile_bytes(from, tile);
+    const auto& [from, first] = holder_of(sources, tile);
+    packed.offsets_[static_cast<size_t>(tile) + 1] = tile_bytes(from.view(), tile - first);
   });
   for (size_t tile = 0; tile < static_cast<size_t>(tiles); ++tile)
     packed.offsets_[tile + 1] += packed.offsets_[tile];
   packed.data_ = LargeBlock(static_cast<size_t>(packed.offsets_.back()) + kMargin);
   executor.parallel_for(tiles, [&](int64_t tile) {
-    pack_tile(from, tile, packed.data_.data() + packed.offsets_[static_cast<size_t>(tile)]);
+    const auto& [from, first] = holder_of(sources, tile);
+    pack_tile(from.view(), tile - first,
+              packed.data_.data() + packed.offsets_[static_cast<size_t>(tile)]);
   });
-  packed.view_ = {.dtype = from.dtype,
-                  .rows = from.rows,
-                  .columns = from.columns,
-                  .pattern = from.pattern,
+  packed.view_ = {.dtype = last.dtype,
+                  .rows = sources.back().first_tile * kTileRows + last.rows,
+                  .columns = last.columns,
+                  .pattern = last.pattern,
                   .stream = packed.data_.data(),
                   .stream_offsets = packed.offsets_.data()};
   return packed;

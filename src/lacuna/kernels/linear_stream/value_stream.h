@@ -17,10 +17,17 @@ namespace lacuna::kernels::linear_stream {
 /// whole chunk
 class ValueStream {
  public:
-  /// @param matrix  one that validate() accepts
-  /// @errors kUsage: a pattern without a bitmap; other values than bf16 and f16; quantised values
-  static Result<ValueStream> pack(const format::CompactMatrix& matrix,
+  /// @param parts  one or more that validate() accepts, of one pattern, number of columns and type
+  ///   of values: their rows, one below the other, are the matrix. All but the last have a multiple
+  ///   of 16 rows
+  /// @errors kUsage: a pattern without a bitmap; other values than bf16 and f16; quantised values;
+  ///   parts that don't fit together
+  static Result<ValueStream> pack(const std::vector<format::CompactMatrix>& parts,
                                   const Executor& executor = Executor::serial());
+  static Result<ValueStream> pack(const format::CompactMatrix& matrix,
+                                  const Executor& executor = Executor::serial()) {
+    return pack(std::vector{matrix}, executor);
+  }
   ValueStream(ValueStream&&) = default;  // a copy's view would point into the original
   ValueStream& operator=(ValueStream&&) = default;
   const format::RowsView& view() const { return view_; }

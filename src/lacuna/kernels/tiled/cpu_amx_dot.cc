@@ -1,7 +1,7 @@
 // A step is four tdpbf16ps: two tiles of rows by two tiles of tokens, so each tile that is loaded
 // serves twice. The multiplication runs in a unit of its own for 64 cycles a step, and the
 // expansion of the next panel fills the ports beside it.
-#include "lacuna/kernels/tiled/amx_tiles.h"
+#include "lacuna/kernels/amx_tiles.h"
 #include "lacuna/kernels/tiled/pair_avx512.h"
 #include "lacuna/kernels/tiled/panels_avx512.h"
 
@@ -11,6 +11,7 @@ namespace {
 class AmxDot : public AmxTiles {
  public:
   using Order = RowsFirst;
+  static constexpr int64_t kSteps = 1;
 
   /// sums (4 tiles: rows 0..15 of tokens 0..15, of tokens 16..31, rows 16..31 ...) += w · x.
   template <int kTokenTiles, class Beside>

@@ -6,7 +6,7 @@
 //   sums    |rows 0..15 of token 0|of token 1| ...
 #include "lacuna/kernels/stream.h"
 #include "lacuna/kernels/stream_lanes_avx512.h"
-#include "lacuna/kernels/tiled/amx_tiles.h"
+#include "lacuna/kernels/tiled/amx_tokens_first.h"
 #include "lacuna/kernels/tiled/panels_avx512.h"
 
 namespace lacuna::kernels::tiled {
@@ -15,26 +15,27 @@ namespace {
 static_assert(kTile == stream::kTileRows && 2 * kColumns == stream::kChunk);
 constexpr int64_t kTileBlocks = kTileBytes / stream::kValueBlockBytes;
 
-struct TokensFirst {
-  /// Columns [first, last) of 16 tokens, padded with zeros: a tile each 32, `stride` apart.
-  static void pack(const RowProduct& product, int64_t first_token, int64_t first, int64_t last,
-                   std::byte* out, int64_t stride) {
-    const int64_t tokens = std::min(kTile, product.tokens - first_token);
-    const std::byte* x =
-        static_cast<const std::byte*>(product.x) + first_token * product.x_stride * 2;
-    for (int64_t column = first; column < last; column += kColumns, out += stride) {
-      const auto lanes =
-          avx512::first_lanes32(static_cast<unsigned>(std::min(kColumns, last - column)));
-      for (int64_t t = 0; t < kTile; ++t)
-        _mm512_store_si512(
-            out + t * 64,
-            _mm512_maskz_loadu_epi16(t < tokens ? lanes : 0,
-                                     x + (t < tokens ? t : 0) * product.x_stride * 2 + column * 2));
-    }
+class TokensFirst {
+ public:
+  static constexpr int64_t kChunkColumns = kColumns;
+  TokensFirst(const RowsView& rows, const RowProduct& product, std::byte*)
+      : rows_(rows), product_(product) {}
+  template <class ForEachBlock>
+  void pack(int64_t first_token, int64_t, ForEachBlock&& for_each_block) {
+    for_each_block([&](int64_t first, int64_t last, std::byte* out, int64_t stride) {
+      pack_columns(first_token, first, last, out, stride);
+    });
   }
-  static void write(const float* sums, const RowProduct& product, int64_t row, int64_t rows,
-                    int64_t token) {
-    const int64_t count = std::min(kTile, rows - row);
+  void write(const float* sums, int64_t row, int64_t token) const {
+    for_each_tile(sums, row, token, [&](const float* tile, int64_t first_row, int64_t first_token) {
+      write_tile_of(tile, first_row, first_token);
+    });
+  }
+
+ private:
+  void write_tile_of(const float* sums, int64_t row, int64_t token) const {
+    const RowProduct& product = product_;
+    const int64_t count = std::min(kTile, rows_.rows - row);
     const int64_t tokens = std::min(kTile, product.tokens - token);
     if (count <= 0) return;
     const auto lanes = avx512::first_lanes16(static_cast<unsigned>(count));
@@ -50,9 +51,31 @@ struct TokensFirst {
                                reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(
                                    _mm512_add_ps(_mm512_load_ps(sums + t * kTile), bias))));
   }
+  /// Columns [first, last) of 16 tokens, padded with zeros: a tile each 32, `stride` apart.
+  void pack_columns(int64_t first_token, int64_t first, int64_t last, std::byte* out,
+                    int64_t stride) const {
+    const RowProduct& product = product_;
+    const int64_t tokens = std::min(kTile, product.tokens - first_token);
+    const std::byte* x =
+        static_cast<const std::byte*>(product.x) + first_token * product.x_stride * 2;
+    for (int64_t column = first; column < last; column += kColumns, out += stride) {
+      const auto lanes =
+          avx512::first_lanes32(static_cast<unsigned>(std::min(kColumns, last - column)));
+      for (int64_t t = 0; t < kTile; ++t)
+        _mm512_store_si512(
+            out + t * 64,
+            _mm512_maskz_loadu_epi16(t < tokens ? lanes : 0,
+                                     x + (t < tokens ? t : 0) * product.x_stride * 2 + column * 2));
+    }
+  }
+
+  const RowsView& rows_;
+  const RowProduct& product_;
 };
 
-struct StreamSource {};
+struct StreamSource {
+  using Weight = RowsView;
+};
 
 /// Expands blocks into tiles: two tiles of rows for each 32 columns.
 template <>
@@ -143,39 +166,16 @@ class Beside<StreamSource> : public Fetch {
   std::byte *tiles_out_ = nullptr, *out_ = nullptr;
 };
 
-class AmxStreamDot : public AmxTiles {
- public:
+struct AmxStreamDot : AmxTokensFirst<BF16Product> {
   using Order = TokensFirst;
-
-  /// sums (4 tiles: rows 0..15 of tokens 0..15, of tokens 16..31, rows 16..31 ...) += x · w.
-  template <int kTokenTiles, class Beside>
-  LACUNA_INLINE_MEMBER void multiply(const std::byte* w, const std::byte* x, int64_t chunks,
-                                     bool first, float* sums, Beside& beside) {
-    begin<kTokenTiles == 2>(first, sums);
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-      _tile_loadd(4, x, 64);
-      _tile_loadd(6, w, 64);
-      _tile_dpbf16ps(0, 4, 6);
-      if constexpr (kTokenTiles == 2) {
-        _tile_loadd(5, x + kTileBytes, 64);
-        _tile_dpbf16ps(1, 5, 6);
-      }
-      _tile_loadd(7, w + kTileBytes, 64);
-      _tile_dpbf16ps(2, 4, 7);
-      if constexpr (kTokenTiles == 2) _tile_dpbf16ps(3, 5, 7);
-      w += 2 * kTileBytes;
-      x += kTokenTiles * kTileBytes;
-      beside.step();
-    }
-    end<kTokenTiles == 2>(sums);
-  }
 };
 
 }  // namespace
 
 void run_amx_stream_dot(const RowsView& rows, const RowProduct& product, void* workspace,
                         const Executor& executor, const Blocking& blocking) {
-  run_with<AmxStreamDot, StreamSource>(rows, product, workspace, executor, blocking);
+  run_with<AmxStreamDot, StreamSource>(rows, rows.rows, rows.columns, product, workspace, executor,
+                                       blocking);
 }
 
 }  // namespace lacuna::kernels::tiled

@@ -19,14 +19,15 @@ inline constexpr int64_t weight_stride(int64_t columns) {
 }
 
 struct Layout {
-  int64_t chunks = 0;       // of K, 32 columns each
+  int64_t chunks = 0;       // of K, 64 bytes a row each
   int64_t token_tiles = 0;  // of 16
   int64_t slots = 0;        // buffers, one for each thread that takes part
   int64_t x_bytes = 0, sums_bytes = 0;
   int64_t weight_bytes = kPair * weight_stride(kMostColumns);  // of 32 rows
 
-  Layout(int64_t tokens, int64_t columns, int threads)
-      : chunks(ceil_div(columns, kColumns)),
+  /// @param chunk_columns  that a tile of 64 bytes a row holds
+  Layout(int64_t tokens, int64_t columns, int threads, int64_t chunk_columns = kColumns)
+      : chunks(ceil_div(columns, chunk_columns)),
         token_tiles(ceil_div(tokens, kTile)),
         slots(threads),
         x_bytes(chunks * token_tiles * kTileBytes),

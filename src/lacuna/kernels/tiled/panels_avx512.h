@@ -89,6 +89,7 @@ void pack_tokens(const RowProduct& product, int64_t first_token, int64_t first, 
 
 /// How 32 columns of a row become 64 bytes; `next` moves on to the values behind them.
 struct BitmapSource {
+  using Weight = RowsView;
   /// The mask goes from memory straight into its register: a tenth faster than over another one.
   LACUNA_INLINE __m512i take(const uint8_t* bits, const std::byte*& next) {
     __mmask32 lanes;
@@ -106,6 +107,7 @@ struct BitmapSource {
   }
 };
 struct DenseSource {
+  using Weight = RowsView;
   LACUNA_INLINE __m512i take(const uint8_t*, const std::byte*& next) {
     const __m512i all = _mm512_loadu_si512(next);
     next += 64;
@@ -117,12 +119,20 @@ struct DenseSource {
   }
 };
 
-/// Lines of packed x of the next block, brought into the second-level cache a few a step.
+/// Lines of packed x of the next block, brought into the second-level cache a few a step, and those
+/// of y that are written next, a store to which would else wait for each.
 class Fetch {
  public:
   void fetch(const std::byte* from, int64_t bytes) {
     fetch_ = from;
     fetch_end_ = from + bytes;
+  }
+  /// `count` lines, `stride` bytes apart, within `steps` steps.
+  void fetch_to_write(const std::byte* first, int64_t stride, int64_t count, int64_t steps) {
+    write_ = first;
+    write_stride_ = stride;
+    writes_ = count;
+    writes_a_step_ = ceil_div(count, std::max<int64_t>(1, steps));
   }
 
  protected:
@@ -132,11 +142,15 @@ class Fetch {
   LACUNA_INLINE_MEMBER void fetch_lines() {
     for (int64_t i = 0; i < lines_a_step_ && fetch_ < fetch_end_; ++i, fetch_ += 64)
       _mm_prefetch(fetch_, _MM_HINT_T1);
+    for (int64_t i = 0; i < writes_a_step_ && writes_ > 0; ++i, --writes_, write_ += write_stride_)
+      asm volatile("prefetchw %0" ::"m"(*write_));
   }
 
  private:
   const std::byte *fetch_ = nullptr, *fetch_end_ = nullptr;
   int64_t lines_a_step_ = 0;
+  const std::byte* write_ = nullptr;
+  int64_t write_stride_ = 0, writes_ = 0, writes_a_step_ = 0;
 };
 
 /// What a thread does between the steps of a product: it expands the next rows a few chunks at a
@@ -264,43 +278,69 @@ void write_tile(const float* sums, const RowProduct& product, int64_t row, int64
                                reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(r[t])));
 }
 
+/// The four tiles of 32 rows and 32 tokens, f(sums, row, token).
+template <class F>
+LACUNA_INLINE void for_each_tile(const float* sums, int64_t row, int64_t token, F&& f) {
+  for (int64_t tile = 0; tile < 4; ++tile)
+    f(sums + tile * kTile * kTile, row + tile / 2 * kTile, token + tile % 2 * kTile);
+}
+
 /// Rows of W are the first operand of a tile product: x is transposed, and so are the sums.
-struct RowsFirst {
-  static void pack(const RowProduct& product, int64_t first_token, int64_t first, int64_t last,
-                   std::byte* out, int64_t stride) {
-    pack_tokens(product, first_token, first, last, out, stride);
+class RowsFirst {
+ public:
+  static constexpr int64_t kChunkColumns = kColumns;
+  RowsFirst(const RowsView& rows, const RowProduct& product, std::byte*)
+      : rows_(rows), product_(product) {}
+  /// 16 tokens, for every block of K.
+  template <class ForEachBlock>
+  void pack(int64_t first_token, int64_t, ForEachBlock&& for_each_block) {
+    for_each_block([&](int64_t first, int64_t last, std::byte* out, int64_t stride) {
+      pack_tokens(product_, first_token, first, last, out, stride);
+    });
   }
-  static void write(const float* sums, const RowProduct& product, int64_t row, int64_t rows,
-                    int64_t token) {
-    write_tile(sums, product, row, rows, token);
+  /// What Micro::multiply left: 32 rows, 32 tokens.
+  void write(const float* sums, int64_t row, int64_t token) const {
+    for_each_tile(sums, row, token, [&](const float* tile, int64_t first_row, int64_t first_token) {
+      write_tile(tile, product_, first_row, rows_.rows, first_token);
+    });
   }
+
+ private:
+  const RowsView& rows_;
+  const RowProduct& product_;
 };
 
 // --- The whole -----------------------------------------------------------------------------------
 
-/// Micro multiplies, and says in Micro::Order how x is packed and sums are written.
-/// Panels by a shared counter, so that a thread the system holds up doesn't hold up the others.
+/// Micro multiplies, calling beside.step() Micro::kSteps times a chunk, and says in Micro::Order
+/// how many columns a chunk of 64 bytes has, how x is packed and how sums are written. Panels by a
+/// shared counter, so that a thread the system holds up doesn't hold up the others.
 template <class Micro, class Source>
 class Product {
  public:
-  Product(const RowsView& rows, const RowProduct& product, std::byte* workspace, int slots,
-          const Blocking& blocking)
-      : rows_(rows),
+  using Weight = typename Source::Weight;
+  /// @param weight  of `rows` by `columns`
+  Product(const Weight& weight, int64_t rows, int64_t columns, const RowProduct& product,
+          std::byte* workspace, int slots, const Blocking& blocking)
+      : weight_(weight),
+        rows_(rows),
+        columns_(columns),
         product_(product),
         blocking_(blocking),
-        layout_(product.tokens, rows.columns, slots),
+        layout_(product.tokens, columns, slots, kChunkColumns),
         packing_(layout_.token_tiles),
-        panels_(ceil_div(rows.rows, blocking.rows)),
-        x_(workspace) {}
+        panels_(ceil_div(rows, blocking.rows)),
+        x_(workspace),
+        order_(weight, product, workspace + layout_.bytes()) {}
 
   /// What one thread does with its buffers.
   void work(int64_t slot) {
-    pack();
+    pack(slot);
     std::byte* weights[2];
     weights[0] = x_ + layout_.x_bytes + slot * layout_.slot_bytes();
     weights[1] = weights[0] + layout_.weight_bytes;
     auto* sums = reinterpret_cast<float*>(weights[1] + layout_.weight_bytes);
-    Beside<Source> beside(rows_);
+    Beside<Source> beside(weight_);
     Block block = next_panel(beside);
     if (!block.valid()) return;
     Micro micro;
@@ -324,12 +364,16 @@ class Product {
     bool valid() const { return panel >= 0; }
   };
 
-  void pack() {
+  static constexpr int64_t kChunkColumns = Micro::Order::kChunkColumns;
+
+  void pack(int64_t slot) {
     packing_.run([&](int64_t tile) {
-      for (int64_t chunk = 0; chunk < layout_.chunks; chunk += chunks_from(chunk))
-        Micro::Order::pack(product_, tile * kTile, chunk * kColumns,
-                           std::min((chunk + chunks_from(chunk)) * kColumns, rows_.columns),
-                           packed(tile / 2, chunk) + tile % 2 * kTileBytes, pair_stride(tile / 2));
+      order_.pack(tile * kTile, slot, [&](auto&& pack_block) {
+        for (int64_t chunk = 0; chunk < layout_.chunks; chunk += chunks_from(chunk))
+          pack_block(chunk * kChunkColumns,
+                     std::min((chunk + chunks_from(chunk)) * kChunkColumns, columns_),
+                     packed(tile / 2, chunk) + tile % 2 * kTileBytes, pair_stride(tile / 2));
+      });
     });
   }
 
@@ -354,16 +398,16 @@ class Product {
     return block;
   }
   int64_t chunks_from(int64_t first) const {
-    return std::min(blocking_.columns / kColumns, layout_.chunks - first);
+    return std::min(blocking_.columns / kChunkColumns, layout_.chunks - first);
   }
   int64_t rows_of(int64_t panel) const {
-    return std::min(blocking_.rows, rows_.rows - panel * blocking_.rows);
+    return std::min(blocking_.rows, rows_ - panel * blocking_.rows);
   }
   void start(Beside<Source>& beside, const Block& block, std::byte* out) {
     const int64_t row = block.pair * kPair;
-    const int64_t column = block.first_chunk * kColumns;
+    const int64_t column = block.first_chunk * kChunkColumns;
     beside.expand(row, std::min(row + kPair, rows_of(block.panel)), column,
-                  std::min(column + block.chunks * kColumns, rows_.columns), out);
+                  std::min(column + block.chunks * kChunkColumns, columns_), out);
   }
   /// Token tiles of the block that begins at a pair.
   int64_t tiles_from(int64_t first_token_pair) const {
@@ -391,6 +435,14 @@ class Product {
     const int64_t from = lines * block.pair / pairs, to = lines * (block.pair + 1) / pairs;
     beside.fetch(packed(tokens, chunk) + from * 64, (to - from) * 64);
   }
+  /// The lines that the sums of 32 rows and tokens go to.
+  void fetch_y(Beside<Source>& beside, int64_t row, int64_t token, int64_t chunks) {
+    const auto width = static_cast<int64_t>(size_bytes(product_.dtype));
+    beside.fetch_to_write(
+        static_cast<const std::byte*>(product_.y) + (token * product_.y_stride + row) * width,
+        product_.y_stride * width, std::min(kPair, product_.tokens - token),
+        chunks * Micro::kSteps);
+  }
   /// Bytes from a chunk of a pair of token tiles to the next; the last pair may be a single.
   int64_t pair_stride(int64_t pair) const {
     return pair * 2 + 1 < layout_.token_tiles ? 2 * kTileBytes : kTileBytes;
@@ -404,37 +456,39 @@ class Product {
     const bool whole = first && last;  // no sums wait for another block: one place serves all
     const int64_t row = block.panel * blocking_.rows + block.pair * kPair;
     fetch(beside, block);
-    beside.spread(token_pairs * block.chunks);
+    beside.spread(token_pairs * block.chunks * Micro::kSteps);
     for (int64_t t = 0; t < token_pairs; ++t) {
       const int64_t token_pair = block.first_token_pair + t, stride = pair_stride(token_pair);
       const std::byte* x = packed(token_pair, block.first_chunk);
       float* to = sums + (whole ? 0 : (block.pair * token_pairs + t) * kPair * kPair);
+      if (last) fetch_y(beside, row, token_pair * kPair, block.chunks);
       if (stride == 2 * kTileBytes)
         micro.template multiply<2>(weights, x, block.chunks, first, to, beside);
       else
         micro.template multiply<1>(weights, x, block.chunks, first, to, beside);
       if (!last) continue;
-      for (int64_t tile = 0; tile < 4; ++tile)
-        Micro::Order::write(to + tile * kTile * kTile, product_, row + tile / 2 * kTile, rows_.rows,
-                            token_pair * kPair + tile % 2 * kTile);
+      order_.write(to, row, token_pair * kPair);
     }
   }
 
-  const RowsView& rows_;
+  const Weight& weight_;
+  const int64_t rows_, columns_;
   const RowProduct& product_;
   const Blocking blocking_;
   const Layout layout_;
   Packing packing_;
   const int64_t panels_;
   std::byte* x_;
+  typename Micro::Order order_;
   std::atomic<int64_t> next_panel_{0};
 };
 
 template <class Micro, class Source>
-void run_with(const RowsView& rows, const RowProduct& product, void* workspace,
-              const Executor& executor, const Blocking& blocking) {
+void run_with(const typename Source::Weight& weight, int64_t rows, int64_t columns,
+              const RowProduct& product, void* workspace, const Executor& executor,
+              const Blocking& blocking) {
   run_on_slots(workspace, executor, [&](std::byte* aligned, int slots) {
-    Product<Micro, Source> whole(rows, product, aligned, slots, blocking);
+    Product<Micro, Source> whole(weight, rows, columns, product, aligned, slots, blocking);
     executor.parallel_for(slots, [&](int64_t slot) { whole.work(slot); });
   });
 }
@@ -444,9 +498,11 @@ template <class Micro>
 void run(const RowsView& rows, const RowProduct& product, void* workspace, const Executor& executor,
          const Blocking& blocking) {
   if (rows.bitmap)
-    run_with<Micro, BitmapSource>(rows, product, workspace, executor, blocking);
+    run_with<Micro, BitmapSource>(rows, rows.rows, rows.columns, product, workspace, executor,
+                                  blocking);
   else
-    run_with<Micro, DenseSource>(rows, product, workspace, executor, blocking);
+    run_with<Micro, DenseSource>(rows, rows.rows, rows.columns, product, workspace, executor,
+                                 blocking);
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 #include "lacuna/kernels/tiled.h"
 
+#include "lacuna/kernels/tiled/coded_layout.h"
 #include "lacuna/kernels/tiled/float_layout.h"
 #include "lacuna/kernels/tiled/layout.h"
 
@@ -30,6 +31,32 @@ Blocking Blocking::of_panels(int64_t tokens, int64_t rows, int64_t columns, int 
   while (blocking.rows > kPair && rows < blocking.rows * 4 * threads) blocking.rows /= 2;
   blocking.columns = std::min(blocking.columns, ceil_div(columns, kColumns) * kColumns);
   return blocking;
+}
+
+Blocking Blocking::of_codes(int64_t tokens, int64_t rows, int64_t columns, int threads) {
+  // As many bytes as above.
+  Blocking blocking{kMostRows, 512, kMostTokens};
+  if (tokens <= 128) blocking = {256, 1024, kMostTokens};
+  if (tokens <= 64) blocking = {128, columns <= kMostColumns ? kMostColumns : 1024, kMostTokens};
+  while (blocking.rows > kPair && rows < blocking.rows * 4 * threads) blocking.rows /= 2;
+  blocking.columns = std::min(blocking.columns, ceil_div(columns, kCodedColumns) * kCodedColumns);
+  return blocking;
+}
+
+size_t coded_workspace_bytes(int64_t tokens, int64_t columns) {
+  const int threads = most_threads();
+  return static_cast<size_t>(Layout(tokens, columns, threads, kCodedColumns).bytes() +
+                             scale_bytes(tokens) + threads * token_bytes(columns) + 64);
+}
+
+Support supports_amx_coded(const Problem& problem, const Device& device) {
+  const CpuFeatures& cpu = device.cpu;
+  return Support::all(
+      {needs(!device.gpu, "weights in host memory"),
+       needs(cpu.amx_int8 && cpu.avx512_vbmi2 && cpu.gfni, "AMX with int8, AVX-512 VBMI2 and GFNI"),
+       needs(problem.values == Values::kInt8 || problem.values == Values::kInt4G64,
+             "int8 or int4 values"),
+       needs(problem.inputs <= (int64_t{1} << 16), "at most 65536 inputs (sums are 32-bit)")});
 }
 
 Support supports_amx_dot(const Problem& problem, const Device& device) {
