@@ -259,8 +259,9 @@ TEST_F(Pipeline, PrunesByStatisticsOfTheDenseModelFromAFolder) {
   EXPECT_EQ(std::memcmp(propagated.bytes.data(), dense.bytes.data(), dense.bytes.size()), 0);
 
   EXPECT_EQ(prune(model_, out_, saving, calibration_).error().code, Code::kBadInput);
-  const std::string early = "model.embed_tokens.weight";  // within the first MiB
-  const auto another = prune(model_with(model_, early, 0x3f80), out_, reading, {});
+  // A value in the middle of the files, far from what their first MiB holds.
+  const std::string within = "model.layers.2.mlp.up_proj.weight";
+  const auto another = prune(model_with(model_, within, 0x3f80), out_, reading, {});
   ASSERT_FALSE(another.ok());
   EXPECT_THAT(another.error().message, HasSubstr("statistics of another model"));
 
@@ -540,12 +541,15 @@ TEST(PruneProcess, DISABLED_Run) {
   const int64_t before = peak_bytes();  // of libtorch alone
   const PruneOptions options{
       .method = task.at("method"),
+      .statistics = task.value("statistics", ""),
+      .save_statistics = task.value("save_statistics", ""),
       .resume = true,
       .working_bytes = task.value("working_bytes", PruneOptions().working_bytes)};
   const fs::path model = task.at("model").get<std::string>(),
                  out = task.at("out").get<std::string>();
   const auto checkpoint = io::Checkpoint::open(model);
-  const int64_t samples = task.at("samples"), length = task.at("length");
+  const int64_t samples = options.statistics.empty() ? task.at("samples").get<int64_t>() : 0,
+                length = task.at("length");
   CalibrationSource source{samples, length, std::nullopt, [&]() -> Result<Calibration> {
                              return random_calibration(samples, length);
                            }};
@@ -678,6 +682,17 @@ TEST(PruneMemory, StaysBelowThePlan) {
     RecordProperty(self ? "taken_bytes_self" : "taken_bytes", taken);
     EXPECT_LT(taken, planned) << self;
     EXPECT_GT(taken, (planned - kWorking) / 2) << self << ": the plan is no mere upper bound";
+  }
+
+  const std::string folder = out.string() + ".statistics";
+  task["self"] = false;
+  for (const char* flag : {"save_statistics", "statistics"}) {
+    task.erase("save_statistics");
+    task[flag] = folder;
+    const auto [taken, planned] = measure();
+    RecordProperty(fmt::format("planned_bytes_{}", flag), planned);
+    RecordProperty(fmt::format("taken_bytes_{}", flag), taken);
+    EXPECT_LT(taken, planned) << flag;
   }
 }
 

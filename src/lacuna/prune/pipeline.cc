@@ -7,7 +7,6 @@
 #include <map>
 #include <nlohmann/json.hpp>
 #include <regex>
-#include <set>
 
 #include "lacuna/core/version.h"
 #include "lacuna/format/compact.h"
@@ -15,6 +14,7 @@
 #include "lacuna/io/file.h"
 #include "lacuna/io/misfit.h"
 #include "lacuna/io/out_folder.h"
+#include "lacuna/io/safetensors.h"
 #include "lacuna/model/decoder.h"
 #include "lacuna/prune/chunks.h"
 #include "lacuna/prune/journal.h"
@@ -145,36 +145,55 @@ json about_method(const PruneOptions& options, const Method& method,
   return about;
 }
 
-/// By the sizes of its files, whatever their folder and times, and their first MiB.
+/// Hashes of a tensor's first, middle and last 64 KiB; of a smaller one, of all of it.
+std::vector<std::string> sampled_hashes(const Bytes& bytes) {
+  constexpr size_t kSample = size_t{64} << 10;
+  std::vector<size_t> starts = {0};
+  if (bytes.size() > kSample)
+    starts = {0, (bytes.size() - kSample) / 2, bytes.size() - kSample};
+  std::vector<std::string> hashes;
+  for (const size_t start : starts) {
+    const Bytes sample = bytes.slice(start, std::min(kSample, bytes.size() - start));
+    hashes.push_back(hash_of(sample));
+    io::release_pages(sample);
+  }
+  return hashes;
+}
+
+/// Which weights these are, whatever their folder and times: for each file its size and a hash over
+/// name, dtype, shape and sampled_hashes() of every tensor. A change shows when it touches one of
+/// the samples, so any training does; a value changed by hand between them does not.
 Result<json> about_model(const io::Checkpoint& checkpoint) {
   json about = json::object();
   for (const auto& entry : fs::directory_iterator(checkpoint.folder())) {
     if (entry.path().extension() != ".safetensors") continue;
-    LACUNA_TRY(const Bytes bytes, io::map_file(entry.path()));
-    const size_t head = std::min<size_t>(bytes.size(), size_t{1} << 20);
-    about[entry.path().filename().string()] = {bytes.size(), hash_of(bytes.slice(0, head))};
+    LACUNA_TRY(const auto file, io::SafetensorsFile::open(entry.path()));
+    json tensors = json::object();
+    for (const auto& described : file.entries()) {
+      LACUNA_TRY(const Tensor tensor, file.tensor(described.name));
+      tensors[described.name] = {safetensors_name(tensor.dtype), tensor.shape,
+                                 sampled_hashes(tensor.bytes)};
+    }
+    const std::string text = tensors.dump();
+    about[entry.path().filename().string()] = {
+        fs::file_size(entry.path()),
+        hash_of(Bytes::take(std::vector<char>(text.begin(), text.end())))};
   }
   return about;
 }
 
-/// Everything that decides the bytes of the journal. Weights are told apart by their files' sizes,
-/// times and first MiB (the header is there), not read whole.
+/// Everything that decides the bytes of the journal; of the weights, about_model() and the times of
+/// their files.
 Result<json> about_run(const io::Checkpoint& checkpoint, const Calibration& calibration,
                        const PruneOptions& options, const Method& method, const Targets& targets) {
   json about = about_method(options, method, calibration);
   about["compute"] = {options.compute.device.str(), c10::toString(options.compute.dtype)};
   about["targets"] = targets;
   about["config"] = checkpoint.config();
-  std::set<fs::path> files;
-  for (const auto& entry : fs::directory_iterator(checkpoint.folder()))
-    if (entry.path().extension() == ".safetensors") files.insert(entry.path());
-  for (const fs::path& file : files) {
-    LACUNA_TRY(const Bytes bytes, io::map_file(file));
-    const size_t head = std::min<size_t>(bytes.size(), size_t{1} << 20);
-    about["model"][file.filename().string()] = {
-        bytes.size(), fs::last_write_time(file).time_since_epoch().count(),
-        hash_of(bytes.slice(0, head))};
-  }
+  LACUNA_TRY(about["model"], about_model(checkpoint));
+  for (const auto& [file, parts] : about["model"].items())
+    about["times"][file] =
+        fs::last_write_time(checkpoint.folder() / file).time_since_epoch().count();
   return about;
 }
 
@@ -839,6 +858,15 @@ uint64_t planned_peak_bytes(const io::DecoderSpec& spec, const io::Checkpoint& c
   // in float32: the weight, its new self, scores, and their products for the error.
   uint64_t pruning = mapped + scratches + 2 * block * std::max<uint64_t>(element, 4) +
                      6 * largest * 4 + options.working_bytes;
+  const bool on_disk = !options.statistics.empty() || !options.save_statistics.empty();
+  if (source.samples > 0 || on_disk) {
+    const uint64_t grams = squared(spec.q.in) + squared(spec.o.in) + squared(spec.up.in) +
+                           squared(spec.down.in) + 2 * widest;  // and one that is factored
+    pruning += grams * 4;
+    if (on_disk) pruning += grams * 2;  // their upper triangles, as they lie in the file
+    if (const auto method = method_of(options); method.ok())
+      pruning += method->working_bytes(largest, widest);
+  }
   if (source.samples > 0) {
     uint64_t ends = 0;
     for (const std::string* name : {&spec.embedding, &spec.position_embedding, &spec.lm_head,
@@ -847,16 +875,11 @@ uint64_t planned_peak_bytes(const io::DecoderSpec& spec, const io::Checkpoint& c
       if (found != checkpoint.weights().end())  // a tied head has none
         ends += static_cast<uint64_t>(element_count(found->second.shape).value_or(0)) * element;
     }
-    const uint64_t grams = squared(spec.q.in) + squared(spec.o.in) + squared(spec.up.in) +
-                           squared(spec.down.in) + 2 * widest;  // and one that is factored
     const uint64_t activations =
         static_cast<uint64_t>(source.samples * source.length * spec.hidden) * element;
     const Batches batches(source.samples, source.length, spec, options);
     // Half of the working bytes is theirs already.
-    const uint64_t beyond = batches.bytes - std::min(batches.bytes, options.working_bytes / 2);
-    pruning += ends + grams * 4 + activations + beyond;
-    if (const auto method = method_of(options); method.ok())
-      pruning += method->working_bytes(largest, widest);
+    pruning += ends + activations + batches.bytes - std::min(batches.bytes, options.working_bytes / 2);
   }
   if (!source.self) return pruning;
   return std::max(pruning, planned_sampling_bytes(spec, checkpoint, source.samples, source.length,
