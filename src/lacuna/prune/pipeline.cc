@@ -149,8 +149,7 @@ json about_method(const PruneOptions& options, const Method& method,
 std::vector<std::string> sampled_hashes(const Bytes& bytes) {
   constexpr size_t kSample = size_t{64} << 10;
   std::vector<size_t> starts = {0};
-  if (bytes.size() > kSample)
-    starts = {0, (bytes.size() - kSample) / 2, bytes.size() - kSample};
+  if (bytes.size() > kSample) starts = {0, (bytes.size() - kSample) / 2, bytes.size() - kSample};
   std::vector<std::string> hashes;
   for (const size_t start : starts) {
     const Bytes sample = bytes.slice(start, std::min(kSample, bytes.size() - start));
@@ -879,7 +878,8 @@ uint64_t planned_peak_bytes(const io::DecoderSpec& spec, const io::Checkpoint& c
         static_cast<uint64_t>(source.samples * source.length * spec.hidden) * element;
     const Batches batches(source.samples, source.length, spec, options);
     // Half of the working bytes is theirs already.
-    pruning += ends + activations + batches.bytes - std::min(batches.bytes, options.working_bytes / 2);
+    pruning +=
+        ends + activations + batches.bytes - std::min(batches.bytes, options.working_bytes / 2);
   }
   if (!source.self) return pruning;
   return std::max(pruning, planned_sampling_bytes(spec, checkpoint, source.samples, source.length,
