@@ -614,8 +614,7 @@ TEST_P(Killed, AtAnyMomentAndResumedEndsInTheSameBytes) {
       {"model", model_.string()}, {"out", out_.string()}, {"answer", out_.string() + ".answer"},
       {"method", GetParam()},     {"samples", 6},         {"length", 96}};
   // Wide matrices cost these most of their time, and there are many runs.
-  if (GetParam() != std::string("sparsegpt"))
-    task["exclude"] = nlohmann::json::array({"mlp"});
+  if (GetParam() != std::string("sparsegpt")) task["exclude"] = nlohmann::json::array({"mlp"});
   const auto start = Clock::now();
   ASSERT_TRUE(succeeded(start_process(task)));
   const auto whole_time = Clock::now() - start;
