@@ -53,7 +53,6 @@ TEST(SparsityManager, RefusesByNameWhatIsNotThereYet) {
       {[](SparsityConfig& c) { c.quant_dtype = "int4", c.format = "csr"; }, "quant_dtype"},
       {[](SparsityConfig& c) { c.dynamic_threshold = 0.2; }, "dynamic_threshold: \"0.2\""},
       {[](SparsityConfig& c) { c.use_hardware_accel = false; }, "use_hardware_accel"},
-      {[](SparsityConfig& c) { c.pruning_method = "hessian"; }, "hessian"},
       {[](SparsityConfig& c) { c.pruning_method = "gradient"; }, "gradient"},
       {[](SparsityConfig& c) { c.format = "csc"; },
        "SparsityConfig.format: unknown store (got csc"},

@@ -23,6 +23,9 @@ using testing::tied_matrix;
 
 const Method& method(std::string_view name) { return **find_method(name); }
 
+/// DSnoT knows no blocks.
+bool takes_blocks(const Method& method) { return method.name() != "dsnot"; }
+
 Pruned prune(std::string_view name, const at::Tensor& weight, const InputStatistics& statistics,
              const Request& request) {
   auto pruned = method(name).prune(weight, statistics, request);
@@ -31,12 +34,13 @@ Pruned prune(std::string_view name, const at::Tensor& weight, const InputStatist
 }
 
 TEST(Methods, AreFoundByNameAndAnUnknownNameListsThem) {
-  EXPECT_EQ(methods().size(), 3u);
+  EXPECT_EQ(methods().size(), 7u);
   for (const Method* known : methods()) EXPECT_EQ(*find_method(known->name()), known);
   const auto unknown = find_method("alps2");
   ASSERT_FALSE(unknown.ok());
   EXPECT_EQ(unknown.error().code, Code::kUsage);
-  EXPECT_THAT(unknown.error().message, HasSubstr("sparsegpt, wanda, magnitude"));
+  EXPECT_THAT(unknown.error().message,
+              HasSubstr("sparsegpt, alps, wanda, ria, dsnot, hessian, magnitude"));
   EXPECT_FALSE(parse_group("columns").ok());
   EXPECT_EQ(*parse_group("block128"), Group::kBlock128);
 }
@@ -62,6 +66,7 @@ TEST(Methods, HitExactCountsForEveryPatternAndGroup) {
       for (Group group : {Group::kRow, Group::kLayer, Group::kBlock128}) {
         const Pruned half = prune(each->name(), weight, statistics, {.group = group});
         EXPECT_EQ(dropped(half.mask), 70 * 150 / 2) << each->name() << " " << group_name(group);
+        if (!takes_blocks(*each)) continue;
         const Pruned blocks = prune(each->name(), weight, statistics,
                                     {.pattern = Pattern::block(10, 25), .group = group});
         EXPECT_EQ(dropped(blocks.mask), 7 * 6 / 2 * 250)
@@ -88,10 +93,15 @@ TEST(Methods, AreIdempotent) {
   for (const Method* each : methods()) {
     for (const Pattern& pattern :
          {Pattern::unstructured(), Pattern::keep_of(2, 4), Pattern::block(8, 16)}) {
+      if (pattern.kind == format::PatternKind::kBlock && !takes_blocks(*each)) continue;
       const Request request{.pattern = pattern};
       const Pruned once = prune(each->name(), weight, statistics, request);
       const Pruned twice = prune(each->name(), once.weight, statistics, request);
-      EXPECT_TRUE(at::equal(twice.weight, once.weight)) << each->name() << " " << pattern.text();
+      // Least squares finds the same weights again, but for rounding.
+      const bool solves = each->name() == "alps" || each->name() == "hessian";
+      EXPECT_TRUE(solves ? at::allclose(twice.weight, once.weight, 1e-4, 1e-4)
+                         : at::equal(twice.weight, once.weight))
+          << each->name() << " " << pattern.text();
       EXPECT_TRUE(at::equal(twice.mask, once.mask)) << each->name() << " " << pattern.text();
     }
   }

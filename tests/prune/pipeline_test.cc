@@ -82,8 +82,10 @@ class Pipeline : public ::testing::Test {
 };
 
 TEST_F(Pipeline, PrunesTheLinearsOfTheBlocksAndNothingElse) {
-  for (const char* method : {"magnitude", "wanda", "sparsegpt"}) {
+  for (const char* method : {"magnitude", "wanda", "hessian", "sparsegpt", "alps"}) {
     for (const char* pattern : {"unstructured", "2:4", "block:16x16"}) {
+      // It takes longest, and its solver knows no pattern, only a mask.
+      if (method == std::string("hessian") && pattern != std::string("2:4")) continue;
       PruneOptions options{.method = method};
       options.request.pattern = *format::Pattern::parse(pattern);
       std::vector<std::string> lines;
@@ -104,7 +106,7 @@ TEST_F(Pipeline, PrunesTheLinearsOfTheBlocksAndNothingElse) {
           EXPECT_EQ(after->weights().at(name).pattern, options.request.pattern);
           EXPECT_TRUE(format::check_pattern(sparse, options.request.pattern).empty()) << name;
           const auto& layer = report->layers[pruned++];
-          EXPECT_GT(layer.error, 0.01);
+          EXPECT_GT(layer.error, 0.001);
           EXPECT_LT(layer.error, 1);
         } else {
           EXPECT_EQ(std::memcmp(sparse.bytes.data(), dense.bytes.data(), dense.bytes.size()), 0)
@@ -180,7 +182,7 @@ TEST_F(Pipeline, SharedInputsGiveTheSameResultAsSingleTargets) {
 }
 
 TEST_F(Pipeline, AtSparsityZeroWritesTheSameWeights) {
-  for (const char* method : {"magnitude", "wanda", "sparsegpt"}) {
+  for (const char* method : {"magnitude", "wanda", "sparsegpt", "alps"}) {
     PruneOptions options{.method = method, .store = io::Store::kDense};
     options.request.sparsity = 0;
     ASSERT_TRUE(prune(model_, out_, options, calibration_).ok());
@@ -201,10 +203,10 @@ TEST_F(Pipeline, MagnitudeNeedsNoCalibrationAndThenKnowsNoError) {
   EXPECT_EQ(prune(model_, out_, options, {}).error().code, Code::kUsage);
 }
 
-TEST_F(Pipeline, SparseGptLosesLessThanWandaAndWandaLessThanMagnitude) {
+TEST_F(Pipeline, AlpsLosesLessThanSparseGptThatLessThanWandaAndWandaLessThanMagnitude) {
   const auto checkpoint = io::Checkpoint::open(model_);
   std::vector<double> errors;
-  for (const char* method : {"sparsegpt", "wanda", "magnitude"}) {
+  for (const char* method : {"alps", "sparsegpt", "wanda", "magnitude"}) {
     const auto report = prune(model_, out_, {.method = method}, random_calibration(16, 128));
     ASSERT_TRUE(report.ok()) << report.error().message;
     double sum = 0;
@@ -213,13 +215,7 @@ TEST_F(Pipeline, SparseGptLosesLessThanWandaAndWandaLessThanMagnitude) {
   }
   EXPECT_LT(errors[0], errors[1]);
   EXPECT_LT(errors[1], errors[2]);
-}
-
-TEST_F(Pipeline, RefusesIdsAndLengthsThatTheModelDoesNotHave) {
-  Calibration calibration = calibration_;
-  calibration.ids[1][2] = 4096;
-  EXPECT_EQ(prune(model_, out_, {}, calibration).error().code, Code::kBadInput);
-  EXPECT_EQ(prune(model_, out_, {}, random_calibration(1, 100000)).error().code, Code::kUsage);
+  EXPECT_LT(errors[2], errors[3]);
 }
 
 /// A copy of the model in which the first value of a tensor is another.
@@ -237,6 +233,59 @@ fs::path model_with(const fs::path& model, const std::string& tensor, uint16_t b
   stream.write(reinterpret_cast<const char*>(&bf16), 2);
   EXPECT_TRUE(stream.good());
   return copy;
+}
+
+TEST_F(Pipeline, PrunesByStatisticsOfTheDenseModelFromAFolder) {
+  const fs::path folder = out_.string() + ".statistics";
+  PruneOptions saving{.method = "alps", .save_statistics = folder};
+  ASSERT_TRUE(prune(model_, out_, saving, calibration_).ok());
+  const auto first = weights_of(out_);
+  // The folder is all that is needed, and another method finds what it needs there too.
+  PruneOptions reading{.method = "alps", .statistics = folder};
+  const auto report = prune(model_, out_, reading, {});
+  ASSERT_TRUE(report.ok()) << report.error().message;
+  EXPECT_EQ(weights_of(out_), first);
+  EXPECT_GT(report->layers[0].error, 0);
+  const auto about = io::Checkpoint::open(out_)->config().at("lacuna");
+  EXPECT_EQ(about.at("statistics"), "dense");
+  EXPECT_EQ(about.at("calibration").at("samples"), 6);
+  for (const char* method : {"wanda", "sparsegpt", "dsnot"})
+    EXPECT_TRUE(prune(model_, out_, {.method = method, .statistics = folder}, {}).ok()) << method;
+
+  // The first block's inputs are the same with and without the propagation of errors.
+  ASSERT_TRUE(prune(model_, out_, {.method = "alps"}, calibration_).ok());
+  const std::string name = "model.layers.0.mlp.down_proj.weight";
+  const Tensor propagated = *io::Checkpoint::open(out_)->dense(name);
+  ASSERT_TRUE(prune(model_, out_, reading, {}).ok());
+  const Tensor dense = *io::Checkpoint::open(out_)->dense(name);
+  EXPECT_EQ(std::memcmp(propagated.bytes.data(), dense.bytes.data(), dense.bytes.size()), 0);
+
+  EXPECT_EQ(prune(model_, out_, saving, calibration_).error().code, Code::kBadInput);
+  // A value in the middle of the files, far from what their first MiB holds.
+  const std::string within = "model.layers.2.mlp.up_proj.weight";
+  const auto another = prune(model_with(model_, within, 0x3f80), out_, reading, {});
+  ASSERT_FALSE(another.ok());
+  EXPECT_THAT(another.error().message, HasSubstr("statistics of another model"));
+
+  const fs::path file = folder / "block-001.safetensors";
+  std::string bytes = content_of(file);
+  bytes[bytes.size() - 100] ^= 1;
+  ASSERT_TRUE(io::write_text(file, bytes).ok());
+  const auto damaged = prune(model_, out_, reading, {});
+  ASSERT_FALSE(damaged.ok());
+  EXPECT_EQ(damaged.error().code, Code::kBadInput);
+  EXPECT_THAT(damaged.error().message, HasSubstr("is damaged"));
+  fs::remove(folder / "statistics.json");
+  fs::remove_all(out_.string() + ".journal");
+  EXPECT_THAT(prune(model_, out_, reading, {}).error().message,
+              HasSubstr("no finished statistics"));
+}
+
+TEST_F(Pipeline, RefusesIdsAndLengthsThatTheModelDoesNotHave) {
+  Calibration calibration = calibration_;
+  calibration.ids[1][2] = 4096;
+  EXPECT_EQ(prune(model_, out_, {}, calibration).error().code, Code::kBadInput);
+  EXPECT_EQ(prune(model_, out_, {}, random_calibration(1, 100000)).error().code, Code::kUsage);
 }
 
 TEST_F(Pipeline, NamesAWeightWithANaN) {
@@ -274,7 +323,7 @@ TEST_F(Pipeline, SaysWhichLayersDampingWasRaised) {
 }
 
 TEST_F(Pipeline, GivesTheSameBitsOnAnyThreadCount) {
-  for (const char* method : {"wanda", "sparsegpt"}) {
+  for (const char* method : {"wanda", "sparsegpt", "alps"}) {
     std::map<std::string, std::string> first;
     nlohmann::json config;
     for (int threads : {1, 2, 3}) {
@@ -290,7 +339,7 @@ TEST_F(Pipeline, GivesTheSameBitsOnAnyThreadCount) {
 }
 
 TEST_F(Pipeline, InterruptedKeepsItsBlocksAndGoesOnToTheSameBytes) {
-  PruneOptions options{.method = "sparsegpt"};
+  PruneOptions options{.method = "alps", .refine = {"swaps", "polish"}};
   ASSERT_TRUE(prune(model_, out_, options, calibration_).ok());
   const auto whole = weights_of(out_);
   fs::remove_all(out_);
@@ -494,12 +543,16 @@ TEST(PruneProcess, DISABLED_Run) {
   const int64_t before = peak_bytes();  // of libtorch alone
   const PruneOptions options{
       .method = task.at("method"),
+      .exclude = task.value("exclude", std::vector<std::string>()),
+      .statistics = task.value("statistics", ""),
+      .save_statistics = task.value("save_statistics", ""),
       .resume = true,
       .working_bytes = task.value("working_bytes", PruneOptions().working_bytes)};
   const fs::path model = task.at("model").get<std::string>(),
                  out = task.at("out").get<std::string>();
   const auto checkpoint = io::Checkpoint::open(model);
-  const int64_t samples = task.at("samples"), length = task.at("length");
+  const int64_t samples = options.statistics.empty() ? task.at("samples").get<int64_t>() : 0,
+                length = task.at("length");
   CalibrationSource source{samples, length, std::nullopt, [&]() -> Result<Calibration> {
                              return random_calibration(samples, length);
                            }};
@@ -552,11 +605,16 @@ bool kill_at(pid_t pid, const std::function<bool()>& moment) {
   return WIFSIGNALED(status);
 }
 
-TEST_F(Pipeline, KilledAtAnyMomentAndResumedEndsInTheSameBytes) {
+class Killed : public Pipeline, public ::testing::WithParamInterface<const char*> {};
+INSTANTIATE_TEST_SUITE_P(Solvers, Killed, ::testing::Values("sparsegpt", "alps", "hessian"));
+
+TEST_P(Killed, AtAnyMomentAndResumedEndsInTheSameBytes) {
   using Clock = std::chrono::steady_clock;
   nlohmann::json task = {
       {"model", model_.string()}, {"out", out_.string()}, {"answer", out_.string() + ".answer"},
-      {"method", "sparsegpt"},    {"samples", 6},         {"length", 96}};
+      {"method", GetParam()},     {"samples", 6},         {"length", 96}};
+  // Wide matrices cost these most of their time, and there are many runs.
+  if (GetParam() != std::string("sparsegpt")) task["exclude"] = nlohmann::json::array({"mlp"});
   const auto start = Clock::now();
   ASSERT_TRUE(succeeded(start_process(task)));
   const auto whole_time = Clock::now() - start;
@@ -629,6 +687,17 @@ TEST(PruneMemory, StaysBelowThePlan) {
     RecordProperty(self ? "taken_bytes_self" : "taken_bytes", taken);
     EXPECT_LT(taken, planned) << self;
     EXPECT_GT(taken, (planned - kWorking) / 2) << self << ": the plan is no mere upper bound";
+  }
+
+  const std::string folder = out.string() + ".statistics";
+  task["self"] = false;
+  for (const char* flag : {"save_statistics", "statistics"}) {
+    task.erase("save_statistics");
+    task[flag] = folder;
+    const auto [taken, planned] = measure();
+    RecordProperty(fmt::format("planned_bytes_{}", flag), planned);
+    RecordProperty(fmt::format("taken_bytes_{}", flag), taken);
+    EXPECT_LT(taken, planned) << flag;
   }
 }
 

@@ -28,6 +28,7 @@ inline InputStatistics statistics_of(const at::Tensor& x) {
   statistics.tokens = x.size(0);
   statistics.gram = at::mm(x.t(), x);
   statistics.square_sums = statistics.gram.diagonal().clone();
+  statistics.sums = x.sum({0});
   return statistics;
 }
 
@@ -43,6 +44,7 @@ inline InputStatistics identity_statistics(int64_t columns) {
   statistics.tokens = columns;
   statistics.gram = at::eye(columns);
   statistics.square_sums = at::ones({columns});
+  statistics.sums = at::zeros({columns});
   return statistics;
 }
 

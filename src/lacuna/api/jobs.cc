@@ -133,11 +133,14 @@ Result<model::Decoder> load_decoder(const fs::path& folder, const ComputeChoice&
 }
 
 Result<prune::PruneReport> prune(const PruneJob& job, const JobProgress& progress) {
-  LACUNA_TRY(const prune::Method* method, prune::find_method(job.options.method));
+  LACUNA_TRY(const prune::Method method, prune::method_of(job.options));
   LACUNA_TRY(const Opened opened, open_model(job.model, job.choice));
   say_if_sparse(opened, progress);
   prune::CalibrationSource source;
-  if (method->needs_inputs() || !job.calibration_ids.empty()) {
+  // Statistics that are there already need no calibration.
+  const bool there = !job.options.statistics.empty();
+  if (!job.options.save_statistics.empty() ||
+      (!there && (method.needs_inputs() || !job.calibration_ids.empty()))) {
     LACUNA_TRY(source, calibration_of(job, opened, progress));
     if (!job.save_calibration_ids.empty())
       source.make = [&job, make = source.make]() -> Result<prune::Calibration> {

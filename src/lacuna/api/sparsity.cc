@@ -41,8 +41,7 @@ Status check_available(const SparsityConfig& config) {
     return not_yet("dynamic_threshold", fmt::format("{}", config.dynamic_threshold));
   if (config.use_hardware_accel != defaults.use_hardware_accel)
     return not_yet("use_hardware_accel", "false");
-  for (const char* method : {"gradient", "hessian"})
-    if (config.pruning_method == method) return not_yet("pruning_method", method);
+  if (config.pruning_method == "gradient") return not_yet("pruning_method", "gradient");
   if (config.backend == "triton" || config.backend == "tensorrt")
     return usage_error("SparsityConfig.backend: there is no {} backend (need auto, cpu or cuda).",
                        config.backend);

@@ -20,7 +20,8 @@ struct SparsityConfig {
   int n = 2;                    ///< "n:m": weights kept of every m
   int m = 4;
   std::string pruning_method =
-      "magnitude";  ///< "magnitude", "wanda", "sparsegpt"; "gradient", "hessian": not yet
+      "magnitude";  ///< as `prune --method`: "magnitude", "wanda", "ria", "dsnot", "hessian",
+                    ///< "sparsegpt", "alps"; "gradient": not yet
   std::vector<std::string>
       target_layers;  ///< unanchored regular expressions; empty = all Linears of the blocks
   std::vector<std::string> exclude_layers;

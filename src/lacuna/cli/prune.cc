@@ -25,6 +25,7 @@ Status settle(Flags& flags, bool given) {
     LACUNA_TRY(request.group, prune::parse_group(flags.group));
   }
   LACUNA_TRY(flags.job.options.store, api::parse_store(flags.store));
+  LACUNA_CHECK(prune::method_of(flags.job.options));
   return {};
 }
 
@@ -38,11 +39,13 @@ Result<bool> parse_regex(const std::string& text) {
 }
 
 std::string layer_table(const prune::PruneReport& report) {
-  report::Table table({"layer", "sparsity", "error", "damping", "seconds"});
+  report::Table table({"layer", "sparsity", "error", "damping", "iterations", "seconds"});
   for (const auto& layer : report.layers)
     table.add({layer.name, fmt::format("{:.4f}", layer.sparsity),
                layer.error < 0 ? "-" : fmt::format("{:.4f}", layer.error),
-               fmt::format("{:g}", layer.damping), fmt::format("{:.2f}", layer.seconds)});
+               fmt::format("{:g}", layer.damping),
+               layer.iterations == 0 ? "-" : fmt::format("{}", layer.iterations),
+               fmt::format("{:.2f}", layer.seconds)});
   return table.text();
 }
 
@@ -52,6 +55,20 @@ std::string phase_line(const prune::PruneReport& report) {
   for (const auto& [phase, seconds] : report.phases)
     parts.push_back(fmt::format("{} {:.1f} s", phase, seconds));
   return fmt::format("{}\n", fmt::join(parts, ", "));
+}
+
+/// "57.3 iterations a layer, 0 of 56 layers fell back"; nothing where no solver iterated or fell
+/// back.
+std::string solver_line(const prune::PruneReport& report) {
+  int64_t iterations = 0, fallen = 0;
+  for (const auto& layer : report.layers) {
+    iterations += layer.iterations;
+    fallen += layer.fell_back ? 1 : 0;
+  }
+  if (iterations + fallen == 0) return {};
+  return fmt::format("{:.1f} iterations a layer, {} of {} layers fell back to a second choice\n",
+                     static_cast<double>(iterations) / static_cast<double>(report.layers.size()),
+                     fallen, report.layers.size());
 }
 
 /// One line for those who did not ask for the table; nothing where no error was measured.
@@ -73,7 +90,11 @@ void add_prune(Tool& tool) {
   auto* verb = tool.verb(
       "prune", "Make a dense model sparse and write it small.",
       {"lacuna prune models/llama -o models/llama-50 --calibration c4.jsonl",
-       "lacuna prune models/llama -o models/llama-24 --pattern 2:4 --method wanda --samples 64"});
+       "lacuna prune models/llama -o models/llama-24 --pattern 2:4 --method alps",
+       "lacuna prune models/llama -o models/llama-70 --sparsity 0.7 --score wanda --solve alps "
+       "--refine swaps,polish",
+       "lacuna prune models/llama -o models/llama-60 --sparsity 0.6 --statistics "
+       "llama.statistics"});
   static Flags flags;
   static std::vector<std::string> methods;
   for (const auto* method : prune::methods()) methods.emplace_back(method->name());
@@ -82,9 +103,18 @@ void add_prune(Tool& tool) {
   tool.seeded(verb);
   tool.model(verb, flags.job.model, "dense model folder");
   tool.writes(verb, flags.job.out);
-  verb->add_option("--method", options.method, "how weights are chosen and compensated")
-      ->check(CLI::IsMember(methods))
-      ->capture_default_str();
+  auto* method = verb->add_option("--method", options.method,
+                                  "a usual combination of the three stages (docs/methods.md)")
+                     ->check(CLI::IsMember(methods))
+                     ->capture_default_str();
+  auto* score = verb->add_option("--score", options.score,
+                                 "what ranks the weights (own: the solver's own choice)")
+                    ->check(CLI::IsMember(prune::score_names()));
+  auto* solve = verb->add_option("--solve", options.solve, "what makes good for dropped weights")
+                    ->check(CLI::IsMember(prune::solver_names()));
+  verb->add_option("--refine", options.refine, "what betters the result, one after the other")
+      ->delimiter(',')
+      ->check(CLI::IsMember(prune::refinement_names()));
   verb->add_option("--pattern", flags.pattern,
                    "unstructured, KEEP:OF (2:4 keeps two of four) or block:RxC")
       ->check(accepted_by(sparse_pattern))
@@ -104,6 +134,12 @@ void add_prune(Tool& tool) {
       "token ids: safetensors with int32 `ids` [samples, length], or a JSON list of lists");
   verb->add_option("--save-calibration-ids", flags.job.save_calibration_ids,
                    "write the token ids used there, for --calibration-ids");
+  auto* saved = verb->add_option("--save-statistics", options.save_statistics,
+                                 "calibrate the dense model in one pass, keep the statistics in "
+                                 "this folder and prune by them");
+  verb->add_option("--statistics", options.statistics,
+                   "prune by the statistics of such a folder, without calibration")
+      ->excludes(saved);
   verb->add_option("--samples", flags.job.samples, "calibration samples")
       ->check(between(1, prune::kMostSamples))
       ->capture_default_str();
@@ -125,7 +161,10 @@ void add_prune(Tool& tool) {
       ->capture_default_str();
   verb->add_flag("--resume", options.resume, "go on where an interrupted run stopped");
   // Checked while parsing, so that a contradiction is a usage error before anything is read.
-  verb->parse_complete_callback([sparsity] {
+  verb->parse_complete_callback([sparsity, method, score, solve] {
+    // Stages that are spelled out stand alone, unless a combination is named beside them.
+    if (method->count() == 0 && score->count() + solve->count() > 0)
+      flags.job.options.method.clear();
     if (const Status status = settle(flags, sparsity->count() > 0); !status.ok())
       throw CLI::ValidationError(status.error().message);
   });
@@ -135,9 +174,9 @@ void add_prune(Tool& tool) {
     LACUNA_TRY(const auto report, api::prune(flags.job, tool.stoppable_progress()));
     tool.print(
         report::to_json(report),
-        fmt::format("{}{}: sparsity {:.4f}, {} (dense {}), {:.1f} s\n",
+        fmt::format("{}{}{}: sparsity {:.4f}, {} (dense {}), {:.1f} s\n",
                     tool.verbose() ? layer_table(report) + phase_line(report) : worst_layer(report),
-                    report.out.string(), report.sparsity,
+                    solver_line(report), report.out.string(), report.sparsity,
                     report::bytes_text(static_cast<double>(report.bytes_out)),
                     report::bytes_text(static_cast<double>(report.bytes_dense)), report.seconds));
     return {};

@@ -1,22 +1,26 @@
-// The methods that come with the library, and the checks that all of them begin with.
+// The stages that come with the library.
 #pragma once
 
-#include "lacuna/prune/method.h"
+#include "lacuna/prune/stages.h"
 
 namespace lacuna::prune {
 
-const Method& magnitude_method();
-const Method& wanda_method();
-const Method& sparsegpt_method();
+const Score& magnitude_score();
+const Score& wanda_score();
+const Score& ria_score();
+const Score& hessian_score();
 
-/// Shapes, types, finite values, a sparsity in [0, 1], statistics where the method needs them and a
-/// group only where the pattern leaves a choice. Messages begin with what is wrong ("weight",
-/// "inputs"); the caller puts the layer's name before it. @errors kBadInput, kUsage
-Status check_request(const Method& method, const at::Tensor& weight,
-                     const InputStatistics& statistics, const Request& request);
+const Solver& no_solver();
+const Solver& sparsegpt_solver();
+const Solver& alps_solver();
+const Solver& exact_solver();
 
-/// The result of a method that only chooses: the weights of the largest scores, unchanged.
-Pruned keep_by_scores(const Method& method, const at::Tensor& weight, const at::Tensor& scores,
-                      const Request& request);
+const Refinement& swaps_refinement();
+const Refinement& polish_refinement();
+const Refinement& dsnot_refinement();
+
+/// At least one of the names' stages needs these; each does it once an input.
+Status prepare_factor(InputStatistics& statistics, const Request& request);
+Status prepare_damped(InputStatistics& statistics, const Request& request);
 
 }  // namespace lacuna::prune

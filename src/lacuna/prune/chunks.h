@@ -1,6 +1,8 @@
 // Parallel work whose results don't depend on the number of threads.
 #pragma once
 
+#include <ATen/ATen.h>
+
 #include <algorithm>
 #include <cstdint>
 #include <exception>
@@ -29,6 +31,18 @@ void parallel_chunks(const Executor& executor, int64_t n, F&& f) {
     }
   });
   if (thrown) std::rethrow_exception(thrown);
+}
+
+/// Calls f(first, count) for strips of the rows of a matrix whose rows can be worked on by
+/// themselves: on the CPU strips of fixed height in parallel, which fit into a second-level cache
+/// and share themselves out; on a GPU as few as memory allows.
+template <class F>
+void row_strips(const at::Tensor& matrix, const Executor& executor, F&& f) {
+  const int64_t rows = matrix.size(0), height = matrix.is_cpu() ? 64 : 8192;
+  const int64_t strips = (rows + height - 1) / height;
+  const auto one = [&](int64_t i) { f(i * height, std::min(height, rows - i * height)); };
+  if (matrix.is_cpu()) return parallel_chunks(executor, strips, one);
+  for (int64_t i = 0; i < strips; ++i) one(i);
 }
 
 }  // namespace lacuna::prune

@@ -3,26 +3,22 @@
 namespace lacuna::prune {
 namespace {
 
-/// Score |W_ij|; kept weights are unchanged. By default the whole layer competes.
-class Magnitude final : public Method {
+/// |W_ij|. By default the whole layer competes.
+class Magnitude final : public Score {
  public:
   std::string_view name() const override { return "magnitude"; }
-  bool needs_gram() const override { return false; }
-  bool needs_inputs() const override { return false; }
+  Needs needs() const override { return Needs::kNothing; }
   Group default_group() const override { return Group::kLayer; }
-
-  Result<Pruned> prune(const at::Tensor& weight, const InputStatistics& statistics,
-                       const Request& request) const override {
-    LACUNA_CHECK(check_request(*this, weight, statistics, request));
-    return keep_by_scores(*this, weight, weight.abs(), request);
+  at::Tensor scores(const at::Tensor& weight, const InputStatistics&) const override {
+    return weight.abs();
   }
 };
 
 }  // namespace
 
-const Method& magnitude_method() {
-  static const Magnitude method;
-  return method;
+const Score& magnitude_score() {
+  static const Magnitude score;
+  return score;
 }
 
 }  // namespace lacuna::prune

@@ -1,10 +1,15 @@
 #include "lacuna/prune/method.h"
 
+#include <fmt/ranges.h>
+
+#include <algorithm>
 #include <cmath>
 #include <numeric>
 
 #include "lacuna/prune/builtin.h"
 #include "lacuna/prune/chunks.h"
+#include "lacuna/prune/damped_gram.h"
+#include "lacuna/prune/inverse_factor.h"
 #include "lacuna/prune/selection.h"
 
 namespace lacuna::prune {
@@ -58,28 +63,41 @@ Result<Group> parse_group(std::string_view name) {
   return usage_error("--group: unknown group (got {}; need row, layer or block128).", name);
 }
 
-const std::vector<const Method*>& methods() {
-  static const std::vector<const Method*> all = {&sparsegpt_method(), &wanda_method(),
-                                                 &magnitude_method()};
-  return all;
+namespace {
+
+const Score* const kScores[] = {&magnitude_score(), &wanda_score(), &ria_score(), &hessian_score()};
+const Solver* const kSolvers[] = {&no_solver(), &sparsegpt_solver(), &exact_solver(),
+                                  &alps_solver()};
+const Refinement* const kRefinements[] = {&swaps_refinement(), &polish_refinement(),
+                                          &dsnot_refinement()};
+constexpr std::string_view kOwnScore = "own";
+
+template <class T, size_t N>
+std::vector<std::string> names_of(T* const (&stages)[N]) {
+  std::vector<std::string> names;
+  for (const T* stage : stages) names.emplace_back(stage->name());
+  return names;
 }
 
-Result<const Method*> find_method(std::string_view name) {
-  std::string known;
-  for (const Method* method : methods()) {
-    if (method->name() == name) return method;
-    known += (known.empty() ? "" : ", ") + std::string(method->name());
-  }
-  return usage_error("--method: unknown method (got {}; need one of {}).", name, known);
+template <class T, size_t N>
+Result<T*> find_stage(T* const (&stages)[N], std::string_view name, const char* flag) {
+  for (T* stage : stages)
+    if (stage->name() == name) return stage;
+  return usage_error("{}: unknown stage (got {}; need one of {}).", flag, name,
+                     fmt::join(names_of(stages), ", "));
 }
 
-Status Method::prepare(InputStatistics&, const Request&) const { return {}; }
+/// "score=wanda solve=alps refine=swaps,polish"
+std::string spelled(const Score* score, const Solver& solver,
+                    const std::vector<const Refinement*>& refinements) {
+  std::string text =
+      fmt::format("score={} solve={}", score ? score->name() : kOwnScore, solver.name());
+  for (size_t i = 0; i < refinements.size(); ++i)
+    text += fmt::format("{}{}", i == 0 ? " refine=" : ",", refinements[i]->name());
+  return text;
+}
 
-Status check_request(const Method& method, const at::Tensor& weight,
-                     const InputStatistics& statistics, const Request& request) {
-  if (weight.dim() != 2 || weight.scalar_type() != at::kFloat)
-    return bad_input("weight: must be a float32 matrix (got {} dimensions). Convert it first.",
-                     weight.dim());
+Status check_patterns(const Request& request) {
   if (!(request.sparsity >= 0 && request.sparsity <= 1))
     return usage_error("--sparsity: must lie between 0 and 1 (got {}).", request.sparsity);
   if (request.pattern.kind == format::PatternKind::kDense)
@@ -96,11 +114,109 @@ Status check_request(const Method& method, const at::Tensor& weight,
     return usage_error(
         "--group: {} can't be combined with {}, whose groups are fixed. Leave it out.",
         group_name(*request.group), request.pattern.text());
+  return {};
+}
+
+bool drops_nothing(const at::Tensor& weight, const Request& request) {
+  return request.pattern.kind != format::PatternKind::kKeepOf &&
+         dropped_of(weight.numel(), request.sparsity) == 0;
+}
+
+/// Runs a refinement and holds it to its promise. What rounding alone may add to a float32 error is
+/// far below kRounding of it.
+Status refine(const Refinement& refinement, const Problem& problem, bool resolved, Pruned& pruned) {
+  if (!refinement.never_raises_the_damped_error())
+    return refinement.refine(problem, resolved, pruned);
+  constexpr double kRounding = 1e-5;
+  const auto error = [&] {
+    return damped_error(problem.weight, pruned.weight, *problem.statistics.damped,
+                        problem.request.executor);
+  };
+  const double before = error();
+  LACUNA_CHECK(refinement.refine(problem, resolved, pruned));
+  const double after = error();
+  if (after <= before * (1 + kRounding)) return {};
+  return check_failed(
+      "{}: raised the damped error of the outputs (from {:g} to {:g}). This is a fault of the "
+      "program; leave the refinement out and report it.",
+      refinement.name(), before, after);
+}
+
+}  // namespace
+
+// ---- methods ------------------------------------------------------------------------------------
+
+Status Stage::prepare(InputStatistics&, const Request&) const { return {}; }
+uint64_t Stage::working_bytes(uint64_t, uint64_t) const { return 0; }
+
+Status prepare_factor(InputStatistics& statistics, const Request& request) {
+  if (statistics.factor) return {};
+  LACUNA_TRY(InverseFactor factor, inverse_factor(statistics, request.damping, request.executor));
+  statistics.factor = std::make_shared<const InverseFactor>(std::move(factor));
+  return {};
+}
+
+Status prepare_damped(InputStatistics& statistics, const Request& request) {
+  if (statistics.damped) return {};
+  LACUNA_TRY(DampedGram damped, damped_gram(statistics.gram, request.damping, request.executor));
+  statistics.damped = std::make_shared<const DampedGram>(std::move(damped));
+  return {};
+}
+
+Method::Method(std::string name, const Score* score, const Solver& solver,
+               std::vector<const Refinement*> refinements)
+    : name_(std::move(name)),
+      score_(score),
+      solver_(&solver),
+      refinements_(std::move(refinements)) {
+  about_ = spelled(score_, *solver_, refinements_);
+  if (name_.empty()) name_ = about_;
+}
+
+bool Method::needs_gram() const {
+  return (score_ != nullptr && score_->needs() == Needs::kGram) ||
+         solver_->needs() == Needs::kGram ||
+         std::any_of(refinements_.begin(), refinements_.end(),
+                     [](const auto* each) { return each->needs() == Needs::kGram; });
+}
+
+bool Method::needs_inputs() const {
+  return needs_gram() || (score_ != nullptr && score_->needs() != Needs::kNothing) ||
+         solver_->needs() != Needs::kNothing ||
+         std::any_of(refinements_.begin(), refinements_.end(),
+                     [](const auto* each) { return each->needs() != Needs::kNothing; });
+}
+
+uint64_t Method::working_bytes(uint64_t weights, uint64_t squared) const {
+  uint64_t most = solver_->working_bytes(weights, squared);
+  for (const Refinement* refinement : refinements_)
+    most = std::max(most, refinement->working_bytes(weights, squared));
+  return most;
+}
+
+Group Method::default_group() const {
+  return score_ != nullptr ? score_->default_group() : *solver_->own_group();
+}
+
+Status Method::prepare(InputStatistics& statistics, const Request& request) const {
+  if (score_ != nullptr) LACUNA_CHECK(score_->prepare(statistics, request));
+  LACUNA_CHECK(solver_->prepare(statistics, request));
+  for (const Refinement* refinement : refinements_)
+    LACUNA_CHECK(refinement->prepare(statistics, request));
+  return {};
+}
+
+Status Method::check(const at::Tensor& weight, const InputStatistics& statistics,
+                     const Request& request) const {
+  if (weight.dim() != 2 || weight.scalar_type() != at::kFloat)
+    return bad_input("weight: must be a float32 matrix (got {} dimensions). Convert it first.",
+                     weight.dim());
+  LACUNA_CHECK(check_patterns(request));
   LACUNA_CHECK(check_finite(weight, "weight", "Repair or download the model again."));
-  if (!method.needs_inputs()) return {};
+  if (!needs_inputs()) return {};
   const at::Tensor& inputs = statistics.square_sums;
-  if (!inputs.defined() || (method.needs_gram() && !statistics.gram.defined()))
-    return usage_error("{}: needs calibration inputs (got none).", method.name());
+  if (!inputs.defined() || (needs_gram() && !statistics.gram.defined()))
+    return usage_error("{}: needs calibration inputs (got none).", name_);
   if (inputs.sizes() != weight.sizes().slice(1))
     return bad_input("inputs: {} columns of statistics for a weight of {}.", inputs.numel(),
                      weight.size(1));
@@ -109,13 +225,95 @@ Status check_request(const Method& method, const at::Tensor& weight,
   return check_finite(inputs, "inputs: sum of squares", kAdvice);
 }
 
-Pruned keep_by_scores(const Method& method, const at::Tensor& weight, const at::Tensor& scores,
-                      const Request& request) {
-  Pruned pruned;
-  pruned.mask = select(scores, request.pattern, request.sparsity,
-                       request.group.value_or(method.default_group()));
-  pruned.weight = weight.masked_fill(pruned.mask.logical_not(), 0);
+Result<Pruned> Method::prune(const at::Tensor& weight, const InputStatistics& given,
+                             const Request& asked) const {
+  LACUNA_CHECK(check(weight, given, asked));
+  if (drops_nothing(weight, asked))
+    return Pruned{.weight = weight.clone(at::MemoryFormat::Contiguous),
+                  .mask = at::ones(weight.sizes(), weight.options().dtype(at::kBool))};
+  Request request = asked;
+  if (!weight.is_cpu()) request.executor = Executor::serial();
+  if (request.pattern.kind != format::PatternKind::kKeepOf)
+    request.group = request.group.value_or(default_group());
+  InputStatistics statistics = given;  // tensors are shared, not copied
+  LACUNA_CHECK(prepare(statistics, request));
+
+  Problem problem{weight, statistics, request, {}};
+  if (score_ != nullptr)
+    problem.mask = select(score_->scores(weight, statistics), request.pattern, request.sparsity,
+                          request.group.value_or(Group::kRow), request.executor);
+  LACUNA_TRY(Pruned pruned, solver_->solve(problem));
+  for (const Refinement* refinement : refinements_)
+    LACUNA_CHECK(refine(*refinement, problem, solver_->changes_weights(), pruned));
   return pruned;
+}
+
+const std::vector<const Method*>& methods() {
+  static const Method sparsegpt("sparsegpt", nullptr, sparsegpt_solver());
+  static const Method alps("alps", nullptr, alps_solver());
+  static const Method wanda("wanda", &wanda_score(), no_solver());
+  static const Method ria("ria", &ria_score(), no_solver());
+  static const Method dsnot("dsnot", &wanda_score(), no_solver(), {&dsnot_refinement()});
+  static const Method hessian("hessian", &hessian_score(), exact_solver());
+  static const Method magnitude("magnitude", &magnitude_score(), no_solver());
+  static const std::vector<const Method*> all = {&sparsegpt, &alps,    &wanda,    &ria,
+                                                 &dsnot,     &hessian, &magnitude};
+  return all;
+}
+
+Result<const Method*> find_method(std::string_view name) {
+  std::vector<std::string_view> known;
+  for (const Method* method : methods()) {
+    if (method->name() == name) return method;
+    known.push_back(method->name());
+  }
+  return usage_error("--method: unknown method (got {}; need one of {}).", name,
+                     fmt::join(known, ", "));
+}
+
+Result<Method> compose(const MethodChoice& choice) {
+  Method made("", nullptr, no_solver());
+  if (!choice.method.empty()) {
+    LACUNA_TRY(const Method* known, find_method(choice.method));
+    made = *known;
+  }
+  if (choice.score == kOwnScore) {
+    made.score_ = nullptr;
+  } else if (!choice.score.empty()) {
+    LACUNA_TRY(made.score_, find_stage(kScores, choice.score, "--score"));
+  }
+  if (!choice.solve.empty()) {
+    LACUNA_TRY(made.solver_, find_stage(kSolvers, choice.solve, "--solve"));
+  }
+  if (!choice.refine.empty()) made.refinements_.clear();
+  for (const std::string& name : choice.refine) {
+    if (name == "none") continue;
+    LACUNA_TRY(const Refinement* refinement, find_stage(kRefinements, name, "--refine"));
+    made.refinements_.push_back(refinement);
+  }
+  if (made.score_ == nullptr && !made.solver_->own_group())
+    return usage_error("--solve {}: can't choose weights by itself. Give --score {}.",
+                       made.solver_->name(), fmt::join(score_names(), "|"));
+  for (const Refinement* refinement : made.refinements_)
+    if (made.solver_->changes_weights() && !refinement->takes_changed_weights())
+      return usage_error("--refine {}: takes weights as they were (got --solve {}; need none).",
+                         refinement->name(), made.solver_->name());
+  const std::string text = spelled(made.score_, *made.solver_, made.refinements_);
+  for (const Method* known : methods())
+    if (known->about() == text) return *known;
+  return Method("", made.score_, *made.solver_, made.refinements_);
+}
+
+std::vector<std::string> score_names() {
+  std::vector<std::string> names = names_of(kScores);
+  names.emplace_back(kOwnScore);
+  return names;
+}
+std::vector<std::string> solver_names() { return names_of(kSolvers); }
+std::vector<std::string> refinement_names() {
+  std::vector<std::string> names = names_of(kRefinements);
+  names.emplace_back("none");
+  return names;
 }
 
 double relative_error(const at::Tensor& weight, const at::Tensor& pruned, const at::Tensor& gram,

@@ -1,5 +1,6 @@
-// What a pruning method is. A method sees one weight matrix and the statistics of its inputs, never
-// a model. Adding one is adding a file: define a Method and register it (see magnitude.cc).
+// What a pruning method is: a score that ranks weights, a solver that makes good what the dropped
+// ones did, and refinements of the result (stages.h). A method sees one weight matrix and the
+// statistics of its inputs, never a model.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -22,6 +23,8 @@ std::string_view group_name(Group group);
 Result<Group> parse_group(std::string_view name);
 
 struct InverseFactor;  // inverse_factor.h
+struct DampedGram;     // damped_gram.h
+class Spectrum;        // spectrum.h
 
 /// Statistics of the inputs of one Linear, in float32. Linears with the same input (q, k, v; gate,
 /// up) share them.
@@ -30,8 +33,11 @@ struct InputStatistics {
   /// sum over tokens of x x^T, [in, in]; undefined when the method doesn't need it
   at::Tensor gram;
   at::Tensor square_sums;  ///< sum over tokens of x_j^2, [in]
+  at::Tensor sums;         ///< sum over tokens of x_j, [in]
   /// What Method::prepare() derived from `gram`, once for all Linears with this input.
   std::shared_ptr<const InverseFactor> factor;
+  std::shared_ptr<const DampedGram> damped;
+  std::shared_ptr<const Spectrum> spectrum;
 };
 
 struct Request {
@@ -46,30 +52,74 @@ struct Pruned {
   at::Tensor weight;                  ///< float32 [out, in], zeros where mask is false
   at::Tensor mask;                    ///< bool [out, in], true = kept
   double damping = 0;                 ///< used in the end (0: method has none)
+  int64_t iterations = 0;             ///< of a solver that iterates
+  bool fell_back = false;             ///< the solver took its second choice; a warning says why
   std::vector<std::string> warnings;  ///< "damping raised to 0.1: Cholesky failed at 0.01", ...
 };
 
-class Method {
- public:
-  virtual ~Method() = default;
-  virtual std::string_view name() const = 0;
-  virtual bool needs_gram() const = 0;    ///< InputStatistics::gram must be there
-  virtual bool needs_inputs() const = 0;  ///< calibration is needed at all
-  virtual Group default_group() const = 0;
-  /// Does what all Linears with one input share, into the statistics. prune() does it itself when
-  /// this was not called. Calls for different inputs may run at the same time.
-  /// @errors as prune()
-  virtual Status prepare(InputStatistics& statistics, const Request& request) const;
-  /// @param weight float32 [out, in]; not changed
-  /// @errors kBadInput: NaN or infinity in weight or statistics; kUsage: a pattern or group that
-  /// the method can't do
-  virtual Result<Pruned> prune(const at::Tensor& weight, const InputStatistics& statistics,
-                               const Request& request) const = 0;
+class Score;
+class Solver;
+class Refinement;
+
+/// A method as a person names it: a usual combination, stages spelled out, or stages that replace
+/// those of the combination. Empty means: of the combination, or without one: the solver's own
+/// score, no solver, no refinement.
+struct MethodChoice {
+  std::string method, score, solve;
+  std::vector<std::string> refine;  ///< one after the other
 };
 
-/// All methods, in the order of --help. @errors kUsage: unknown name (lists the known ones)
+/// A combination of stages.
+class Method {
+ public:
+  /// @param score  null: the solver chooses
+  Method(std::string name, const Score* score, const Solver& solver,
+         std::vector<const Refinement*> refinements = {});
+  /// "wanda", or of a combination without a name: "score=wanda solve=alps refine=swaps"
+  std::string_view name() const { return name_; }
+  std::string_view about() const { return about_; }  ///< one line for people
+  bool needs_gram() const;                           ///< InputStatistics::gram must be there
+  bool needs_inputs() const;                         ///< calibration is needed at all
+  Group default_group() const;
+  /// As Stage::working_bytes(), of whichever stage takes most.
+  uint64_t working_bytes(uint64_t weights, uint64_t squared) const;
+  /// Does what all Linears with one input share, into the statistics. prune() does it itself when
+  /// this was not called. Not to be called inside a parallel region.
+  /// @errors as prune()
+  Status prepare(InputStatistics& statistics, const Request& request) const;
+  /// Shapes, types, finite values, a sparsity in [0, 1], statistics where a stage needs them, a
+  /// group only where the pattern leaves a choice. Messages begin with what is wrong ("weight",
+  /// "inputs"); the caller puts the layer's name before it. @errors kBadInput, kUsage
+  Status check(const at::Tensor& weight, const InputStatistics& statistics,
+               const Request& request) const;
+  /// Score, solve, refine. A refinement that says so never raises the damped error
+  /// (damped_gram.h): that is checked every time.
+  /// @param weight float32 [out, in]; not changed
+  /// @errors as check(); kUsage: a pattern that a stage can't do; kCheckFailed: no factor of the
+  /// Hessian, a refinement that broke its promise
+  Result<Pruned> prune(const at::Tensor& weight, const InputStatistics& statistics,
+                       const Request& request) const;
+
+ private:
+  friend Result<Method> compose(const MethodChoice& choice);
+  std::string name_, about_;
+  const Score* score_;
+  const Solver* solver_;
+  std::vector<const Refinement*> refinements_;
+};
+
+/// Combinations with a name, in the order of --help. @errors kUsage: unknown name (lists the known
+/// ones)
 const std::vector<const Method*>& methods();
 Result<const Method*> find_method(std::string_view name);
+
+/// @errors kUsage: an unknown name of a method or stage (lists the known ones), a solver that can't
+/// choose without a score, a refinement that doesn't go with the solver
+Result<Method> compose(const MethodChoice& choice);
+/// Names of all stages of a kind, in the order of --help.
+std::vector<std::string> score_names();
+std::vector<std::string> solver_names();
+std::vector<std::string> refinement_names();
 
 /// |X (W - W')|_F / |X W|_F from the Gram matrix; 0 when both are 0.
 /// @determinism the same bits for any executor

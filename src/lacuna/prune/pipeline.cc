@@ -7,7 +7,6 @@
 #include <map>
 #include <nlohmann/json.hpp>
 #include <regex>
-#include <set>
 
 #include "lacuna/core/version.h"
 #include "lacuna/format/compact.h"
@@ -15,11 +14,13 @@
 #include "lacuna/io/file.h"
 #include "lacuna/io/misfit.h"
 #include "lacuna/io/out_folder.h"
+#include "lacuna/io/safetensors.h"
 #include "lacuna/model/decoder.h"
 #include "lacuna/prune/chunks.h"
 #include "lacuna/prune/journal.h"
 #include "lacuna/prune/phase_clock.h"
 #include "lacuna/prune/statistics.h"
+#include "lacuna/prune/statistics_folder.h"
 
 namespace lacuna::prune {
 namespace fs = std::filesystem;
@@ -123,6 +124,13 @@ std::string hash_of(const Calibration& calibration) {
   return calibration.ids.empty() ? "" : hash_of(Bytes::take(std::move(flat)));
 }
 
+json about_calibration(const Calibration& calibration) {
+  return {{"source", calibration.source},
+          {"samples", calibration.samples()},
+          {"length", calibration.length()},
+          {"hash", hash_of(calibration)}};
+}
+
 json about_method(const PruneOptions& options, const Method& method,
                   const Calibration& calibration) {
   json about = {{"method", method.name()},
@@ -133,32 +141,58 @@ json about_method(const PruneOptions& options, const Method& method,
   if (options.request.pattern.kind != format::PatternKind::kKeepOf)
     about["group"] = group_name(options.request.group.value_or(method.default_group()));
   if (method.needs_gram()) about["damping"] = options.request.damping;
-  if (calibration.samples() > 0)
-    about["calibration"] = {{"source", calibration.source},
-                            {"samples", calibration.samples()},
-                            {"length", calibration.length()},
-                            {"hash", hash_of(calibration)}};
+  if (calibration.samples() > 0) about["calibration"] = about_calibration(calibration);
   return about;
 }
 
-/// Everything that decides the bytes of the journal. Weights are told apart by their files' sizes,
-/// times and first MiB (the header is there), not read whole.
+/// Hashes of a tensor's first, middle and last 64 KiB; of a smaller one, of all of it.
+std::vector<std::string> sampled_hashes(const Bytes& bytes) {
+  constexpr size_t kSample = size_t{64} << 10;
+  std::vector<size_t> starts = {0};
+  if (bytes.size() > kSample) starts = {0, (bytes.size() - kSample) / 2, bytes.size() - kSample};
+  std::vector<std::string> hashes;
+  for (const size_t start : starts) {
+    const Bytes sample = bytes.slice(start, std::min(kSample, bytes.size() - start));
+    hashes.push_back(hash_of(sample));
+    io::release_pages(sample);
+  }
+  return hashes;
+}
+
+/// Which weights these are, whatever their folder and times: for each file its size and a hash over
+/// name, dtype, shape and sampled_hashes() of every tensor. A change shows when it touches one of
+/// the samples, so any training does; a value changed by hand between them does not.
+Result<json> about_model(const io::Checkpoint& checkpoint) {
+  json about = json::object();
+  for (const auto& entry : fs::directory_iterator(checkpoint.folder())) {
+    if (entry.path().extension() != ".safetensors") continue;
+    LACUNA_TRY(const auto file, io::SafetensorsFile::open(entry.path()));
+    json tensors = json::object();
+    for (const auto& described : file.entries()) {
+      LACUNA_TRY(const Tensor tensor, file.tensor(described.name));
+      tensors[described.name] = {safetensors_name(tensor.dtype), tensor.shape,
+                                 sampled_hashes(tensor.bytes)};
+    }
+    const std::string text = tensors.dump();
+    about[entry.path().filename().string()] = {
+        fs::file_size(entry.path()),
+        hash_of(Bytes::take(std::vector<char>(text.begin(), text.end())))};
+  }
+  return about;
+}
+
+/// Everything that decides the bytes of the journal; of the weights, about_model() and the times of
+/// their files.
 Result<json> about_run(const io::Checkpoint& checkpoint, const Calibration& calibration,
                        const PruneOptions& options, const Method& method, const Targets& targets) {
   json about = about_method(options, method, calibration);
   about["compute"] = {options.compute.device.str(), c10::toString(options.compute.dtype)};
   about["targets"] = targets;
   about["config"] = checkpoint.config();
-  std::set<fs::path> files;
-  for (const auto& entry : fs::directory_iterator(checkpoint.folder()))
-    if (entry.path().extension() == ".safetensors") files.insert(entry.path());
-  for (const fs::path& file : files) {
-    LACUNA_TRY(const Bytes bytes, io::map_file(file));
-    const size_t head = std::min<size_t>(bytes.size(), size_t{1} << 20);
-    about["model"][file.filename().string()] = {
-        bytes.size(), fs::last_write_time(file).time_since_epoch().count(),
-        hash_of(bytes.slice(0, head))};
-  }
+  LACUNA_TRY(about["model"], about_model(checkpoint));
+  for (const auto& [file, parts] : about["model"].items())
+    about["times"][file] =
+        fs::last_write_time(checkpoint.folder() / file).time_since_epoch().count();
   return about;
 }
 
@@ -247,14 +281,6 @@ class Activations {
   at::Tensor hidden_;  // [samples, length, hidden]
 };
 
-/// What the Linears with one input share.
-struct SharedInputs {
-  explicit SharedInputs(InputStatistics from) : statistics(std::move(from)) {}
-  InputStatistics statistics;
-  bool prepared = false;
-};
-using InputsByTarget = std::map<std::string, std::shared_ptr<SharedInputs>>;
-
 /// Collects the distinct inputs of a block's targets: q, k and v share one, gate and up another.
 class InputCollector {
  public:
@@ -292,8 +318,8 @@ class InputCollector {
 
   /// Inputs by target; targets of one input share the object.
   InputsByTarget take() {
-    std::vector<std::shared_ptr<SharedInputs>> all;
-    for (GramSum& sum : sums_) all.push_back(std::make_shared<SharedInputs>(sum.take()));
+    std::vector<std::shared_ptr<InputStatistics>> all;
+    for (GramSum& sum : sums_) all.push_back(std::make_shared<InputStatistics>(sum.take()));
     sums_.clear();
     InputsByTarget by_target;
     for (const auto& [name, index] : input_of_) by_target[name] = all[index];
@@ -310,6 +336,12 @@ class InputCollector {
   std::map<std::string, size_t> input_of_;
   std::vector<GramSum> sums_;
 };
+
+/// Statistics from a folder go where the weights are, each once.
+void to_device(InputStatistics& statistics, at::Device device) {
+  for (at::Tensor* each : {&statistics.gram, &statistics.square_sums, &statistics.sums})
+    *each = each->to(device);
+}
 
 // ---- what is written ----------------------------------------------------------------------------
 
@@ -388,16 +420,15 @@ class CompressedBlocks {
 constexpr double kNoticeable = 0.005;  // of a sparsity that was missed: worth a warning
 
 json to_json(const LayerReport& layer) {
-  return {{"name", layer.name},
-          {"sparsity", layer.sparsity},
-          {"error", layer.error},
-          {"damping", layer.damping},
-          {"seconds", layer.seconds}};
+  return {
+      {"name", layer.name},       {"sparsity", layer.sparsity},     {"error", layer.error},
+      {"damping", layer.damping}, {"iterations", layer.iterations}, {"fell_back", layer.fell_back},
+      {"seconds", layer.seconds}};
 }
 
 LayerReport layer_from(const json& layer) {
-  return {layer.at("name"), layer.at("sparsity"), layer.at("error"), layer.at("damping"),
-          layer.at("seconds")};
+  return {layer.at("name"),       layer.at("sparsity"),  layer.at("error"),  layer.at("damping"),
+          layer.at("iterations"), layer.at("fell_back"), layer.at("seconds")};
 }
 
 class Run {
@@ -420,16 +451,21 @@ class Run {
   io::CheckpointWriter::Options writer_options() const;
   Status probe_out() const;
   Status calibrate();
+  /// Opens the statistics of the dense model, if they are asked for, after they are collected, if
+  /// that is asked for.
+  Status dense_statistics();
+  Status collect_dense_statistics();
+  Status embed();
   Status blocks_or_nothing(Journal& journal);
   Status blocks(const Journal& journal, BlockWriter& writer);
   Status resume_block(const Journal& journal, int64_t layer, model::Block* block);
   Status prune_block(BlockWriter& writer, int64_t layer, model::Block* block);
   /// @return the pruned weight in the dtype of the file
-  Result<at::Tensor> prune_linear(const std::string& name, SharedInputs* inputs,
+  Result<at::Tensor> prune_linear(const std::string& name, InputStatistics* inputs,
                                   Journal::Block& finished);
   Result<InputsByTarget> collect_inputs(const model::Block& block,
                                         const std::vector<std::string>& targets,
-                                        const std::string& what);
+                                        const std::string& what, bool replace = false);
   Status write(const Journal& journal);
 
   void log(const std::string& line) const {
@@ -463,9 +499,10 @@ class Run {
   std::shared_ptr<const io::OutLock> lock_;
   Calibration calibration_;
   io::DecoderSpec spec_;
-  const Method* method_ = nullptr;
+  std::optional<Method> method_;
   Targets targets_;
-  std::optional<Activations> activations_;  // none without calibration
+  std::optional<Activations> activations_;      // none without calibration
+  std::optional<StatisticsFolder> statistics_;  // of the dense model; then no activations
   model::Rotary rotary_;
   PhaseClock clock_;
   PruneReport report_;
@@ -474,11 +511,11 @@ class Run {
 
 Result<PruneReport> Run::run() {
   const auto start = Clock::now();
-  LACUNA_TRY(method_, find_method(options_.method));
+  LACUNA_TRY(method_, method_of(options_));
   LACUNA_TRY(spec_, model::spec_of(checkpoint_));
   LACUNA_TRY(targets_, find_targets(checkpoint_, spec_, options_));
   LACUNA_CHECK(check_length(source_.length, spec_));
-  if (method_->needs_inputs() && source_.samples == 0)
+  if (method_->needs_inputs() && source_.samples == 0 && options_.statistics.empty())
     return usage_error("--method {}: needs calibration (got none). Give --calibration.",
                        method_->name());
   if (options_.request.pattern.kind == format::PatternKind::kKeepOf)
@@ -493,7 +530,9 @@ Result<PruneReport> Run::run() {
   LACUNA_CHECK(Journal::check(out_, options_.resume));
   LACUNA_CHECK(probe_out());
   LACUNA_CHECK(calibrate());
-  LACUNA_TRY(const json about, about_run(checkpoint_, calibration_, options_, *method_, targets_));
+  LACUNA_CHECK(dense_statistics());
+  LACUNA_TRY(json about, about_run(checkpoint_, calibration_, options_, *method_, targets_));
+  if (statistics_) about["statistics"] = statistics_->about();
   LACUNA_TRY(Journal journal, Journal::open(out_, about, options_.resume));
   if (journal.finished_blocks() > 0)
     log(fmt::format("resuming: {} of {} blocks are finished", journal.finished_blocks(),
@@ -527,6 +566,54 @@ Status Run::calibrate() {
   return check_calibration(calibration_, spec_);
 }
 
+Status Run::embed() {
+  activations_.emplace(calibration_, spec_, options_);
+  LACUNA_TRY(const auto ends, model::Ends::load(checkpoint_, spec_, options_.compute));
+  activations_->embed(ends);
+  if (spec_.positions == io::Positions::kRotary) rotary_ = model::Rotary(spec_, options_.compute);
+  return {};
+}
+
+Status Run::dense_statistics() {
+  const bool again = options_.resume && StatisticsFolder::open(options_.save_statistics).ok();
+  if (!options_.save_statistics.empty() && !again) LACUNA_CHECK(collect_dense_statistics());
+  const fs::path& folder =
+      options_.save_statistics.empty() ? options_.statistics : options_.save_statistics;
+  if (folder.empty()) return {};
+  LACUNA_TRY(statistics_, StatisticsFolder::open(folder));
+  LACUNA_TRY(const json model, about_model(checkpoint_));
+  if (statistics_->about().value("model", json()) != model)
+    return bad_input("{}: statistics of another model. Collect them from {}.", folder.string(),
+                     checkpoint_.folder().string());
+  return {};
+}
+
+/// One pass: each block's inputs are those that the dense blocks before it gave.
+Status Run::collect_dense_statistics() {
+  json about;
+  LACUNA_TRY(about["model"], about_model(checkpoint_));
+  about["calibration"] = about_calibration(calibration_);
+  about["compute"] = {options_.compute.device.str(), c10::toString(options_.compute.dtype)};
+  LACUNA_TRY(StatisticsFolder folder, StatisticsFolder::create(options_.save_statistics, about));
+  total_ = spec_.layers * calibration_.samples();
+  clock_.enter("load");
+  LACUNA_CHECK(embed());
+  std::vector<std::string> all;
+  for (const io::LinearSpec& linear : spec_.block_linears()) all.push_back(linear.name);
+  for (int64_t layer = 0; layer < spec_.layers; ++layer) {
+    clock_.enter("load");
+    LACUNA_TRY(const auto block, model::Block::load(checkpoint_, spec_, layer, options_.compute));
+    const std::string what = fmt::format("statistics {}/{}", layer + 1, spec_.layers);
+    LACUNA_TRY(const auto inputs, collect_inputs(block, all, what, /*replace=*/true));
+    clock_.enter("journal");
+    LACUNA_CHECK(folder.write(layer, inputs));
+    for (const std::string& linear : all) checkpoint_.release(weight_name(layer, linear));
+  }
+  activations_.reset();
+  done_ = 0;
+  return folder.finish();
+}
+
 /// A run that fails before it has finished a block leaves nothing behind.
 Status Run::blocks_or_nothing(Journal& journal) {
   BlockWriter writer(journal);
@@ -543,12 +630,9 @@ Status Run::blocks_or_nothing(Journal& journal) {
 Status Run::blocks(const Journal& journal, BlockWriter& writer) {
   total_ = spec_.layers;
   clock_.enter("load");
-  if (calibration_.samples() > 0) {
+  if (calibration_.samples() > 0 && !statistics_) {
     total_ *= 2 * calibration_.samples();
-    activations_.emplace(calibration_, spec_, options_);
-    LACUNA_TRY(const auto ends, model::Ends::load(checkpoint_, spec_, options_.compute));
-    activations_->embed(ends);
-    if (spec_.positions == io::Positions::kRotary) rotary_ = model::Rotary(spec_, options_.compute);
+    LACUNA_CHECK(embed());
   }
   const int64_t finished_before = journal.finished_blocks();
   for (int64_t layer = 0; layer < spec_.layers; ++layer) {
@@ -593,11 +677,11 @@ Status Run::resume_block(const Journal& journal, int64_t layer, model::Block* bl
 
 Result<InputsByTarget> Run::collect_inputs(const model::Block& block,
                                            const std::vector<std::string>& targets,
-                                           const std::string& what) {
+                                           const std::string& what, bool replace) {
   InputCollector collector(targets, activations_->at_once());
   clock_.enter("forward");
   LACUNA_CHECK(activations_->run(
-      block, rotary_, /*replace=*/false, [&](int64_t place) { return collector.observer(place); },
+      block, rotary_, replace, [&](int64_t place) { return collector.observer(place); },
       [&](int64_t samples) {
         clock_.enter("statistics");
         collector.add(activations_->executor());
@@ -612,6 +696,11 @@ Status Run::prune_block(BlockWriter& writer, int64_t layer, model::Block* block)
   const auto& targets = targets_of(layer);
   const std::string what = fmt::format("block {}/{}", layer + 1, spec_.layers);
   InputsByTarget inputs;
+  if (statistics_ && method_->needs_inputs()) {
+    clock_.enter("load");
+    LACUNA_TRY(inputs, statistics_->read(layer));
+    for (auto& [linear, shared] : inputs) to_device(*shared, options_.compute.device);
+  }
   if (block != nullptr) {
     if (targets.empty()) {
       LACUNA_CHECK(step(calibration_.samples(), what));
@@ -631,25 +720,23 @@ Status Run::prune_block(BlockWriter& writer, int64_t layer, model::Block* block)
   return writer.write(layer, std::move(finished));
 }
 
-Result<at::Tensor> Run::prune_linear(const std::string& name, SharedInputs* inputs,
+Result<at::Tensor> Run::prune_linear(const std::string& name, InputStatistics* inputs,
                                      Journal::Block& finished) {
   const auto start = Clock::now();
   const auto named = [&](const Error& error) {
     return Error{error.code, fmt::format("{}: {}", name, error.message)};
   };
-  if (inputs != nullptr && !inputs->prepared) {
+  if (inputs != nullptr) {
     clock_.enter("factor");
-    const Status ready = method_->prepare(inputs->statistics, options_.request);
+    const Status ready = method_->prepare(*inputs, options_.request);
     if (!ready.ok()) return named(ready.error());
-    inputs->prepared = true;
   }
   clock_.enter("load");
   LACUNA_TRY(const Tensor dense, checkpoint_.dense(name));
   // Across the bus as it is stored: .to() with both would convert first.
   const at::Tensor weight = model::wrap(dense).to(options_.compute.device).to(at::kFloat);
   clock_.enter("solve");
-  auto pruned =
-      method_->prune(weight, inputs ? inputs->statistics : InputStatistics(), options_.request);
+  auto pruned = method_->prune(weight, inputs ? *inputs : InputStatistics(), options_.request);
   if (!pruned.ok()) return named(pruned.error());
   const at::Tensor stored = pruned->weight.to(model::scalar_type(dense.dtype));
   if (!stored.isfinite().all().item<bool>())
@@ -659,10 +746,12 @@ Result<at::Tensor> Run::prune_linear(const std::string& name, SharedInputs* inpu
   LayerReport layer{name};
   layer.sparsity = static_cast<double>((stored == 0).sum().item<int64_t>()) /
                    static_cast<double>(stored.numel());
-  layer.error = inputs ? relative_error(weight, stored.to(at::kFloat), inputs->statistics.gram,
+  layer.error = inputs ? relative_error(weight, stored.to(at::kFloat), inputs->gram,
                                         options_.request.executor)
                        : -1;
   layer.damping = pruned->damping;
+  layer.iterations = pruned->iterations;
+  layer.fell_back = pruned->fell_back;
   layer.seconds = seconds_since(start);
   if (const double off = layer.sparsity - options_.request.sparsity;
       options_.request.pattern.kind == format::PatternKind::kBlock && std::abs(off) > kNoticeable)
@@ -726,6 +815,10 @@ Status Run::write(const Journal& journal) {
     if (about.is_object() && about.contains(key)) kept[key] = about[key];
   about = std::move(kept);
   about.update(about_method(options_, *method_, calibration_));
+  if (statistics_) {
+    about["statistics"] = "dense";
+    about["calibration"] = statistics_->about().value("calibration", json());
+  }
   about["sparsity_reached"] = report_.sparsity;
   json& layers = about["layers"] = json::array();
   for (const LayerReport& layer : report_.layers) {
@@ -739,6 +832,10 @@ Status Run::write(const Journal& journal) {
 }
 
 }  // namespace
+
+Result<Method> method_of(const PruneOptions& options) {
+  return compose({options.method, options.score, options.solve, options.refine});
+}
 
 uint64_t planned_peak_bytes(const io::DecoderSpec& spec, const io::Checkpoint& checkpoint,
                             const CalibrationSource& source, const PruneOptions& options) {
@@ -760,6 +857,15 @@ uint64_t planned_peak_bytes(const io::DecoderSpec& spec, const io::Checkpoint& c
   // in float32: the weight, its new self, scores, and their products for the error.
   uint64_t pruning = mapped + scratches + 2 * block * std::max<uint64_t>(element, 4) +
                      6 * largest * 4 + options.working_bytes;
+  const bool on_disk = !options.statistics.empty() || !options.save_statistics.empty();
+  if (source.samples > 0 || on_disk) {
+    const uint64_t grams = squared(spec.q.in) + squared(spec.o.in) + squared(spec.up.in) +
+                           squared(spec.down.in) + 2 * widest;  // and one that is factored
+    pruning += grams * 4;
+    if (on_disk) pruning += grams * 2;  // their upper triangles, as they lie in the file
+    if (const auto method = method_of(options); method.ok())
+      pruning += method->working_bytes(largest, widest);
+  }
   if (source.samples > 0) {
     uint64_t ends = 0;
     for (const std::string* name : {&spec.embedding, &spec.position_embedding, &spec.lm_head,
@@ -768,14 +874,12 @@ uint64_t planned_peak_bytes(const io::DecoderSpec& spec, const io::Checkpoint& c
       if (found != checkpoint.weights().end())  // a tied head has none
         ends += static_cast<uint64_t>(element_count(found->second.shape).value_or(0)) * element;
     }
-    const uint64_t grams = squared(spec.q.in) + squared(spec.o.in) + squared(spec.up.in) +
-                           squared(spec.down.in) + 2 * widest;  // and one that is factored
     const uint64_t activations =
         static_cast<uint64_t>(source.samples * source.length * spec.hidden) * element;
     const Batches batches(source.samples, source.length, spec, options);
     // Half of the working bytes is theirs already.
-    const uint64_t beyond = batches.bytes - std::min(batches.bytes, options.working_bytes / 2);
-    pruning += ends + grams * 4 + activations + beyond;
+    pruning +=
+        ends + activations + batches.bytes - std::min(batches.bytes, options.working_bytes / 2);
   }
   if (!source.self) return pruning;
   return std::max(pruning, planned_sampling_bytes(spec, checkpoint, source.samples, source.length,

@@ -19,7 +19,9 @@
 namespace lacuna::prune {
 
 struct PruneOptions {
-  std::string method = "sparsegpt";
+  std::string method = "sparsegpt";  ///< these four: MethodChoice
+  std::string score, solve;
+  std::vector<std::string> refine;
   Request request;
   std::vector<std::string>
       target;  ///< unanchored regular expressions over weight names; empty = all block Linears
@@ -28,10 +30,18 @@ struct PruneOptions {
   format::Pattern blocks;  ///< of Store::kBsr, as io::CheckpointWriter::Options has them
   model::Compute compute;  ///< of the calibration's forward passes
   uint64_t seed = 0;
+  /// Where statistics of the dense model lie already: no calibration then, and no propagation of
+  /// the pruned blocks' errors.
+  std::filesystem::path statistics;
+  /// Where they are to be written first, by one pass over the dense model; then as `statistics`.
+  std::filesystem::path save_statistics;
   bool resume = false;
   /// Of the plan: what isn't named there. Half of it bounds the batches that run at once.
   uint64_t working_bytes = uint64_t{1} << 30;
 };
+
+/// The stages that the options name. @errors as compose()
+Result<Method> method_of(const PruneOptions& options);
 
 /// Calibration that is still to be made: its sizes are known, so that the plan can be stated and
 /// OUT checked before anything is read or computed for it.
@@ -46,6 +56,8 @@ struct LayerReport {
   double sparsity = 0;
   double error = 0;  ///< relative_error(); negative when the method has no inputs
   double damping = 0;
+  int64_t iterations = 0;  ///< of a solver that iterates
+  bool fell_back = false;  ///< a warning says to what, and why
   double seconds = 0;
 };
 
@@ -72,7 +84,8 @@ struct PruneProgress {
 /// - sampling: planned_sampling_bytes() + working bytes;
 /// - pruning: two blocks + six float32 copies of the largest weight + working bytes; with
 ///   calibration embeddings, activations between the blocks, a float32 square of each input and
-///   two more of the widest; of a sparse model also its parts and a dense scratch a thread.
+///   two more of the widest, and what the method's stages say; of a sparse model also its parts and
+///   a dense scratch a thread.
 uint64_t planned_peak_bytes(const io::DecoderSpec& spec, const io::Checkpoint& checkpoint,
                             const CalibrationSource& source, const PruneOptions& options);
 
@@ -80,9 +93,10 @@ uint64_t planned_peak_bytes(const io::DecoderSpec& spec, const io::Checkpoint& c
 /// Linears, recompute the block's outputs through the pruned weights, next block. Every finished
 /// block is durable in `OUT.journal/` before the next one is finished; with `resume` finished
 /// blocks are taken from there and activations are recomputed through them, so a killed run ends in
-/// the same bytes. Values are written in the dtype of the input; biases, norms, embeddings and
-/// lm_head as they were. The plan comes first, then OUT and its journal are checked, then
-/// calibration is made. A run that fails before its first block is finished leaves nothing behind.
+/// the same bytes. With statistics of the dense model from a folder nothing runs through the
+/// blocks. Values are written in the dtype of the input; biases, norms, embeddings and lm_head as
+/// they were. The plan comes first, then OUT and its journal are checked, then calibration is made.
+/// A run that fails before its first block is finished leaves nothing behind.
 /// @errors kBadInput (NaN in a weight, journal of another run, another run that writes OUT, ...),
 /// kUsage, kInterrupted, kCheckFailed
 Result<PruneReport> prune_model(const io::Checkpoint& checkpoint, const CalibrationSource& source,

@@ -1,8 +1,13 @@
 #include "lacuna/prune/selection.h"
 
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <cmath>
+#include <functional>
 #include <limits>
+
+#include "lacuna/prune/chunks.h"
 
 namespace lacuna::prune {
 namespace {
@@ -98,6 +103,17 @@ at::Tensor kth_smallest(const at::Tensor& scores, int64_t k) {
   return std::get<0>(at::kthvalue(scores, k, 1, /*keepdim=*/true));
 }
 
+// Scores that a thread looks at in one go, and the bins that they are counted in.
+constexpr int64_t kScoresAtOnce = int64_t{1} << 15;
+constexpr int kBinShift = 20;
+constexpr uint32_t kBins = uint32_t{1} << (32 - kBinShift);
+
+/// Bits that are ordered as the numbers are; -0 is 0.
+uint32_t ordered(float score) {
+  const uint32_t bits = std::bit_cast<uint32_t>(score + 0.0f);
+  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
 }  // namespace
 
 int64_t dropped_of(int64_t n, double sparsity) {
@@ -125,6 +141,66 @@ void keep_largest(const float* scores, int n, int keep, bool* kept) {
   }
 }
 
+at::Tensor keep_largest_of_all(const at::Tensor& given, int64_t keep, const Executor& executor) {
+  const at::Tensor scores = given.contiguous();
+  if (keep >= scores.numel()) return at::ones(scores.sizes(), at::kBool);
+  at::Tensor mask = at::zeros(scores.sizes(), at::kBool);
+  if (keep <= 0) return mask;
+  const float* const from = scores.const_data_ptr<float>();
+  bool* const to = mask.mutable_data_ptr<bool>();
+  const int64_t chunks = ceil_div(scores.numel(), kScoresAtOnce);
+  const auto extent = [&](int64_t chunk) {
+    const int64_t begin = chunk * kScoresAtOnce;
+    return std::pair{begin, std::min(begin + kScoresAtOnce, scores.numel())};
+  };
+
+  std::vector<std::array<int32_t, kBins>> counts(static_cast<size_t>(chunks));
+  parallel_chunks(executor, chunks, [&](int64_t chunk) {
+    auto& own = counts[static_cast<size_t>(chunk)];
+    own.fill(0);
+    const auto [begin, end] = extent(chunk);
+    for (int64_t i = begin; i < end; ++i) ++own[ordered(from[i]) >> kBinShift];
+  });
+  uint32_t bin = kBins;
+  int64_t above = 0, inside = 0;  // how many lie in higher bins, and in this one
+  do {
+    --bin;
+    above += inside;
+    inside = 0;
+    for (const auto& own : counts) inside += own[bin];
+  } while (above + inside < keep);
+
+  std::vector<std::vector<uint32_t>> near(static_cast<size_t>(chunks));
+  parallel_chunks(executor, chunks, [&](int64_t chunk) {
+    auto& own = near[static_cast<size_t>(chunk)];
+    own.reserve(static_cast<size_t>(counts[static_cast<size_t>(chunk)][bin]));
+    const auto [begin, end] = extent(chunk);
+    for (int64_t i = begin; i < end; ++i)
+      if (const uint32_t key = ordered(from[i]); key >> kBinShift == bin) own.push_back(key);
+  });
+  std::vector<uint32_t> all;
+  for (const auto& own : near) all.insert(all.end(), own.begin(), own.end());
+  const auto last = all.begin() + (keep - above - 1);
+  std::nth_element(all.begin(), last, all.end(), std::greater<>());
+  const uint32_t threshold = *last;
+  int64_t room = keep - above -
+                 std::count_if(all.begin(), last, [&](uint32_t key) { return key > threshold; });
+  std::vector<int64_t> rooms;  // for those on the threshold, from the left
+  for (const auto& own : near) {
+    rooms.push_back(room);
+    room -= std::count(own.begin(), own.end(), threshold);
+  }
+  parallel_chunks(executor, chunks, [&](int64_t chunk) {
+    const auto [begin, end] = extent(chunk);
+    int64_t left = rooms[static_cast<size_t>(chunk)];
+    for (int64_t i = begin; i < end; ++i) {
+      const uint32_t key = ordered(from[i]);
+      to[i] = key > threshold || (key == threshold && left-- > 0);
+    }
+  });
+  return mask;
+}
+
 int64_t stripe_columns(const Pattern& pattern) {
   const int64_t width = pattern.kind == PatternKind::kKeepOf  ? pattern.of
                         : pattern.kind == PatternKind::kBlock ? pattern.block_columns
@@ -148,9 +224,14 @@ at::Tensor select_stripe(const at::Tensor& scores, const Pattern& pattern, Share
   return keep_all_but(scores, drop);
 }
 
-at::Tensor select(const at::Tensor& scores, const Pattern& pattern, double sparsity, Group group) {
+at::Tensor select(const at::Tensor& scores, const Pattern& pattern, double sparsity, Group group,
+                  const Executor& executor) {
   if (pattern.kind == PatternKind::kKeepOf) return select_keep_of(scores, pattern);
   Share share{sparsity};
+  if (group == Group::kLayer && pattern.kind == PatternKind::kUnstructured && scores.is_cpu()) {
+    const int64_t all = scores.numel();
+    return keep_largest_of_all(scores, all - dropped_of(all, sparsity), executor);
+  }
   if (group == Group::kBlock128) {
     std::vector<at::Tensor> stripes;
     for (const at::Tensor& stripe : scores.split(stripe_columns(pattern), 1))

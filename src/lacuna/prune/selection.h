@@ -40,10 +40,18 @@ struct Share {
 /// @return bool [out, w]
 at::Tensor select_stripe(const at::Tensor& scores, const format::Pattern& pattern, Share& share);
 
+/// Keeps the `keep` largest of all scores, as keep_largest() does with one row of them, in parallel
+/// and without sorting: counts by the leading bits say in which narrow range the threshold lies,
+/// and only what lies there is looked at again.
+/// @param scores float32 of any shape, on the CPU @cost three passes
+/// @determinism exact, for any executor; scores must be finite or -inf
+at::Tensor keep_largest_of_all(const at::Tensor& scores, int64_t keep, const Executor& executor);
+
 /// What stays of a whole matrix. keep:of has its own groups and looks at neither sparsity nor
 /// group; the last group of a row may be short (r columns) and keeps min(keep, r).
 /// @param scores float32 [out, in], finite @return bool [out, in], true = kept
+/// @determinism the same for any executor
 at::Tensor select(const at::Tensor& scores, const format::Pattern& pattern, double sparsity,
-                  Group group);
+                  Group group, const Executor& executor = Executor::serial());
 
 }  // namespace lacuna::prune

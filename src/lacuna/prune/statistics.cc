@@ -45,7 +45,8 @@ void add_on_gpu(const at::Tensor& gram, const at::Tensor& x) {
 
 GramSum::GramSum(int64_t width, at::Device device)
     : gram_(at::zeros({width, width}, at::TensorOptions().device(device).dtype(at::kFloat))),
-      square_sums_(at::zeros({width}, at::TensorOptions().device(device).dtype(at::kDouble))) {}
+      square_sums_(at::zeros({width}, at::TensorOptions().device(device).dtype(at::kDouble))),
+      sums_(at::zeros_like(square_sums_)) {}
 
 void GramSum::queue(const at::Tensor& inputs) {
   sequences_ += inputs.size(0);
@@ -62,6 +63,7 @@ void add_queued(std::vector<GramSum>& sums, const Executor& executor) {
       for (const at::Tensor& x : sum.queued_) {
         add_on_gpu(sum.gram_, x);
         sum.square_sums_.add_(squares(x));
+        sum.sums_.add_(x.sum({0}, false, at::kDouble));
       }
       continue;
     }
@@ -78,7 +80,9 @@ void add_queued(std::vector<GramSum>& sums, const Executor& executor) {
     for (const at::Tensor& x : sum.queued_) {
       const at::Tensor left = x.narrow(1, row, down);
       tile.addmm_(left.t(), x.narrow(1, column, across));
-      if (row == column) sum.square_sums_.narrow(0, row, down).add_(squares(left));
+      if (row != column) continue;
+      sum.square_sums_.narrow(0, row, down).add_(squares(left));
+      sum.sums_.narrow(0, row, down).add_(left.sum({0}, false, at::kDouble));
     }
   });
   for (GramSum& sum : sums) sum.queued_.clear();
@@ -101,6 +105,7 @@ InputStatistics GramSum::take() {
   }
   statistics.gram = std::move(gram_);
   statistics.square_sums = square_sums_.to(at::kFloat);
+  statistics.sums = sums_.to(at::kFloat);
   return statistics;
 }
 

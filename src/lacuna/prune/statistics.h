@@ -24,6 +24,7 @@ class GramSum {
   friend void add_queued(std::vector<GramSum>& sums, const Executor& executor);
   at::Tensor gram_;         // only tiles on and above the diagonal until take()
   at::Tensor square_sums_;  // float64: masks chosen by norms must not hang on the order of a sum
+  at::Tensor sums_;         // float64
   std::vector<at::Tensor> queued_;
   int64_t sequences_ = 0, tokens_ = 0;
 };

@@ -7,10 +7,9 @@ namespace lacuna::report {
 nlohmann::json to_json(const prune::PruneReport& report) {
   nlohmann::json layers = nlohmann::json::array();
   for (const prune::LayerReport& layer : report.layers) {
-    nlohmann::json row = {{"name", layer.name},
-                          {"sparsity", layer.sparsity},
-                          {"damping", layer.damping},
-                          {"seconds", layer.seconds}};
+    nlohmann::json row = {{"name", layer.name},           {"sparsity", layer.sparsity},
+                          {"damping", layer.damping},     {"iterations", layer.iterations},
+                          {"fell_back", layer.fell_back}, {"seconds", layer.seconds}};
     row["error"] = layer.error < 0 ? nlohmann::json(nullptr) : nlohmann::json(layer.error);
     layers.push_back(std::move(row));
   }
