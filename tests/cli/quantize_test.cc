@@ -43,13 +43,14 @@ TEST(Quantize, PrunedModelsAreProvedAndAnswerAlmostAsBefore) {
   const struct {
     const char *pattern, *flags, *code;
     double within;  // of the perplexity before
-  } cases[] = {{"unstructured", "int8", "int8", 0.02},
-               {"unstructured", "int4", "int4g64", 0.15},
-               {"2:4", "int4 --group 32 --zero-points", "int4g32z", 0.15},
-               {"2:4", "fp8", "fp8", 0.05},
-               // Blocks alone make four times the perplexity of it: near nothing that it is sure of.
-               {"block:16x16", "int8 --group 128", "int8g128", 0.06},
-               {"dense", "int4", "int4g64", 0.15}};
+  } cases[] = {
+      {"unstructured", "int8", "int8", 0.02},
+      {"unstructured", "int4", "int4g64", 0.15},
+      {"2:4", "int4 --group 32 --zero-points", "int4g32z", 0.15},
+      {"2:4", "fp8", "fp8", 0.05},
+      // Blocks alone make four times the perplexity of it: near nothing that it is sure of.
+      {"block:16x16", "int8 --group 128", "int8g128", 0.06},
+      {"dense", "int4", "int4g64", 0.15}};
   for (const auto& [pattern, flags, code, within] : cases) {
     const bool sparse = std::string(pattern) != "dense";
     const fs::path& model = quantized(pattern, flags);
