@@ -22,14 +22,14 @@ const fs::path& quantized(const std::string& pattern, const std::string& flags) 
   return folder;
 }
 
-double perplexity(const fs::path& model) {
+double perplexity(const fs::path& model, const std::string& flags = "") {
   static const fs::path text = [] {
     fs::path file = scratch_folder("text") / "text.txt";
     std::ofstream(file) << some_text(300);
     return file;
   }();
-  return done(fmt::format("eval {} --text {} --length 64 --windows 4 -q --json", model.string(),
-                          text.string()))
+  return done(fmt::format("eval {} --text {} --length 64 --windows 4 {} -q --json", model.string(),
+                          text.string(), flags))
       .report()["perplexity"];
 }
 
@@ -42,16 +42,17 @@ std::string violations(const fs::path& model, const std::string& flags = "") {
 TEST(Quantize, PrunedModelsAreProvedAndAnswerAlmostAsBefore) {
   const struct {
     const char *pattern, *flags, *code;
-    double within;  // of the perplexity before
+    double within;          // of the perplexity before
+    double within_default;  // the same where x is rounded to int8 too
   } cases[] = {
-      {"unstructured", "int8", "int8", 0.02},
-      {"unstructured", "int4", "int4g64", 0.15},
-      {"2:4", "int4 --group 32 --zero-points", "int4g32z", 0.15},
-      {"2:4", "fp8", "fp8", 0.05},
+      {"unstructured", "int8", "int8", 0.02, 0.02},
+      {"unstructured", "int4", "int4g64", 0.15, 0.15},
+      {"2:4", "int4 --group 32 --zero-points", "int4g32z", 0.15, 0.15},
+      {"2:4", "fp8", "fp8", 0.05, 0.05},
       // Blocks alone make four times the perplexity of it: near nothing that it is sure of.
-      {"block:16x16", "int8 --group 128", "int8g128", 0.06},
-      {"dense", "int4", "int4g64", 0.15}};
-  for (const auto& [pattern, flags, code, within] : cases) {
+      {"block:16x16", "int8 --group 128", "int8g128", 0.02, 0.03},
+      {"dense", "int4", "int4g64", 0.15, 0.15}};
+  for (const auto& [pattern, flags, code, within, within_default] : cases) {
     const bool sparse = std::string(pattern) != "dense";
     const fs::path& model = quantized(pattern, flags);
     const fs::path before = sparse ? pruned(pattern).folder : fs::path(demo_model());
@@ -63,9 +64,12 @@ TEST(Quantize, PrunedModelsAreProvedAndAnswerAlmostAsBefore) {
     EXPECT_EQ(verified["ok"], true);
     for (const json& layer : verified["layers"]) EXPECT_EQ(layer["quantization"], code);
     const double was = perplexity(before), is = perplexity(model);
-    EXPECT_NEAR(is / was, 1.0, within) << pattern << " " << flags;
-    std::printf("[ MEASURED ] demo model, %s, %s: perplexity %.4f, before %.4f\n", pattern, code,
-                is, was);
+    EXPECT_NEAR(is / was, 1.0, within_default) << pattern << " " << flags;
+    const double weights_alone = perplexity(model, "--activations bf16");
+    EXPECT_NEAR(weights_alone / was, 1.0, within) << pattern << " " << flags;
+    std::printf(
+        "[ MEASURED ] demo model, %s, %s: perplexity %.4f, x not rounded %.4f, before %.4f\n",
+        pattern, code, is, weights_alone, was);
   }
 }
 

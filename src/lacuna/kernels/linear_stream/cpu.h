@@ -29,7 +29,7 @@ struct TileKernels {
 /// Between tokens of float32; not a power of two, which would put all tokens into one cache set.
 inline int64_t x_stride(int64_t columns) { return stream::chunk_count(columns) * kChunk + 16; }
 
-/// x bf16, and in some order two tokens or more: the sums of up to 32 lie in tiles.
+/// bf16 alone, two tokens or more: the sums of up to 32 lie in tiles.
 extern const TileKernels kAmxDot;
 extern const TileKernels kAvx512Fma;
 extern const TileKernels kAvx2BufferFma;
