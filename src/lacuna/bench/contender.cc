@@ -1,10 +1,13 @@
 #include "lacuna/bench/contender.h"
 
+#include <ATen/Parallel.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/native/quantized/PackedParams.h>
 
 #include <algorithm>
+#include <memory>
 
+#include "lacuna/core/executor.h"
 #include "lacuna/core/large_block.h"
 #include "lacuna/format/quantize.h"
 #include "lacuna/format/rows.h"
@@ -34,6 +37,18 @@ format::CompactMatrix copy_of(format::CompactMatrix matrix) {
                       &matrix.block_offsets, &matrix.scales, &matrix.zero_points})
     *part = copy_of(*part);
   return matrix;
+}
+
+/// Our own kernels run on a pool like that of a decode step: torch's sleeps between two products,
+/// and to wake it costs as much as a small one takes.
+const Executor& pool_executor() {
+  static std::unique_ptr<ThreadPool> pool;
+  static Executor executor;
+  if (!pool || pool->threads() != at::get_num_threads()) {
+    pool = std::make_unique<ThreadPool>(at::get_num_threads());
+    executor = pool->executor();
+  }
+  return executor;
 }
 
 bool one_type(const Problem& problem) {
@@ -131,7 +146,7 @@ Contender of_candidate(const kernels::LinearCandidate& candidate, std::string la
                                   [&candidate](const Problem&, const Packed& weight,
                                                const format::RowProduct& product, void* workspace) {
                                     candidate.run(static_cast<const Layout&>(weight).view(),
-                                                  product, workspace, model::torch_executor());
+                                                  product, workspace, pool_executor());
                                   });
   contender.pack = Layout::pack;
   contender.bound = [&candidate](const Problem& problem) -> kernels::ErrorBound {
@@ -176,7 +191,7 @@ Contender of_coded(const kernels::linear_coded::CodedCandidate& candidate) {
                              const format::RowProduct& product, void* workspace) {
                   linear_coded::run(linear_coded::plan_for(candidate, problem),
                                     static_cast<const CodedStream&>(weight).stream(), product,
-                                    workspace, model::torch_executor());
+                                    workspace, pool_executor());
                 });
   contender.pack = CodedStream::pack;
   // Integer sums of groups, float32 sums over groups of twice the magnitude (x + 128), scales.
