@@ -17,6 +17,7 @@
 namespace lacuna::bench {
 namespace {
 using kernels::Problem;
+using ::testing::AllOf;
 using ::testing::Contains;
 using ::testing::Field;
 using ::testing::HasSubstr;
@@ -82,6 +83,24 @@ TEST(Compare, timesEveryCandidateAndTheDenseRivals) {
   const size_t compact = find(result, sparse, "cpu_portable")->weight_bytes;
   EXPECT_GE(compact, 96u * 160 / 8 + 96 * 160 * 2);
   EXPECT_LE(compact, 96u * 160 / 8 + 96 * 160 * 2 + 97 * 8 + 1024);
+}
+
+TEST(Compare, theSlowAreNamedNotTimed) {
+  CompareOptions options = CompareOptions::quick();
+  const char *sparse = "linear_bitmap:f32:512x512x1:0.5", *dense = "linear_dense:f32:512x512x1";
+  const Comparison all = must(compare({problem(sparse)}, options));
+  options.slowest = 1 + 1e-9;
+  const Comparison fastest = must(compare({problem(sparse)}, options));
+  for (const char* text : {sparse, dense})
+    EXPECT_EQ(std::count_if(fastest.records.begin(), fastest.records.end(),
+                            [&](const Record& record) { return record.problem == text; }),
+              1);
+  for (const Record& record : all.records) {
+    if (find(fastest, record.problem, record.candidate) != nullptr) continue;
+    EXPECT_THAT(fastest.refused, Contains(AllOf(Field(&Untimed::problem, record.problem),
+                                                Field(&Untimed::candidate, record.candidate),
+                                                Field(&Untimed::why, HasSubstr("times as slow")))));
+  }
 }
 
 TEST(Compare, outputsAreRightForEveryTypeAndNumberOfTokens) {

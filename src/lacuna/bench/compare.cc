@@ -159,6 +159,30 @@ double turn_us(Entry& entry, const at::Tensor& x, double settle_us) {
   return us[us.size() / 2];
 }
 
+/// Takes those out who are `slowest` times as slow as the fastest of their problem (each one's faster
+/// of two products): a turn of theirs would take longer than everyone else's together.
+void drop_slow(std::vector<Entry>& entries, const at::Tensor& x, double slowest,
+               std::vector<Untimed>& dropped) {
+  if (slowest <= 0) return;
+  std::map<const Entry*, double> us;
+  std::map<const Case*, double> fastest;
+  for (Entry& entry : entries) {
+    const double best = us[&entry] = std::min(time_us(entry, x), time_us(entry, x));
+    const auto [at, first] = fastest.emplace(entry.of, best);
+    if (!first) at->second = std::min(at->second, best);
+  }
+  std::vector<Entry> kept;
+  for (Entry& entry : entries) {
+    const double times = us[&entry] / fastest[entry.of];
+    if (times < slowest)
+      kept.push_back(std::move(entry));
+    else
+      dropped.push_back({entry.of->problem.text(), entry.contender.name,
+                         fmt::format("right, but {:.0f} times as slow as the fastest", times)});
+  }
+  entries = std::move(kept);
+}
+
 /// Multiplies once by every copy of every layout, untimed: nothing that is timed meets memory for
 /// the first time.
 Status touch_all(std::vector<Entry>& entries, const at::Tensor& x,
@@ -256,8 +280,12 @@ Result<std::vector<std::pair<Case, const kernels::LinearOperation*>>> make_cases
 }  // namespace
 
 CompareOptions CompareOptions::quick() {
-  return {
-      .seconds = 0, .least_rounds = 5, .settle_us = 0, .rotated_bytes = 0, .stream_bytes = 1 << 24};
+  return {.seconds = 0,
+          .least_rounds = 5,
+          .settle_us = 0,
+          .rotated_bytes = 0,
+          .stream_bytes = 1 << 24,
+          .slowest = 0};
 }
 
 std::string wrong_output(const at::Tensor& y, const at::Tensor& exact,
@@ -322,6 +350,7 @@ Result<Comparison> compare(const std::vector<Problem>& problems, const CompareOp
   }
   if (entries.empty()) return result;
 
+  drop_slow(entries, x, options.slowest, result.refused);
   say(fmt::format("{}: copies", problems.front().text()));
   for (Entry& entry : entries) LACUNA_CHECK(add_copies(entry, options.rotated_bytes));
   LACUNA_CHECK(touch_all(entries, x, interrupted));

@@ -22,6 +22,9 @@ struct CompareOptions {
   double settle_us = 20e3;        ///< of a turn, before its timed products
   double rotated_bytes = 1.5e9;   ///< of the copies of each layout; one copy at least
   double stream_bytes = 1 << 30;  ///< of the streaming read; 0: none
+  /// Whoever takes this many times as long as the fastest of its problem is checked, not timed;
+  /// 0: everyone is.
+  double slowest = 8;
   uint64_t seed = 0;
   bool rivals = true;  ///< false: the candidates of the problems alone, nothing dense beside them
 
@@ -55,7 +58,7 @@ struct Untimed {
 struct Comparison {
   std::vector<std::string> problems;  ///< as asked
   std::vector<Record> records;        ///< in the order of the lists, dense last
-  std::vector<Untimed> refused;       ///< don't support the problem
+  std::vector<Untimed> refused;       ///< don't support the problem, or are too slow
   std::vector<Untimed> failed;        ///< wrong output, or the library gave up
   std::string baseline;               ///< "PROBLEM CANDIDATE": least median time of the dense ones
   double read_before = 0, read_after = 0;  ///< GB/s; 0: not measured
@@ -63,7 +66,7 @@ struct Comparison {
 };
 
 /// Times every contender of problems that share values, activations and NxKxT, with the dense
-/// contenders of the same beside them, on torch's threads.
+/// contenders of the same beside them, on as many threads as torch's.
 /// @param step  called with what is going on (may be empty)
 /// @errors kUsage: no problem, an unknown operation, problems that don't share all that;
 /// kInterrupted

@@ -63,7 +63,7 @@ struct Flags {
   std::vector<std::string> problems;
   std::string cases;
   bench::CompareOptions options;
-  bool quick = false, compare = false;
+  bool quick = false, compare = false, all = false;
   ModelFlags model;
 };
 
@@ -128,6 +128,7 @@ Result<std::vector<std::vector<kernels::Problem>>> groups_of(const Flags& flags)
 Status bench_problems(Tool& tool, Flags& flags) {
   LACUNA_TRY(const auto groups, groups_of(flags));
   if (flags.quick) flags.options = bench::CompareOptions::quick();
+  if (flags.all) flags.options.slowest = 0;
   flags.options.seed = tool.seed();
   model::set_threads(tool.compute().threads);
   const auto environment = bench::Environment::here();
@@ -272,6 +273,8 @@ void add_bench(Tool& tool) {
       ->capture_default_str();
   verb->add_flag("--compare", flags.compare,
                  "time all problems of one shape together, so that they compare with each other");
+  verb->add_flag("--all", flags.all,
+                 "time those too that are 8 times as slow as the fastest (they are checked anyway)");
   verb->add_flag("--quick", flags.quick,
                  "one copy of each weight and a few products: a trial, no measurement");
 
