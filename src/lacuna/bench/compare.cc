@@ -24,7 +24,7 @@ using kernels::Problem;
 
 constexpr int64_t kWarmUpRounds = 2;
 constexpr size_t kTimedInATurn = 5;
-constexpr double kMostSettleTimes = 4;
+constexpr double kMostSettleTimes = 10;
 constexpr int64_t kMostRounds = 20000;
 /// Rows of W that the float64 reference takes at a time: as float64 they are four times as large.
 constexpr int64_t kReferenceRows = 1024;
@@ -142,7 +142,7 @@ double time_us(Entry& entry, const at::Tensor& x) {
 }
 
 /// A contender's turn: products in a row, as in a decode step. Those before every copy has been
-/// used once, or until `settle_us` are over if that is later (four times as long at most), don't
+/// used once, or until `settle_us` are over if that is later (ten times as long at most), don't
 /// count: after another program's pace a machine takes a while to give this one its own (clock,
 /// power, memory), and what nobody has read for a second comes at half the speed of what a model
 /// reads for each token.
