@@ -47,6 +47,7 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <cmath>
 #include <functional>
 #include <numeric>
 #include <queue>
@@ -61,8 +62,8 @@ namespace {
 
 constexpr int kChunkValues = 8;  // of one lane
 constexpr int kUnitChunks = 4;
-constexpr int kPlaneBytes = 128;       // one word of gaps a lane
-constexpr int kChunkValueBytes = 512;  // 8 values of 32 lanes
+constexpr int kPlaneBytes = 128;  // one word of fourth bits a lane
+constexpr int kChunkBytes = 512;  // 8 places of 32 lanes
 constexpr int kTableRows = 64;         // words of a table before its rows
 constexpr int kStartBytes = 64;        // one 16-bit column a lane
 constexpr int kMaxGroups = 31;         // of a block: its table has 32 entries
@@ -70,10 +71,29 @@ constexpr unsigned kNoSpan = 0xffff;   // first warp 65535, last warp 0
 constexpr int kMaxSharedBytes = 227 * 1024;
 constexpr int kMaxTokens = static_cast<int>(kGapMaxTokens);
 
-__host__ __device__ constexpr int planes(int bits) { return bits == 3 ? 3 : 4; }
+__host__ __device__ constexpr int plane_bytes(int bits) { return bits == 3 ? 0 : kPlaneBytes; }
 
 __host__ __device__ constexpr int unit_bytes(int bits) {
-  return planes(bits) * kPlaneBytes + kUnitChunks * kChunkValueBytes;
+  return plane_bytes(bits) + kUnitChunks * kChunkBytes;
+}
+
+// ---------- values of 13 bits ----------
+
+constexpr int kExponents = 30;  // of fp16's normal numbers
+// The largest exponent that the scale of 2^(top - 30) in bf16 allows.
+constexpr int kMostTop = 157;
+
+__device__ __forceinline__ int exponent_of(unsigned v) { return static_cast<int>(v >> 7 & 255); }
+
+// Whether a bf16 that isn't zero becomes a normal fp16 if `top` becomes fp16's largest exponent.
+__device__ __forceinline__ bool fits(unsigned v, int top) {
+  const int e = exponent_of(v);
+  return e >= max(1, top - (kExponents - 1)) && e <= top;
+}
+
+// Sign, 5 bits of exponent and 7 of mantissa, as the high 13 bits of an fp16.
+__device__ __forceinline__ unsigned narrowed(unsigned v, int top) {
+  return (v & 0x8000) | ((v & 0x7fff) - ((top - kExponents) << 7)) << 3;
 }
 
 int ceil_div(std::int64_t a, std::int64_t b) { return static_cast<int>((a + b - 1) / b); }
@@ -82,17 +102,19 @@ std::size_t round_up(std::size_t a, std::size_t b) { return (a + b - 1) / b * b;
 
 // Where the parts of a packed W begin.
 struct Parts {
-  std::size_t table_stride;  // of one block: 32 words of first chunks, 32 of spans, the rows
+  // Of one block: 32 words of first chunks, 32 of spans, the rows, and where there are strays, the
+  // first of each row and the end.
+  std::size_t table_stride;
   std::size_t warp_starts, group_starts, streams;
   std::size_t pitch;  // of one warp's stream
+  std::size_t strays;
   std::size_t bytes;
 };
 
 Parts parts_of(const GapLayout& l) {
   Parts p;
-  p.table_stride = round_up(
-      4 * (kTableRows + static_cast<std::size_t>(l.groups_per_block) * (32 / l.lanes_per_row)),
-      128);
+  const std::size_t rows = static_cast<std::size_t>(l.groups_per_block) * (32 / l.lanes_per_row);
+  p.table_stride = round_up(4 * (kTableRows + rows + (l.strays > 0 ? rows + 1 : 0)), 128);
   p.warp_starts = l.blocks * p.table_stride;
   p.group_starts = p.warp_starts + static_cast<std::size_t>(l.blocks) * l.warps * kStartBytes;
   const std::size_t groups =
@@ -100,16 +122,17 @@ Parts parts_of(const GapLayout& l) {
   p.streams = round_up(p.group_starts + groups * kStartBytes, 128);
   const int units = l.most_chunks / kUnitChunks, rest = l.most_chunks % kUnitChunks;
   p.pitch = static_cast<std::size_t>(units) * unit_bytes(l.bits) +
-            (rest > 0 ? planes(l.bits) * kPlaneBytes + rest * kChunkValueBytes : 0);
-  p.bytes = p.streams + static_cast<std::size_t>(l.blocks) * l.warps * p.pitch;
+            (rest > 0 ? plane_bytes(l.bits) + rest * kChunkBytes : 0);
+  p.strays = p.streams + static_cast<std::size_t>(l.blocks) * l.warps * p.pitch;
+  p.bytes = p.strays + 4 * static_cast<std::size_t>(l.strays);
   return p;
 }
 
 // Of one row, found by counting.
 struct RowCount {
-  unsigned kept;
+  unsigned kept;       // without strays
   unsigned places[2];  // with gaps of 3 and 4 bits
-  unsigned unused;
+  unsigned strays;
 };
 
 // Where a row goes.
@@ -118,10 +141,11 @@ struct RowHome {
   unsigned first_chunk;  // of its group, in its block
   unsigned chunks;       // of each lane of its group
   unsigned lane;         // first lane | group of the block << 8
+  unsigned stray;        // its first
 };
 
 struct Scratch {
-  std::size_t counts, homes, totals, tables, bytes;
+  std::size_t top, counts, homes, totals, tables, bytes;
 };
 
 constexpr int kMostSms = 1024;
@@ -129,11 +153,12 @@ constexpr int kMostSms = 1024;
 Scratch scratch_parts(std::int64_t n) {
   Scratch s;
   const std::size_t rows = static_cast<std::size_t>(n);
-  s.counts = 0;
-  s.homes = rows * sizeof(RowCount);
+  s.top = 0;
+  s.counts = 128;
+  s.homes = s.counts + rows * sizeof(RowCount);
   s.totals = s.homes + rows * sizeof(RowHome);  // chunks of each block
   s.tables = round_up(s.totals + 4 * (rows + kMostSms), 128);
-  s.bytes = s.tables + 4 * (2 * rows + 64 * kMostSms) + 512 * (rows / 4 + kMostSms);
+  s.bytes = s.tables + 4 * (4 * rows + 65 * kMostSms) + 512 * (rows / 4 + kMostSms);
   return s;
 }
 
@@ -164,23 +189,43 @@ __device__ __forceinline__ unsigned short load_weight(const unsigned short* row,
   return (v & 0x7fff) ? v : 0;
 }
 
+// The largest exponent of W that may be `top`.
 __global__ void __launch_bounds__(256)
-    gap_count_kernel(const unsigned short* dense, int n, int k, int k_padded, RowCount* counts) {
+    gap_top_kernel(const unsigned short* dense, std::size_t size, int* top) {
+  int most = 1;
+  const std::size_t all = static_cast<std::size_t>(gridDim.x) * blockDim.x;
+#pragma unroll 8
+  for (std::size_t i = blockIdx.x * static_cast<std::size_t>(blockDim.x) + threadIdx.x; i < size;
+       i += all) {
+    const int e = exponent_of(dense[i]);
+    if (e <= kMostTop) most = max(most, e);
+  }
+  most = __reduce_max_sync(~0u, most);
+  if ((threadIdx.x & 31) == 0) atomicMax(top, most);
+}
+
+__global__ void __launch_bounds__(256)
+    gap_count_kernel(const unsigned short* dense, int n, int k, int k_padded, const int* top_of_all,
+                     RowCount* counts) {
   const int lane = threadIdx.x & 31;
   const int row = blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5);
   if (row >= n) return;
   const unsigned short* from = dense + static_cast<std::size_t>(row) * k;
+  const int top = *top_of_all;
   int run3 = 0, run4 = 0;
-  unsigned kept_count = 0, places3 = 0, places4 = 0;
+  unsigned kept_count = 0, places3 = 0, places4 = 0, strays = 0;
 #pragma unroll 4
   for (int column = 0; column < k_padded; column += 32) {
-    const unsigned kept = __ballot_sync(~0u, load_weight(from, column + lane, k) != 0);
+    const unsigned short value = load_weight(from, column + lane, k);
+    const bool fit = fits(value, top);
+    const unsigned kept = __ballot_sync(~0u, value != 0 && fit);
+    strays += __popc(__ballot_sync(~0u, value != 0 && !fit));
     const unsigned valid = k_padded - column >= 32 ? ~0u : (1u << (k_padded - column)) - 1;
     kept_count += __popc(kept);
     places3 += __popc(window_of<3>(kept, valid, lane, run3).places);
     places4 += __popc(window_of<4>(kept, valid, lane, run4).places);
   }
-  if (lane == 0) counts[row] = {kept_count, {places3, places4}, 0};
+  if (lane == 0) counts[row] = {kept_count, {places3, places4}, strays};
 }
 
 struct PackParams {
@@ -189,9 +234,9 @@ struct PackParams {
   const RowHome* homes;
   const unsigned* totals;
   unsigned char* packed;
-  int n, k, k_padded;
+  int n, k, k_padded, top;
   int lanes_per_row, warps, groups_per_block;
-  std::size_t warp_starts, group_starts, streams, pitch;
+  std::size_t warp_starts, group_starts, streams, pitch, strays;
 };
 
 // One warp packs one row. Beside the places that gaps need, zeros spread evenly over the row fill
@@ -212,9 +257,17 @@ __global__ void __launch_bounds__(256) gap_pack_kernel(const PackParams p) {
   int run = 0;
   unsigned done = 0, passed = 0;  // places taken and free columns passed
   int last = -1;                  // column of the last place
+  unsigned* stray = reinterpret_cast<unsigned*>(p.packed + p.strays) + home.stray;
   for (int column0 = 0; column0 < p.k_padded; column0 += 32) {
     const int column = column0 + lane;
-    const unsigned short value = load_weight(from, column, p.k);
+    unsigned value = load_weight(from, column, p.k);
+    const bool strays = value != 0 && !fits(value, p.top);
+    const unsigned all_strays = __ballot_sync(~0u, strays);
+    if (strays) {
+      stray[__popc(all_strays & ((1u << lane) - 1))] = value << 16 | column;
+      value = 0;
+    }
+    stray += __popc(all_strays);
     const unsigned kept = __ballot_sync(~0u, value != 0);
     const unsigned valid = p.k_padded - column0 >= 32 ? ~0u : (1u << (p.k_padded - column0)) - 1;
     const Window w = window_of<kBits>(kept, valid, lane, run);
@@ -241,16 +294,13 @@ __global__ void __launch_bounds__(256) gap_pack_kernel(const PackParams p) {
       unsigned char* unit = p.packed + p.streams + stream * p.pitch +
                             static_cast<std::size_t>(own / kUnitChunks) * unit_bytes(kBits);
       const unsigned c = own % kUnitChunks;
-      reinterpret_cast<unsigned short*>(unit + planes(kBits) * kPlaneBytes + c * kChunkValueBytes +
-                                        to_lane * 16)[i] = value;
       const unsigned gap = column - previous - 1;
-      unsigned* words = reinterpret_cast<unsigned*>(unit + to_lane * 4);
-      if (kBits == 4 || c < 3) {
-        if (gap != 0) atomicOr(words + c * (kPlaneBytes / 4), gap << (4 * i));
-      } else {  // The fourth chunk lives in the fourth bits of the other three.
-        for (int b = 0; b < 3; ++b) {
-          if (gap >> b & 1) atomicOr(words + b * (kPlaneBytes / 4), 8u << (4 * i));
-        }
+      reinterpret_cast<unsigned short*>(unit + plane_bytes(kBits) + c * kChunkBytes +
+                                        to_lane * 16)[i] =
+          static_cast<unsigned short>((value != 0 ? narrowed(value, p.top) : 0) | (gap & 7));
+      if (gap > 7) {  // of place i in byte i / 2, the even places' in the low halves
+        atomicOr(reinterpret_cast<unsigned*>(unit + to_lane * 4),
+                 1u << (i / 2 * 8 + i % 2 * 4 + c));
       }
       if (i == 0) {
         if (own == 0) {
@@ -286,6 +336,9 @@ struct Params {
   unsigned table_stride;
   unsigned group_starts;
   unsigned pitch;
+  int top;
+  float scale;             // of sums: 2^(top - 142)
+  const unsigned* strays;  // null: none
   bool overlap, x_vectors;
 };
 
@@ -334,24 +387,53 @@ __device__ __forceinline__ void multiply(float (&sum)[4], unsigned address, floa
   }
 }
 
-// 8 values of a lane. `at`: address of the x of the column after the last place; moved on.
+// The gaps of a chunk, byte j: of places 2j and 2j + 1. `high`: fourth bits of the unit.
+struct Gaps {
+  unsigned even, odd;
+};
+
+template <int kBits>
+__device__ __forceinline__ Gaps gaps_of(const uint4& places, unsigned high, int c) {
+  const unsigned front = __byte_perm(places.x, places.y, 0x6240);
+  const unsigned back = __byte_perm(places.z, places.w, 0x6240);
+  Gaps g = {__byte_perm(front, back, 0x5410) & 0x07070707u,
+            __byte_perm(front, back, 0x7632) & 0x07070707u};
+  if constexpr (kBits == 4) {
+    g.even |= high << (3 - c) & 0x08080808u;
+    g.odd |= high >> (1 + c) & 0x08080808u;
+  }
+  return g;
+}
+
+// Both values of a word of places, by 2^(142 - top).
+__device__ __forceinline__ float2 values_of(unsigned places) {
+  float2 v;
+  asm("{\n .reg .b16 low, high;\n"
+      " mov.b32 {low, high}, %2;\n"
+      " cvt.f32.f16 %0, low;\n"
+      " cvt.f32.f16 %1, high;\n}"
+      : "=f"(v.x), "=f"(v.y)
+      : "r"(places & 0xfff8fff8u));
+  return v;
+}
+
+// 8 places of a lane. `at`: address of the x of the column after the last place; moved on.
 template <int kBits, int kTokens>
-__device__ __forceinline__ void multiply_chunk(float (&sum)[4], unsigned& at, unsigned gaps,
-                                               const uint4& values) {
-  constexpr unsigned kMask = kBits == 3 ? 0x07070707u : 0x0f0f0f0fu;
+__device__ __forceinline__ void multiply_chunk(float (&sum)[4], unsigned& at, const uint4& places,
+                                               unsigned high, int c) {
   constexpr int kBytes = 2 * kTokens;  // of x of one column
-  const unsigned even = gaps & kMask, odd = gaps >> 4 & kMask;
-  const unsigned odd_sums = (even + odd) * 0x01010101u;  // byte j: gaps of places 0 .. 2j + 1
-  const unsigned even_sums = odd_sums - odd;             // byte j: gaps of places 0 .. 2j
-  const unsigned v[4] = {values.x, values.y, values.z, values.w};
+  const Gaps gaps = gaps_of<kBits>(places, high, c);
+  const unsigned odd_sums = (gaps.even + gaps.odd) * 0x01010101u;  // byte j: of places 0 .. 2j + 1
+  const unsigned even_sums = odd_sums - gaps.odd;                  // byte j: of places 0 .. 2j
+  const unsigned words[4] = {places.x, places.y, places.z, places.w};
   const unsigned base = at;
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
+    const float2 v = values_of(words[j]);
     const unsigned a0 = __dp4a(even_sums, static_cast<unsigned>(kBytes) << (8 * j), base);
     const unsigned a1 = __dp4a(odd_sums, static_cast<unsigned>(kBytes) << (8 * j), base);
-    multiply<kTokens>(sum, a0 + kBytes * (2 * j), __uint_as_float(v[j] << 16), 2 * j);
-    multiply<kTokens>(sum, a1 + kBytes * (2 * j + 1), __uint_as_float(v[j] & 0xffff0000u),
-                      2 * j + 1);
+    multiply<kTokens>(sum, a0 + kBytes * (2 * j), v.x, 2 * j);
+    multiply<kTokens>(sum, a1 + kBytes * (2 * j + 1), v.y, 2 * j + 1);
     if (j == 3) at = a1 + kBytes * 8;
   }
 }
@@ -359,7 +441,7 @@ __device__ __forceinline__ void multiply_chunk(float (&sum)[4], unsigned& at, un
 template <int kBits, int kTokens, int kWarps>
 __global__ void __launch_bounds__(kWarps * 32, 1) linear_gap_kernel(const Params p) {
   extern __shared__ __align__(128) unsigned char shared[];
-  constexpr int kPlanes = planes(kBits), kUnit = unit_bytes(kBits);
+  constexpr int kUnit = unit_bytes(kBits);
   constexpr int kThreads = kWarps * 32;
   constexpr int kBytes = 2 * kTokens;  // of x of one column
   const int warp = __shfl_sync(~0u, threadIdx.x >> 5, 0), lane = threadIdx.x & 31;
@@ -373,8 +455,8 @@ __global__ void __launch_bounds__(kWarps * 32, 1) linear_gap_kernel(const Params
   const unsigned char* table = p.packed + blockIdx.x * p.table_stride;
   const unsigned stream = blockIdx.x * kWarps + warp;
   const unsigned char* weights = p.weights + static_cast<std::size_t>(stream) * p.pitch;
-  const unsigned char* gaps_from = weights + lane * 4;
-  const unsigned char* values_from = weights + kPlanes * kPlaneBytes + lane * 16;
+  const unsigned char* high_from = weights + lane * 4;
+  const unsigned char* places_from = weights + plane_bytes(kBits) + lane * 16;
 
   auto fetch_x = [&] {
     if (p.x_vectors) {
@@ -427,17 +509,17 @@ __global__ void __launch_bounds__(kWarps * 32, 1) linear_gap_kernel(const Params
     }
   };
   // At once the weights that every warp has; where some have less, all wait for the table.
-  uint4 values[kUnitChunks];
-  unsigned gaps[kPlanes];
-  auto load = [&](int c, const unsigned char* g, const unsigned char* v) {
-    if (c < kPlanes) gaps[c < kPlanes ? c : 0] = load_once4(g + c * kPlaneBytes);
-    values[c] = load_once16(v + c * kChunkValueBytes);
+  uint4 places[kUnitChunks];
+  unsigned next_high = 0;
+  auto load = [&](int c, const unsigned char* h, const unsigned char* v) {
+    if (kBits == 4 && c == 0) next_high = load_once4(h);
+    places[c] = load_once16(v + c * kChunkBytes);
   };
   const unsigned first_chunk = reinterpret_cast<const unsigned*>(table)[lane];
   unsigned start = p.starts[stream * 32 + lane];
   if (p.least_chunks >= kUnitChunks) {
 #pragma unroll
-    for (int s = 0; s < kUnitChunks; ++s) load(s, gaps_from, values_from);
+    for (int s = 0; s < kUnitChunks; ++s) load(s, high_from, places_from);
   }
 #pragma unroll 1
   for (int i = threadIdx.x; i < 32 + block_rows; i += kThreads) {
@@ -454,7 +536,7 @@ __global__ void __launch_bounds__(kWarps * 32, 1) linear_gap_kernel(const Params
   if (p.least_chunks < kUnitChunks) {
 #pragma unroll
     for (int s = 0; s < kUnitChunks; ++s) {
-      if (s < count) load(s, gaps_from, values_from);
+      if (s < count) load(s, high_from, places_from);
     }
   }
   int group = __popc(__ballot_sync(~0u, first_chunk <= begin)) - 1;
@@ -499,24 +581,18 @@ __global__ void __launch_bounds__(kWarps * 32, 1) linear_gap_kernel(const Params
   };
   if (count > 0) {
     for (int chunk = 0;; chunk += kUnitChunks) {
-      unsigned words[kUnitChunks];
-#pragma unroll
-      for (int c = 0; c < kPlanes; ++c) words[c] = gaps[c];
-      if constexpr (kBits == 3) {
-        words[3] = (words[0] >> 3 & 0x11111111u) | (words[1] >> 2 & 0x22222222u) |
-                   (words[2] >> 1 & 0x44444444u);
-      }
+      const unsigned high = next_high;
 #pragma unroll
       for (int c = 0; c < kUnitChunks; ++c) {
-        multiply_chunk<kBits, kTokens>(sum, at, words[c], values[c]);
-        if (chunk + c + kUnitChunks < count) load(c, gaps_from + kUnit, values_from + kUnit);
+        multiply_chunk<kBits, kTokens>(sum, at, places[c], high, c);
+        if (chunk + c + kUnitChunks < count) load(c, high_from + kUnit, places_from + kUnit);
         if (__builtin_expect(chunk + c + 1 == end, 0)) {
           if (end == count) goto done;
           next_group(chunk + c + 1);
         }
       }
-      gaps_from += kUnit;
-      values_from += kUnit;
+      high_from += kUnit;
+      places_from += kUnit;
     }
   }
 done:
@@ -548,6 +624,20 @@ done:
       }
     }
 #pragma unroll
+    for (int t = 0; t < kTokens; ++t) total_sum[t] *= p.scale;
+    if (p.strays != nullptr && slot < block_rows) {
+      const unsigned* begin = reinterpret_cast<const unsigned*>(table) + kTableRows + block_rows;
+      float stray_sum[4] = {0.f, 0.f, 0.f, 0.f};
+#pragma unroll 1
+      for (unsigned i = begin[slot] + part; i < begin[slot + 1]; i += 4) {
+        const unsigned stray = p.strays[i];
+        multiply<kTokens>(stray_sum, x_at + (stray & 0xffff) * kBytes,
+                          __uint_as_float(stray & 0xffff0000u), 0);
+      }
+#pragma unroll
+      for (int t = 0; t < kTokens; ++t) total_sum[t] += stray_sum[t];
+    }
+#pragma unroll
     for (int t = 0; t < kTokens; ++t) {
       total_sum[t] += __shfl_xor_sync(~0u, total_sum[t], 1);
       total_sum[t] += __shfl_xor_sync(~0u, total_sum[t], 2);
@@ -576,42 +666,32 @@ struct UnpackParams {
   int warps;        // streams of a block
   int most_chunks;  // of a stream
   unsigned short* dense;
+  unsigned short scale;  // 2^(top - 30) in bf16
   bool vectors;  // rows begin at 16 bytes, and a vector's number takes 32 bits
 };
 
-// What a lane has of one unit.
+// What a lane has of one unit, of which each chunk may be replaced by that of the next.
 template <int kBits>
 struct Unit {
-  unsigned words[planes(kBits)];
-  uint4 values[kUnitChunks];
+  unsigned high, next_high;
+  uint4 places[kUnitChunks];
 
   // `most`: chunks that there is memory for.
-  __device__ __forceinline__ void load(const unsigned char* stream, int unit, int most, int lane) {
+  __device__ __forceinline__ void load(const unsigned char* stream, int unit, int c, int most,
+                                       int lane) {
+    if (unit * kUnitChunks + c >= most) return;
     const unsigned char* from = stream + static_cast<std::size_t>(unit) * unit_bytes(kBits);
-    const int left = most - unit * kUnitChunks;
-    if (left > 0) {
-#pragma unroll
-      for (int c = 0; c < planes(kBits); ++c) {
-        words[c] = load_once4(from + c * kPlaneBytes + lane * 4);
-      }
-    }
-    from += planes(kBits) * kPlaneBytes + lane * 16;
-#pragma unroll
-    for (int c = 0; c < kUnitChunks; ++c) {
-      if (c < left) values[c] = load_once16(from + c * kChunkValueBytes);
-    }
-  }
-
-  __device__ __forceinline__ unsigned gaps(int c) const {
-    if constexpr (kBits == 3) {
-      if (c == 3) {
-        return (words[0] >> 3 & 0x11111111u) | (words[1] >> 2 & 0x22222222u) |
-               (words[2] >> 1 & 0x44444444u);
-      }
-    }
-    return words[c];
+    if (kBits == 4 && c == 0) next_high = load_once4(from + lane * 4);
+    places[c] = load_once16(from + plane_bytes(kBits) + c * kChunkBytes + lane * 16);
   }
 };
+
+// Both values of a word of places, as bf16. `scale`: 2^(top - 30), twice.
+__device__ __forceinline__ unsigned widened(unsigned places, __nv_bfloat162 scale) {
+  const unsigned tiny = (places & 0x80008000u) | (places >> 3 & 0x0fff0fffu);
+  const __nv_bfloat162 v = __hmul2(*reinterpret_cast<const __nv_bfloat162*>(&tiny), scale);
+  return *reinterpret_cast<const unsigned*>(&v);
+}
 
 __device__ __forceinline__ void store_shared_half(unsigned address, unsigned value) {
   asm volatile("st.shared.u16 [%0], %1;" ::"r"(address), "h"(static_cast<unsigned short>(value))
@@ -735,29 +815,33 @@ __device__ __noinline__ void write_rest(UnpackRows rows, unsigned short* dense, 
   write_some(rows, 0, min(rows.column - rows.base, 8), dense, k);
 }
 
-// Puts 8 values of each row.
+// Puts 8 places of each row.
 template <int kBits>
-__device__ __forceinline__ void put_chunk(UnpackRows& rows, const UnpackParams& u, unsigned gaps,
-                                          const uint4& values) {
-  constexpr unsigned kMask = kBits == 3 ? 0x07070707u : 0x0f0f0f0fu;
+__device__ __forceinline__ void put_chunk(UnpackRows& rows, const UnpackParams& u,
+                                          const Unit<kBits>& unit, int c) {
   const int lane = threadIdx.x & 31;
   // Columns that places take, gaps included.
-  const unsigned even = (gaps & kMask) + 0x01010101u, odd = (gaps >> 4 & kMask) + 0x01010101u;
-  const unsigned odd_sums = (even + odd) * 0x01010101u;  // byte j: of places 0 .. 2j + 1
-  const unsigned even_sums = odd_sums - odd;
+  const uint4& places = unit.places[c];
+  Gaps gaps = gaps_of<kBits>(places, unit.high, c);
+  gaps.even += 0x01010101u;
+  gaps.odd += 0x01010101u;
+  const unsigned odd_sums = (gaps.even + gaps.odd) * 0x01010101u;  // byte j: of places 0 .. 2j + 1
+  const unsigned even_sums = odd_sums - gaps.odd;
   const int columns = static_cast<int>(odd_sums >> 24);
   while (__any_sync(~0u, rows.column + columns - rows.base > kRingColumns)) {
     rows.base = u.vectors ? write_vectors(rows, u.dense, u.packed.k, false)
                           : write_elements(rows, u.dense, u.packed.k);
   }
   const unsigned at = 2 * rows.column + 16 * lane - 2, own = rows.ring + lane * kRingBytes;
-  const unsigned v[4] = {values.x, values.y, values.z, values.w};
+  const __nv_bfloat162 scale = {__ushort_as_bfloat16(u.scale), __ushort_as_bfloat16(u.scale)};
+  const unsigned words[4] = {places.x, places.y, places.z, places.w};
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
+    const unsigned v = widened(words[j], scale);
     const unsigned a0 = __dp4a(even_sums, 2u << (8 * j), at);
     const unsigned a1 = __dp4a(odd_sums, 2u << (8 * j), at);
-    store_shared_half((a0 & (kRingBytes - 1)) | own, v[j]);
-    store_shared_half((a1 & (kRingBytes - 1)) | own, v[j] >> 16);
+    store_shared_half((a0 & (kRingBytes - 1)) | own, v);
+    store_shared_half((a1 & (kRingBytes - 1)) | own, v >> 16);
   }
   rows.column += columns;
 }
@@ -782,7 +866,8 @@ __global__ void __launch_bounds__(kUnpackWarps * 32, 1) gap_unpack_kernel(const 
   for (unsigned s = streams * blockIdx.x / gridDim.x + own; s < last; s += kUnpackWarps) {
     const unsigned char* const weights = p.weights + static_cast<std::size_t>(s) * p.pitch;
     Unit<kBits> unit;
-    unit.load(weights, 0, u.most_chunks, lane);
+#pragma unroll
+    for (int c = 0; c < kUnitChunks; ++c) unit.load(weights, 0, c, u.most_chunks, lane);
     const unsigned block = s / u.warps, warp = s % u.warps;
     const unsigned* const table = reinterpret_cast<const unsigned*>(
         p.packed + static_cast<std::size_t>(block) * p.table_stride);
@@ -813,10 +898,12 @@ __global__ void __launch_bounds__(kUnpackWarps * 32, 1) gap_unpack_kernel(const 
     };
     if (count > 0) enter();
     for (int chunk = 0; chunk < count; chunk += kUnitChunks) {
+      unit.high = unit.next_high;
 #pragma unroll
       for (int c = 0; c < kUnitChunks; ++c) {
         if (chunk + c >= count) continue;
-        put_chunk<kBits>(to, u, unit.gaps(c), unit.values[c]);
+        put_chunk<kBits>(to, u, unit, c);
+        unit.load(weights, chunk / kUnitChunks + 1, c, u.most_chunks, lane);
         if (chunk + c + 1 == end) {
           // The last lane of a row writes up to its end, the others up to their last place.
           if (end == group_end && lane >= 32 - rows && to.row >= 0) {
@@ -830,7 +917,22 @@ __global__ void __launch_bounds__(kUnpackWarps * 32, 1) gap_unpack_kernel(const 
           if (end < count) enter();
         }
       }
-      unit.load(weights, chunk / kUnitChunks + 1, u.most_chunks, lane);
+    }
+  }
+}
+
+__global__ void __launch_bounds__(128)
+    gap_unpack_strays_kernel(const Params p, unsigned short* dense) {
+  const int block_rows = p.groups_per_block << p.rows_log2;
+  const unsigned* const rows = reinterpret_cast<const unsigned*>(
+                                   p.packed + static_cast<std::size_t>(blockIdx.x) * p.table_stride) +
+                               kTableRows;
+  const unsigned* const begin = rows + block_rows;
+  for (int slot = threadIdx.x; slot < block_rows; slot += blockDim.x) {
+    for (unsigned i = begin[slot]; i < begin[slot + 1]; ++i) {
+      const unsigned stray = p.strays[i];
+      dense[static_cast<std::size_t>(rows[slot]) * p.k + (stray & 0xffff)] =
+          static_cast<unsigned short>(stray >> 16);
     }
   }
 }
@@ -875,6 +977,7 @@ bool layout_ok(const GapLayout& l) {
   return gap_shape_refusal(l.n, l.k, 1) == nullptr && (l.bits == 3 || l.bits == 4) &&
          (l.lanes_per_row == 1 || l.lanes_per_row == 2 || l.lanes_per_row == 4 ||
           l.lanes_per_row == 8) &&
+         l.top >= 1 && l.top <= kMostTop && l.strays >= 0 && l.strays <= UINT32_MAX &&
          l.warps > 0 && l.blocks > 0 && l.groups_per_block > 0 &&
          l.groups_per_block <= kMaxGroups && parts_of(l).bytes == l.packed_bytes;
 }
@@ -904,6 +1007,9 @@ Params params_of(const void* packed, const GapLayout& layout) {
   p.starts = reinterpret_cast<const unsigned short*>(p.packed + parts.warp_starts);
   p.group_starts = static_cast<unsigned>(parts.group_starts);
   p.pitch = static_cast<unsigned>(parts.pitch);
+  p.top = layout.top;
+  p.scale = std::ldexp(1.0f, layout.top - 142);
+  p.strays = layout.strays > 0 ? reinterpret_cast<const unsigned*>(p.packed + parts.strays) : nullptr;
   return p;
 }
 
@@ -925,16 +1031,24 @@ cudaError_t gap_measure(const void* dense, std::int64_t n, std::int64_t k, void*
   }
   const Scratch at = scratch_parts(n);
   unsigned char* const base = static_cast<unsigned char*>(scratch);
+  int sms = 0, top = 0;
+  cudaError_t error = usable_multiprocessors(&sms);
+  if (error == cudaSuccess) error = cudaMemsetAsync(base + at.top, 0, sizeof top, stream);
+  if (error != cudaSuccess) return error;
+  const auto* const weights = static_cast<const unsigned short*>(dense);
+  int* const top_of_all = reinterpret_cast<int*>(base + at.top);
+  gap_top_kernel<<<8 * sms, 256, 0, stream>>>(weights, static_cast<std::size_t>(n) * k, top_of_all);
   gap_count_kernel<<<ceil_div(n, 8), 256, 0, stream>>>(
-      static_cast<const unsigned short*>(dense), static_cast<int>(n), static_cast<int>(k),
-      padded(k), reinterpret_cast<RowCount*>(base + at.counts));
-  cudaError_t error = cudaGetLastError();
+      weights, static_cast<int>(n), static_cast<int>(k), padded(k), top_of_all,
+      reinterpret_cast<RowCount*>(base + at.counts));
+  error = cudaGetLastError();
   if (error != cudaSuccess) return error;
   std::vector<RowCount> counts(n);
   error = cudaMemcpyAsync(counts.data(), base + at.counts, n * sizeof(RowCount),
                           cudaMemcpyDeviceToHost, stream);
-  int sms = 0;
-  if (error == cudaSuccess) error = usable_multiprocessors(&sms);
+  if (error == cudaSuccess) {
+    error = cudaMemcpyAsync(&top, top_of_all, sizeof top, cudaMemcpyDeviceToHost, stream);
+  }
   if (error == cudaSuccess) error = cudaStreamSynchronize(stream);
   if (error != cudaSuccess) return error;
 
@@ -944,12 +1058,14 @@ cudaError_t gap_measure(const void* dense, std::int64_t n, std::int64_t k, void*
   l.bits = layout->bits;
   l.lanes_per_row = layout->lanes_per_row;
   l.warps = layout->warps;
+  l.top = top;
   std::int64_t places[2] = {0, 0};
   for (const RowCount& c : counts) {
-    l.kept += c.kept;
+    l.kept += c.kept + c.strays;
+    l.strays += c.strays;
     for (int b = 0; b < 2; ++b) places[b] += c.places[b];
   }
-  if (l.bits == 0) l.bits = places[0] * 19 <= places[1] * 20 ? 3 : 4;  // 19 and 20 bits a place
+  if (l.bits == 0) l.bits = places[0] * 16 <= places[1] * 17 ? 3 : 4;  // 16 and 17 bits a place
 
   // Fewest lanes a row that leave the multiprocessors evenly busy.
   auto blocks_for = [&](int lanes) {
@@ -1010,8 +1126,10 @@ cudaError_t gap_measure(const void* dense, std::int64_t n, std::int64_t k, void*
 
   std::vector<RowHome> homes(n);
   std::vector<unsigned> tables(l.blocks * parts.table_stride / 4, ~0u);
+  unsigned strays = 0;
   for (int i = 0; i < l.blocks; ++i) {
     unsigned* table = tables.data() + i * parts.table_stride / 4;
+    unsigned* first_stray = table + kTableRows + l.groups_per_block * rows;
     unsigned chunk = 0;
     for (int j = 0; j < 32; ++j) table[32 + j] = kNoSpan;
     for (int j = 0; j < 32; ++j) {
@@ -1025,13 +1143,21 @@ cudaError_t gap_measure(const void* dense, std::int64_t n, std::int64_t k, void*
         const int row = order[index];
         table[kTableRows + j * rows + r] = row;
         homes[row] = {static_cast<unsigned>(i), chunk, static_cast<unsigned>(group_chunks[g]),
-                      static_cast<unsigned>(r | j << 8)};
+                      static_cast<unsigned>(r | j << 8), strays};
+        if (l.strays > 0) first_stray[j * rows + r] = strays;
+        strays += counts[row].strays;
       }
       if (group_chunks[g] > 0) {
         const auto warp_of = [&](unsigned c) { return (l.warps * (c + 1) - 1) / totals[i]; };
         table[32 + j] = warp_of(chunk) | warp_of(chunk + group_chunks[g] - 1) << 16;
       }
       chunk += group_chunks[g];
+    }
+    // Where a block has no row, and behind the last.
+    if (l.strays > 0) {
+      for (int r = 0; r <= l.groups_per_block * rows; ++r) {
+        if (first_stray[r] == ~0u) first_stray[r] = strays;
+      }
     }
   }
   if (at.tables + tables.size() * 4 > at.bytes ||
@@ -1078,6 +1204,7 @@ cudaError_t gap_pack(const void* dense, const void* scratch, const GapLayout& la
   p.n = static_cast<int>(layout.n);
   p.k = static_cast<int>(layout.k);
   p.k_padded = padded(layout.k);
+  p.top = layout.top;
   p.lanes_per_row = layout.lanes_per_row;
   p.warps = layout.warps;
   p.groups_per_block = layout.groups_per_block;
@@ -1085,6 +1212,7 @@ cudaError_t gap_pack(const void* dense, const void* scratch, const GapLayout& la
   p.group_starts = parts.group_starts;
   p.streams = parts.streams;
   p.pitch = parts.pitch;
+  p.strays = parts.strays;
   if (layout.bits == 3) {
     gap_pack_kernel<3><<<ceil_div(layout.n, 8), 256, 0, stream>>>(p);
   } else {
@@ -1110,7 +1238,12 @@ cudaError_t gap_unpack(const void* packed, const GapLayout& layout, void* dense,
   if (error != cudaSuccess) return error;
   const int blocks = std::min(sms, layout.blocks * layout.warps);
   kernel<<<blocks, kUnpackWarps * 32, kUnpackSharedBytes, stream>>>(
-      {p, layout.warps, layout.most_chunks, static_cast<unsigned short*>(dense), vectors});
+      {p, layout.warps, layout.most_chunks, static_cast<unsigned short*>(dense),
+       static_cast<unsigned short>((97 + layout.top) << 7), vectors});
+  if (layout.strays > 0) {
+    gap_unpack_strays_kernel<<<layout.blocks, 128, 0, stream>>>(
+        p, static_cast<unsigned short*>(dense));
+  }
   return cudaGetLastError();
 }
 

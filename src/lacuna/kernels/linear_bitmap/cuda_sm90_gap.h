@@ -22,6 +22,8 @@ struct GapLayout {
   int groups_per_block = 0;  // most groups (of 32 / lanes_per_row rows) that a block has
   int least_chunks = 0;      // least and most chunks (8 values a lane) that a warp has
   int most_chunks = 0;
+  int top = 0;              // exponent of the largest value that isn't a stray, as bf16 holds it
+  std::int64_t strays = 0;  // values that do not fit into 13 bits
   std::int64_t kept = 0;    // values that are not zero
   std::int64_t places = 0;  // values stored, zeros that bridge long gaps or fill up included
   std::size_t packed_bytes = 0;
