@@ -148,7 +148,7 @@ static void sweep(const char* shapes, const vector<int>& percents, const vector<
       }
       const int lanes0 = sh.n == 14336 || sh.n == 6144 ? 2 : 1;
       for (int bits : {3, 4}) {
-        if ((bits == 3 && percent > 60) || (bits == 4 && percent < 60)) continue;
+        if ((bits == 3 && percent > 70) || (bits == 4 && percent < 70)) continue;
         for (int lanes : {lanes0, lanes0 * 2})
           for (int warps : {16, 24}) {
             lb::GapLayout wish;
