@@ -632,8 +632,8 @@ TEST_F(GpuWeight24, UnstructuredCodesStayWithinTheirBoundOnAnyShape) {
       ASSERT_TRUE(linear.is_compact());
       EXPECT_TRUE(linear.recordable());
       // Where enough is zero, values with gaps take fewer tokens.
-      const double zeros = 1.0 - static_cast<double>(matrix.values.size()) /
-                                     static_cast<double>(outputs * inputs);
+      const double zeros =
+          1.0 - static_cast<double>(matrix.values.size()) / static_cast<double>(outputs * inputs);
       const int64_t most_tokens = zeros >= 0.45 ? 2 : kMostTokens;
       const at::Tensor rounded = meant(matrix, DType::kBF16);
       EXPECT_TRUE(at::equal(linear.weight(), rounded)) << code << outputs << "x" << inputs;

@@ -313,7 +313,8 @@ static std::string name_of(const Case& c) {
            c.uneven, c.bits, c.lanes, c.warps, c.spread);
   return b;
 }
-// One kept value of `every` gets an exponent between those of 2^-126 and 2^20, or becomes subnormal.
+// One kept value of `every` gets an exponent between those of 2^-126 and 2^20, or becomes
+// subnormal.
 __global__ void spread_exponents(bf16* w, size_t n, int every) {
   for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < n;
        i += (size_t)gridDim.x * blockDim.x) {

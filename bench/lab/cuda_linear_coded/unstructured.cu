@@ -1,5 +1,6 @@
 // Study of the kernels of unstructured 8-bit codes (cuda_sm90_fp8, cuda_sm90_int8 and their
-// counterparts of few tokens, cuda_sm90_gap_fp8 and cuda_sm90_gap_int8, of linear_bitmap) against the best dense product of such codes on one GPU: cuBLASLt's, or our own dense stream.
+// counterparts of few tokens, cuda_sm90_gap_fp8 and cuda_sm90_gap_int8, of linear_bitmap) against
+// the best dense product of such codes on one GPU: cuBLASLt's, or our own dense stream.
 //   bench --check [small]                    tests against the host; small for sanitizers
 //   bench final OUT.csv SHAPES PS TS KINDS   times the planned cuts, e.g. final o.csv 05 50 1,8 01
 //   bench tune OUT.csv SHAPES PS TS KINDS    the same with the fastest cut of each cell
@@ -570,8 +571,7 @@ static int check(bool small) {
                        &c, &total);
         }
     for (int n : small ? vector<int>{1, 17, 100} : vector<int>{1, 2, 3, 15, 16, 17, 33, 100, 1023})
-      for (int k :
-           small ? vector<int>{1, 8, 300} : vector<int>{1, 7, 8, 129, 256, 264, 1150, 3712})
+      for (int k : small ? vector<int>{1, 8, 300} : vector<int>{1, 7, 8, 129, 256, 264, 1150, 3712})
         bad += exact(kind, n, k, n % 3 ? 50 : 80, (n + k) % 2 ? kRandom : kUneven,
                      {1, 2, 7, 8, 9, 16, 17, 33, 64}, n % 2, nullptr, &total);
     for (Mask mask : {kUneven, kFull, kEmpty})

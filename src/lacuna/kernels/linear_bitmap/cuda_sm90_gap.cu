@@ -61,10 +61,10 @@
 namespace lacuna::kernels::linear_bitmap {
 namespace {
 
-constexpr int kTableRows = 64;         // words of a table before its rows
-constexpr int kStartBytes = 64;        // one 16-bit column a lane
-constexpr int kMaxGroups = 31;         // of a block: its table has 32 entries
-constexpr unsigned kNoSpan = 0xffff;   // first warp 65535, last warp 0
+constexpr int kTableRows = 64;        // words of a table before its rows
+constexpr int kStartBytes = 64;       // one 16-bit column a lane
+constexpr int kMaxGroups = 31;        // of a block: its table has 32 entries
+constexpr unsigned kNoSpan = 0xffff;  // first warp 65535, last warp 0
 constexpr int kMaxSharedBytes = 227 * 1024;
 constexpr int kMaxTokens = static_cast<int>(kGapMaxTokens);
 
@@ -83,9 +83,7 @@ struct Parts {
   std::size_t bytes;
 };
 
-bool has_second_column(const GapLayout& l) {
-  return l.values != GapValues::kBf16 || l.strays > 0;
-}
+bool has_second_column(const GapLayout& l) { return l.values != GapValues::kBf16 || l.strays > 0; }
 
 Parts parts_of(const GapLayout& l) {
   Parts p;
@@ -267,8 +265,9 @@ __global__ void __launch_bounds__(256) gap_pack_kernel(const PackParams p) {
       const unsigned warp = (p.warps * (chunk + 1) - 1) / total;
       const unsigned own = chunk - warp * total / p.warps;
       const std::size_t stream = static_cast<std::size_t>(home.block) * p.warps + warp;
-      unsigned char* unit = p.packed + p.streams + stream * p.pitch +
-                            static_cast<std::size_t>(own / kUnitChunks) * unit_bytes(kValues, kBits);
+      unsigned char* unit =
+          p.packed + p.streams + stream * p.pitch +
+          static_cast<std::size_t>(own / kUnitChunks) * unit_bytes(kValues, kBits);
       GapUnit<kValues, kBits>::put(unit, own % kUnitChunks, i, to_lane, value,
                                    column - previous - 1, p.top);
       if (i == 0) {
@@ -577,15 +576,7 @@ done:
 // ---------- unpacking ----------
 
 constexpr int kUnpackWarps = 12;
-#ifndef LAB_UNITS
-#define LAB_UNITS 1
-#endif
-#if LAB_UNITS == 1
-#define UNITS_INIT {weights, lane}
-#else
-#define UNITS_INIT {weights, lane}, {weights + unit_bytes(kValues, kBits), lane}
-#endif
-constexpr int kUnpackUnits = LAB_UNITS;  // of a stream on their way to a lane
+constexpr int kUnpackUnits = 2;  // of a stream on their way to a lane
 constexpr int kRingColumns = 256;
 constexpr int kRingBytes = 2 * kRingColumns;
 constexpr int kWriteColumns = 128;
@@ -771,7 +762,8 @@ __global__ void __launch_bounds__(kUnpackWarps * 32, 1) gap_unpack_kernel(const 
   for (unsigned s = streams * blockIdx.x / gridDim.x + own; s < last; s += kUnpackWarps) {
     const unsigned char* const weights = p.weights + static_cast<std::size_t>(s) * p.pitch;
     using Unit = GapUnit<kValues, kBits>;
-    Unit units[kUnpackUnits] = {UNITS_INIT};
+    static_assert(kUnpackUnits == 2);
+    Unit units[] = {{weights, lane}, {weights + unit_bytes(kValues, kBits), lane}};
 #pragma unroll
     for (int q = 0; q < kUnpackUnits; ++q) {
 #pragma unroll
@@ -811,16 +803,13 @@ __global__ void __launch_bounds__(kUnpackWarps * 32, 1) gap_unpack_kernel(const 
     };
     if (count > 0) enter();
     for (int chunk = 0; chunk < count; chunk += kUnpackUnits * kUnitChunks) {
-#ifdef LAB_PF
-      if (lane == 0 && chunk / kUnitChunks % LAB_PF == 0) {
-        const int first = chunk / kUnitChunks + LAB_PF, left = u.most_chunks / kUnitChunks - first;
-        if (left > 0) {
-          asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(
-                           weights + static_cast<std::size_t>(first) * unit_bytes(kValues, kBits)),
-                       "r"(min(left, LAB_PF) * unit_bytes(kValues, kBits)));
-        }
+      // Long reads next to each other: of the next units, from memory into L2.
+      const int next = chunk / kUnitChunks + kUnpackUnits;
+      const int ahead = u.most_chunks / kUnitChunks - next;
+      if (lane == 0 && ahead > 0) {
+        cuda::prefetch(weights + static_cast<std::size_t>(next) * unit_bytes(kValues, kBits),
+                       min(ahead, kUnpackUnits) * unit_bytes(kValues, kBits));
       }
-#endif
 #pragma unroll
       for (int q = 0; q < kUnpackUnits; ++q) {
         units[q].begin();
@@ -872,9 +861,10 @@ __global__ void __launch_bounds__(128)
 __global__ void __launch_bounds__(128)
     gap_unpack_strays_kernel(const Params p, unsigned short* dense) {
   const int block_rows = p.groups_per_block << p.rows_log2;
-  const unsigned* const rows = reinterpret_cast<const unsigned*>(
-                                   p.packed + static_cast<std::size_t>(blockIdx.x) * p.table_stride) +
-                               kTableRows;
+  const unsigned* const rows =
+      reinterpret_cast<const unsigned*>(p.packed +
+                                        static_cast<std::size_t>(blockIdx.x) * p.table_stride) +
+      kTableRows;
   const unsigned* const begin = rows + block_rows;
   for (int slot = threadIdx.x; slot < block_rows; slot += blockDim.x) {
     for (unsigned i = begin[slot]; i < begin[slot + 1]; ++i) {
@@ -939,9 +929,9 @@ bool layout_ok(const GapLayout& l) {
          (l.lanes_per_row == 1 || l.lanes_per_row == 2 || l.lanes_per_row == 4 ||
           l.lanes_per_row == 8) &&
          (l.values == GapValues::kBf16 ? l.top >= 1 && l.top <= kMostTop : l.top == 0) &&
-         l.strays >= 0 && l.strays <= UINT32_MAX &&
-         l.warps > 0 && l.blocks > 0 && l.groups_per_block > 0 &&
-         l.groups_per_block <= kMaxGroups && parts_of(l).bytes == l.packed_bytes;
+         l.strays >= 0 && l.strays <= UINT32_MAX && l.warps > 0 && l.blocks > 0 &&
+         l.groups_per_block > 0 && l.groups_per_block <= kMaxGroups &&
+         parts_of(l).bytes == l.packed_bytes;
 }
 
 cudaError_t usable_multiprocessors(int* count) {
@@ -970,7 +960,8 @@ Params params_of(const void* packed, const GapLayout& layout) {
   p.group_starts = static_cast<unsigned>(parts.group_starts);
   p.pitch = static_cast<unsigned>(parts.pitch);
   p.scale = std::ldexp(1.0f, layout.top - 142);
-  p.strays = layout.strays > 0 ? reinterpret_cast<const unsigned*>(p.packed + parts.strays) : nullptr;
+  p.strays =
+      layout.strays > 0 ? reinterpret_cast<const unsigned*>(p.packed + parts.strays) : nullptr;
   return p;
 }
 

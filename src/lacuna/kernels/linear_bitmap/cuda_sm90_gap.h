@@ -39,7 +39,8 @@ struct GapPlan {
 };
 
 // Null if this machine and problem can be run, else the reason.
-// @limits compute capability 9.0; 1 <= T <= 4; 1 <= N < 2^25; 1 <= K <= 65472, from 2 tokens on
+// @limits compute capability 9.0; 1 <= T <= 4 (codes: 2 at a time); 1 <= N < 2^25; 1 <= K <= 65472,
+// from 2 tokens on
 //         K <= 53000 (x must fit in shared memory); K beyond some 25000 reads W twice for 3 or 4
 const char* gap_refusal(std::int64_t n, std::int64_t k, int t, int device);
 
@@ -47,8 +48,9 @@ const char* gap_refusal(std::int64_t n, std::int64_t k, int t, int device);
 std::size_t gap_scratch_bytes(std::int64_t n);
 
 // Counts what is kept in W (bf16, row-major, zeros already in place) and decides the layout of the
-// `values` that *layout names. Fields that are not 0 on entry are kept: bits, lanes_per_row, warps. -0.0 counts as
-// zero. Waits for the stream. The scratch then belongs to this W until `gap_pack` is done.
+// `values` that *layout names. Fields that are not 0 on entry are kept: bits, lanes_per_row, warps.
+// -0.0 counts as zero. Waits for the stream. The scratch then belongs to this W until `gap_pack` is
+// done.
 // @shape dense [N,K], scratch gap_scratch_bytes(N)
 cudaError_t gap_measure(const void* dense, std::int64_t n, std::int64_t k, void* scratch,
                         GapLayout* layout, cudaStream_t stream);
@@ -74,7 +76,8 @@ cudaError_t gap_plan(const GapLayout& layout, int t, GapPlan* plan);
 // Bytes of shared memory that a plan needs; 0 if the plan is not one the kernel has.
 std::size_t gap_shared_bytes(const GapLayout& layout, const GapPlan& plan);
 
-// y = x · W^T, float32 sums, one rounding to bf16 at the end.
+// y = x · W^T, float32 sums, one rounding to bf16 at the end. Of bf16, places are summed as numbers
+// up to 2^16 and their sum scaled last: an |x| beyond 2^100 may give Inf where y is finite.
 // @shape x [T,K] and y [T,N] row-major and contiguous
 // @limits as gap_refusal; x aligned to 16 bytes and K a multiple of 8 is faster. x is multiplied
 //         only where packing kept a place; some places hold zeros, and there Inf or NaN of x gives
@@ -88,7 +91,8 @@ std::size_t gap_shared_bytes(const GapLayout& layout, const GapPlan& plan);
 cudaError_t gap_run(const void* packed, const GapLayout& layout, const void* x, void* y, int t,
                     const GapPlan& plan, bool overlap_previous, cudaStream_t stream);
 
-// The same as entries of the library's table. Codes of 8 bits: sums times the scale of the row once.
+// The same as entries of the library's table. Codes of 8 bits: sums times the scale of the row
+// once.
 extern const GpuLinearKernel kGap;
 extern const GpuLinearKernel kGapInt8;
 extern const GpuLinearKernel kGapFp8;

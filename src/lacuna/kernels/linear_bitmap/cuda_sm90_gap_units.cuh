@@ -6,11 +6,12 @@
 //     lane: 16 bytes, a place in 2             | places 0 | places 1 | .. 2 | .. 3 |
 //                                              +-------+--------+--------+--------+
 //     bit  15   | 14 .. 10 |  9 .. 3  | 2 .. 0
-//          sign | exponent | mantissa | gap        without the gap an fp16: one instruction widens it
+//          sign | exponent | mantissa | gap        without the gap an fp16: one instruction widens
+//          it
 //
-//   The exponent counts from `top` down, 30 of them. What doesn't fit (smaller than the 2^-29th part
-//   of the largest, denormal, Inf, NaN) is a stray and lies elsewhere.
-//   4 bits: the fourth bits of all gaps in 128 bytes ahead, one word a lane.
+//   The exponent counts from `top` down, 30 of them. What doesn't fit (smaller than the 2^-29th
+//   part of the largest, denormal, Inf, NaN) is a stray and lies elsewhere. 4 bits: the fourth bits
+//   of all gaps in 128 bytes ahead, one word a lane.
 //
 //   codes of 8 bits: gaps in 3 or 4 planes ahead (gap i of chunk c in bits 4i .. of word c; of 3
 //   bits those of chunk 3 are the fourth bits of the other planes), then the values of 2 chunks in
@@ -30,10 +31,10 @@ namespace lacuna::kernels::linear_bitmap {
 
 inline constexpr int kChunkValues = 8;  // of one lane
 inline constexpr int kUnitChunks = 4;
-inline constexpr int kPlaneBytes = 128;    // one word a lane
-inline constexpr int kVectorBytes = 512;   // 16 bytes a lane
-inline constexpr int kExponents = 30;      // of fp16's normal numbers
-inline constexpr int kMostTop = 157;       // 2^(top - 30) is a bf16
+inline constexpr int kPlaneBytes = 128;   // one word a lane
+inline constexpr int kVectorBytes = 512;  // 16 bytes a lane
+inline constexpr int kExponents = 30;     // of fp16's normal numbers
+inline constexpr int kMostTop = 157;      // 2^(top - 30) is a bf16
 
 /// Bytes ahead of a unit's values, and of its first chunks' values.
 __host__ __device__ constexpr int head_bytes(GapValues values, int bits) {
@@ -214,8 +215,7 @@ struct GapUnit<GapValues::kBf16, kBits> {
 
   static __device__ __forceinline__ void put(unsigned char* unit, int c, int i, int lane,
                                              unsigned value, unsigned gap, int top) {
-    const unsigned narrow =
-        (value & 0x8000) | ((value & 0x7fff) - ((top - kExponents) << 7)) << 3;
+    const unsigned narrow = (value & 0x8000) | ((value & 0x7fff) - ((top - kExponents) << 7)) << 3;
     unsigned char* const values = unit + head_bytes(kValues, kBits);
     reinterpret_cast<unsigned short*>(values + c * kVectorBytes + lane * 16)[i] =
         static_cast<unsigned short>((value != 0 ? narrow : 0) | (gap & 7));
