@@ -99,6 +99,18 @@ TEST(GpuCandidates, say_what_they_need) {
             "needs bf16 values and bf16 activations");
   EXPECT_EQ(refusal("linear_bitmap:bf16:64x65473x1:0.5", gap, hopper), "needs 1 to 65472 inputs");
   EXPECT_THAT(refusal("linear_bitmap:bf16:64x53001x2:0.5", gap, hopper), HasSubstr("53000"));
+  for (const auto& [name, values] :
+       {std::pair{"cuda_sm90_gap_fp8", "fp8"}, {"cuda_sm90_gap_int8", "int8"}}) {
+    const auto answer = [&](const std::string& types, const char* rest) {
+      return refusal(("linear_bitmap:" + types + ":" + rest).c_str(), name, hopper);
+    };
+    EXPECT_THAT(answer(values, "1x1x2:0.5"), AnyOf("", HasSubstr("needs the GPU kernels")));
+    EXPECT_EQ(answer(values, "64x128x3:0.5"), "needs 1 to 2 tokens");
+    EXPECT_EQ(answer(values, "64x128x1:0.4"), "needs 45 % zeros or more");
+    EXPECT_EQ(answer(values, "64x65473x1:0.5"), "needs 1 to 65472 inputs");
+    EXPECT_EQ(answer("bf16", "64x128x1:0.5"),
+              fmt::format("needs {} values and bf16 activations", values));
+  }
   const char* scatter = "cuda_sm90_scatter";
   EXPECT_THAT(refusal("linear_bitmap:bf16:1x8x32:0.6", scatter, hopper),
               AnyOf("", HasSubstr("needs the GPU kernels")));

@@ -631,13 +631,17 @@ TEST_F(GpuWeight24, UnstructuredCodesStayWithinTheirBoundOnAnyShape) {
       const Linear linear = must(Linear::compact(matrix, {}, kGpu));
       ASSERT_TRUE(linear.is_compact());
       EXPECT_TRUE(linear.recordable());
+      // Where enough is zero, values with gaps take fewer tokens.
+      const double zeros =
+          1.0 - static_cast<double>(matrix.values.size()) / static_cast<double>(outputs * inputs);
+      const int64_t most_tokens = zeros >= 0.45 ? 2 : kMostTokens;
       const at::Tensor rounded = meant(matrix, DType::kBF16);
       EXPECT_TRUE(at::equal(linear.weight(), rounded)) << code << outputs << "x" << inputs;
       const at::Tensor w = meant(matrix).to(at::kDouble);
       for (int64_t tokens = 1; tokens <= 70; tokens += tokens < 18 ? 1 : 9) {
         const at::Tensor x = at::randn({tokens, inputs}).to(kGpu.device, at::kBFloat16);
         const at::Tensor y = linear.forward(x);
-        if (tokens > kMostTokens) {
+        if (tokens > most_tokens) {
           ASSERT_TRUE(at::equal(y, at::linear(x, rounded))) << outputs << "x" << inputs;
           continue;
         }

@@ -143,12 +143,13 @@ static std::string name_of(const lb::BlockLayout& l, const lb::BlockPlan& p) {
 static vector<lb::BlockPlan> cuts(const Problem& p, int t) {
   vector<lb::BlockPlan> all;
   const int nt = t <= 8 ? 1 : t <= 16 ? 2 : t <= 32 ? 4 : 8;
-  for (int mt : {1, 2, 4})
-    for (int depth : {1, 2})
-      for (int warps : {1, 2, 3, 4, 6, 8, 12, 16}) {
-        const lb::BlockPlan q{nt, mt, depth, warps};
-        if (lb::block_shared_bytes(p.packed[0].layout, q) > 0) all.push_back(q);
-      }
+  for (int tiles : {nt, nt / 2})
+    for (int mt : {1, 2, 4})
+      for (int depth : {1, 2})
+        for (int warps : {1, 2, 3, 4, 6, 8, 12, 16}) {
+          const lb::BlockPlan q{tiles, mt, depth, warps};
+          if (lb::block_shared_bytes(p.packed[0].layout, q) > 0) all.push_back(q);
+        }
   return all;
 }
 

@@ -1,5 +1,6 @@
-// Study of the kernels of unstructured 8-bit codes (cuda_sm90_fp8, cuda_sm90_int8 of linear_bitmap)
-// against the best dense product of such codes on one GPU: cuBLASLt's, or our own dense stream.
+// Study of the kernels of unstructured 8-bit codes (cuda_sm90_fp8, cuda_sm90_int8 and their
+// counterparts of few tokens, cuda_sm90_gap_fp8 and cuda_sm90_gap_int8, of linear_bitmap) against
+// the best dense product of such codes on one GPU: cuBLASLt's, or our own dense stream.
 //   bench --check [small]                    tests against the host; small for sanitizers
 //   bench final OUT.csv SHAPES PS TS KINDS   times the planned cuts, e.g. final o.csv 05 50 1,8 01
 //   bench tune OUT.csv SHAPES PS TS KINDS    the same with the fastest cut of each cell
@@ -7,15 +8,17 @@
 //   bench one SHAPE P T KIND                 runs one kernel a few times, for a profiler
 // Times are medians of CUDA graph replays, weights rotated over more than 1 GB; nothing is timed
 // before its result was compared. SHAPES are digits, indices into kShapes; PS sparsities in
-// percent; KINDS digits: 0 fp8, 1 int8. Build (CUDA 13):
+// percent; KINDS digits: 0 fp8, 1 int8, with gaps 2 and 3. Build (CUDA 13):
 //   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -Isrc -cudart static
 //     bench/lab/cuda_linear_coded/unstructured.cu
 //     src/lacuna/kernels/linear_bitmap/cuda_sm90_coded.cu
+//     src/lacuna/kernels/linear_bitmap/cuda_sm90_gap.cu
 //     src/lacuna/kernels/linear_dense/cuda_sm90_coded.cu -lcublas -lcublasLt -o build/gpu/bench
 #include <memory>
 
 #include "codes.h"
 #include "lacuna/kernels/linear_bitmap/cuda_sm90_coded.h"
+#include "lacuna/kernels/linear_bitmap/cuda_sm90_gap.h"
 #include "lacuna/kernels/linear_dense/cuda_sm90_coded.h"
 
 namespace k = lacuna::kernels;
@@ -28,9 +31,20 @@ struct Kind {
   const char* name;
   const k::GpuLinearKernel *sparse, *dense;
   bool fp8;
+  bool cuts = true;  // whether plans hold a CodedCut
+  int most_tokens = 64;
 };
-static const Kind kKinds[] = {{"fp8", &k::linear_bitmap::kFp8, &k::linear_dense::kFp8, true},
-                              {"int8", &k::linear_bitmap::kInt8, &k::linear_dense::kInt8, false}};
+static const Kind kKinds[] = {
+    {"fp8", &k::linear_bitmap::kFp8, &k::linear_dense::kFp8, true},
+    {"int8", &k::linear_bitmap::kInt8, &k::linear_dense::kInt8, false},
+    {"gap fp8", &k::linear_bitmap::kGapFp8, &k::linear_dense::kFp8, true, false, 2},
+    {"gap int8", &k::linear_bitmap::kGapInt8, &k::linear_dense::kInt8, false, false, 2}};
+
+static vector<int> up_to(const Kind& kind, vector<int> ts) {
+  ts.erase(std::remove_if(ts.begin(), ts.end(), [&](int t) { return t > kind.most_tokens; }),
+           ts.end());
+  return ts;
+}
 
 // Zeros where a hash says so. `uneven`: more or fewer from row to row and along K.
 __global__ void drop(bf16* w, int n, int k, unsigned long long seed, float percent, int uneven) {
@@ -73,7 +87,8 @@ struct Packed {
     return (cudaError_t)kernel->run(&layout, &plan, bytes, x, y, nullptr, pdl, st);
   }
 };
-static std::string name_of(const k::GpuPlan& held) {
+static std::string name_of(const Kind& kind, const k::GpuPlan& held) {
+  if (!kind.cuts) return "planned";
   const CodedCut c = k::held<CodedCall>(&held).cut;
   char b[96];
   snprintf(b, sizeof b, "NT%d MT%d RW%d KW%d S%d C%d", c.token_tiles, c.tiles_per_warp, c.row_warps,
@@ -206,7 +221,7 @@ static void time_all(const char* shapes, const vector<int>& percents, const vect
         const Shape sh = kShapes[*s - '0'];
         const Kind& kind = kKinds[*q - '0'];
         Problem p(sh.n, sh.k, percents[ip], kind, true);
-        for (int t : ts) {
+        for (int t : up_to(kind, ts)) {
           gen_codes<<<2048, 256, 0, st>>>(p.codes, (size_t)sh.n * sh.k / 4, 77, false, kind.fp8);
           CB(gemm_ex(p.codes, p.x, p.plain, CUDA_R_32F, sh.n, sh.k, t));
           vector<Rival> all = lt_rivals(kind.fp8, p.rival, p.x8, kind.fp8 ? (void*)p.y : p.y8,
@@ -226,11 +241,11 @@ static void time_all(const char* shapes, const vector<int>& percents, const vect
             const double b = p.check(*p.sparse[0], t, c, true);
             if (a < 2.5e-3 && fabs(a - b) < 1e-9) return true;
             printf("WRONG %s %dx%d T=%d %s error %g %g\n", kind.name, sh.n, sh.k, t,
-                   name_of(c).c_str(), a, b);
+                   name_of(kind, c).c_str(), a, b);
             return false;
           };
-          if (!right(plan)) printf("planned cut refused: %s\n", name_of(plan).c_str());
-          if (tune) {
+          if (!right(plan)) printf("planned cut refused: %s\n", name_of(kind, plan).c_str());
+          if (tune && kind.cuts) {
             double best = 1e30;
             vector<std::pair<double, std::string>> rows;
             k::GpuPlan fastest = plan;
@@ -239,7 +254,7 @@ static void time_all(const char* shapes, const vector<int>& percents, const vect
               Graph g = p.graph(p.sparse, t, &c, false, 1000);
               interleave({&g}, 2);
               const double us = median(g).low;
-              rows.push_back({us, name_of(c)});
+              rows.push_back({us, name_of(kind, c)});
               if (us < best) best = us, fastest = c;
             }
             std::sort(rows.begin(), rows.end());
@@ -249,12 +264,12 @@ static void time_all(const char* shapes, const vector<int>& percents, const vect
               fprintf(csv, "%d,%d,%d,%d,%s,cut,%.3f,,,,%s\n", sh.n, sh.k, percents[ip], t,
                       kind.name, r.first, r.second.c_str());
             all.push_back({"fastest", p.graph(p.sparse, t, &fastest, false, 3000)});
-            names.push_back(name_of(fastest));
+            names.push_back(name_of(kind, fastest));
           }
           all.push_back({"planned", p.graph(p.sparse, t, nullptr, false, 3000)});
           all.push_back({"overlap", p.graph(p.sparse, t, nullptr, true, 3000)});
-          names.push_back(name_of(plan));
-          names.push_back(name_of(plan));
+          names.push_back(name_of(kind, plan));
+          names.push_back(name_of(kind, plan));
           vector<Graph*> graphs;
           for (Rival& r : all) graphs.push_back(&r.graph);
           interleave(graphs, 7);
@@ -275,7 +290,7 @@ static void time_all(const char* shapes, const vector<int>& percents, const vect
                         : (double)(i < rivals ? p.dense : p.sparse)[0]->layout.packed_bytes,
                     names[i].c_str());
           }
-          printf(" %s\n", name_of(plan).c_str());
+          printf(" %s\n", name_of(kind, plan).c_str());
           fflush(stdout);
           fflush(csv);
         }
@@ -337,8 +352,10 @@ static void one(int shape, int percent, int t, int kind) {
 enum Mask { kRandom, kUneven, kFull, kEmpty };
 
 // Small whole numbers, so that y must be the exact sum, scaled by a power of two and rounded once.
-static int exact(const Kind& kind, int n, int k, int percent, Mask mask, const vector<int>& ts,
-                 bool pdl, const CodedCut* given) {
+static int exact(const Kind& kind, int n, int k, int percent, Mask mask, const vector<int>& all_ts,
+                 bool pdl, const CodedCut* given, int* total) {
+  const vector<int> ts = up_to(kind, all_ts);
+  *total += (int)ts.size() + 2;
   vector<unsigned short> w((size_t)n * k, 0), s(n), x((size_t)64 * k);
   vector<float> wf(w.size(), 0), xf(x.size());
   for (int r = 0; r < n; r++) {
@@ -391,7 +408,7 @@ static int exact(const Kind& kind, int n, int k, int percent, Mask mask, const v
       plan = packed.plan(t);
     const cudaError_t e = packed.run(plan, (const bf16*)xt.p, (bf16*)y.p, pdl);
     if (e != cudaSuccess) {
-      printf("refused %s %dx%d T=%d %s: %s\n", kind.name, n, k, t, name_of(plan).c_str(),
+      printf("refused %s %dx%d T=%d %s: %s\n", kind.name, n, k, t, name_of(kind, plan).c_str(),
              cudaGetErrorString(e));
       cudaGetLastError();
       bad++;
@@ -406,7 +423,7 @@ static int exact(const Kind& kind, int n, int k, int percent, Mask mask, const v
     for (size_t i = count; i < count + 64; i++) wrong += got[i] != 0xffff;
     if (wrong)
       printf("BAD %d of %zu: %s %dx%d %d%% T=%d %s\n", wrong, count, kind.name, n, k, percent, t,
-             name_of(plan).c_str());
+             name_of(kind, plan).c_str());
     bad += wrong != 0;
   }
   return bad;
@@ -473,7 +490,7 @@ static int check_random(const Kind& kind, int n, int k, int t, float x_scale, bo
 // NaN and Inf in one token's x: no output of it is finite, and the other tokens' are what they
 // were.
 static int check_nonfinite(const Kind& kind) {
-  const int n = 100, k = 768, t = 9;
+  const int n = 100, k = 768, t = std::min(9, kind.most_tokens), bad_token = t / 2;
   Buffer<bf16> w((size_t)n * k), s(n), x((size_t)t * k), y((size_t)t * n);
   gen_codes<<<512, 256, 0, st>>>(w.p, (size_t)n * k / 4, 8, false, kind.fp8);
   drop<<<512, 256, 0, st>>>(w.p, n, k, 3, 60, 0);
@@ -482,18 +499,21 @@ static int check_nonfinite(const Kind& kind) {
   const Packed packed(kind.sparse, w.p, s.p, n, k);
   CK(packed.run(packed.plan(t), x.p, y.p, false));
   CK(cudaStreamSynchronize(st));
-  const auto clean = y.read();
+  const auto clean = y.read(), hw = w.read();
   int bad = 0;
   for (const unsigned short v : {0x7f80, 0xff80, 0x7fc1}) {
     auto hx = x.read();
-    memcpy(&hx[(size_t)4 * k + 300], &v, 2);
+    memcpy(&hx[(size_t)bad_token * k + 300], &v, 2);
     Buffer<bf16> dx(hx);
     CK(packed.run(packed.plan(t), dx.p, y.p, false));
     CK(cudaStreamSynchronize(st));
     const auto got = y.read();
     for (int i = 0; i < t * n; i++)
-      bad +=
-          i / n == 4 ? std::isfinite(__bfloat162float(got[i])) : memcmp(&got[i], &clean[i], 2) != 0;
+      // Kernels of gaps leave rows alone that keep nothing there.
+      if (i / n != bad_token)
+        bad += memcmp(&got[i], &clean[i], 2) != 0;
+      else if (kind.cuts || __bfloat162float(hw[(size_t)(i % n) * k + 300]) != 0)
+        bad += std::isfinite(__bfloat162float(got[i]));
   }
   if (bad) printf("BAD nonfinite %s: %d\n", kind.name, bad);
   return bad != 0;
@@ -511,7 +531,7 @@ static int check_repeats(const Kind& kind) {
   cudaStream_t other;
   CK(cudaStreamCreateWithFlags(&other, cudaStreamNonBlocking));
   int moved = 0;
-  for (int t : {1, 8, 16, 40}) {
+  for (int t : up_to(kind, {1, 2, 8, 16, 40})) {
     const k::GpuPlan plan = packed.plan(t);
     CK(packed.run(plan, x.p, first.p, false));
     for (int i = 0; i < 100; i++) {
@@ -523,7 +543,7 @@ static int check_repeats(const Kind& kind) {
   }
   CK(cudaStreamSynchronize(other));
   cudaStreamDestroy(other);
-  if (moved) printf("BAD %s: %d of 400 repeats differ\n", kind.name, moved);
+  if (moved) printf("BAD %s: %d repeats differ\n", kind.name, moved);
   return moved != 0;
 }
 static vector<int> range(int a, int b) {
@@ -539,7 +559,7 @@ static int check(bool small) {
     for (int nt : {1, 2})
       for (int mt : {1, 2})
         for (int cluster : {1, 2, 4, 8}) {
-          if (small && cluster > 2) continue;
+          if ((small && cluster > 2) || !kind.cuts) continue;
           CodedCut c;
           c.token_tiles = nt;
           c.tiles_per_warp = mt;
@@ -548,30 +568,27 @@ static int check(bool small) {
           c.stages = 1 + (mt + cluster) % 3;
           c.cluster = cluster;
           bad += exact(kind, small ? 100 : 333, 2088, 50, kRandom, {8 * nt, 8 * nt - 3}, pdl = !pdl,
-                       &c);
-          total += 2;
+                       &c, &total);
         }
     for (int n : small ? vector<int>{1, 17, 100} : vector<int>{1, 2, 3, 15, 16, 17, 33, 100, 1023})
-      for (int k :
-           small ? vector<int>{1, 8, 300} : vector<int>{1, 7, 8, 129, 256, 264, 1150, 3712}) {
+      for (int k : small ? vector<int>{1, 8, 300} : vector<int>{1, 7, 8, 129, 256, 264, 1150, 3712})
         bad += exact(kind, n, k, n % 3 ? 50 : 80, (n + k) % 2 ? kRandom : kUneven,
-                     {1, 2, 7, 8, 9, 16, 17, 33, 64}, n % 2, nullptr);
-        total += 9;
-      }
+                     {1, 2, 7, 8, 9, 16, 17, 33, 64}, n % 2, nullptr, &total);
     for (Mask mask : {kUneven, kFull, kEmpty})
-      bad += exact(kind, 100, 520, 50, mask, {1, 8, 16}, false, nullptr), total += 3;
+      bad += exact(kind, 100, 520, 50, mask, {1, 2, 8, 16}, false, nullptr, &total);
     bad += check_nonfinite(kind), total++;
     if (small) continue;
     for (int percent : {10, 30, 60, 95})
-      bad += exact(kind, 260, 1024, percent, kRandom, {1, 8, 16}, false, nullptr), total += 3;
-    bad += exact(kind, 528, 640, 50, kRandom, range(1, 64), false, nullptr), total += 64;
-    for (int t : {1, 5, 8, 16, 31, 64})
+      bad += exact(kind, 260, 1024, percent, kRandom, {1, 2, 8, 16}, false, nullptr, &total);
+    bad += exact(kind, 5000, 200, 60, kUneven, {1, 2}, true, nullptr, &total);
+    bad += exact(kind, 528, 640, 50, kRandom, range(1, 64), false, nullptr, &total);
+    for (int t : up_to(kind, {1, 2, 5, 8, 16, 31, 64}))
       for (float scale : {1.f, 0x1p-20f, 0x1p-60f, 0x1p60f}) {
         bad += check_random(kind, 1000, 4096, t, scale, false), total++;
         bad += check_random(kind, 1000, 4096, t, scale, true), total++;
       }
-    bad += check_random(kind, 4096, 14336, 8, 1.f, false), total++;
-    bad += check_random(kind, 512, 28672, 16, 1.f, false), total++;
+    bad += check_random(kind, 4096, 14336, std::min(8, kind.most_tokens), 1.f, false), total++;
+    bad += check_random(kind, 512, 28672, std::min(16, kind.most_tokens), 1.f, false), total++;
     bad += check_repeats(kind), total++;
   }
   printf("check%s: %d of %d bad\n", small ? " small" : "", bad, total);

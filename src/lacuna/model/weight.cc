@@ -112,7 +112,7 @@ Result<WeightPtr> codes_on_gpu(const CompactMatrix& matrix, const Compute& compu
   const auto values = kernels::values_of(matrix.quantization);
   if (values == kernels::Values::kInt8 || values == kernels::Values::kFP8) {
     auto problem = decode_problem_of(matrix.pattern, matrix.values_dtype, matrix.rows,
-                                     matrix.columns, 0.0, compute);
+                                     matrix.columns, sparsity_of(matrix), compute);
     problem.values = *values;
     const auto codes = [&] { return DeviceCompact(matrix, compute).expanded(); };
     const at::Tensor scales = wrap({DType::kBF16, {matrix.rows}, matrix.scales}).to(compute.device);

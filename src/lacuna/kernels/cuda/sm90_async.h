@@ -69,6 +69,11 @@ __device__ __forceinline__ void bulk_copy_once(unsigned to, const void* from, un
       : "memory");
 }
 
+// Bytes from memory into L2, a multiple of 16, 16 bytes aligned.
+__device__ __forceinline__ void prefetch(const void* from, unsigned bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes));
+}
+
 __device__ __forceinline__ std::uint64_t evict_first() {
   std::uint64_t policy;
   asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));

@@ -1,41 +1,41 @@
 // The idea: at few tokens a product costs what its weights cost to read, and for a kept value its
 // distance to the one before, 3 or 4 bits, is cheaper than any index and needs neither a popcount
 // nor a shuffle: a lane owns a row and walks along it, prefix sums of 8 gaps at a time giving the
-// addresses of x in shared memory. Rows are sorted by length before 32 of them share a warp, so
-// that little is filled up, and its lanes stay near the same columns, so that few banks collide. A
-// block takes whole groups of rows and divides their weights evenly among its warps, wherever that
-// cuts a row: one wave, no sums between blocks.
+// addresses of x in shared memory. A bf16 needs 13 bits: the exponents of a matrix lie within 30 of
+// each other, so value and gap of 3 bits are 16 together, and what doesn't fit (mostly nothing) is
+// kept apart. Rows are sorted by length before 32 of them share a warp, so that little is filled
+// up, and its lanes stay near the same columns, so that few banks collide. A block takes whole
+// groups of rows and divides their weights evenly among its warps, wherever that cuts a row: one
+// wave, no sums between blocks.
 //
 //   group: 32 rows (16, 8, 4 with 2, 4, 8 lanes a row: where whole groups would leave blocks idle)
 //   chunk: 8 places of each of 32 lanes       unit: 4 chunks, as they lie in memory
-//
-//     0       128      256      384      512       1024      1536      2048      2560
-//     +-------+--------+--------+--------+---------+---------+---------+---------+
-//     | gaps of chunk 0, 1, 2, 3         | values 0| values 1| values 2| values 3|   4 bits
-//     +-------+--------+--------+--------+---------+---------+---------+---------+
-//       lane: 4 bytes, gap i in bits 4i..  lane: 16 bytes, 8 bf16
-//     3 bits: only three planes of gaps; those of chunk 3 are the fourth bits of the other planes.
+//   (cuda_sm90_gap_units.cuh has the bits of a place.)
 //
 //   Gap: columns between a place and the one before. A run of 2^bits zeros or more keeps a zero for
 //   each 2^bits of it, and a row shorter than its group keeps zeros spread evenly over the others.
 //
-//   packed W:  [block: first chunk of each group, warps of each group, rows][warp: start columns of
-//              its lanes][group: the same, if lanes share rows][block, warp: units, to the longest]
+//   packed W:  [block: first chunk of each group, warps of each group, rows, scales or strays]
+//              [warp: start columns of its lanes][group: the same, if lanes share rows]
+//              [block, warp: units, to the longest][strays: column, bf16; by block and row]
 //
 //   block b:   |--- group 0 ---|-- group 1 --|--- group 2 ---|   chunks
 //              |  warp 0  |  warp 1  |  warp 2  |  warp 3    |   equal parts
-//              a warp leaves 32 sums for each group it meets; four lanes a row add them up last
+//              a warp leaves 32 sums for each group it meets; four lanes a row add them up last,
+//              and the strays of the row
 //
-// Bytes: (16 + bits) / 8 for each place, once, evict first; 2 T K of x for every block, from L2.
+// Bytes: 2 for each place (17 bits with gaps of 4; codes 11 or 12), once, evict first; 2 T K of x
+// for every block, from L2.
 // Shared memory: 2 T K of x (pairs or fours of tokens side by side), then tables and sums.
-// A warp has 4 chunks in flight in registers, each asked for again as soon as it is used: 2,560
-// bytes, 41 (16 warps) or 61 KB (24) a multiprocessor.
-// A chunk costs 57 instructions for one token (24 of them to decode), 2.0 to 2.9 bank cycles a
+// A warp has 4 chunks in flight in registers, each asked for again as soon as it is used: 2,048
+// bytes, 33 (16 warps) or 49 KB (24) a multiprocessor.
+// A chunk costs some 50 instructions for one token (15 of them to decode), 2.0 to 2.9 bank cycles a
 // gather of 32 x (3.5 if columns were random).
 //
 // What counts here, measured (bench/lab/cuda_linear_bitmap has the tables):
+// - Bytes: 16 and 17 bits a place in place of 19 and 20 (bf16 as it is) took 8 to 15 % off.
 // - Cold instructions: start-up loops that the compiler unrolled cost 0.1 us a kernel, 8 chunks in
-//   registers (twice the code) 0.3 to 0.5 us on the small matrices.
+//   registers (twice the code) 0.3 to 0.5 us on the small matrices, 6 chunks up to 0.4.
 // - More bytes in flight than 61 KB are slower in nearly every case, whatever brings them.
 // Tried and lost: bulk copies into a ring in shared memory (0 to 30 %), prefetch into L2 (up to
 // 12 %), x as float (equal), 8, 12 or 32 warps, more lanes a row than keep the blocks busy (2 to
@@ -47,6 +47,7 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <cmath>
 #include <functional>
 #include <numeric>
 #include <queue>
@@ -55,26 +56,17 @@
 
 #include "lacuna/kernels/cuda/sm90_async.h"
 #include "lacuna/kernels/cuda/sm90_device.h"
+#include "lacuna/kernels/linear_bitmap/cuda_sm90_gap_units.cuh"
 
 namespace lacuna::kernels::linear_bitmap {
 namespace {
 
-constexpr int kChunkValues = 8;  // of one lane
-constexpr int kUnitChunks = 4;
-constexpr int kPlaneBytes = 128;       // one word of gaps a lane
-constexpr int kChunkValueBytes = 512;  // 8 values of 32 lanes
-constexpr int kTableRows = 64;         // words of a table before its rows
-constexpr int kStartBytes = 64;        // one 16-bit column a lane
-constexpr int kMaxGroups = 31;         // of a block: its table has 32 entries
-constexpr unsigned kNoSpan = 0xffff;   // first warp 65535, last warp 0
+constexpr int kTableRows = 64;        // words of a table before its rows
+constexpr int kStartBytes = 64;       // one 16-bit column a lane
+constexpr int kMaxGroups = 31;        // of a block: its table has 32 entries
+constexpr unsigned kNoSpan = 0xffff;  // first warp 65535, last warp 0
 constexpr int kMaxSharedBytes = 227 * 1024;
 constexpr int kMaxTokens = static_cast<int>(kGapMaxTokens);
-
-__host__ __device__ constexpr int planes(int bits) { return bits == 3 ? 3 : 4; }
-
-__host__ __device__ constexpr int unit_bytes(int bits) {
-  return planes(bits) * kPlaneBytes + kUnitChunks * kChunkValueBytes;
-}
 
 int ceil_div(std::int64_t a, std::int64_t b) { return static_cast<int>((a + b - 1) / b); }
 
@@ -82,34 +74,39 @@ std::size_t round_up(std::size_t a, std::size_t b) { return (a + b - 1) / b * b;
 
 // Where the parts of a packed W begin.
 struct Parts {
-  std::size_t table_stride;  // of one block: 32 words of first chunks, 32 of spans, the rows
+  // Of one block: 32 words of first chunks, 32 of spans, the rows, then their scales, or where
+  // there are strays, the first of each row and the end.
+  std::size_t table_stride;
   std::size_t warp_starts, group_starts, streams;
   std::size_t pitch;  // of one warp's stream
+  std::size_t strays;
   std::size_t bytes;
 };
 
+bool has_second_column(const GapLayout& l) { return l.values != GapValues::kBf16 || l.strays > 0; }
+
 Parts parts_of(const GapLayout& l) {
   Parts p;
-  p.table_stride = round_up(
-      4 * (kTableRows + static_cast<std::size_t>(l.groups_per_block) * (32 / l.lanes_per_row)),
-      128);
+  const std::size_t rows = static_cast<std::size_t>(l.groups_per_block) * (32 / l.lanes_per_row);
+  p.table_stride = round_up(4 * (kTableRows + rows + (has_second_column(l) ? rows + 1 : 0)), 128);
   p.warp_starts = l.blocks * p.table_stride;
   p.group_starts = p.warp_starts + static_cast<std::size_t>(l.blocks) * l.warps * kStartBytes;
   const std::size_t groups =
       l.lanes_per_row > 1 ? static_cast<std::size_t>(l.blocks) * l.groups_per_block : 0;
   p.streams = round_up(p.group_starts + groups * kStartBytes, 128);
   const int units = l.most_chunks / kUnitChunks, rest = l.most_chunks % kUnitChunks;
-  p.pitch = static_cast<std::size_t>(units) * unit_bytes(l.bits) +
-            (rest > 0 ? planes(l.bits) * kPlaneBytes + rest * kChunkValueBytes : 0);
-  p.bytes = p.streams + static_cast<std::size_t>(l.blocks) * l.warps * p.pitch;
+  p.pitch = static_cast<std::size_t>(units) * unit_bytes(l.values, l.bits) +
+            (rest > 0 ? head_bytes(l.values, l.bits) + value_bytes(l.values, rest) : 0);
+  p.strays = p.streams + static_cast<std::size_t>(l.blocks) * l.warps * p.pitch;
+  p.bytes = p.strays + 4 * static_cast<std::size_t>(l.strays);
   return p;
 }
 
 // Of one row, found by counting.
 struct RowCount {
-  unsigned kept;
+  unsigned kept;       // without strays
   unsigned places[2];  // with gaps of 3 and 4 bits
-  unsigned unused;
+  unsigned strays;
 };
 
 // Where a row goes.
@@ -118,10 +115,11 @@ struct RowHome {
   unsigned first_chunk;  // of its group, in its block
   unsigned chunks;       // of each lane of its group
   unsigned lane;         // first lane | group of the block << 8
+  unsigned stray;        // its first
 };
 
 struct Scratch {
-  std::size_t counts, homes, totals, tables, bytes;
+  std::size_t top, counts, homes, totals, tables, bytes;
 };
 
 constexpr int kMostSms = 1024;
@@ -129,11 +127,12 @@ constexpr int kMostSms = 1024;
 Scratch scratch_parts(std::int64_t n) {
   Scratch s;
   const std::size_t rows = static_cast<std::size_t>(n);
-  s.counts = 0;
-  s.homes = rows * sizeof(RowCount);
+  s.top = 0;
+  s.counts = 128;
+  s.homes = s.counts + rows * sizeof(RowCount);
   s.totals = s.homes + rows * sizeof(RowHome);  // chunks of each block
   s.tables = round_up(s.totals + 4 * (rows + kMostSms), 128);
-  s.bytes = s.tables + 4 * (2 * rows + 64 * kMostSms) + 512 * (rows / 4 + kMostSms);
+  s.bytes = s.tables + 4 * (4 * rows + 65 * kMostSms) + 512 * (rows / 4 + kMostSms);
   return s;
 }
 
@@ -164,23 +163,43 @@ __device__ __forceinline__ unsigned short load_weight(const unsigned short* row,
   return (v & 0x7fff) ? v : 0;
 }
 
+// The largest exponent of W that may be `top`.
 __global__ void __launch_bounds__(256)
-    gap_count_kernel(const unsigned short* dense, int n, int k, int k_padded, RowCount* counts) {
+    gap_top_kernel(const unsigned short* dense, std::size_t size, int* top) {
+  int most = 1;
+  const std::size_t all = static_cast<std::size_t>(gridDim.x) * blockDim.x;
+#pragma unroll 8
+  for (std::size_t i = blockIdx.x * static_cast<std::size_t>(blockDim.x) + threadIdx.x; i < size;
+       i += all) {
+    const int e = exponent_of(dense[i]);
+    if (e <= kMostTop) most = max(most, e);
+  }
+  most = __reduce_max_sync(~0u, most);
+  if ((threadIdx.x & 31) == 0) atomicMax(top, most);
+}
+
+__global__ void __launch_bounds__(256)
+    gap_count_kernel(const unsigned short* dense, int n, int k, int k_padded, const int* top_of_all,
+                     RowCount* counts) {
   const int lane = threadIdx.x & 31;
   const int row = blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5);
   if (row >= n) return;
   const unsigned short* from = dense + static_cast<std::size_t>(row) * k;
+  const int top = *top_of_all;
   int run3 = 0, run4 = 0;
-  unsigned kept_count = 0, places3 = 0, places4 = 0;
+  unsigned kept_count = 0, places3 = 0, places4 = 0, strays = 0;
 #pragma unroll 4
   for (int column = 0; column < k_padded; column += 32) {
-    const unsigned kept = __ballot_sync(~0u, load_weight(from, column + lane, k) != 0);
+    const unsigned short value = load_weight(from, column + lane, k);
+    const bool fit = fits(value, top);
+    const unsigned kept = __ballot_sync(~0u, value != 0 && fit);
+    strays += __popc(__ballot_sync(~0u, value != 0 && !fit));
     const unsigned valid = k_padded - column >= 32 ? ~0u : (1u << (k_padded - column)) - 1;
     kept_count += __popc(kept);
     places3 += __popc(window_of<3>(kept, valid, lane, run3).places);
     places4 += __popc(window_of<4>(kept, valid, lane, run4).places);
   }
-  if (lane == 0) counts[row] = {kept_count, {places3, places4}, 0};
+  if (lane == 0) counts[row] = {kept_count, {places3, places4}, strays};
 }
 
 struct PackParams {
@@ -189,14 +208,14 @@ struct PackParams {
   const RowHome* homes;
   const unsigned* totals;
   unsigned char* packed;
-  int n, k, k_padded;
+  int n, k, k_padded, top;
   int lanes_per_row, warps, groups_per_block;
-  std::size_t warp_starts, group_starts, streams, pitch;
+  std::size_t warp_starts, group_starts, streams, pitch, strays;
 };
 
 // One warp packs one row. Beside the places that gaps need, zeros spread evenly over the row fill
 // its lanes up to the length of its group.
-template <int kBits>
+template <GapValues kValues, int kBits>
 __global__ void __launch_bounds__(256) gap_pack_kernel(const PackParams p) {
   const int lane = threadIdx.x & 31;
   const int row = blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5);
@@ -212,9 +231,17 @@ __global__ void __launch_bounds__(256) gap_pack_kernel(const PackParams p) {
   int run = 0;
   unsigned done = 0, passed = 0;  // places taken and free columns passed
   int last = -1;                  // column of the last place
+  unsigned* stray = reinterpret_cast<unsigned*>(p.packed + p.strays) + home.stray;
   for (int column0 = 0; column0 < p.k_padded; column0 += 32) {
     const int column = column0 + lane;
-    const unsigned short value = load_weight(from, column, p.k);
+    unsigned value = load_weight(from, column, p.k);
+    const bool strays = value != 0 && !fits(value, p.top);
+    const unsigned all_strays = __ballot_sync(~0u, strays);
+    if (strays) {
+      stray[__popc(all_strays & ((1u << lane) - 1))] = value << 16 | column;
+      value = 0;
+    }
+    stray += __popc(all_strays);
     const unsigned kept = __ballot_sync(~0u, value != 0);
     const unsigned valid = p.k_padded - column0 >= 32 ? ~0u : (1u << (p.k_padded - column0)) - 1;
     const Window w = window_of<kBits>(kept, valid, lane, run);
@@ -238,20 +265,11 @@ __global__ void __launch_bounds__(256) gap_pack_kernel(const PackParams p) {
       const unsigned warp = (p.warps * (chunk + 1) - 1) / total;
       const unsigned own = chunk - warp * total / p.warps;
       const std::size_t stream = static_cast<std::size_t>(home.block) * p.warps + warp;
-      unsigned char* unit = p.packed + p.streams + stream * p.pitch +
-                            static_cast<std::size_t>(own / kUnitChunks) * unit_bytes(kBits);
-      const unsigned c = own % kUnitChunks;
-      reinterpret_cast<unsigned short*>(unit + planes(kBits) * kPlaneBytes + c * kChunkValueBytes +
-                                        to_lane * 16)[i] = value;
-      const unsigned gap = column - previous - 1;
-      unsigned* words = reinterpret_cast<unsigned*>(unit + to_lane * 4);
-      if (kBits == 4 || c < 3) {
-        if (gap != 0) atomicOr(words + c * (kPlaneBytes / 4), gap << (4 * i));
-      } else {  // The fourth chunk lives in the fourth bits of the other three.
-        for (int b = 0; b < 3; ++b) {
-          if (gap >> b & 1) atomicOr(words + b * (kPlaneBytes / 4), 8u << (4 * i));
-        }
-      }
+      unsigned char* unit =
+          p.packed + p.streams + stream * p.pitch +
+          static_cast<std::size_t>(own / kUnitChunks) * unit_bytes(kValues, kBits);
+      GapUnit<kValues, kBits>::put(unit, own % kUnitChunks, i, to_lane, value,
+                                   column - previous - 1, p.top);
       if (i == 0) {
         if (own == 0) {
           reinterpret_cast<unsigned short*>(p.packed + p.warp_starts +
@@ -286,24 +304,12 @@ struct Params {
   unsigned table_stride;
   unsigned group_starts;
   unsigned pitch;
+  float scale;             // of sums: 2^(top - 142), where rows have none
+  const unsigned* strays;  // null: none
   bool overlap, x_vectors;
 };
 
 using cuda::shared_address;
-
-__device__ __forceinline__ uint4 load_once16(const unsigned char* p) {
-  uint4 v;
-  asm volatile("ld.global.cs.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(p));
-  return v;
-}
-
-__device__ __forceinline__ unsigned load_once4(const unsigned char* p) {
-  unsigned v;
-  asm volatile("ld.global.cs.u32 %0, [%1];" : "=r"(v) : "l"(p));
-  return v;
-}
 
 __device__ __forceinline__ void copy16(unsigned to, const void* from) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
@@ -334,47 +340,45 @@ __device__ __forceinline__ void multiply(float (&sum)[4], unsigned address, floa
   }
 }
 
-// 8 values of a lane. `at`: address of the x of the column after the last place; moved on.
-template <int kBits, int kTokens>
-__device__ __forceinline__ void multiply_chunk(float (&sum)[4], unsigned& at, unsigned gaps,
-                                               const uint4& values) {
-  constexpr unsigned kMask = kBits == 3 ? 0x07070707u : 0x0f0f0f0fu;
+// 8 places of a lane. `at`: address of the x of the column after the last place; moved on.
+template <int kTokens, class Unit>
+__device__ __forceinline__ void multiply_chunk(float (&sum)[4], unsigned& at, const Unit& unit,
+                                               int c) {
   constexpr int kBytes = 2 * kTokens;  // of x of one column
-  const unsigned even = gaps & kMask, odd = gaps >> 4 & kMask;
-  const unsigned odd_sums = (even + odd) * 0x01010101u;  // byte j: gaps of places 0 .. 2j + 1
-  const unsigned even_sums = odd_sums - odd;             // byte j: gaps of places 0 .. 2j
-  const unsigned v[4] = {values.x, values.y, values.z, values.w};
+  const Gaps gaps = unit.gaps(c);
+  const unsigned odd_sums = (gaps.even + gaps.odd) * 0x01010101u;  // byte j: of places 0 .. 2j + 1
+  const unsigned even_sums = odd_sums - gaps.odd;                  // byte j: of places 0 .. 2j
   const unsigned base = at;
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
+    const float2 v = unit.pair(c, j);
     const unsigned a0 = __dp4a(even_sums, static_cast<unsigned>(kBytes) << (8 * j), base);
     const unsigned a1 = __dp4a(odd_sums, static_cast<unsigned>(kBytes) << (8 * j), base);
-    multiply<kTokens>(sum, a0 + kBytes * (2 * j), __uint_as_float(v[j] << 16), 2 * j);
-    multiply<kTokens>(sum, a1 + kBytes * (2 * j + 1), __uint_as_float(v[j] & 0xffff0000u),
-                      2 * j + 1);
+    multiply<kTokens>(sum, a0 + kBytes * (2 * j), v.x, 2 * j);
+    multiply<kTokens>(sum, a1 + kBytes * (2 * j + 1), v.y, 2 * j + 1);
     if (j == 3) at = a1 + kBytes * 8;
   }
 }
 
-template <int kBits, int kTokens, int kWarps>
+template <GapValues kValues, int kBits, int kTokens, int kWarps>
 __global__ void __launch_bounds__(kWarps * 32, 1) linear_gap_kernel(const Params p) {
   extern __shared__ __align__(128) unsigned char shared[];
-  constexpr int kPlanes = planes(kBits), kUnit = unit_bytes(kBits);
+  constexpr bool kCodes = kValues != GapValues::kBf16;
   constexpr int kThreads = kWarps * 32;
   constexpr int kBytes = 2 * kTokens;  // of x of one column
   const int warp = __shfl_sync(~0u, threadIdx.x >> 5, 0), lane = threadIdx.x & 31;
   const unsigned x_at = shared_address(shared);
-  // After x: first and last warp of each group, its rows, then the sums [segment][token][lane].
+  // After x: first and last warp of each group, its rows, their scales if W has some, then the sums
+  // [segment][token][lane].
   const unsigned spans_at = x_at + (p.k_padded * kBytes + 15) / 16 * 16;
   const int block_rows = p.groups_per_block << p.rows_log2;
   const unsigned rows_at = spans_at + 4 * 32;
-  float* const sums = reinterpret_cast<float*>(shared + (rows_at - x_at) + 4 * block_rows);
+  const int columns = kCodes ? 2 * block_rows : block_rows;  // words
+  float* const sums = reinterpret_cast<float*>(shared + (rows_at - x_at) + 4 * columns);
 
   const unsigned char* table = p.packed + blockIdx.x * p.table_stride;
   const unsigned stream = blockIdx.x * kWarps + warp;
   const unsigned char* weights = p.weights + static_cast<std::size_t>(stream) * p.pitch;
-  const unsigned char* gaps_from = weights + lane * 4;
-  const unsigned char* values_from = weights + kPlanes * kPlaneBytes + lane * 16;
 
   auto fetch_x = [&] {
     if (p.x_vectors) {
@@ -427,20 +431,15 @@ __global__ void __launch_bounds__(kWarps * 32, 1) linear_gap_kernel(const Params
     }
   };
   // At once the weights that every warp has; where some have less, all wait for the table.
-  uint4 values[kUnitChunks];
-  unsigned gaps[kPlanes];
-  auto load = [&](int c, const unsigned char* g, const unsigned char* v) {
-    if (c < kPlanes) gaps[c < kPlanes ? c : 0] = load_once4(g + c * kPlaneBytes);
-    values[c] = load_once16(v + c * kChunkValueBytes);
-  };
+  GapUnit<kValues, kBits> unit(weights, lane);
   const unsigned first_chunk = reinterpret_cast<const unsigned*>(table)[lane];
   unsigned start = p.starts[stream * 32 + lane];
   if (p.least_chunks >= kUnitChunks) {
 #pragma unroll
-    for (int s = 0; s < kUnitChunks; ++s) load(s, gaps_from, values_from);
+    for (int c = 0; c < kUnitChunks; ++c) unit.load(c, 0, kUnitChunks);
   }
 #pragma unroll 1
-  for (int i = threadIdx.x; i < 32 + block_rows; i += kThreads) {
+  for (int i = threadIdx.x; i < 32 + columns; i += kThreads) {
     copy4(spans_at + i * 4, table + 128 + i * 4);
   }
   if (p.overlap) cuda::await_previous();
@@ -453,9 +452,7 @@ __global__ void __launch_bounds__(kWarps * 32, 1) linear_gap_kernel(const Params
   const int count = static_cast<int>((warp + 1) * total / kWarps - begin);
   if (p.least_chunks < kUnitChunks) {
 #pragma unroll
-    for (int s = 0; s < kUnitChunks; ++s) {
-      if (s < count) load(s, gaps_from, values_from);
-    }
+    for (int c = 0; c < kUnitChunks; ++c) unit.load(c, 0, count);
   }
   int group = __popc(__ballot_sync(~0u, first_chunk <= begin)) - 1;
   // End of the current group among the warp's chunks.
@@ -499,24 +496,17 @@ __global__ void __launch_bounds__(kWarps * 32, 1) linear_gap_kernel(const Params
   };
   if (count > 0) {
     for (int chunk = 0;; chunk += kUnitChunks) {
-      unsigned words[kUnitChunks];
-#pragma unroll
-      for (int c = 0; c < kPlanes; ++c) words[c] = gaps[c];
-      if constexpr (kBits == 3) {
-        words[3] = (words[0] >> 3 & 0x11111111u) | (words[1] >> 2 & 0x22222222u) |
-                   (words[2] >> 1 & 0x44444444u);
-      }
+      unit.begin();
 #pragma unroll
       for (int c = 0; c < kUnitChunks; ++c) {
-        multiply_chunk<kBits, kTokens>(sum, at, words[c], values[c]);
-        if (chunk + c + kUnitChunks < count) load(c, gaps_from + kUnit, values_from + kUnit);
+        multiply_chunk<kTokens>(sum, at, unit, c);
+        unit.load(c, 1, count - chunk - kUnitChunks);
         if (__builtin_expect(chunk + c + 1 == end, 0)) {
           if (end == count) goto done;
           next_group(chunk + c + 1);
         }
       }
-      gaps_from += kUnit;
-      values_from += kUnit;
+      unit.next(1);
     }
   }
 done:
@@ -547,6 +537,26 @@ done:
         }
       }
     }
+    float scale = p.scale;
+    if constexpr (kCodes) {
+      asm volatile("ld.shared.f32 %0, [%1];"
+                   : "=f"(scale)
+                   : "r"(rows_at + (block_rows + slot) * 4));
+    }
+#pragma unroll
+    for (int t = 0; t < kTokens; ++t) total_sum[t] *= scale;
+    if (!kCodes && p.strays != nullptr && slot < block_rows) {
+      const unsigned* begin = reinterpret_cast<const unsigned*>(table) + kTableRows + block_rows;
+      float stray_sum[4] = {0.f, 0.f, 0.f, 0.f};
+#pragma unroll 1
+      for (unsigned i = begin[slot] + part; i < begin[slot + 1]; i += 4) {
+        const unsigned stray = p.strays[i];
+        multiply<kTokens>(stray_sum, x_at + (stray & 0xffff) * kBytes,
+                          __uint_as_float(stray & 0xffff0000u), 0);
+      }
+#pragma unroll
+      for (int t = 0; t < kTokens; ++t) total_sum[t] += stray_sum[t];
+    }
 #pragma unroll
     for (int t = 0; t < kTokens; ++t) {
       total_sum[t] += __shfl_xor_sync(~0u, total_sum[t], 1);
@@ -566,6 +576,7 @@ done:
 // ---------- unpacking ----------
 
 constexpr int kUnpackWarps = 12;
+constexpr int kUnpackUnits = 2;  // of a stream on their way to a lane
 constexpr int kRingColumns = 256;
 constexpr int kRingBytes = 2 * kRingColumns;
 constexpr int kWriteColumns = 128;
@@ -576,41 +587,8 @@ struct UnpackParams {
   int warps;        // streams of a block
   int most_chunks;  // of a stream
   unsigned short* dense;
+  float factor;  // 2^(top - 30)
   bool vectors;  // rows begin at 16 bytes, and a vector's number takes 32 bits
-};
-
-// What a lane has of one unit.
-template <int kBits>
-struct Unit {
-  unsigned words[planes(kBits)];
-  uint4 values[kUnitChunks];
-
-  // `most`: chunks that there is memory for.
-  __device__ __forceinline__ void load(const unsigned char* stream, int unit, int most, int lane) {
-    const unsigned char* from = stream + static_cast<std::size_t>(unit) * unit_bytes(kBits);
-    const int left = most - unit * kUnitChunks;
-    if (left > 0) {
-#pragma unroll
-      for (int c = 0; c < planes(kBits); ++c) {
-        words[c] = load_once4(from + c * kPlaneBytes + lane * 4);
-      }
-    }
-    from += planes(kBits) * kPlaneBytes + lane * 16;
-#pragma unroll
-    for (int c = 0; c < kUnitChunks; ++c) {
-      if (c < left) values[c] = load_once16(from + c * kChunkValueBytes);
-    }
-  }
-
-  __device__ __forceinline__ unsigned gaps(int c) const {
-    if constexpr (kBits == 3) {
-      if (c == 3) {
-        return (words[0] >> 3 & 0x11111111u) | (words[1] >> 2 & 0x22222222u) |
-               (words[2] >> 1 & 0x44444444u);
-      }
-    }
-    return words[c];
-  }
 };
 
 __device__ __forceinline__ void store_shared_half(unsigned address, unsigned value) {
@@ -638,6 +616,7 @@ struct UnpackRows {
   int start;      // its first column in this stream
   int base;       // the first that isn't written, down to a multiple of 8
   int column;     // of the next place
+  float factor;   // of its values
   unsigned ring;  // of the warp, in shared memory
 };
 
@@ -735,29 +714,30 @@ __device__ __noinline__ void write_rest(UnpackRows rows, unsigned short* dense, 
   write_some(rows, 0, min(rows.column - rows.base, 8), dense, k);
 }
 
-// Puts 8 values of each row.
-template <int kBits>
-__device__ __forceinline__ void put_chunk(UnpackRows& rows, const UnpackParams& u, unsigned gaps,
-                                          const uint4& values) {
-  constexpr unsigned kMask = kBits == 3 ? 0x07070707u : 0x0f0f0f0fu;
+// Puts 8 places of each row.
+template <class Unit>
+__device__ __forceinline__ void put_chunk(UnpackRows& rows, const UnpackParams& u, const Unit& unit,
+                                          int c) {
   const int lane = threadIdx.x & 31;
   // Columns that places take, gaps included.
-  const unsigned even = (gaps & kMask) + 0x01010101u, odd = (gaps >> 4 & kMask) + 0x01010101u;
-  const unsigned odd_sums = (even + odd) * 0x01010101u;  // byte j: of places 0 .. 2j + 1
-  const unsigned even_sums = odd_sums - odd;
+  Gaps gaps = unit.gaps(c);
+  gaps.even += 0x01010101u;
+  gaps.odd += 0x01010101u;
+  const unsigned odd_sums = (gaps.even + gaps.odd) * 0x01010101u;  // byte j: of places 0 .. 2j + 1
+  const unsigned even_sums = odd_sums - gaps.odd;
   const int columns = static_cast<int>(odd_sums >> 24);
   while (__any_sync(~0u, rows.column + columns - rows.base > kRingColumns)) {
     rows.base = u.vectors ? write_vectors(rows, u.dense, u.packed.k, false)
                           : write_elements(rows, u.dense, u.packed.k);
   }
   const unsigned at = 2 * rows.column + 16 * lane - 2, own = rows.ring + lane * kRingBytes;
-  const unsigned v[4] = {values.x, values.y, values.z, values.w};
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
+    const unsigned v = unit.bf16_pair(c, j, rows.factor);
     const unsigned a0 = __dp4a(even_sums, 2u << (8 * j), at);
     const unsigned a1 = __dp4a(odd_sums, 2u << (8 * j), at);
-    store_shared_half((a0 & (kRingBytes - 1)) | own, v[j]);
-    store_shared_half((a1 & (kRingBytes - 1)) | own, v[j] >> 16);
+    store_shared_half((a0 & (kRingBytes - 1)) | own, v);
+    store_shared_half((a1 & (kRingBytes - 1)) | own, v >> 16);
   }
   rows.column += columns;
 }
@@ -765,7 +745,7 @@ __device__ __forceinline__ void put_chunk(UnpackRows& rows, const UnpackParams& 
 // One warp unpacks one stream after the other, without a word to the others: 12 of them leave each
 // other room for their rings. All lanes take the same chunk at once, so that loads lie side by side
 // as they do for products.
-template <int kBits>
+template <GapValues kValues, int kBits>
 __global__ void __launch_bounds__(kUnpackWarps * 32, 1) gap_unpack_kernel(const UnpackParams u) {
   extern __shared__ __align__(1024) unsigned char rings[];
   const Params& p = u.packed;
@@ -775,14 +755,22 @@ __global__ void __launch_bounds__(kUnpackWarps * 32, 1) gap_unpack_kernel(const 
     reinterpret_cast<uint4*>(ring)[i] = make_uint4(0, 0, 0, 0);
   }
   __syncwarp();
-  UnpackRows to = {-1, 0, 0, 0, shared_address(ring)};
-  const int rows = 1 << p.rows_log2;
+  UnpackRows to = {-1, 0, 0, 0, u.factor, shared_address(ring)};
+  const int rows = 1 << p.rows_log2, block_rows = p.groups_per_block << p.rows_log2;
   const unsigned long long streams = static_cast<unsigned>(p.blocks * u.warps);
   const unsigned last = streams * (blockIdx.x + 1) / gridDim.x;
   for (unsigned s = streams * blockIdx.x / gridDim.x + own; s < last; s += kUnpackWarps) {
     const unsigned char* const weights = p.weights + static_cast<std::size_t>(s) * p.pitch;
-    Unit<kBits> unit;
-    unit.load(weights, 0, u.most_chunks, lane);
+    using Unit = GapUnit<kValues, kBits>;
+    static_assert(kUnpackUnits == 2);
+    Unit units[] = {{weights, lane}, {weights + unit_bytes(kValues, kBits), lane}};
+#pragma unroll
+    for (int q = 0; q < kUnpackUnits; ++q) {
+#pragma unroll
+      for (int c = 0; c < kUnitChunks; ++c) {
+        units[q].load(c, 0, u.most_chunks - q * kUnitChunks);
+      }
+    }
     const unsigned block = s / u.warps, warp = s % u.warps;
     const unsigned* const table = reinterpret_cast<const unsigned*>(
         p.packed + static_cast<std::size_t>(block) * p.table_stride);
@@ -807,17 +795,30 @@ __global__ void __launch_bounds__(kUnpackWarps * 32, 1) gap_unpack_kernel(const 
                 : reinterpret_cast<const unsigned short*>(
                       p.packed + p.group_starts)[(block * p.groups_per_block + group) * 32 + lane];
       }
-      to.row = static_cast<int>(table[kTableRows + group * rows + (lane & (rows - 1))]);
+      const int slot = kTableRows + group * rows + (lane & (rows - 1));
+      to.row = static_cast<int>(table[slot]);
+      if (kValues != GapValues::kBf16) to.factor = __uint_as_float(table[slot + block_rows]);
       to.start = to.column = start;
       to.base = start & ~7;
     };
     if (count > 0) enter();
-    for (int chunk = 0; chunk < count; chunk += kUnitChunks) {
+    for (int chunk = 0; chunk < count; chunk += kUnpackUnits * kUnitChunks) {
+      // Long reads next to each other: of the next units, from memory into L2.
+      const int next = chunk / kUnitChunks + kUnpackUnits;
+      const int ahead = u.most_chunks / kUnitChunks - next;
+      if (lane == 0 && ahead > 0) {
+        cuda::prefetch(weights + static_cast<std::size_t>(next) * unit_bytes(kValues, kBits),
+                       min(ahead, kUnpackUnits) * unit_bytes(kValues, kBits));
+      }
 #pragma unroll
-      for (int c = 0; c < kUnitChunks; ++c) {
-        if (chunk + c >= count) continue;
-        put_chunk<kBits>(to, u, unit.gaps(c), unit.values[c]);
-        if (chunk + c + 1 == end) {
+      for (int q = 0; q < kUnpackUnits; ++q) {
+        units[q].begin();
+#pragma unroll
+        for (int c = 0; c < kUnitChunks; ++c) {
+          const int at = chunk + q * kUnitChunks + c;
+          if (at >= count) continue;
+          put_chunk(to, u, units[q], c);
+          if (at + 1 != end) continue;
           // The last lane of a row writes up to its end, the others up to their last place.
           if (end == group_end && lane >= 32 - rows && to.row >= 0) {
             to.column = max(to.column, p.k);
@@ -830,7 +831,46 @@ __global__ void __launch_bounds__(kUnpackWarps * 32, 1) gap_unpack_kernel(const 
           if (end < count) enter();
         }
       }
-      unit.load(weights, chunk / kUnitChunks + 1, u.most_chunks, lane);
+      // All at once: asked for chunk by chunk, as products do, they took a fifth longer.
+#pragma unroll
+      for (int q = 0; q < kUnpackUnits; ++q) {
+#pragma unroll
+        for (int c = 0; c < kUnitChunks; ++c) {
+          units[q].load(c, kUnpackUnits, u.most_chunks - chunk - (kUnpackUnits + q) * kUnitChunks);
+        }
+        units[q].next(kUnpackUnits);
+      }
+    }
+  }
+}
+
+__global__ void __launch_bounds__(128)
+    gap_scales_kernel(const Params p, const __nv_bfloat16* scales) {
+  const int block_rows = p.groups_per_block << p.rows_log2;
+  unsigned* const rows = const_cast<unsigned*>(reinterpret_cast<const unsigned*>(
+                             p.packed + static_cast<std::size_t>(blockIdx.x) * p.table_stride)) +
+                         kTableRows;
+  for (int slot = threadIdx.x; slot < block_rows; slot += blockDim.x) {
+    const unsigned row = rows[slot];
+    if (row < static_cast<unsigned>(p.n)) {
+      rows[block_rows + slot] = __float_as_uint(__bfloat162float(scales[row]));
+    }
+  }
+}
+
+__global__ void __launch_bounds__(128)
+    gap_unpack_strays_kernel(const Params p, unsigned short* dense) {
+  const int block_rows = p.groups_per_block << p.rows_log2;
+  const unsigned* const rows =
+      reinterpret_cast<const unsigned*>(p.packed +
+                                        static_cast<std::size_t>(blockIdx.x) * p.table_stride) +
+      kTableRows;
+  const unsigned* const begin = rows + block_rows;
+  for (int slot = threadIdx.x; slot < block_rows; slot += blockDim.x) {
+    for (unsigned i = begin[slot]; i < begin[slot + 1]; ++i) {
+      const unsigned stray = p.strays[i];
+      dense[static_cast<std::size_t>(rows[slot]) * p.k + (stray & 0xffff)] =
+          static_cast<unsigned short>(stray >> 16);
     }
   }
 }
@@ -839,25 +879,38 @@ __global__ void __launch_bounds__(kUnpackWarps * 32, 1) gap_unpack_kernel(const 
 
 using Kernel = void (*)(const Params);
 
-template <int kBits, int kTokens>
+template <GapValues kValues, int kBits, int kTokens>
 Kernel find_warps(int warps) {
-  return warps == 16   ? linear_gap_kernel<kBits, kTokens, 16>
-         : warps == 24 ? linear_gap_kernel<kBits, kTokens, 24>
+  return warps == 16   ? linear_gap_kernel<kValues, kBits, kTokens, 16>
+         : warps == 24 ? linear_gap_kernel<kValues, kBits, kTokens, 24>
                        : nullptr;
 }
 
-template <int kBits>
+template <GapValues kValues, int kBits>
 Kernel find_tokens(const GapPlan& plan, int warps) {
-  if (plan.tokens == 1) return find_warps<kBits, 1>(warps);
-  if (plan.tokens == 2) return find_warps<kBits, 2>(warps);
-  if (plan.tokens == 4) return find_warps<kBits, 4>(warps);
+  if (plan.tokens == 1) return find_warps<kValues, kBits, 1>(warps);
+  if (plan.tokens == 2) return find_warps<kValues, kBits, 2>(warps);
+  if constexpr (kValues == GapValues::kBf16) {
+    if (plan.tokens == 4) return find_warps<kValues, kBits, 4>(warps);
+  }
   return nullptr;
 }
 
+// f.operator()<kValues, kBits>() of a layout.
+template <class F>
+auto with_format(const GapLayout& l, F&& f) {
+  const auto with_bits = [&]<GapValues kValues>() {
+    return l.bits == 3 ? f.template operator()<kValues, 3>() : f.template operator()<kValues, 4>();
+  };
+  return l.values == GapValues::kBf16   ? with_bits.template operator()<GapValues::kBf16>()
+         : l.values == GapValues::kInt8 ? with_bits.template operator()<GapValues::kInt8>()
+                                        : with_bits.template operator()<GapValues::kFp8>();
+}
+
 Kernel find_kernel(const GapLayout& layout, const GapPlan& plan) {
-  return layout.bits == 3   ? find_tokens<3>(plan, layout.warps)
-         : layout.bits == 4 ? find_tokens<4>(plan, layout.warps)
-                            : nullptr;
+  return with_format(layout, [&]<GapValues kValues, int kBits>() {
+    return find_tokens<kValues, kBits>(plan, layout.warps);
+  });
 }
 
 // Rows are filled up with zeros of the free columns, up to 8 x 8 at the end of a row.
@@ -867,7 +920,7 @@ int padded(std::int64_t k) { return static_cast<int>((k + 63) / 64 * 64); }
 std::size_t shared_bytes(const GapLayout& l, const GapPlan& plan) {
   const int block_rows = l.groups_per_block * (32 / l.lanes_per_row);
   return round_up(static_cast<std::size_t>(padded(l.k)) * plan.tokens * 2, 16) + 4 * 32 +
-         4 * static_cast<std::size_t>(block_rows) +
+         4 * static_cast<std::size_t>(l.values == GapValues::kBf16 ? block_rows : 2 * block_rows) +
          static_cast<std::size_t>(l.warps + l.groups_per_block) * 128 * plan.tokens;
 }
 
@@ -875,8 +928,10 @@ bool layout_ok(const GapLayout& l) {
   return gap_shape_refusal(l.n, l.k, 1) == nullptr && (l.bits == 3 || l.bits == 4) &&
          (l.lanes_per_row == 1 || l.lanes_per_row == 2 || l.lanes_per_row == 4 ||
           l.lanes_per_row == 8) &&
-         l.warps > 0 && l.blocks > 0 && l.groups_per_block > 0 &&
-         l.groups_per_block <= kMaxGroups && parts_of(l).bytes == l.packed_bytes;
+         (l.values == GapValues::kBf16 ? l.top >= 1 && l.top <= kMostTop : l.top == 0) &&
+         l.strays >= 0 && l.strays <= UINT32_MAX && l.warps > 0 && l.blocks > 0 &&
+         l.groups_per_block > 0 && l.groups_per_block <= kMaxGroups &&
+         parts_of(l).bytes == l.packed_bytes;
 }
 
 cudaError_t usable_multiprocessors(int* count) {
@@ -904,6 +959,9 @@ Params params_of(const void* packed, const GapLayout& layout) {
   p.starts = reinterpret_cast<const unsigned short*>(p.packed + parts.warp_starts);
   p.group_starts = static_cast<unsigned>(parts.group_starts);
   p.pitch = static_cast<unsigned>(parts.pitch);
+  p.scale = std::ldexp(1.0f, layout.top - 142);
+  p.strays =
+      layout.strays > 0 ? reinterpret_cast<const unsigned*>(p.packed + parts.strays) : nullptr;
   return p;
 }
 
@@ -925,16 +983,27 @@ cudaError_t gap_measure(const void* dense, std::int64_t n, std::int64_t k, void*
   }
   const Scratch at = scratch_parts(n);
   unsigned char* const base = static_cast<unsigned char*>(scratch);
+  int sms = 0, top = 0;
+  cudaError_t error = usable_multiprocessors(&sms);
+  if (error == cudaSuccess) error = cudaMemsetAsync(base + at.top, 0, sizeof top, stream);
+  if (error != cudaSuccess) return error;
+  const auto* const weights = static_cast<const unsigned short*>(dense);
+  int* const top_of_all = reinterpret_cast<int*>(base + at.top);
+  if (layout->values == GapValues::kBf16) {
+    gap_top_kernel<<<8 * sms, 256, 0, stream>>>(weights, static_cast<std::size_t>(n) * k,
+                                                top_of_all);
+  }
   gap_count_kernel<<<ceil_div(n, 8), 256, 0, stream>>>(
-      static_cast<const unsigned short*>(dense), static_cast<int>(n), static_cast<int>(k),
-      padded(k), reinterpret_cast<RowCount*>(base + at.counts));
-  cudaError_t error = cudaGetLastError();
+      weights, static_cast<int>(n), static_cast<int>(k), padded(k), top_of_all,
+      reinterpret_cast<RowCount*>(base + at.counts));
+  error = cudaGetLastError();
   if (error != cudaSuccess) return error;
   std::vector<RowCount> counts(n);
   error = cudaMemcpyAsync(counts.data(), base + at.counts, n * sizeof(RowCount),
                           cudaMemcpyDeviceToHost, stream);
-  int sms = 0;
-  if (error == cudaSuccess) error = usable_multiprocessors(&sms);
+  if (error == cudaSuccess) {
+    error = cudaMemcpyAsync(&top, top_of_all, sizeof top, cudaMemcpyDeviceToHost, stream);
+  }
   if (error == cudaSuccess) error = cudaStreamSynchronize(stream);
   if (error != cudaSuccess) return error;
 
@@ -944,12 +1013,18 @@ cudaError_t gap_measure(const void* dense, std::int64_t n, std::int64_t k, void*
   l.bits = layout->bits;
   l.lanes_per_row = layout->lanes_per_row;
   l.warps = layout->warps;
+  l.values = layout->values;
+  l.top = top;
   std::int64_t places[2] = {0, 0};
   for (const RowCount& c : counts) {
-    l.kept += c.kept;
+    l.kept += c.kept + c.strays;
+    l.strays += c.strays;
     for (int b = 0; b < 2; ++b) places[b] += c.places[b];
   }
-  if (l.bits == 0) l.bits = places[0] * 19 <= places[1] * 20 ? 3 : 4;  // 19 and 20 bits a place
+  if (l.bits == 0) {
+    const int bits = l.values == GapValues::kBf16 ? 16 : 11;  // a place with a gap of 3
+    l.bits = places[0] * bits <= places[1] * (bits + 1) ? 3 : 4;
+  }
 
   // Fewest lanes a row that leave the multiprocessors evenly busy.
   auto blocks_for = [&](int lanes) {
@@ -971,7 +1046,7 @@ cudaError_t gap_measure(const void* dense, std::int64_t n, std::int64_t k, void*
   l.blocks = blocks_for(l.lanes_per_row);
   if (l.warps == 0) {  // few warps start sooner, more of them have more weights in flight
     const std::int64_t chunks = places[l.bits - 3] / (32 * kChunkValues * l.blocks);
-    l.warps = chunks < (l.bits == 3 ? 280 : 360) ? 16 : 24;
+    l.warps = chunks < 140 ? 16 : 24;
   }
 
   // Rows of like length share a group; the longest groups go first, each to the block with the
@@ -1010,8 +1085,10 @@ cudaError_t gap_measure(const void* dense, std::int64_t n, std::int64_t k, void*
 
   std::vector<RowHome> homes(n);
   std::vector<unsigned> tables(l.blocks * parts.table_stride / 4, ~0u);
+  unsigned strays = 0;
   for (int i = 0; i < l.blocks; ++i) {
     unsigned* table = tables.data() + i * parts.table_stride / 4;
+    unsigned* first_stray = table + kTableRows + l.groups_per_block * rows;
     unsigned chunk = 0;
     for (int j = 0; j < 32; ++j) table[32 + j] = kNoSpan;
     for (int j = 0; j < 32; ++j) {
@@ -1025,13 +1102,21 @@ cudaError_t gap_measure(const void* dense, std::int64_t n, std::int64_t k, void*
         const int row = order[index];
         table[kTableRows + j * rows + r] = row;
         homes[row] = {static_cast<unsigned>(i), chunk, static_cast<unsigned>(group_chunks[g]),
-                      static_cast<unsigned>(r | j << 8)};
+                      static_cast<unsigned>(r | j << 8), strays};
+        if (l.strays > 0) first_stray[j * rows + r] = strays;
+        strays += counts[row].strays;
       }
       if (group_chunks[g] > 0) {
         const auto warp_of = [&](unsigned c) { return (l.warps * (c + 1) - 1) / totals[i]; };
         table[32 + j] = warp_of(chunk) | warp_of(chunk + group_chunks[g] - 1) << 16;
       }
       chunk += group_chunks[g];
+    }
+    // Where a block has no row, and behind the last.
+    if (l.strays > 0) {
+      for (int r = 0; r <= l.groups_per_block * rows; ++r) {
+        if (first_stray[r] == ~0u) first_stray[r] = strays;
+      }
     }
   }
   if (at.tables + tables.size() * 4 > at.bytes ||
@@ -1078,6 +1163,7 @@ cudaError_t gap_pack(const void* dense, const void* scratch, const GapLayout& la
   p.n = static_cast<int>(layout.n);
   p.k = static_cast<int>(layout.k);
   p.k_padded = padded(layout.k);
+  p.top = layout.top;
   p.lanes_per_row = layout.lanes_per_row;
   p.warps = layout.warps;
   p.groups_per_block = layout.groups_per_block;
@@ -1085,11 +1171,21 @@ cudaError_t gap_pack(const void* dense, const void* scratch, const GapLayout& la
   p.group_starts = parts.group_starts;
   p.streams = parts.streams;
   p.pitch = parts.pitch;
-  if (layout.bits == 3) {
-    gap_pack_kernel<3><<<ceil_div(layout.n, 8), 256, 0, stream>>>(p);
-  } else {
-    gap_pack_kernel<4><<<ceil_div(layout.n, 8), 256, 0, stream>>>(p);
+  p.strays = parts.strays;
+  const auto kernel = with_format(
+      layout, [&]<GapValues kValues, int kBits>() { return gap_pack_kernel<kValues, kBits>; });
+  kernel<<<ceil_div(layout.n, 8), 256, 0, stream>>>(p);
+  return cudaGetLastError();
+}
+
+cudaError_t gap_pack_scales(const void* scales, const GapLayout& layout, void* packed,
+                            cudaStream_t stream) {
+  if (!layout_ok(layout) || layout.values == GapValues::kBf16 || scales == nullptr ||
+      packed == nullptr || reinterpret_cast<std::uintptr_t>(packed) % 128 != 0) {
+    return cudaErrorInvalidValue;
   }
+  gap_scales_kernel<<<layout.blocks, 128, 0, stream>>>(params_of(packed, layout),
+                                                       static_cast<const __nv_bfloat16*>(scales));
   return cudaGetLastError();
 }
 
@@ -1102,7 +1198,8 @@ cudaError_t gap_unpack(const void* packed, const GapLayout& layout, void* dense,
   const Params p = params_of(packed, layout);
   const bool vectors = layout.k % 8 == 0 && reinterpret_cast<std::uintptr_t>(dense) % 16 == 0 &&
                        layout.n * layout.k / 8 <= UINT32_MAX;
-  const auto kernel = layout.bits == 3 ? gap_unpack_kernel<3> : gap_unpack_kernel<4>;
+  const auto kernel = with_format(
+      layout, [&]<GapValues kValues, int kBits>() { return gap_unpack_kernel<kValues, kBits>; });
   cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kUnpackSharedBytes);
   int sms = 0;
@@ -1110,7 +1207,12 @@ cudaError_t gap_unpack(const void* packed, const GapLayout& layout, void* dense,
   if (error != cudaSuccess) return error;
   const int blocks = std::min(sms, layout.blocks * layout.warps);
   kernel<<<blocks, kUnpackWarps * 32, kUnpackSharedBytes, stream>>>(
-      {p, layout.warps, layout.most_chunks, static_cast<unsigned short*>(dense), vectors});
+      {p, layout.warps, layout.most_chunks, static_cast<unsigned short*>(dense),
+       std::ldexp(1.0f, layout.top - kExponents), vectors});
+  if (layout.strays > 0) {
+    gap_unpack_strays_kernel<<<layout.blocks, 128, 0, stream>>>(
+        p, static_cast<unsigned short*>(dense));
+  }
   return cudaGetLastError();
 }
 
@@ -1123,7 +1225,7 @@ cudaError_t gap_plan(const GapLayout& layout, int t, GapPlan* plan) {
     return cudaErrorInvalidValue;
   }
   GapPlan p;
-  p.tokens = t >= 3 ? 4 : t;
+  p.tokens = t <= 2 ? t : layout.values == GapValues::kBf16 ? 4 : 2;
   while (p.tokens > 1 && shared_bytes(layout, p) > kMaxSharedBytes) p.tokens /= 2;
   if (gap_shared_bytes(layout, p) == 0 || shared_bytes(layout, p) > kMaxSharedBytes) {
     return cudaErrorNotSupported;
@@ -1179,45 +1281,65 @@ struct Call {
 
 }  // namespace
 
-const GpuLinearKernel kGap = {
-    .operation = "linear_bitmap",
-    .name = "cuda_sm90_gap",
-    .scratch_bytes = [](int64_t n, int64_t) -> size_t { return gap_scratch_bytes(n); },
-    .measure = [](const void* dense, int64_t n, int64_t k, void* scratch, GpuLayout* layout,
-                  GpuStream stream) -> int {
-      GapLayout gaps;
-      const cudaError_t error =
-          gap_measure(dense, n, k, scratch, &gaps, static_cast<cudaStream_t>(stream));
-      layout->packed_bytes = gaps.packed_bytes;
-      hold(layout, gaps);
-      return error;
-    },
-    .pack = [](const GpuLayout* layout, const void* dense, const void* scratch, void* packed,
-               GpuPackReport*, GpuStream stream) -> int {
-      return gap_pack(dense, scratch, held<GapLayout>(layout), packed,
-                      static_cast<cudaStream_t>(stream));
-    },
-    .unpack = [](const GpuLayout* layout, const void* packed, void* dense,
-                 GpuStream stream) -> int {
-      return gap_unpack(packed, held<GapLayout>(layout), dense, static_cast<cudaStream_t>(stream));
-    },
-    .max_tokens = [](const GpuLayout* layout) -> int64_t {
-      return held<GapLayout>(layout).k > kGapMaxInputsOfTokens ? 1 : kGapMaxTokens;
-    },
-    .many_tokens = [](const GpuLayout*) -> int64_t { return 0; },
-    .plan = [](const GpuLayout* layout, int64_t tokens, GpuPlan* plan) -> int {
-      Call call{static_cast<int>(std::min(tokens, kGapMaxTokens + 1)), {}};
-      const cudaError_t error = gap_plan(held<GapLayout>(layout), call.t, &call.plan);
-      if (error == cudaSuccess) hold(plan, call);
-      return error;
-    },
-    .workspace_bytes = [](const GpuLayout*, const GpuPlan*) -> size_t { return 0; },
-    .run = [](const GpuLayout* layout, const GpuPlan* plan, const void* packed, const void* x,
-              void* y, void*, int overlap_previous, GpuStream stream) -> int {
-      const auto call = held<Call>(plan);
-      return gap_run(packed, held<GapLayout>(layout), x, y, call.t, call.plan,
-                     overlap_previous != 0, static_cast<cudaStream_t>(stream));
-    },
-};
+namespace {
+
+int pack_scales(const GpuLayout* layout, const void* scales, void* packed, GpuStream stream) {
+  return gap_pack_scales(scales, held<GapLayout>(layout), packed,
+                         static_cast<cudaStream_t>(stream));
+}
+
+template <GapValues kValues>
+constexpr GpuLinearKernel shown_as(const char* name) {
+  constexpr int64_t kMost = kValues == GapValues::kBf16 ? kGapMaxTokens : kGapCodesMaxTokens;
+  return {
+      .operation = "linear_bitmap",
+      .name = name,
+      .scratch_bytes = [](int64_t n, int64_t) -> size_t { return gap_scratch_bytes(n); },
+      .measure = [](const void* dense, int64_t n, int64_t k, void* scratch, GpuLayout* layout,
+                    GpuStream stream) -> int {
+        GapLayout gaps;
+        gaps.values = kValues;
+        const cudaError_t error =
+            gap_measure(dense, n, k, scratch, &gaps, static_cast<cudaStream_t>(stream));
+        layout->packed_bytes = gaps.packed_bytes;
+        hold(layout, gaps);
+        return error;
+      },
+      .pack = [](const GpuLayout* layout, const void* dense, const void* scratch, void* packed,
+                 GpuPackReport*, GpuStream stream) -> int {
+        return gap_pack(dense, scratch, held<GapLayout>(layout), packed,
+                        static_cast<cudaStream_t>(stream));
+      },
+      .unpack = [](const GpuLayout* layout, const void* packed, void* dense,
+                   GpuStream stream) -> int {
+        return gap_unpack(packed, held<GapLayout>(layout), dense,
+                          static_cast<cudaStream_t>(stream));
+      },
+      .max_tokens = [](const GpuLayout* layout) -> int64_t {
+        return held<GapLayout>(layout).k > kGapMaxInputsOfTokens ? 1 : kMost;
+      },
+      .many_tokens = [](const GpuLayout*) -> int64_t { return 0; },
+      .plan = [](const GpuLayout* layout, int64_t tokens, GpuPlan* plan) -> int {
+        Call call{static_cast<int>(std::min(tokens, kMost + 1)), {}};
+        const cudaError_t error = gap_plan(held<GapLayout>(layout), call.t, &call.plan);
+        if (error == cudaSuccess) hold(plan, call);
+        return error;
+      },
+      .workspace_bytes = [](const GpuLayout*, const GpuPlan*) -> size_t { return 0; },
+      .run = [](const GpuLayout* layout, const GpuPlan* plan, const void* packed, const void* x,
+                void* y, void*, int overlap_previous, GpuStream stream) -> int {
+        const auto call = held<Call>(plan);
+        return gap_run(packed, held<GapLayout>(layout), x, y, call.t, call.plan,
+                       overlap_previous != 0, static_cast<cudaStream_t>(stream));
+      },
+      .pack_scales = kValues == GapValues::kBf16 ? nullptr : &pack_scales,
+  };
+}
+
+}  // namespace
+
+const GpuLinearKernel kGap = shown_as<GapValues::kBf16>("cuda_sm90_gap");
+const GpuLinearKernel kGapInt8 = shown_as<GapValues::kInt8>("cuda_sm90_gap_int8");
+const GpuLinearKernel kGapFp8 = shown_as<GapValues::kFp8>("cuda_sm90_gap_fp8");
 
 }  // namespace lacuna::kernels::linear_bitmap

@@ -12,9 +12,13 @@
 
 namespace lacuna::kernels::linear_bitmap {
 
+// What is kept: numbers, or codes of 8 bits with one scale a row, which come as bf16 numbers.
+enum class GapValues : int { kBf16, kInt8, kFp8 };
+
 // How one W is packed. `gap_measure` fills it; the packed bytes mean nothing without it.
 struct GapLayout {
   std::int64_t n = 0, k = 0;
+  GapValues values = GapValues::kBf16;
   int bits = 0;           // of one gap: 3 or 4
   int lanes_per_row = 0;  // 1, 2, 4 or 8: a warp holds 32 / lanes_per_row rows
   int warps = 0;          // of one block, which share its weights evenly
@@ -22,6 +26,8 @@ struct GapLayout {
   int groups_per_block = 0;  // most groups (of 32 / lanes_per_row rows) that a block has
   int least_chunks = 0;      // least and most chunks (8 values a lane) that a warp has
   int most_chunks = 0;
+  int top = 0;              // exponent of the largest bf16 that isn't a stray
+  std::int64_t strays = 0;  // values that do not fit into 13 bits
   std::int64_t kept = 0;    // values that are not zero
   std::int64_t places = 0;  // values stored, zeros that bridge long gaps or fill up included
   std::size_t packed_bytes = 0;
@@ -33,16 +39,18 @@ struct GapPlan {
 };
 
 // Null if this machine and problem can be run, else the reason.
-// @limits compute capability 9.0; 1 <= T <= 4; 1 <= N < 2^25; 1 <= K <= 65472, from 2 tokens on
-//         K <= 53000 (x must fit in shared memory); K beyond some 25000 reads W twice for 3 or 4
+// @limits compute capability 9.0; 1 <= T <= 4 (codes: 2 at a time); 1 <= N < 2^25;
+//         1 <= K <= 65472, from 2 tokens on K <= 53000 (x must fit in shared memory); K beyond some
+//         25000 reads W twice for 3 or 4
 const char* gap_refusal(std::int64_t n, std::int64_t k, int t, int device);
 
 // Device memory that `gap_measure` and `gap_pack` need beside their operands.
 std::size_t gap_scratch_bytes(std::int64_t n);
 
-// Counts what is kept in W (bf16, row-major, zeros already in place) and decides the layout.
-// Fields of *layout that are not 0 on entry are kept: bits, lanes_per_row, warps. -0.0 counts as
-// zero. Waits for the stream. The scratch then belongs to this W until `gap_pack` is done.
+// Counts what is kept in W (bf16, row-major, zeros already in place) and decides the layout of the
+// `values` that *layout names. Fields that are not 0 on entry are kept: bits, lanes_per_row, warps.
+// -0.0 counts as zero. Waits for the stream. The scratch then belongs to this W until `gap_pack` is
+// done.
 // @shape dense [N,K], scratch gap_scratch_bytes(N)
 cudaError_t gap_measure(const void* dense, std::int64_t n, std::int64_t k, void* scratch,
                         GapLayout* layout, cudaStream_t stream);
@@ -52,7 +60,12 @@ cudaError_t gap_measure(const void* dense, std::int64_t n, std::int64_t k, void*
 cudaError_t gap_pack(const void* dense, const void* scratch, const GapLayout& layout, void* packed,
                      cudaStream_t stream);
 
-// Writes W again, to the bit, but -0.0 as 0.0.
+// Adds the scales to what `gap_pack` has written of codes.
+// @shape scales [N] in bf16
+cudaError_t gap_pack_scales(const void* scales, const GapLayout& layout, void* packed,
+                            cudaStream_t stream);
+
+// Writes W again, to the bit, but -0.0 as 0.0; codes times their scales, rounded to bf16.
 // @shape dense [N,K]
 cudaError_t gap_unpack(const void* packed, const GapLayout& layout, void* dense,
                        cudaStream_t stream);
@@ -63,7 +76,8 @@ cudaError_t gap_plan(const GapLayout& layout, int t, GapPlan* plan);
 // Bytes of shared memory that a plan needs; 0 if the plan is not one the kernel has.
 std::size_t gap_shared_bytes(const GapLayout& layout, const GapPlan& plan);
 
-// y = x · W^T, float32 sums, one rounding to bf16 at the end.
+// y = x · W^T, float32 sums, one rounding to bf16 at the end. Of bf16, places are summed as numbers
+// up to 2^16 and their sum scaled last: an |x| beyond 2^100 may give Inf where y is finite.
 // @shape x [T,K] and y [T,N] row-major and contiguous
 // @limits as gap_refusal; x aligned to 16 bytes and K a multiple of 8 is faster. x is multiplied
 //         only where packing kept a place; some places hold zeros, and there Inf or NaN of x gives
@@ -77,7 +91,10 @@ std::size_t gap_shared_bytes(const GapLayout& layout, const GapPlan& plan);
 cudaError_t gap_run(const void* packed, const GapLayout& layout, const void* x, void* y, int t,
                     const GapPlan& plan, bool overlap_previous, cudaStream_t stream);
 
-// The same as an entry of the library's table.
+// The same as entries of the library's table. Codes of 8 bits: sums times the scale of the row
+// once.
 extern const GpuLinearKernel kGap;
+extern const GpuLinearKernel kGapInt8;
+extern const GpuLinearKernel kGapFp8;
 
 }  // namespace lacuna::kernels::linear_bitmap

@@ -56,7 +56,7 @@ Support hopper(const Problem& problem, const Device& device, const char* shape_r
        supports_gpu_kernel(device, 9, 0)});
 }
 
-/// A value and its gap take 19 or 20 bits.
+/// A value and its gap take 16 or 17 bits.
 Support gap(const Problem& problem, const Device& device) {
   return hopper(problem, device, gap_shape_refusal(problem.outputs, problem.inputs, problem.tokens),
                 needs(problem.sparsity >= 0.4, "40 % zeros or more"));
@@ -69,6 +69,19 @@ Support scatter(const Problem& problem, const Device& device) {
                 problem.tokens <= 16
                     ? needs(problem.sparsity >= 0.45, "45 % zeros or more")
                     : needs(problem.sparsity >= 0.55, "55 % zeros or more from 17 tokens on"));
+}
+
+/// A code and its gap take 11 or 12 bits.
+template <Values kValues>
+Support gap_of_codes(const Problem& problem, const Device& device) {
+  const char* shape = gap_codes_shape_refusal(problem.outputs, problem.inputs, problem.tokens);
+  return Support::all(
+      {needs(problem.pattern.kind == format::PatternKind::kUnstructured, "an unstructured pattern"),
+       needs(problem.values == kValues && problem.activations == DType::kBF16,
+             fmt::format("{} values and bf16 activations", text(kValues))),
+       needs(problem.sparsity >= 0.45, "45 % zeros or more"),
+       shape != nullptr ? Support::no("{}", shape) : Support::yes(),
+       supports_gpu_kernel(device, 9, 0)});
 }
 
 /// Codes with one scale a row. The alternative is their expansion, of 16 bits a weight: never
@@ -107,6 +120,8 @@ GpuCandidates& gpu_candidates() {
   static GpuCandidates list{
       {"cuda_sm90_gap", gap},
       {"cuda_sm90_scatter", scatter},
+      {"cuda_sm90_gap_fp8", gap_of_codes<Values::kFP8>},
+      {"cuda_sm90_gap_int8", gap_of_codes<Values::kInt8>},
       {"cuda_sm90_fp8", coded<Values::kFP8>},
       {"cuda_sm90_int8", coded<Values::kInt8>},
       {kExpandCublas, supports_dense_product<format::PatternKind::kUnstructured>}};

@@ -365,15 +365,16 @@ Kernel find_kernel(const BlockPlan& plan) {
 // Cuts that a sweep found fastest (bench/lab/cuda_linear_bsr), by row tiles for a multiprocessor:
 // few rows need many warps along K to keep every multiprocessor busy.
 struct Cut {
-  int row_tiles, depth, k_warps;
+  int token_tiles, row_tiles, depth, k_warps;
 };
 constexpr double kRowTilesBelow[] = {2.3, 5, 10};
-constexpr Cut kCuts[4][4] = {
+constexpr Cut kCuts[5][4] = {
     // few rows ... many
-    {{1, 2, 12}, {1, 2, 8}, {1, 2, 4}, {2, 2, 4}},  // up to 8 tokens
-    {{2, 2, 16}, {2, 2, 8}, {4, 1, 8}, {4, 1, 8}},  // 16
-    {{1, 1, 16}, {2, 1, 8}, {2, 1, 8}, {2, 1, 4}},  // 32
-    {{1, 1, 8}, {1, 1, 4}, {2, 1, 4}, {2, 1, 3}},   // 64 at a time
+    {{1, 1, 2, 12}, {1, 1, 2, 8}, {1, 1, 2, 4}, {1, 2, 2, 4}},  // up to 8 tokens
+    {{2, 2, 2, 16}, {2, 2, 2, 8}, {2, 4, 1, 8}, {2, 4, 1, 8}},  // 16
+    {{4, 1, 1, 16}, {4, 2, 1, 8}, {4, 2, 1, 8}, {4, 2, 1, 4}},  // 32
+    {{4, 2, 1, 8}, {4, 2, 1, 8}, {4, 2, 1, 4}, {4, 2, 1, 2}},   // 64: two blocks of threads
+    {{8, 1, 1, 8}, {8, 1, 1, 4}, {8, 2, 1, 4}, {8, 2, 1, 3}},   // 64 at a time
 };
 
 // Up to this share of stored tiles the kernel beats the dense product at 64 tokens (at a half it
@@ -489,9 +490,9 @@ cudaError_t block_plan(const BlockLayout& layout, std::int64_t t, BlockPlan* pla
   const double share = static_cast<double>(row_tiles_of(layout.n)) / multiprocessors;
   const auto rows = std::upper_bound(std::begin(kRowTilesBelow), std::end(kRowTilesBelow), share) -
                     std::begin(kRowTilesBelow);
-  const int tokens = t <= 8 ? 0 : t <= 16 ? 1 : t <= 32 ? 2 : 3;
+  const int tokens = t <= 8 ? 0 : t <= 16 ? 1 : t <= 32 ? 2 : t <= 64 ? 3 : 4;
   const Cut& cut = kCuts[tokens][rows];
-  BlockPlan p{1 << tokens, cut.row_tiles, cut.depth, cut.k_warps};
+  BlockPlan p{cut.token_tiles, cut.row_tiles, cut.depth, cut.k_warps};
   while (p.row_tiles > layout.group_tiles) p.row_tiles /= 2;
   if (find_kernel(p) == nullptr) p.depth = 1;
   *plan = p;
