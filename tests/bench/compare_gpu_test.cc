@@ -43,8 +43,8 @@ TEST_F(CompareOnGpu, TimesCandidatesAndWhatAModelGetsBesideDense) {
 }
 
 TEST_F(CompareOnGpu, RefusesWhatItCanNotTime) {
-  const auto codes = compare_on_gpu({problem("linear_nm:int8:256x256x1:2:4")},
-                                    CompareOptions::quick(), compute_);
+  const auto codes =
+      compare_on_gpu({problem("linear_nm:int8:256x256x1:2:4")}, CompareOptions::quick(), compute_);
   ASSERT_FALSE(codes.ok());
   EXPECT_EQ(codes.error().code, Code::kNotPossible);
   const auto apart = compare_on_gpu(

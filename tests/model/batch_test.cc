@@ -90,13 +90,12 @@ std::vector<at::Tensor> together(const Decoder& decoder,
 class BatchOf : public ::testing::TestWithParam<const char*> {
  protected:
   static Decoder open(const Compute& compute) {
-    return must(Decoder::load(
-        must(io::Checkpoint::open(testing::source_folder() / "tests/golden/tiny_models" /
-                                  GetParam())),
-        compute));
+    return must(Decoder::load(must(io::Checkpoint::open(testing::source_folder() /
+                                                        "tests/golden/tiny_models" / GetParam())),
+                              compute));
   }
-  /// Of different lengths, of which one crosses the first capacity of the cache (64) and one is much
-  /// longer than the first.
+  /// Of different lengths, of which one crosses the first capacity of the cache (64) and one is
+  /// much longer than the first.
   void compare(const Decoder& decoder, int64_t sequences, double bound) const {
     const int64_t most = decoder.spec().max_positions - kSteps;
     std::vector<std::vector<int32_t>> ids;
@@ -156,8 +155,9 @@ TEST(Batch, AnswersEachPromptAsAlone) {
   for (const int64_t count : {1, 2, 7}) {
     expect_as_alone(decoder, {.max_new_tokens = 12, .ignore_eos = true}, {}, count);
     expect_as_alone(
-        decoder, {.max_new_tokens = 9, .temperature = 0.9, .top_k = 40, .ignore_eos = true, .seed = 3},
-        {}, count);
+        decoder,
+        {.max_new_tokens = 9, .temperature = 0.9, .top_k = 40, .ignore_eos = true, .seed = 3}, {},
+        count);
   }
   // What the first answer has as its fifth token ends answers, at different places.
   const auto first = must(generate_ids(decoder, some_prompts(1, decoder.spec().vocab).front(),

@@ -129,7 +129,8 @@ TEST_F(GpuCsr, GivesTheSameBitsEveryTime) {
   }
 }
 
-// --- Several forms of one weight ------------------------------------------------------------------
+// --- Several forms of one weight
+// ------------------------------------------------------------------
 
 const Compute kFastest{kGpu.device, kGpu.dtype, true, /*fastest=*/true};
 
@@ -165,7 +166,8 @@ TEST_F(GpuForms, AsksOnceForWeightsThatAreAlike) {
   if (gpus().front().major != 9) GTEST_SKIP() << "needs compute capability 9.0";
   const auto make = [] {
     return must(compact_weight(
-        must(format::compress(unwrap(uneven(2048, 1024, 0.7)), Pattern::unstructured())), kFastest));
+        must(format::compress(unwrap(uneven(2048, 1024, 0.7)), Pattern::unstructured())),
+        kFastest));
   };
   const auto one = make(), other = make();
   for (const int64_t tokens : {1, 8, 32})

@@ -181,7 +181,8 @@ class BatchPredictor {
     int64_t longest = 0;
     for (const auto& prompt : prompts)
       longest = std::max(longest, static_cast<int64_t>(prompt.size()));
-    cache_.reserve(longest);
+    // All that will be needed at most: a cache that grows has its step recorded anew.
+    cache_.reserve(std::min(longest + options_.max_new_tokens, decoder_.spec().max_positions));
     std::vector<std::optional<int32_t>> tokens;
     for (size_t i = 0; i < prompts.size(); ++i) {
       KvCache own(decoder_.spec(), 1, decoder_.compute());
