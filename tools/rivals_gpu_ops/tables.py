@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Tables of docs/results/h200.md from the records of bench: tables.py RECORDS.csv... > tables.md
+"""Tables from the records of bench: tables.py RECORDS.csv... prints the summary of
+docs/results/h200.md, with --all every cell (docs/results/h200-tables.md).
 
 A cell is a time in us and, in brackets, the best dense time of the same values, shape and tokens over
 it; '-' where nobody took part, 'wrong' where the output was.
@@ -68,6 +69,13 @@ def named(name):
     return lambda who: who == name
 
 
+OTHERS = [("ours", ours), ("ours, expanded", expanded), ("MACKO", named("macko")),
+          ("MACKO, its launch retuned", lambda who: who.startswith("macko_rows")),
+          ("SpInfer", named("spinfer")), ("Flash-LLM", named("flash_llm")),
+          ("cuSPARSE", named("cusparse"))]
+PROMPTS = [("ours", ours), ("ours, expanded", expanded), ("cuSPARSELt", named("cusparselt"))]
+
+
 def geometric(ratios):
     ratios = [r for r in ratios if r]
     return math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else None
@@ -134,35 +142,67 @@ def bytes_table(records, tokens):
                 print(f"| {name} | " + " | ".join(cells) + " |")
 
 
-def main():
-    records = Records(sys.argv[1:])
-    few = [t for t in records.tokens if t < 128]
-    many = [t for t in records.tokens if t >= 128]
-    spread = sorted(records.spread)
-    if spread:
-        print(f"Spread (largest - least) of a time's measurements: median "
-              f"{100 * spread[len(spread) // 2]:.1f} %, 95 % of the rows under "
-              f"{100 * spread[int(len(spread) * 0.95)]:.1f} %.")
+ROWS = [  # values, pattern, share of zeros, and who
+    ("bf16", "2:4", 50, [("ours", ours), ("cuSPARSELt", named("cusparselt"))]),
+    ("fp8", "2:4", 50, [("ours, bf16 x", ours), ("cuSPARSELt, fp8 x", named("cusparselt"))]),
+    ("int8", "2:4", 50, [("ours, bf16 x", ours), ("cuSPARSELt, int8 x", named("cusparselt"))]),
+] + [("bf16", "unstructured", p, OTHERS) for p in (50, 60, 70, 80)] + [
+    ("fp8", "unstructured", 50, [("ours, bf16 x", ours)]),
+    ("int8", "unstructured", 50, [("ours, bf16 x", ours)]),
+    ("bf16", "block64x64", 80, [("ours", ours)]), ("bf16", "block64x64", 90, [("ours", ours)])]
+
+
+def summary(records, tokens, rows):
+    """Geometric means over the shapes, the least in brackets: one line for everyone."""
+    print("\n| weight | who | " + " | ".join(f"T = {t}" for t in tokens) + " |")
+    print("|---" * (2 + len(tokens)) + "|")
+    for values, pattern, percent, columns in rows:
+        for name, accepts in columns:
+            cells = []
+            for t in tokens:
+                ratios = [records.cell(s, t, values, pattern, percent, accepts)[1]
+                          for s in records.shapes]
+                found = [r for r in ratios if r]
+                cells.append("-" if not found else
+                             f"{geometric(found):.2f} ({min(found):.2f})"
+                             + ("" if len(found) == len(ratios) else
+                                f", {len(found)} of {len(ratios)}"))
+            if any(c != "-" for c in cells):
+                weight = f"{values} {pattern}" + ("" if pattern == "2:4" else f" {percent} %")
+                print(f"| {weight} | {name} | " + " | ".join(cells) + " |")
+
+
+def all_tables(records, few, many):
     two = [("ours", ours), ("cuSPARSELt", named("cusparselt"))]
     for values in ("bf16", "fp8", "int8"):
-        dense = [("our dense", ours)]
-        table(records, f"Dense {values}", values, "dense", [0], dense, few)
+        table(records, f"Dense {values}", values, "dense", [0], [("our dense", ours)], few)
         table(records, f"2:4 {values}", values, "2:4", [50], two, few)
-    others = [("ours", ours), ("expanded", expanded), ("MACKO", named("macko")),
-              ("MACKO, its launch retuned", lambda who: who.startswith("macko_rows")),
-              ("SpInfer", named("spinfer")), ("Flash-LLM", named("flash_llm")),
-              ("cuSPARSE", named("cusparse"))]
     for p in (50, 60, 70, 80):
-        table(records, f"Unstructured bf16, {p} %", "bf16", "unstructured", [p], others, few)
+        table(records, f"Unstructured bf16, {p} %", "bf16", "unstructured", [p], OTHERS, few)
     for values in ("fp8", "int8"):
         table(records, f"Unstructured {values}, 50 %", values, "unstructured", [50],
               [("ours", ours)], few)
     table(records, "Blocks of 64x64, bf16", "bf16", "block64x64", [80, 90], [("ours", ours)], few)
+    for values in ("bf16", "fp8", "int8") if many else ():
+        table(records, f"2:4 {values}, many tokens", values, "2:4", [50], PROMPTS, many)
+
+
+def main():
+    whole = "--all" in sys.argv
+    records = Records([a for a in sys.argv[1:] if a != "--all"])
+    few = [t for t in records.tokens if t < 128]
+    many = [t for t in records.tokens if t >= 128]
+    spread = sorted(records.spread)
+    print(f"Spread (largest - least) of a time's measurements: median "
+          f"{100 * spread[len(spread) // 2]:.1f} %, 95 % of the rows under "
+          f"{100 * spread[int(len(spread) * 0.95)]:.1f} %.")
+    if whole:
+        all_tables(records, few, many)
+        bytes_table(records, [t for t in few if t in (1, 8)])
+        return
+    summary(records, few, ROWS)
     if many:
-        prompts = [("ours", ours), ("expanded", expanded), ("cuSPARSELt", named("cusparselt"))]
-        for values in ("bf16", "fp8", "int8"):
-            table(records, f"2:4 {values}, many tokens", values, "2:4", [50], prompts, many)
-    bytes_table(records, [t for t in few if t in (1, 8)])
+        summary(records, many, [(v, "2:4", 50, PROMPTS) for v in ("bf16", "fp8", "int8")])
 
 
 main()
