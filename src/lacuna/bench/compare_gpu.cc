@@ -145,7 +145,9 @@ at::Tensor exact_product(const at::Tensor& x, const at::Tensor& w) {
 Result<WeightPtr> as_a_model(const Case& c, model::Compute compute, bool fastest) {
   compute.fastest = fastest;
   compute.batch = c.problem.tokens;
-  LACUNA_TRY(auto packed, model::packed_weight(c.problem, compute, [&] { return c.dense; }));
+  Problem problem = c.problem;  // whatever operation is timed beside it
+  problem.operation = kernels::linear_operation_on_gpu(problem)->name;
+  LACUNA_TRY(auto packed, model::packed_weight(problem, compute, [&] { return c.dense; }));
   if (packed != nullptr) return packed;
   LACUNA_TRY(auto compact, format::compress(model::unwrap(c.dense), c.problem.pattern));
   return model::compact_weight(std::move(compact), compute);

@@ -104,8 +104,12 @@ at::Tensor GpuWeight::multiply(const at::Tensor& x, const std::optional<at::Tens
 
 void GpuWeight::run(const format::RowProduct& product, const Executor& executor) const {
   const int64_t tokens = product.tokens;
-  if (!takes(tokens) || workspace_bytes(tokens) > 0) return Weight::run(product, executor);
-  launch(product.x, tokens, product.y, nullptr, /*overlap=*/true);
+  if (!takes(tokens)) return Weight::run(product, executor);
+  // Through the scratch, so that a recorded step finds its workspace where it was.
+  const auto elements = static_cast<int64_t>((workspace_bytes(tokens) + 1) / 2);
+  const at::Tensor workspace = elements > 0 ? scratch(1, elements, compute()) : at::Tensor();
+  launch(product.x, tokens, product.y, elements > 0 ? workspace.mutable_data_ptr() : nullptr,
+         /*overlap=*/true);
   if (product.bias == nullptr) return;
   device_view(product.y, {tokens, rows()}, compute())
       .add_(device_view(product.bias, {rows()}, compute()));
