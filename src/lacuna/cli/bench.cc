@@ -1,3 +1,4 @@
+#include <cmath>
 #include <iostream>
 #include <utility>
 
@@ -194,9 +195,10 @@ std::string speed_line(const api::BenchedModel& model) {
 std::string comparison_line(const std::string& baseline, const api::BenchedModel& model) {
   return fmt::format(
       "ratio (time of {} / time of {}): prefill {:.2f}, decode {:.2f} ({:.2f} to {:.2f}); {:.0f} % "
-      "less memory for weights\n",
+      "{} memory for weights\n",
       baseline, model.name, model.speedup_prefill->median, model.speedup_decode->median,
-      model.speedup_decode->p10, model.speedup_decode->p90, 100 * *model.memory_saving);
+      model.speedup_decode->p10, model.speedup_decode->p90, 100 * std::abs(*model.memory_saving),
+      *model.memory_saving < 0 ? "more" : "less");
 }
 
 /// The models that the flags name, in the order in which they are reported.

@@ -203,11 +203,15 @@ class BatchPredictor {
     return tokens;
   }
 
-  /// The token after the last of each. One that has ended is fed it again and stays where it is.
+  /// The token after the last of each. One that has ended is fed it again and stays where it is, or
+  /// at the last position there is.
   std::vector<std::optional<int32_t>> next(const std::vector<std::vector<int32_t>>& all,
                                            const std::vector<bool>& ended) {
     std::vector<int32_t> ids;
     for (const auto& of : all) ids.push_back(of.back());
+    const auto last = static_cast<int32_t>(decoder_.spec().max_positions - 1);
+    for (size_t i = 0; i < all.size(); ++i)
+      if (ended[i]) lengths_[i] = std::min(lengths_[i], last);
     const std::vector<int32_t> before = lengths_;
     const std::vector<int32_t> best = step_->run_each(ids, lengths_);
     const bool greedy = options_.temperature == 0 && options_.repetition_penalty == 1.0;
