@@ -127,6 +127,15 @@ TEST(GpuCandidates, say_what_they_need) {
             "needs bf16 values and bf16 activations");
   EXPECT_EQ(refusal("linear_bitmap:bf16:64x64x8:0.6", scatter, with_gpu(8, 9)),
             "needs compute capability 9.0 (this GPU has 8.9)");
+  const char* csr = "cuda_sm80_cusparse";
+  EXPECT_THAT(refusal("linear_csr:bf16:1x1x64:0.9", csr, with_gpu(8, 0)),
+              AnyOf("", HasSubstr("needs the GPU kernels"), HasSubstr("libcusparse")));
+  EXPECT_EQ(refusal("linear_csr:f16:64x64x1:0.9", csr, hopper),
+            "needs bf16 values and bf16 activations");
+  EXPECT_EQ(refusal("linear_csr:bf16:65536x32768x1:0.9", csr, hopper),
+            "needs a weight of fewer than 2^31 places");
+  EXPECT_EQ(refusal("linear_csr:bf16:64x64x1:0.9", csr, with_gpu(7, 5)),
+            "needs compute capability 8.0 or later (this GPU has 7.5)");
   const char* stream = "cuda_sm90_stream";
   EXPECT_THAT(refusal("linear_dense:bf16:1x8x1", stream, hopper),
               AnyOf("", HasSubstr("needs the GPU kernels")));
@@ -195,6 +204,17 @@ TEST(GpuCandidates, are_forced_on_a_gpu_alone_and_the_others_in_host_memory_alon
   const auto expanded = choose_gpu_kernel(operation, problem, hopper);
   ASSERT_TRUE(expanded.ok()) << expanded.error().message;
   EXPECT_EQ(*expanded, nullptr) << "the dense product takes it";
+}
+
+TEST(GpuCandidates, CsrOnAGpuOnlyWhereItIsForced) {
+  const Device gpu = with_gpu(9, 0);
+  const Problem problem = *Problem::parse("linear_bitmap:bf16:64x64x1:0.95");
+  EXPECT_EQ(linear_operation_on_gpu(problem, gpu)->name, "linear_bitmap");
+  setenv("LACUNA_FORCE", "linear_csr:cuda_sm80_cusparse", 1);
+  EXPECT_EQ(linear_operation_on_gpu(problem, gpu)->name, "linear_csr");
+  EXPECT_EQ(linear_operation_on_gpu(*Problem::parse("linear_nm:bf16:64x64x1:2:4"), gpu)->name,
+            "linear_nm");
+  unsetenv("LACUNA_FORCE");
 }
 
 }  // namespace

@@ -4,6 +4,8 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "lacuna/kernels/decode/decode.h"
 #include "lacuna/kernels/gpu_linear.h"
 #include "model/models.h"
@@ -232,6 +234,79 @@ TEST_P(GpuDecode, RotatesAndAttendsAtOnceOverRowsOfOneProduct) {
   }
 }
 
+// Each token is the next of a sequence of its own length. One workspace serves steps of any number
+// of tokens, which leave zero what the next one wants zero.
+TEST_P(GpuDecode, RotatesAndAttendsForSequencesOfTheirOwn) {
+  struct Shape {
+    int64_t d, heads, kv_heads, window;
+    std::vector<int32_t> positions;
+  };
+  std::vector<int32_t> many;
+  for (int32_t i = 0; i < 64; ++i) many.push_back(i * 37 % 900);
+  const Pair workspace(at::zeros({8 << 20}, at::kFloat));
+  for (const Shape& s : std::vector<Shape>{{64, 9, 3, 0, {0, 31, 700}},
+                                           {128, 32, 8, 0, {4000, 0, 17, 1023}},
+                                           {128, 32, 8, 0, {1500}},
+                                           {128, 8, 2, 0, many},
+                                           {80, 4, 4, 0, {40, 3}},
+                                           {256, 4, 2, 0, {129, 128, 5}},
+                                           {64, 4, 2, 7, {60, 2, 200}},
+                                           {64, 9, 3, 0, {0, 31, 700}}}) {
+    const auto tokens = static_cast<int64_t>(s.positions.size());
+    const int64_t capacity = *std::max_element(s.positions.begin(), s.positions.end()) + 3;
+    const int64_t width = (s.heads + 2 * s.kv_heads) * s.d;
+    const Pair qkv = random({tokens, width}), out = random({tokens, s.heads, s.d});
+    const Pair keys = random({tokens, s.kv_heads, capacity, s.d});
+    const Pair values = random({tokens, s.kv_heads, capacity, s.d});
+    const Pair cos = random({capacity, s.d}), sin = random({capacity, s.d});
+    const Pair position = ints(s.positions);
+    const auto size = static_cast<int64_t>(c10::elementSize(GetParam()));
+    const int64_t sequence = s.kv_heads * capacity * s.d;
+    for (const bool turns : {true, false})
+      compare(
+          [&](bool gpu, const decode::Operations& run, void* queue) {
+            auto* q = static_cast<std::byte*>(at_of(qkv, gpu));
+            const decode::Attend attend{.dtype = dtype(),
+                                        .tokens = tokens,
+                                        .heads = s.heads,
+                                        .kv_heads = s.kv_heads,
+                                        .head_dim = s.d,
+                                        .capacity = capacity,
+                                        .window = s.window,
+                                        .q_stride = width,
+                                        .sequence_stride = sequence,
+                                        .q = q,
+                                        .keys = at_of(keys, gpu),
+                                        .values = at_of(values, gpu),
+                                        .position = ints_at(position, gpu),
+                                        .out = at_of(out, gpu),
+                                        .workspace = at_of(workspace, gpu)};
+            ASSERT_LE(run.attend_workspace_bytes(attend), workspace.cpu.nbytes());
+            run.rotate_and_attend({.dtype = dtype(),
+                                   .tokens = tokens,
+                                   .heads = s.heads,
+                                   .kv_heads = s.kv_heads,
+                                   .head_dim = s.d,
+                                   .capacity = capacity,
+                                   .stride = width,
+                                   .sequence_stride = sequence,
+                                   .q = q,
+                                   .k = q + s.heads * s.d * size,
+                                   .v = q + (s.heads + s.kv_heads) * s.d * size,
+                                   .cos = turns ? at_of(cos, gpu) : nullptr,
+                                   .sin = turns ? at_of(sin, gpu) : nullptr,
+                                   .keys = at_of(keys, gpu),
+                                   .values = at_of(values, gpu),
+                                   .position = ints_at(position, gpu)},
+                                  attend, queue);
+            // The same rows for the next round.
+            if (gpu) qkv.gpu.copy_(qkv.cpu);
+          },
+          {&keys, &values, &out},
+          fmt::format("d {} heads {} of {} sequences, turns {}", s.d, s.heads, tokens, turns));
+  }
+}
+
 TEST_P(GpuDecode, ActivatesRowsOfOneProduct) {
   const Pair both = random({5, 2 * 999}), out = random({5, 999});
   const auto size = static_cast<int64_t>(c10::elementSize(GetParam()));
@@ -288,6 +363,31 @@ TEST_P(GpuDecode, WidensAndFindsTheFirstOfTheLargest) {
           },
           {&wide, &best}, fmt::format("count {}", count));
     }
+}
+
+TEST_P(GpuDecode, WidensRowsApart) {
+  constexpr int64_t kRows = 5, kCount = 50001;
+  const Pair workspace(at::zeros({kRows * decode::kWidenWorkspaceBytes}, at::kByte));
+  for (int round = 0; round < 2; ++round) {  // the workspace is left as it was found
+    Pair logits = random({kRows, kCount});
+    logits.cpu[3][7] = NAN;
+    logits = Pair(logits.cpu);
+    const Pair wide(at::empty({kRows, kCount}, at::kFloat)), best = ints({-7, -7, -7, -7, -7});
+    compare(
+        [&](bool gpu, const decode::Operations& run, void* queue) {
+          run.widen({.dtype = dtype(),
+                     .count = kCount,
+                     .rows = kRows,
+                     .logits = at_of(logits, gpu),
+                     .wide = static_cast<float*>(at_of(wide, gpu)),
+                     .best = static_cast<int32_t*>(at_of(best, gpu)),
+                     .workspace = at_of(workspace, gpu)},
+                    queue);
+        },
+        {&wide, &best}, fmt::format("round {}", round));
+    EXPECT_EQ(best.cpu[3].item<int32_t>(), -1);
+    EXPECT_EQ(best.cpu[4].item<int64_t>(), logits.cpu[4].argmax().item<int64_t>());
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Types, GpuDecode, ::testing::Values(at::kFloat, at::kBFloat16, at::kHalf),

@@ -111,7 +111,7 @@ bool is_finite(const eval::PerplexityReport& report) {
 Result<model::Compute> resolve(const ComputeChoice& choice, DType own) {
   model::set_threads(choice.threads);
   LACUNA_TRY(const at::Device device, model::open_device(choice.device));
-  model::Compute compute{device, at::kFloat, choice.int8_activations};
+  model::Compute compute{device, at::kFloat, choice.int8_activations, choice.fastest, choice.batch};
   if (choice.dtype == "auto") {
     // A CPU without bf16 products emulates them at a fraction of float32's speed.
     const bool native = device.is_cuda() ? (own == DType::kBF16 || own == DType::kF16)
@@ -185,23 +185,52 @@ Result<eval::PerplexityReport> evaluate(const EvalJob& job, const JobProgress& p
       report.kl ? report.kl->perplexity_reference : report.perplexity);
 }
 
+namespace {
+
+/// The ids of each prompt, put through the chat template if the job wants that.
+Result<std::vector<std::vector<int32_t>>> prompt_ids_of(const GenerateJob& job,
+                                                        const io::Tokenizer& tokenizer) {
+  std::optional<io::ChatTemplate> chat;
+  if (job.chat) {
+    LACUNA_TRY(chat, io::ChatTemplate::open(job.model));
+  }
+  std::vector<std::vector<int32_t>> all;
+  for (const std::string& prompt :
+       job.prompts.empty() ? std::vector<std::string>{job.prompt} : job.prompts)
+    all.push_back(chat ? tokenizer.encode(chat->render({{"user", prompt}}), false)
+                       : tokenizer.encode(prompt, true));
+  return all;
+}
+
+Result<std::vector<model::Generation>> answers_of(const GenerateJob& job,
+                                                  const model::Decoder& decoder,
+                                                  const io::Tokenizer& tokenizer,
+                                                  const std::vector<std::vector<int32_t>>& prompts,
+                                                  const JobProgress& progress) {
+  if (!job.prompts.empty())
+    return model::generate_batch(decoder, tokenizer, prompts, job.options, progress.interrupted);
+  LACUNA_TRY(auto generation, model::generate(decoder, tokenizer, prompts.front(), job.options,
+                                              job.on_text, progress.interrupted));
+  return std::vector<model::Generation>{std::move(generation)};
+}
+
+}  // namespace
+
 Result<GenerateReport> generate(const GenerateJob& job, const JobProgress& progress) {
-  LACUNA_TRY(const Opened opened, open_model(job.model, job.choice));
+  ComputeChoice choice = job.choice;
+  choice.batch = std::max<int64_t>(1, static_cast<int64_t>(job.prompts.size()));
+  LACUNA_TRY(const Opened opened, open_model(job.model, choice));
   LACUNA_TRY(const auto tokenizer, io::Tokenizer::open(job.model));
   GenerateReport report;
-  if (job.chat) {
-    LACUNA_TRY(const auto chat, io::ChatTemplate::open(job.model));
-    report.prompt_ids = tokenizer->encode(chat.render({{"user", job.prompt}}), false);
-  } else {
-    report.prompt_ids = tokenizer->encode(job.prompt, true);
-  }
+  LACUNA_TRY(const auto prompts, prompt_ids_of(job, *tokenizer));
+  report.prompt_ids = prompts.front();
   LACUNA_TRY(const auto decoder, model::Decoder::load(opened.checkpoint, opened.compute));
-  auto generation = model::generate(decoder, *tokenizer, report.prompt_ids, job.options,
-                                    job.on_text, progress.interrupted);
-  if (!generation.ok() && generation.error().code == Code::kCheckFailed)
+  auto generations = answers_of(job, decoder, *tokenizer, prompts, progress);
+  if (!generations.ok() && generations.error().code == Code::kCheckFailed)
     if (const std::string why = not_finite(opened, std::nullopt); !why.empty())
       return check_failed("{}", why);
-  LACUNA_TRY(report.generation, std::move(generation));
+  LACUNA_TRY(report.generations, std::move(generations));
+  report.generation = report.generations.front();
   report.dtype = long_name(model::dtype_of(opened.compute.dtype));
   report.device = opened.compute.device.str();
   return report;

@@ -25,6 +25,8 @@ struct ComputeChoice {
   std::string dtype = "auto";    ///< auto, float32, bfloat16, float16
   int threads = 0;               ///< 0 = all cores
   bool int8_activations = true;  ///< model::Compute
+  bool fastest = false;          ///< model::Compute
+  int64_t batch = 1;             ///< model::Compute
 };
 /// @param own  dtype of the model
 Result<model::Compute> resolve(const ComputeChoice& choice, DType own);
@@ -69,10 +71,13 @@ struct GenerateJob {
   model::GenerateOptions options;
   ComputeChoice choice;
   std::function<void(std::string_view)> on_text;
+  /// Answered at once, in place of `prompt`; on_text hears nothing of them.
+  std::vector<std::string> prompts;
 };
 struct GenerateReport {
-  model::Generation generation;
+  model::Generation generation;  ///< of the first prompt
   std::vector<int32_t> prompt_ids;
+  std::vector<model::Generation> generations;  ///< of all `prompts`
   std::string dtype, device;
 };
 Result<GenerateReport> generate(const GenerateJob& job, const JobProgress& progress = {});

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "lacuna/core/random.h"
+#include "lacuna/model/decode_step.h"
 #include "lacuna/model/generate.h"
 
 namespace lacuna::bench {
@@ -44,7 +45,11 @@ class Race {
   std::vector<const model::Decoder*> decoders_;
   ModelSpeedOptions options_;
   const std::atomic<bool>* interrupted_ = nullptr;
-  std::vector<int32_t> prompt_;
+  /// Greedily, end-of-text ignored.
+  Result<model::Generation> generate(const model::Decoder& decoder,
+                                     const std::function<bool(int32_t)>& on_token) const;
+
+  std::vector<std::vector<int32_t>> prompts_;
   std::vector<Timings> timings_;  // by model
 };
 
@@ -59,6 +64,10 @@ Result<Race> Race::prepare(const std::vector<const model::Decoder*>& decoders,
           "bench model: --profile reads the clock of the CPU, which a GPU runs behind (got "
           "--device "
           "cuda). Use --device cpu, or a profiler of the GPU's vendor.");
+    const auto why_not = model::DecodeStep::refusal(*decoder);
+    if (options.batch > 1 && why_not)
+      return not_possible("bench model: --batch {}: the model is not run step by step here ({}).",
+                          options.batch, *why_not);
     if (options.prompt + options.tokens > spec.max_positions)
       return usage_error(
           "bench model: --prompt and --tokens together are longer than the model's positions (got "
@@ -70,24 +79,34 @@ Result<Race> Race::prepare(const std::vector<const model::Decoder*>& decoders,
   race.options_ = options;
   race.interrupted_ = interrupted;
   race.timings_.resize(decoders.size());
-  for (int64_t i = 0; i < options.prompt; ++i)
-    race.prompt_.push_back(static_cast<int32_t>(
-        random_bits(options.seed, 0, static_cast<uint64_t>(i)) % static_cast<uint64_t>(vocab)));
+  for (int64_t p = 0; p < options.batch; ++p) {
+    auto& prompt = race.prompts_.emplace_back();
+    for (int64_t i = 0; i < options.prompt; ++i)
+      prompt.push_back(static_cast<int32_t>(
+          random_bits(options.seed, static_cast<uint64_t>(p), static_cast<uint64_t>(i)) %
+          static_cast<uint64_t>(vocab)));
+  }
   return race;
+}
+
+Result<model::Generation> Race::generate(const model::Decoder& decoder,
+                                         const std::function<bool(int32_t)>& on_token) const {
+  const model::GenerateOptions options{.max_new_tokens = options_.tokens + 1, .ignore_eos = true};
+  if (prompts_.size() == 1)
+    return model::generate_ids(decoder, prompts_.front(), options, {}, on_token, interrupted_);
+  LACUNA_TRY(auto all, model::generate_batch_ids(
+                           decoder, prompts_, options, {},
+                           [&](size_t, int32_t id) { return on_token(id); }, interrupted_));
+  return std::move(all.front());  // they share their times
 }
 
 Result<ModelTurn> Race::turn(size_t model, bool counts) {
   const Profile profile(options_.profile);
   double linear_prefill_ms = -1;  // until the first token
-  LACUNA_TRY(const auto generation,
-             model::generate_ids(
-                 *decoders_[model], prompt_,
-                 {.max_new_tokens = options_.tokens + 1, .ignore_eos = true}, {},
-                 [&](int32_t) {
-                   if (linear_prefill_ms < 0) linear_prefill_ms = profile.ms();
-                   return false;
-                 },
-                 interrupted_));
+  LACUNA_TRY(const auto generation, generate(*decoders_[model], [&](int32_t) {
+               if (linear_prefill_ms < 0) linear_prefill_ms = profile.ms();
+               return false;
+             }));
   if (generation.finish_reason == "interrupted") return Error{Code::kInterrupted, "interrupted"};
   if (counts) {
     Timings& timings = timings_[model];
@@ -111,8 +130,9 @@ std::vector<ModelSpeed> Race::speeds() const {
                      .decode_samples_ms = timings_[i].decode_ms};
     if (!timings_[i].decode_ms.empty()) {
       speed.prefill_tokens_per_second =
-          1000 * static_cast<double>(options_.prompt) / speed.prefill_ms.median;
-      speed.decode_tokens_per_second = 1000 / speed.decode_ms.median;
+          1000 * static_cast<double>(options_.batch * options_.prompt) / speed.prefill_ms.median;
+      speed.decode_tokens_per_second =
+          1000 * static_cast<double>(options_.batch) / speed.decode_ms.median;
     }
     if (options_.profile) {
       speed.prefill_linear_share = summarize(timings_[i].prefill_linear).median;

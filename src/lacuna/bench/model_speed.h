@@ -17,6 +17,7 @@ namespace lacuna::bench {
 struct ModelSpeedOptions {
   int64_t prompt = 128;     ///< tokens read at once, random ids
   int64_t tokens = 64;      ///< tokens written after the first
+  int64_t batch = 1;        ///< prompts that are answered at once
   int64_t repetitions = 5;  ///< timed, after one that isn't
   bool profile = false;     ///< also count the time inside the Linears
   uint64_t seed = 0;
@@ -24,8 +25,8 @@ struct ModelSpeedOptions {
 
 /// One model; medians over the repetitions.
 struct ModelSpeed {
-  Summary prefill_ms;  ///< the prompt, to the first token
-  Summary decode_ms;   ///< one later token
+  Summary prefill_ms;  ///< the prompts, to the first token of each
+  Summary decode_ms;   ///< one later token of each
   double prefill_tokens_per_second = 0, decode_tokens_per_second = 0;
   size_t weight_bytes = 0;
   /// Share of the time inside Linear::forward, 0..1; negative: not measured.
@@ -33,8 +34,10 @@ struct ModelSpeed {
   std::vector<double> prefill_samples_ms, decode_samples_ms;  ///< by repetition
 };
 
-/// Times model::generate_ids, greedy, end-of-text ignored, the models taking turns.
-/// @errors kUsage: prompt and tokens don't fit a model's positions; kInterrupted
+/// Times model::generate_ids (of several prompts generate_batch_ids), greedy, end-of-text ignored,
+/// the models taking turns.
+/// @errors kUsage: prompt and tokens don't fit a model's positions; kNotPossible: a batch of a
+/// model that can't be run step by step; kInterrupted
 Result<std::vector<ModelSpeed>> time_models(
     const std::vector<const model::Decoder*>& decoders, const ModelSpeedOptions& options,
     const std::function<void(int64_t done, int64_t total)>& step = {},

@@ -1,11 +1,14 @@
+#include <cmath>
 #include <iostream>
 #include <utility>
 
 #include "lacuna/api/measure.h"
 #include "lacuna/bench/compare.h"
+#include "lacuna/bench/compare_gpu.h"
 #include "lacuna/bench/record.h"
 #include "lacuna/cli/tool.h"
 #include "lacuna/kernels/linear.h"
+#include "lacuna/model/decode_step.h"
 #include "lacuna/model/synth.h"
 #include "lacuna/report/table.h"
 
@@ -99,6 +102,8 @@ std::string table_of(const bench::Comparison& comparison) {
   for (const auto& untimed : comparison.failed)
     text += fmt::format("FAILED   {} {}: {}\n", untimed.problem, untimed.candidate, untimed.why);
   if (comparison.rounds == 0) return text;
+  if (comparison.read_before == 0)
+    return text + fmt::format("{} rounds; ratio to {}\n", comparison.rounds, comparison.baseline);
   return text +
          fmt::format(
              "streaming read {:.1f} GB/s before, {:.1f} GB/s after; {} rounds; ratio to {}\n",
@@ -130,8 +135,13 @@ Status bench_problems(Tool& tool, Flags& flags) {
   if (flags.quick) flags.options = bench::CompareOptions::quick();
   if (flags.all) flags.options.slowest = 0;
   flags.options.seed = tool.seed();
-  model::set_threads(tool.compute().threads);
-  const auto environment = bench::Environment::here();
+  // The CPU unless a GPU is asked for by name.
+  auto choice = tool.compute();
+  if (choice.device == "auto") choice.device = "cpu";
+  LACUNA_TRY(const auto compute, api::resolve(choice, DType::kBF16));
+  const bool on_gpu = compute.device.is_cuda();
+  auto environment = bench::Environment::here();
+  if (on_gpu) environment.machine = kernels::Device::this_gpu().gpu->name;
   const auto progress = tool.stoppable_progress();
   if (!tool.json())
     tool.print({}, fmt::format("{}, {} threads, lacuna {}, libtorch {}\n", environment.machine,
@@ -139,7 +149,9 @@ Status bench_problems(Tool& tool, Flags& flags) {
   std::string failed, untimed;
   for (const auto& group : groups) {
     LACUNA_TRY(const auto comparison,
-               bench::compare(group, flags.options, progress.log, progress.interrupted));
+               on_gpu ? bench::compare_on_gpu(group, flags.options, compute, progress.log,
+                                              progress.interrupted)
+                      : bench::compare(group, flags.options, progress.log, progress.interrupted));
     if (tool.json()) {
       for (const auto& line : to_json(comparison, environment)) tool.print(line, "");
     } else {
@@ -184,9 +196,10 @@ std::string speed_line(const api::BenchedModel& model) {
 std::string comparison_line(const std::string& baseline, const api::BenchedModel& model) {
   return fmt::format(
       "ratio (time of {} / time of {}): prefill {:.2f}, decode {:.2f} ({:.2f} to {:.2f}); {:.0f} % "
-      "less memory for weights\n",
+      "{} memory for weights\n",
       baseline, model.name, model.speedup_prefill->median, model.speedup_decode->median,
-      model.speedup_decode->p10, model.speedup_decode->p90, 100 * *model.memory_saving);
+      model.speedup_decode->p10, model.speedup_decode->p90, 100 * std::abs(*model.memory_saving),
+      *model.memory_saving < 0 ? "more" : "less");
 }
 
 /// The models that the flags name, in the order in which they are reported.
@@ -235,12 +248,14 @@ Status bench_model(Tool& tool, ModelFlags& flags) {
   flags.seed = tool.seed();
   api::BenchModelJob job{.options = flags.options, .choice = tool.compute()};
   job.options.seed = tool.seed();
+  job.choice.batch = job.options.batch;
   LACUNA_CHECK(choose_models(flags, job));
   if (flags.turns) job.turns = turns_of(tool, job);
   LACUNA_TRY(const auto report, api::bench_model(job, tool.stoppable_progress()));
   auto json = to_json(report);
   if (!flags.like.empty()) json["like"] = flags.like;
   json["prompt"] = job.options.prompt;
+  json["batch"] = job.options.batch;
   json["tokens"] = job.options.tokens;
   json["repetitions"] = job.options.repetitions;
   std::string text;
@@ -248,9 +263,9 @@ Status bench_model(Tool& tool, ModelFlags& flags) {
   for (const auto& model : report.models)
     if (model.speedup_decode) text += comparison_line(report.baseline, model);
   text += fmt::format(
-      "{} on {}, {} prompt tokens, {} new ones, median of {}; at most {} of memory\n", report.dtype,
-      report.device, job.options.prompt, job.options.tokens, job.options.repetitions,
-      report::bytes_text(static_cast<double>(report.peak_bytes)));
+      "{} on {}, {} of {} prompt tokens, {} new ones, median of {}; at most {} of memory\n",
+      report.dtype, report.device, job.options.batch, job.options.prompt, job.options.tokens,
+      job.options.repetitions, report::bytes_text(static_cast<double>(report.peak_bytes)));
   tool.print(json, text);
   return {};
 }
@@ -308,6 +323,11 @@ void add_bench(Tool& tool) {
       ->capture_default_str();
   model->add_option("--prompt", of_model.options.prompt, "tokens to read")
       ->check(between(1))
+      ->capture_default_str();
+  model
+      ->add_option("--batch", of_model.options.batch,
+                   "prompts that are answered at once; tokens/s are those of all of them")
+      ->check(between(1, model::DecodeStep::kMaxSequences))
       ->capture_default_str();
   model
       ->add_option("--repetitions", of_model.options.repetitions,

@@ -103,6 +103,11 @@ void Tool::computes(CLI::App* verb) {
   verb->add_option("--device", device_, "where to compute")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
       ->capture_default_str();
+  verb->add_option("--memory", memory_,
+                   "on a GPU: compact keeps a sparse weight once, fastest also in other forms and "
+                   "dense, and takes the fastest for every number of tokens")
+      ->check(CLI::IsMember({"compact", "fastest"}))
+      ->capture_default_str();
   chooses_types(verb);
   threaded(verb);
 }
@@ -163,7 +168,8 @@ void Tool::print(const nlohmann::json& json, const std::string& text) {
 }
 
 api::ComputeChoice Tool::compute(const std::string& dtype) const {
-  return {device_, dtype_.empty() ? dtype : dtype_, threads_, activations_ == "int8"};
+  return {device_, dtype_.empty() ? dtype : dtype_, threads_, activations_ == "int8",
+          memory_ == "fastest"};
 }
 
 api::JobProgress Tool::progress() {

@@ -66,7 +66,7 @@ class Tool {
   std::function<Status()> run_;
   std::map<const CLI::App*, const std::filesystem::path*> models_, outs_;
   bool json_ = false, quiet_ = false, verbose_ = false, verify_ = false, overwrite_ = false;
-  std::string device_ = "auto", dtype_, activations_ = "int8";
+  std::string device_ = "auto", dtype_, activations_ = "int8", memory_ = "compact";
   int threads_ = 0;
   uint64_t seed_ = 0;
   bench::TunedUse tuned_;

@@ -10,6 +10,7 @@
 #include "lacuna/kernels/linear_bitmap/cuda_sm90_gap.h"
 #include "lacuna/kernels/linear_bitmap/cuda_sm90_scatter.h"
 #include "lacuna/kernels/linear_bsr/cuda_sm80_block.h"
+#include "lacuna/kernels/linear_csr/cuda_sm80_cusparse.h"
 #include "lacuna/kernels/linear_dense/cuda_sm90_coded.h"
 #include "lacuna/kernels/linear_dense/cuda_sm90_stream.h"
 #include "lacuna/kernels/linear_nm/cuda_sm90_coded.h"
@@ -21,9 +22,9 @@ namespace {
 constexpr const GpuLinearKernel* kLinear[] = {
     &linear_bitmap::kGap, &linear_bitmap::kGapFp8, &linear_bitmap::kGapInt8,
     &linear_bitmap::kFp8, &linear_bitmap::kInt8,   &linear_bitmap::kScatter,
-    &linear_bsr::kBlock,  &linear_dense::kStream,  &linear_dense::kFp8,
-    &linear_dense::kInt8, &linear_nm::kMmaSp,      &linear_nm::kFp8,
-    &linear_nm::kInt8,
+    &linear_bsr::kBlock,  &linear_csr::kCusparse,  &linear_dense::kStream,
+    &linear_dense::kFp8,  &linear_dense::kInt8,    &linear_nm::kMmaSp,
+    &linear_nm::kFp8,     &linear_nm::kInt8,
 };
 
 cudaStream_t stream_of(GpuStream stream) { return static_cast<cudaStream_t>(stream); }
@@ -66,6 +67,7 @@ const GpuTable kTable = {
     .column_loop = [](const GpuColumnLoop* stripe, GpuStream stream) -> int {
       return column_loop::column_loop(*stripe, stream_of(stream));
     },
+    .has_cusparse = []() -> int { return linear_csr::cusparse_is_there(); },
 };
 
 }  // namespace

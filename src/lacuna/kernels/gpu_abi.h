@@ -129,6 +129,9 @@ struct GpuTable {
 
   /// Optimal brain surgery inside a stripe (kernels/column_loop).
   int (*column_loop)(const GpuColumnLoop* stripe, GpuStream stream);
+
+  /// Whether cuSPARSE is there to be loaded (linear_csr's kernel stands on it).
+  int (*has_cusparse)();
 };
 
 /// The one function that the library exports, as kGpuTableSymbol.
@@ -150,7 +153,7 @@ T held(const Holder* holder) {
 }
 
 /// Changes with any struct above.
-inline constexpr int32_t kGpuAbiVersion = 5;
+inline constexpr int32_t kGpuAbiVersion = 6;
 inline constexpr const char* kGpuTableSymbol = "lacuna_gpu_table";
 
 }  // namespace lacuna::kernels

@@ -59,6 +59,13 @@ const LinearOperation* linear_operation_on_cpu(const Problem& problem, const Dev
   return fast.front();
 }
 
+const LinearOperation* linear_operation_on_gpu(const Problem& problem, const Device& gpu) {
+  const bool by_non_zeros = problem.pattern.kind == format::PatternKind::kUnstructured &&
+                            forced_candidate(linear_csr::kOperation, gpu).has_value();
+  return by_non_zeros ? *find_linear_operation(linear_csr::kOperation)
+                      : linear_operation(problem.pattern.kind);
+}
+
 std::vector<Explanation> explain_linear(const LinearOperation& operation, const Problem& problem,
                                         const Device& device) {
   if (device.gpu) return operation.gpu_candidates().explain(problem, device);

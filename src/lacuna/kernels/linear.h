@@ -35,6 +35,11 @@ inline constexpr double kLeastCsrSparsity = 0.845;
 /// multiply such a weight, that one it is (of several the first here).
 const LinearOperation* linear_operation_on_cpu(const Problem& problem,
                                                const Device& cpu = Device::this_cpu());
+/// The operation for a weight on a GPU: linear_operation(), unless LACUNA_FORCE pins a candidate of
+/// linear_csr for an unstructured one. cuSPARSE has lost to the kernels of linear_bitmap at every
+/// share of zeros that was measured (docs/results/h200.md), so it is never chosen otherwise.
+const LinearOperation* linear_operation_on_gpu(const Problem& problem,
+                                               const Device& gpu = Device::this_gpu());
 /// Every candidate for a problem of an operation, with its answer: those of the GPU for a GPU, else
 /// those that walk rows, or those of linear_coded where the values are int8 or int4.
 std::vector<Explanation> explain_linear(const LinearOperation& operation, const Problem& problem,

@@ -18,20 +18,22 @@ namespace {
 /// Threads that spin between the operations; a sequence is called every time.
 class CpuDevice : public DecodeDevice {
  public:
-  explicit CpuDevice(const decode::Operations* operations)
-      : operations_(operations != nullptr ? *operations : *decode::cpu_operations().front()),
+  CpuDevice(int64_t sequences, const decode::Operations* operations)
+      : position_(static_cast<size_t>(sequences)),
+        best_(static_cast<size_t>(sequences)),
+        operations_(operations != nullptr ? *operations : *decode::cpu_operations().front()),
         pool_(at::get_num_threads()),
         executor_(pool_.executor()) {}
 
   const decode::Operations& operations() const override { return operations_; }
   void* queue() override { return &executor_; }
   const Executor& executor() const override { return executor_; }
-  const int32_t* position() const override { return &position_; }
+  const int32_t* position() const override { return position_.data(); }
   const int32_t* ids() const override { return nullptr; }
-  int32_t* best() override { return &best_; }
-  int32_t run(const std::vector<int32_t>&, int64_t position,
-              const std::function<void()>& sequence) override {
-    position_ = static_cast<int32_t>(position);
+  int32_t* best() override { return best_.data(); }
+  std::vector<int32_t> run(const std::vector<int32_t>&, const std::vector<int32_t>& positions,
+                           const std::function<void()>& sequence) override {
+    position_ = positions;
     sequence();
     return best_;
   }
@@ -39,25 +41,26 @@ class CpuDevice : public DecodeDevice {
   void finish() override {}
 
  private:
+  std::vector<int32_t> position_, best_;
   const decode::Operations& operations_;
   ThreadPool pool_;
   Executor executor_;
-  int32_t position_ = 0, best_ = 0;
 };
 
 /// A stream of its own, for the default one can't be recorded. Torch's products run on it too while
-/// a sequence is called. A sequence of one token is called twice, the second time to be recorded:
-/// by then torch has all the memory that its products want.
+/// a sequence is called. A step of one token for each sequence is called twice, the second time to
+/// be recorded: by then torch has all the memory that its products want.
 class GpuDevice : public DecodeDevice {
  public:
-  GpuDevice(at::Device device, int64_t max_tokens)
-      : device_(device),
+  GpuDevice(at::Device device, int64_t max_tokens, int64_t sequences)
+      : sequences_(sequences),
+        device_(device),
         guard_(device.type()),
         stream_(guard_.getStreamFromGlobalPool(device)),
         table_(**kernels::gpu_library()) {
     const auto ints = at::TensorOptions().dtype(at::kInt);
-    state_ = at::zeros({2 + max_tokens}, ints.device(device));
-    staging_ = at::zeros({2 + max_tokens}, ints.pinned_memory(true));
+    state_ = at::zeros({2 * sequences + max_tokens}, ints.device(device));
+    staging_ = at::zeros({2 * sequences + max_tokens}, ints.pinned_memory(true));
   }
   ~GpuDevice() override {
     finish();
@@ -67,21 +70,22 @@ class GpuDevice : public DecodeDevice {
   const decode::Operations& operations() const override { return *table_.decode; }
   void* queue() override { return stream_.native_handle(); }
   const Executor& executor() const override { return none_; }
-  const int32_t* position() const override { return state() + 1; }
-  const int32_t* ids() const override { return state() + 2; }
+  const int32_t* position() const override { return state() + sequences_; }
+  const int32_t* ids() const override { return state() + 2 * sequences_; }
   int32_t* best() override { return state_.mutable_data_ptr<int32_t>(); }
 
-  int32_t run(const std::vector<int32_t>& ids, int64_t position,
-              const std::function<void()>& sequence) override {
+  std::vector<int32_t> run(const std::vector<int32_t>& ids, const std::vector<int32_t>& positions,
+                           const std::function<void()>& sequence) override {
     // What torch's own stream was given so far (a prompt's keys, a larger cache) comes first.
     c10::Event before(device_.type());
     before.record(guard_.getStream(device_));
     before.block(stream_);
     auto* staged = staging_.mutable_data_ptr<int32_t>();
-    staged[1] = static_cast<int32_t>(position);
-    std::memcpy(staged + 2, ids.data(), ids.size() * sizeof(int32_t));
-    copy(best() + 1, staged + 1, 1 + ids.size());
-    if (ids.size() != 1) {
+    const auto count = static_cast<size_t>(sequences_);
+    std::memcpy(staged + count, positions.data(), count * sizeof(int32_t));
+    std::memcpy(staged + 2 * count, ids.data(), ids.size() * sizeof(int32_t));
+    copy(best() + count, staged + count, count + ids.size());
+    if (ids.size() != count) {
       call(sequence);
     } else if (recording_ != nullptr) {
       check(table_.replay(recording_, queue()), "replay");
@@ -95,9 +99,9 @@ class GpuDevice : public DecodeDevice {
       record(sequence);
       check(table_.replay(recording_, queue()), "replay");
     }
-    copy(staged, best(), 1);
+    copy(staged, best(), count);
     check(table_.wait(queue()), "run a step");
-    return staged[0];
+    return {staged, staged + count};
   }
 
   void forget() override {
@@ -142,12 +146,13 @@ class GpuDevice : public DecodeDevice {
     check(table_.last_error(), "launch a kernel of a decode step");
   }
 
+  int64_t sequences_;
   at::Device device_;
   c10::impl::VirtualGuardImpl guard_;
   c10::Stream stream_;
   const kernels::GpuTable& table_;
   Executor none_;
-  at::Tensor state_;    // best, position, ids
+  at::Tensor state_;    // best, positions, ids
   at::Tensor staging_;  // the same in pinned memory
   at::Tensor held_;
   void* recording_ = nullptr;
@@ -168,9 +173,10 @@ std::optional<std::string> DecodeDevice::refusal(const Decoder& decoder) {
 }
 
 std::unique_ptr<DecodeDevice> DecodeDevice::open(at::Device device, int64_t max_tokens,
+                                                 int64_t sequences,
                                                  const decode::Operations* operations) {
-  if (device.is_cpu()) return std::make_unique<CpuDevice>(operations);
-  return std::make_unique<GpuDevice>(device, max_tokens);
+  if (device.is_cpu()) return std::make_unique<CpuDevice>(sequences, operations);
+  return std::make_unique<GpuDevice>(device, max_tokens, sequences);
 }
 
 }  // namespace lacuna::model

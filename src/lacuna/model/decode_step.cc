@@ -22,18 +22,19 @@ struct DecodeStep::State {
   KvCache& cache;
   const io::DecoderSpec& spec;
   const DType dtype;
+  const int64_t sequences, most_tokens;
   std::unique_ptr<DecodeDevice> device;
   const decode::Operations& run;
   at::Tensor arena;
-  // Of kMaxTokens tokens each; `delta` is what the residual stream gains. q, k and v, as well as
+  // Of most_tokens tokens each; `delta` is what the residual stream gains. q, k and v, as well as
   // gate and up, lie side by side, token by token, where one product makes them, else one after the
   // other.
   std::byte *embedded = nullptr, *hidden = nullptr, *normed = nullptr, *qkv = nullptr,
             *attended = nullptr, *delta = nullptr, *gate_up = nullptr, *active = nullptr;
-  std::byte* logits = nullptr;            // of one token
-  std::byte* attend_workspace = nullptr;  // of attention over kMaxTokens tokens
+  std::byte* logits = nullptr;            // of one token of each sequence
+  std::byte* attend_workspace = nullptr;  // of attention over most_tokens tokens
   std::byte* widen_workspace = nullptr;
-  at::Tensor wide;  // float32 [vocab]
+  at::Tensor wide;  // float32 [vocab], or of each sequence
   at::Tensor cos, sin;
   // Where the cache lay when the step was recorded, and how long its rows were.
   std::pair<const void*, int64_t> recorded_cache;
@@ -48,7 +49,9 @@ struct DecodeStep::State {
         cache(into),
         spec(of.spec()),
         dtype(dtype_of(of.compute().dtype)),
-        device(DecodeDevice::open(of.compute().device, kMaxTokens, operations)),
+        sequences(into.batch()),
+        most_tokens(sequences > 1 ? sequences : kMaxTokens),
+        device(DecodeDevice::open(of.compute().device, most_tokens, sequences, operations)),
         run(device->operations()) {
     const int64_t q_width = spec.heads * spec.head_dim, kv_width = spec.kv_heads * spec.head_dim;
     const auto width = static_cast<int64_t>(size_bytes(dtype));
@@ -56,7 +59,7 @@ struct DecodeStep::State {
       std::byte** at;
       int64_t bytes;
     };
-    const auto rows = [&](int64_t elements) { return kMaxTokens * elements * width; };
+    const auto rows = [&](int64_t elements) { return most_tokens * elements * width; };
     const std::vector<Part> parts = {
         {&embedded, rows(spec.embedding_width)},
         {&hidden, rows(spec.hidden)},
@@ -66,10 +69,10 @@ struct DecodeStep::State {
         {&delta, rows(spec.hidden)},
         {&gate_up, rows((spec.gated ? 2 : 1) * spec.intermediate)},
         {&active, rows(spec.intermediate)},
-        {&logits, spec.vocab * width},
+        {&logits, sequences * spec.vocab * width},
         {&attend_workspace,
-         static_cast<int64_t>(run.attend_workspace_bytes(attend(0, kMaxTokens, 0)))},
-        {&widen_workspace, decode::kWidenWorkspaceBytes}};
+         static_cast<int64_t>(run.attend_workspace_bytes(attend(0, most_tokens, 0)))},
+        {&widen_workspace, sequences * decode::kWidenWorkspaceBytes}};
     constexpr int64_t kAlignment = 256;
     const auto padded = [&](int64_t bytes) {
       return (bytes + kAlignment - 1) / kAlignment * kAlignment;
@@ -84,7 +87,8 @@ struct DecodeStep::State {
       *part.at = next;
       next += padded(part.bytes);
     }
-    wide = at::empty({spec.vocab}, options.dtype(at::kFloat));
+    wide = at::empty({sequences, spec.vocab}, options.dtype(at::kFloat));
+    if (sequences == 1) wide = wide.view({spec.vocab});
     for (const Block& block : of.blocks()) {
       const auto linear = [&](const io::LinearSpec& named) { return &block.linear(named.name); };
       Products p = {.q = linear(spec.q),
@@ -104,6 +108,11 @@ struct DecodeStep::State {
   State(const State&) = delete;
   State& operator=(const State&) = delete;
 
+  /// Elements of a layer's keys that one sequence of several has.
+  int64_t sequence_stride() const {
+    return sequences > 1 ? spec.kv_heads * cache.reserved() * spec.head_dim : 0;
+  }
+
   /// @param stride  of the rows of q; 0: side by side
   decode::Attend attend(int64_t layer, int64_t tokens, int64_t stride) const {
     return {.dtype = dtype,
@@ -114,6 +123,7 @@ struct DecodeStep::State {
             .capacity = cache.reserved(),
             .window = spec.sliding_window.value_or(0),
             .q_stride = stride,
+            .sequence_stride = sequence_stride(),
             .q = qkv,
             .keys = cache.keys(layer).const_data_ptr(),
             .values = cache.values(layer).const_data_ptr(),
@@ -171,6 +181,7 @@ struct DecodeStep::State {
                 .table = positions.const_data_ptr(),
                 .position = device->position(),
                 .offset = spec.position_offset,
+                .own_sequences = sequences > 1,
                 .add = true,
                 .out = hidden},
                device->queue());
@@ -210,6 +221,7 @@ struct DecodeStep::State {
                            .head_dim = spec.head_dim,
                            .capacity = cache.reserved(),
                            .stride = stride,
+                           .sequence_stride = sequence_stride(),
                            .q = q,
                            .k = k,
                            .v = v,
@@ -272,20 +284,20 @@ struct DecodeStep::State {
     finish(tokens, gained);
   }
 
-  /// Logits of the last token alone.
+  /// Logits of the last token of each sequence.
   void finish(int64_t tokens, const void* gained) {
-    const auto last = [&](const void* rows) -> const void* {
-      if (rows == nullptr) return nullptr;
-      return static_cast<const std::byte*>(rows) +
-             (tokens - 1) * spec.hidden * static_cast<int64_t>(size_bytes(dtype));
+    const auto last = [&](const void* of) -> const void* {
+      if (of == nullptr) return nullptr;
+      return static_cast<const std::byte*>(of) +
+             (tokens - sequences) * spec.hidden * static_cast<int64_t>(size_bytes(dtype));
     };
     const void* x = last(hidden);
     if (const Norm* norm = decoder.ends().final_norm()) {
-      normalize(*norm, 1, x, last(gained), nullptr, normed);
+      normalize(*norm, sequences, x, last(gained), nullptr, normed);
       x = normed;
     } else if (gained != nullptr) {
       run.normalize({.dtype = dtype,
-                     .rows = 1,
+                     .rows = sequences,
                      .width = spec.hidden,
                      .x = x,
                      .delta = last(gained),
@@ -294,12 +306,13 @@ struct DecodeStep::State {
       x = normed;
     }
     if (const Linear* project = decoder.ends().project_out()) {
-      apply(*project, 1, x, embedded);
+      apply(*project, sequences, x, embedded);
       x = embedded;
     }
-    apply(decoder.ends().head(), 1, x, logits);
+    apply(decoder.ends().head(), sequences, x, logits);
     run.widen({.dtype = dtype,
                .count = spec.vocab,
+               .rows = sequences,
                .logits = logits,
                .wide = wide.mutable_data_ptr<float>(),
                .best = device->best(),
@@ -318,16 +331,36 @@ struct DecodeStep::State {
     recorded_cache = place;
   }
 
-  int32_t step(const std::vector<int32_t>& ids) {
-    const auto tokens = static_cast<int64_t>(ids.size());
-    TORCH_CHECK(tokens > 0 && tokens <= kMaxTokens, "DecodeStep: ", tokens, " tokens (need 1..",
-                kMaxTokens, ")");
+  void check(const std::vector<int32_t>& ids) const {
     for (const int32_t id : ids)
       TORCH_CHECK(id >= 0 && id < spec.vocab, "DecodeStep: token ", id, " (need 0..",
                   spec.vocab - 1, ")");
+  }
+
+  int32_t step(const std::vector<int32_t>& ids) {
+    const auto tokens = static_cast<int64_t>(ids.size());
+    TORCH_CHECK(sequences == 1 && tokens > 0 && tokens <= kMaxTokens, "DecodeStep: ", tokens,
+                " tokens of one of ", sequences, " sequences (need 1..", kMaxTokens, " of one)");
+    check(ids);
     make_room(cache.length() + tokens);
-    const int32_t best = device->run(ids, cache.length(), [&] { sequence(ids); });
+    const auto position = static_cast<int32_t>(cache.length());
+    const auto best = device->run(ids, {position}, [&] { sequence(ids); });
     cache.advance(tokens);
+    return best.front();
+  }
+
+  std::vector<int32_t> step_each(const std::vector<int32_t>& ids, std::vector<int32_t>& lengths) {
+    TORCH_CHECK(static_cast<int64_t>(ids.size()) == sequences && lengths.size() == ids.size(),
+                "DecodeStep: ", ids.size(), " tokens of ", lengths.size(),
+                " lengths (need one for ", "each of ", sequences, " sequences)");
+    check(ids);
+    const int32_t longest = *std::max_element(lengths.begin(), lengths.end());
+    TORCH_CHECK(longest <= cache.length(), "DecodeStep: a sequence of ", longest,
+                " tokens in a cache of ", cache.length());
+    make_room(longest + 1);
+    auto best = device->run(ids, lengths, [&] { sequence(ids); });
+    for (int32_t& length : lengths) ++length;
+    if (longest == cache.length()) cache.advance(1);
     return best;
   }
 };
@@ -348,6 +381,10 @@ DecodeStep::DecodeStep(const Decoder& decoder, KvCache& cache,
 DecodeStep::~DecodeStep() = default;
 
 int32_t DecodeStep::run(const std::vector<int32_t>& ids) { return state_->step(ids); }
+std::vector<int32_t> DecodeStep::run_each(const std::vector<int32_t>& ids,
+                                          std::vector<int32_t>& lengths) {
+  return state_->step_each(ids, lengths);
+}
 const at::Tensor& DecodeStep::logits() const { return state_->wide; }
 
 }  // namespace lacuna::model

@@ -23,6 +23,7 @@ namespace lacuna::model {
 class KvCache {
  public:
   KvCache(const io::DecoderSpec& spec, int64_t batch, const Compute& compute);
+  int64_t batch() const { return keys_.empty() ? 1 : keys_.front().size(0); }  ///< sequences
   int64_t length() const { return length_; }  ///< tokens already in the cache
   void advance(int64_t tokens) { length_ += tokens; }
   void clear() { length_ = 0; }

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <deque>
 
 #include "lacuna/model/decode_step.h"
 
@@ -165,26 +166,216 @@ Result<Generation> generate_ids(const Decoder& decoder, const std::vector<int32_
   return generation;
 }
 
+namespace {
+
+/// Sequences side by side: each prompt through torch, then a step for a token of each.
+class BatchPredictor {
+ public:
+  BatchPredictor(const Decoder& decoder, const GenerateOptions& options, int64_t sequences)
+      : decoder_(decoder),
+        options_(options),
+        cache_(decoder.spec(), sequences, decoder.compute()) {}
+
+  /// The first token of each, or nothing if one of its logits is not a finite number.
+  std::vector<std::optional<int32_t>> first(const std::vector<std::vector<int32_t>>& prompts) {
+    int64_t longest = 0;
+    for (const auto& prompt : prompts)
+      longest = std::max(longest, static_cast<int64_t>(prompt.size()));
+    // All that will be needed at most: a cache that grows has its step recorded anew.
+    cache_.reserve(std::min(longest + options_.max_new_tokens, decoder_.spec().max_positions));
+    std::vector<std::optional<int32_t>> tokens;
+    for (size_t i = 0; i < prompts.size(); ++i) {
+      KvCache own(decoder_.spec(), 1, decoder_.compute());
+      const at::Tensor ids = at::tensor(at::ArrayRef<int32_t>(prompts[i]), at::kLong).unsqueeze(0);
+      const at::Tensor logits = decoder_.forward(ids, &own, /*last_only=*/true).view({-1});
+      for (int64_t layer = 0; layer < decoder_.spec().layers; ++layer) {
+        keep(own.keys(layer), own.length(), cache_.keys(layer), static_cast<int64_t>(i));
+        keep(own.values(layer), own.length(), cache_.values(layer), static_cast<int64_t>(i));
+      }
+      lengths_.push_back(static_cast<int32_t>(own.length()));
+      tokens.push_back(
+          logits.isfinite().all().item<bool>()
+              ? std::optional(sample(logits.cpu(), prompts[i], options_, prompts[i].size()))
+              : std::nullopt);
+    }
+    cache_.advance(longest);
+    step_.emplace(decoder_, cache_);
+    return tokens;
+  }
+
+  /// The token after the last of each. One that has ended is fed it again and stays where it is, or
+  /// at the last position there is.
+  std::vector<std::optional<int32_t>> next(const std::vector<std::vector<int32_t>>& all,
+                                           const std::vector<bool>& ended) {
+    std::vector<int32_t> ids;
+    for (const auto& of : all) ids.push_back(of.back());
+    const auto last = static_cast<int32_t>(decoder_.spec().max_positions - 1);
+    for (size_t i = 0; i < all.size(); ++i)
+      if (ended[i]) lengths_[i] = std::min(lengths_[i], last);
+    const std::vector<int32_t> before = lengths_;
+    const std::vector<int32_t> best = step_->run_each(ids, lengths_);
+    const bool greedy = options_.temperature == 0 && options_.repetition_penalty == 1.0;
+    const at::Tensor logits =
+        greedy ? at::Tensor() : step_->logits().cpu().view({-1, decoder_.spec().vocab});
+    std::vector<std::optional<int32_t>> tokens(all.size());
+    for (size_t i = 0; i < all.size(); ++i) {
+      if (ended[i]) lengths_[i] = before[i];
+      if (ended[i] || best[i] < 0) continue;
+      tokens[i] = greedy ? best[i]
+                         : sample(logits[static_cast<int64_t>(i)], all[i], options_, all[i].size());
+    }
+    return tokens;
+  }
+
+  /// Whether a sequence has a position left for its last token.
+  bool has_room(size_t sequence) const {
+    return lengths_[sequence] < decoder_.spec().max_positions;
+  }
+
+ private:
+  static void keep(const at::Tensor& from, int64_t tokens, const at::Tensor& to, int64_t place) {
+    to.select(0, place).narrow(1, 0, tokens).copy_(from.select(0, 0).narrow(1, 0, tokens));
+  }
+
+  const Decoder& decoder_;
+  const GenerateOptions& options_;
+  KvCache cache_;
+  std::optional<DecodeStep> step_;
+  std::vector<int32_t> lengths_;
+};
+
+Result<std::vector<Generation>> one_after_the_other(
+    const Decoder& decoder, const std::vector<std::vector<int32_t>>& prompts,
+    const GenerateOptions& options, const std::vector<int64_t>& eos,
+    const std::function<bool(size_t, int32_t)>& on_token, const std::atomic<bool>* interrupted) {
+  std::vector<Generation> generations;
+  for (size_t i = 0; i < prompts.size(); ++i) {
+    const auto told = [&](int32_t id) { return on_token && on_token(i, id); };
+    LACUNA_TRY(auto generation, generate_ids(decoder, prompts[i], options, eos, told, interrupted));
+    generations.push_back(std::move(generation));
+  }
+  return generations;
+}
+
+}  // namespace
+
+Result<std::vector<Generation>> generate_batch_ids(
+    const Decoder& decoder, const std::vector<std::vector<int32_t>>& prompts,
+    const GenerateOptions& options, const std::vector<int64_t>& eos,
+    const std::function<bool(size_t, int32_t)>& on_token, const std::atomic<bool>* interrupted) {
+  using Clock = std::chrono::steady_clock;
+  const auto start = Clock::now();
+  const auto count = static_cast<int64_t>(prompts.size());
+  if (count < 1 || count > DecodeStep::kMaxSequences)
+    return usage_error("generate: {} prompts at once (need 1 to {}).", count,
+                       DecodeStep::kMaxSequences);
+  for (const auto& prompt : prompts) LACUNA_CHECK(check_prompt(decoder.spec(), prompt));
+  if (DecodeStep::refusal(decoder))
+    return one_after_the_other(decoder, prompts, options, eos, on_token, interrupted);
+
+  const c10::InferenceMode inference;
+  BatchPredictor predictor(decoder, options, count);
+  std::vector<Generation> generations(prompts.size());
+  std::vector<std::vector<int32_t>> all = prompts;
+  std::vector<bool> ended(prompts.size(), options.max_new_tokens == 0);
+  auto first_token = start;
+  int64_t steps = 0;
+  for (; std::find(ended.begin(), ended.end(), false) != ended.end(); ++steps) {
+    const bool stopped = interrupted != nullptr && interrupted->load();
+    for (Generation& generation : generations)
+      if (generation.finish_reason.empty() && stopped) generation.finish_reason = "interrupted";
+    if (stopped) break;
+    const auto found = steps == 0 ? predictor.first(prompts) : predictor.next(all, ended);
+    if (steps == 0) first_token = Clock::now();
+    for (size_t i = 0; i < all.size(); ++i) {
+      if (ended[i]) continue;
+      if (!found[i])
+        return check_failed(
+            "generate: the logits after token {} of prompt {} are not all finite numbers. Try "
+            "--dtype float32.",
+            all[i].size(), i);
+      Generation& generation = generations[i];
+      generation.token_ids.push_back(*found[i]);
+      all[i].push_back(*found[i]);
+      const bool enough = on_token && on_token(i, *found[i]);
+      const bool at_eos =
+          !options.ignore_eos && std::find(eos.begin(), eos.end(), *found[i]) != eos.end();
+      if (enough || at_eos) generation.finish_reason = "stop";
+      ended[i] = enough || at_eos || !predictor.has_room(i) ||
+                 static_cast<int64_t>(generation.token_ids.size()) >= options.max_new_tokens;
+    }
+  }
+  const auto last_token = Clock::now();
+
+  const auto ms = [](auto span) { return std::chrono::duration<double, std::milli>(span).count(); };
+  for (Generation& generation : generations) {
+    if (generation.finish_reason.empty()) generation.finish_reason = "length";
+    if (steps > 0) generation.ttft_ms = ms(first_token - start);
+    if (steps > 1) {
+      generation.tpot_ms = ms(last_token - first_token) / static_cast<double>(steps - 1);
+      generation.tokens_per_second = 1000 / generation.tpot_ms;
+    }
+  }
+  return generations;
+}
+
+namespace {
+
+/// One answer as text: token by token until it is enough.
+class Answer {
+ public:
+  Answer(const io::Tokenizer& tokenizer, const GenerateOptions& options,
+         const std::function<void(std::string_view)>& on_text)
+      : output_(options.stop, on_text),
+        // The stream decoder wants shared ownership of what the caller holds for the whole call.
+        stream_(std::shared_ptr<const io::Tokenizer>(std::shared_ptr<const void>(), &tokenizer)) {}
+  /// True when a stop text has come up.
+  bool add(int32_t id) { return at_stop_text_ = output_.add(stream_.push(id)); }
+  std::string finish() && {
+    if (!at_stop_text_) output_.add(stream_.finish());
+    return std::move(output_).finish();
+  }
+
+ private:
+  Output output_;
+  io::StreamDecoder stream_;
+  bool at_stop_text_ = false;
+};
+
+std::vector<int64_t> ends_of(const Decoder& decoder, const io::Tokenizer& tokenizer) {
+  std::vector<int64_t> eos = decoder.spec().eos_tokens;
+  if (eos.empty() && tokenizer.eos()) eos.push_back(*tokenizer.eos());
+  return eos;
+}
+
+}  // namespace
+
 Result<Generation> generate(const Decoder& decoder, const io::Tokenizer& tokenizer,
                             const std::vector<int32_t>& prompt_ids, const GenerateOptions& options,
                             const std::function<void(std::string_view)>& on_text,
                             const std::atomic<bool>* interrupted) {
-  std::vector<int64_t> eos = decoder.spec().eos_tokens;
-  if (eos.empty() && tokenizer.eos()) eos.push_back(*tokenizer.eos());
-  Output output(options.stop, on_text);
-  // The stream decoder wants shared ownership of what the caller holds for the whole call.
-  io::StreamDecoder stream(
-      std::shared_ptr<const io::Tokenizer>(std::shared_ptr<const void>(), &tokenizer));
-  bool at_stop_text = false;
-  const auto on_token = [&](int32_t id) {
-    at_stop_text = output.add(stream.push(id));
-    return at_stop_text;
-  };
-  LACUNA_TRY(auto generation,
-             generate_ids(decoder, prompt_ids, options, eos, on_token, interrupted));
-  if (!at_stop_text) output.add(stream.finish());
-  generation.text = std::move(output).finish();
+  Answer answer(tokenizer, options, on_text);
+  LACUNA_TRY(auto generation, generate_ids(
+                                  decoder, prompt_ids, options, ends_of(decoder, tokenizer),
+                                  [&](int32_t id) { return answer.add(id); }, interrupted));
+  generation.text = std::move(answer).finish();
   return generation;
+}
+
+Result<std::vector<Generation>> generate_batch(const Decoder& decoder,
+                                               const io::Tokenizer& tokenizer,
+                                               const std::vector<std::vector<int32_t>>& prompts,
+                                               const GenerateOptions& options,
+                                               const std::atomic<bool>* interrupted) {
+  const std::function<void(std::string_view)> nobody;
+  std::deque<Answer> answers;
+  for (size_t i = 0; i < prompts.size(); ++i) answers.emplace_back(tokenizer, options, nobody);
+  LACUNA_TRY(auto generations,
+             generate_batch_ids(
+                 decoder, prompts, options, ends_of(decoder, tokenizer),
+                 [&](size_t prompt, int32_t id) { return answers[prompt].add(id); }, interrupted));
+  for (size_t i = 0; i < prompts.size(); ++i) generations[i].text = std::move(answers[i]).finish();
+  return generations;
 }
 
 }  // namespace lacuna::model

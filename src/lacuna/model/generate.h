@@ -49,6 +49,20 @@ Result<Generation> generate_ids(const Decoder& decoder, const std::vector<int32_
                                 const std::function<bool(int32_t)>& on_token = {},
                                 const std::atomic<bool>* interrupted = nullptr);
 
+/// Several prompts at once, one step for a token of each: what generate_ids() gives for each alone,
+/// but for the rounding of products of more tokens, and each random choice as there. An answer that
+/// has ended waits for the others. Where a model can't be run step by step (DecodeStep::refusal)
+/// they are answered one after the other.
+/// @param on_token  told the place of the prompt too; true: that is enough of it
+/// @return by prompt; times are those of all of them: ttft_ms to the first token of each, tpot_ms
+/// of one step
+/// @errors as generate(); kUsage: no prompts, or more than DecodeStep::kMaxSequences
+Result<std::vector<Generation>> generate_batch_ids(
+    const Decoder& decoder, const std::vector<std::vector<int32_t>>& prompts,
+    const GenerateOptions& options, const std::vector<int64_t>& eos,
+    const std::function<bool(size_t prompt, int32_t id)>& on_token = {},
+    const std::atomic<bool>* interrupted = nullptr);
+
 /// Generates after prompt_ids. @param on_text receives pieces of whole UTF-8 characters as they
 /// become certain
 /// @param interrupted  looked at before every token (may be null)
@@ -58,5 +72,12 @@ Result<Generation> generate(const Decoder& decoder, const io::Tokenizer& tokeniz
                             const std::vector<int32_t>& prompt_ids, const GenerateOptions& options,
                             const std::function<void(std::string_view)>& on_text = {},
                             const std::atomic<bool>* interrupted = nullptr);
+
+/// The same after several prompts at once. @errors as generate_batch_ids()
+Result<std::vector<Generation>> generate_batch(const Decoder& decoder,
+                                               const io::Tokenizer& tokenizer,
+                                               const std::vector<std::vector<int32_t>>& prompts,
+                                               const GenerateOptions& options,
+                                               const std::atomic<bool>* interrupted = nullptr);
 
 }  // namespace lacuna::model

@@ -24,11 +24,18 @@ at::Tensor device_bytes(size_t count, at::Device device) {
 Result<WeightPtr> GpuWeight::make(const kernels::Problem& problem, const Compute& compute,
                                   const std::function<at::Tensor()>& dense,
                                   const at::Tensor& scales) {
-  const auto* operation = kernels::linear_operation(problem.pattern.kind);
+  LACUNA_TRY(const auto* operation, kernels::find_linear_operation(problem.operation));
   LACUNA_TRY(const GpuLinearKernel* kernel,
              kernels::choose_gpu_kernel(*operation, problem, kernels::Device::this_gpu()));
   if (kernel == nullptr) return WeightPtr();
-  auto weight = std::make_shared<GpuWeight>(*kernel, problem, compute);
+  return packed_for(*kernel, problem, compute, dense, scales);
+}
+
+Result<WeightPtr> GpuWeight::packed_for(const GpuLinearKernel& kernel,
+                                        const kernels::Problem& problem, const Compute& compute,
+                                        const std::function<at::Tensor()>& dense,
+                                        const at::Tensor& scales) {
+  auto weight = std::make_shared<GpuWeight>(kernel, problem, compute);
   LACUNA_CHECK(weight->pack(dense().contiguous(), scales, problem.pattern));
   return WeightPtr(std::move(weight));
 }
@@ -71,10 +78,14 @@ kernels::GpuPlan GpuWeight::plan(int64_t tokens) const {
   return made;
 }
 
+bool GpuWeight::takes(int64_t tokens) const {
+  const int64_t many = kernel_->many_tokens(&layout_);
+  return tokens > 0 && (tokens <= max_tokens() || (many > 0 && tokens >= many));
+}
+
 bool GpuWeight::takes(const at::Tensor& x) const {
-  const int64_t tokens = x.numel() / columns(), many = kernel_->many_tokens(&layout_);
-  return tokens > 0 && (tokens <= max_tokens() || (many > 0 && tokens >= many)) &&
-         x.scalar_type() == compute().dtype && x.device() == packed_.device() && !x.requires_grad();
+  return takes(x.numel() / columns()) && x.scalar_type() == compute().dtype &&
+         x.device() == packed_.device() && !x.requires_grad();
 }
 
 at::Tensor GpuWeight::multiply(const at::Tensor& x, const std::optional<at::Tensor>& bias) const {
@@ -93,8 +104,12 @@ at::Tensor GpuWeight::multiply(const at::Tensor& x, const std::optional<at::Tens
 
 void GpuWeight::run(const format::RowProduct& product, const Executor& executor) const {
   const int64_t tokens = product.tokens;
-  if (tokens > max_tokens() || workspace_bytes(tokens) > 0) return Weight::run(product, executor);
-  launch(product.x, tokens, product.y, nullptr, /*overlap=*/true);
+  if (!takes(tokens)) return Weight::run(product, executor);
+  // Through the scratch, so that a recorded step finds its workspace where it was.
+  const auto elements = static_cast<int64_t>((workspace_bytes(tokens) + 1) / 2);
+  const at::Tensor workspace = elements > 0 ? scratch(1, elements, compute()) : at::Tensor();
+  launch(product.x, tokens, product.y, elements > 0 ? workspace.mutable_data_ptr() : nullptr,
+         /*overlap=*/true);
   if (product.bias == nullptr) return;
   device_view(product.y, {tokens, rows()}, compute())
       .add_(device_view(product.bias, {rows()}, compute()));

@@ -24,6 +24,11 @@ class GpuWeight final : public Weight {
   static Result<WeightPtr> make(const kernels::Problem& problem, const Compute& compute,
                                 const std::function<at::Tensor()>& dense,
                                 const at::Tensor& scales = {});
+  /// The same for this kernel, which supports the problem.
+  static Result<WeightPtr> packed_for(const kernels::GpuLinearKernel& kernel,
+                                      const kernels::Problem& problem, const Compute& compute,
+                                      const std::function<at::Tensor()>& dense,
+                                      const at::Tensor& scales = {});
   at::Tensor multiply(const at::Tensor& x, const std::optional<at::Tensor>& bias) const override;
   /// The launch may precede the end of the kernel before it, which must write no packed weights.
   void run(const format::RowProduct& product, const Executor& executor) const override;
@@ -42,8 +47,9 @@ class GpuWeight final : public Weight {
     const kernels::GpuPlan cut = plan(tokens);
     return kernel_->workspace_bytes(&layout_, &cut);
   }
-  /// For 1 .. max_tokens() of them. @param workspace  workspace_bytes(tokens)
+  /// For as many as takes() allows. @param workspace  workspace_bytes(tokens)
   void launch(const void* x, int64_t tokens, void* y, void* workspace, bool overlap) const;
+  bool takes(int64_t tokens) const;
   bool takes(const at::Tensor& x) const;
   kernels::GpuPlan plan(int64_t tokens) const;
 

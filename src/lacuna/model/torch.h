@@ -31,6 +31,11 @@ struct Compute {
   /// GPU never rounds activations); else they are expanded and multiply the activations as they
   /// are.
   bool int8_activations = true;
+  /// Whether a sparse weight on a GPU may be kept in several forms, a dense one among them, so that
+  /// every number of tokens takes the fastest (FastestWeight).
+  bool fastest = false;
+  /// Sequences that are decoded at once: the tokens that a GPU's kernel is chosen for.
+  int64_t batch = 1;
 };
 
 /// A tensor over raw memory of the device, in the type of the computation.

@@ -9,6 +9,7 @@
 #include "lacuna/kernels/linear_stream/linear_stream.h"
 #include "lacuna/model/coded_weight.h"
 #include "lacuna/model/device_compact.h"
+#include "lacuna/model/fastest_weight.h"
 #include "lacuna/model/gpu_weight.h"
 #include "lacuna/model/row_weight.h"
 #include "lacuna/model/stored_weight.h"
@@ -106,6 +107,70 @@ kernels::Problem problem_of(const CompactMatrix& matrix, const Compute& compute)
                            sparsity_of(matrix), compute);
 }
 
+/// Most tokens that a kernel for few of them takes on a GPU.
+constexpr int64_t kFewOnGpu = 64;
+
+/// A sparse weight on a GPU before it is packed.
+struct Unpacked {
+  kernels::Problem problem;
+  std::function<at::Tensor()> dense;  ///< or codes as numbers
+  at::Tensor scales;                  ///< of codes
+};
+
+Result<const kernels::GpuLinearKernel*> kernel_for(const kernels::Problem& problem) {
+  LACUNA_TRY(const auto* operation, kernels::find_linear_operation(problem.operation));
+  return kernels::choose_gpu_kernel(*operation, problem, kernels::Device::this_gpu());
+}
+
+/// Packed for a kernel that takes as many tokens as are decoded at once, or for the largest power
+/// of two below that has one; null where none has.
+Result<WeightPtr> packed_once(Unpacked w, const Compute& compute) {
+  w.problem.tokens = std::clamp<int64_t>(compute.batch, 1, kFewOnGpu);
+  while (true) {
+    LACUNA_TRY(auto packed, GpuWeight::make(w.problem, compute, w.dense, w.scales));
+    if (packed != nullptr || w.problem.tokens == 1) return packed;
+    w.problem.tokens /= 2;
+  }
+}
+
+/// Adds W packed for every kernel that takes some number of tokens.
+Status add_forms(Unpacked w, const Compute& compute, std::vector<FastestWeight::Form>& forms) {
+  std::vector<const kernels::GpuLinearKernel*> had = {nullptr};
+  for (int64_t tokens = 1; tokens <= kFewOnGpu; tokens *= 2) {
+    w.problem.tokens = tokens;
+    LACUNA_TRY(const auto* kernel, kernel_for(w.problem));
+    if (std::find(had.begin(), had.end(), kernel) != had.end()) continue;
+    had.push_back(kernel);
+    LACUNA_TRY(auto packed, GpuWeight::make(w.problem, compute, w.dense, w.scales));
+    forms.push_back({fmt::format("{}:{}", kernel->operation, kernel->name), std::move(packed)});
+  }
+  return {};
+}
+
+/// In every form; codes also as dense codes.
+Result<WeightPtr> packed_for_all(const Unpacked& w, const Compute& compute) {
+  std::vector<FastestWeight::Form> forms;
+  LACUNA_CHECK(add_forms(w, compute, forms));
+  at::Tensor dense = w.dense();
+  if (w.scales.defined()) {
+    Unpacked codes = w;
+    codes.problem.pattern = {};
+    codes.problem.sparsity = 0;
+    codes.problem.operation = kernels::linear_operation(format::PatternKind::kDense)->name;
+    LACUNA_CHECK(add_forms(codes, compute, forms));
+    dense = (dense.to(at::kFloat) * w.scales.to(at::kFloat).unsqueeze(1)).to(compute.dtype);
+  }
+  WeightPtr last = dense_weight(dense.clone());
+  if (forms.empty()) return last;
+  forms.push_back({"dense", std::move(last)});
+  return WeightPtr(std::make_shared<FastestWeight>(std::move(forms)));
+}
+
+/// Whether LACUNA_FORCE leaves no choice.
+bool is_forced(const kernels::Problem& problem) {
+  return kernels::forced_candidate(problem.operation, kernels::Device::this_gpu()).has_value();
+}
+
 /// Codes of one byte with one scale a row are packed for a kernel, where there is one; all others
 /// are expanded once.
 Result<WeightPtr> codes_on_gpu(const CompactMatrix& matrix, const Compute& compute) {
@@ -114,9 +179,10 @@ Result<WeightPtr> codes_on_gpu(const CompactMatrix& matrix, const Compute& compu
     auto problem = decode_problem_of(matrix.pattern, matrix.values_dtype, matrix.rows,
                                      matrix.columns, sparsity_of(matrix), compute);
     problem.values = *values;
+    problem.operation = kernels::linear_operation(matrix.pattern.kind)->name;
     const auto codes = [&] { return DeviceCompact(matrix, compute).expanded(); };
     const at::Tensor scales = wrap({DType::kBF16, {matrix.rows}, matrix.scales}).to(compute.device);
-    LACUNA_TRY(auto packed, GpuWeight::make(problem, compute, codes, scales));
+    LACUNA_TRY(auto packed, packed_weight(problem, compute, codes, scales));
     if (packed != nullptr) return packed;
   }
   return dense_weight(wrap(format::expand(matrix)).to(compute.device));
@@ -131,8 +197,8 @@ bool walked_as_stored(const CompactMatrix& matrix, const Compute& compute) {
 Result<WeightPtr> on_gpu(const CompactMatrix& matrix, const Compute& compute) {
   if (!matrix.quantization.none()) return codes_on_gpu(matrix, compute);
   auto stored = std::make_shared<const DeviceCompact>(matrix, compute);
-  LACUNA_TRY(auto packed, GpuWeight::make(problem_of(matrix, compute), compute,
-                                          [&] { return stored->expanded(); }));
+  LACUNA_TRY(auto packed, packed_weight(problem_of(matrix, compute), compute,
+                                        [&] { return stored->expanded(); }));
   return packed != nullptr ? packed : WeightPtr(std::move(stored));
 }
 
@@ -164,6 +230,14 @@ Result<WeightPtr> codes_on_cpu(CompactMatrix matrix, const Compute& compute) {
 
 }  // namespace
 
+Result<WeightPtr> packed_weight(const kernels::Problem& problem, const Compute& compute,
+                                const std::function<at::Tensor()>& dense,
+                                const at::Tensor& scales) {
+  const Unpacked unpacked{problem, dense, scales};
+  if (compute.fastest && !is_forced(problem)) return packed_for_all(unpacked, compute);
+  return packed_once(unpacked, compute);
+}
+
 kernels::Problem decode_problem_of(const format::Pattern& pattern, DType values, int64_t rows,
                                    int64_t columns, double sparsity, const Compute& compute) {
   kernels::Problem problem{.values = kernels::values_of(values),
@@ -173,7 +247,7 @@ kernels::Problem decode_problem_of(const format::Pattern& pattern, DType values,
                            .tokens = 1,
                            .pattern = pattern,
                            .sparsity = sparsity};
-  const auto* operation = compute.device.is_cuda() ? kernels::linear_operation(pattern.kind)
+  const auto* operation = compute.device.is_cuda() ? kernels::linear_operation_on_gpu(problem)
                                                    : kernels::linear_operation_on_cpu(problem);
   problem.operation = operation->name;
   return problem;
@@ -219,6 +293,10 @@ WeightPtr dense_weight(at::Tensor weight) {
     auto made = RowWeight::dense(weight);
     if (made.ok()) return std::move(made).value();
   }
+  return std::make_shared<TorchWeight>(std::move(weight));
+}
+
+WeightPtr plain_weight(at::Tensor weight) {
   return std::make_shared<TorchWeight>(std::move(weight));
 }
 

@@ -1,6 +1,7 @@
 // A weight as a device holds it for products, whatever the form.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <variant>
@@ -20,6 +21,7 @@ namespace lacuna::model {
 ///   StoredWeight   CPU: codes as they are stored, expanded for each product
 ///   GpuWeight      GPU: packed for a kernel, or dense with one
 ///   DeviceCompact  GPU: as it is stored, expanded for each product
+///   FastestWeight  GPU: several of these, by the number of tokens
 ///   TorchWeight    anywhere: a tensor and torch's product
 ///   WeightSlice    some rows of another
 class Weight {
@@ -66,9 +68,18 @@ using WeightPtr = std::shared_ptr<const Weight>;
 
 /// A dense tensor [out, in], where and in what type it is.
 WeightPtr dense_weight(at::Tensor weight);
+/// The same by torch's product, whatever kernels there are.
+WeightPtr plain_weight(at::Tensor weight);
 /// @errors kBadInput: what the kernels can't take (named); kUsage, kNotPossible: what LACUNA_FORCE
 /// asks for
 Result<WeightPtr> compact_weight(format::CompactMatrix weight, const Compute& compute);
+/// A weight on a GPU packed for its kernels, as `compute` asks for: once, for as many tokens as are
+/// decoded at once, or in every form (FastestWeight). Null where no kernel takes it and one form is
+/// asked for.
+/// @param dense, scales  as GpuWeight::make has them
+Result<WeightPtr> packed_weight(const kernels::Problem& problem, const Compute& compute,
+                                const std::function<at::Tensor()>& dense,
+                                const at::Tensor& scales = {});
 /// Rows [first, first + rows) of another weight, which lives on.
 WeightPtr slice_of(WeightPtr whole, int64_t first, int64_t rows);
 

@@ -196,7 +196,9 @@ void gather(const Gather& g, void*) {
   with_dtype(g.dtype, [&]<DType kType>() {
     const Elements<kType> table(g.table), out(g.out);
     for (int64_t t = 0; t < g.tokens; ++t) {
-      const int64_t row = g.ids != nullptr ? g.ids[t] : *g.position + g.offset + t;
+      const int64_t row = g.ids != nullptr  ? g.ids[t]
+                          : g.own_sequences ? g.position[t] + g.offset
+                                            : *g.position + g.offset + t;
       for_vectors(g.width, [&](int64_t i, int64_t count) {
         Floats value = table.load(row * g.width + i, count);
         if (g.add) value += out.load(t * g.width + i, count);
@@ -291,12 +293,15 @@ void rotate(const Rotate& r, void*) {
     const int64_t q_stride = r.stride > 0 ? r.stride : r.heads * d;
     const int64_t kv_stride = r.stride > 0 ? r.stride : r.kv_heads * d;
     for (int64_t t = 0; t < r.tokens; ++t) {
-      const int64_t position = *r.position + t, angles = position * d;
+      const bool own = r.sequence_stride > 0;
+      const int64_t position = own ? r.position[t] : *r.position + t, angles = position * d;
+      const int64_t sequence = own ? t * r.sequence_stride : 0;
       if (cos)
         for (int64_t h = 0; h < r.heads; ++h)
           turn(q, t * q_stride + h * d, cos, sin, angles, d, q, t * q_stride + h * d);
       for (int64_t h = 0; h < r.kv_heads; ++h) {
-        const int64_t from = t * kv_stride + h * d, to = (h * r.capacity + position) * d;
+        const int64_t from = t * kv_stride + h * d;
+        const int64_t to = sequence + (h * r.capacity + position) * d;
         const auto bytes = static_cast<size_t>(d) * sizeof(*k.data);
         if (cos)
           turn(k, from, cos, sin, angles, d, keys, to);
@@ -315,7 +320,9 @@ void attend_head(const Attend& a, int64_t token, int64_t head) {
   const Elements<kType> queries(a.q), keys(a.keys), values(a.values), out(a.out);
   const int64_t d = a.head_dim, vectors = (d + kLanes - 1) / kLanes;
   const int64_t kv_head = head / (a.heads / a.kv_heads);
-  const int64_t base = kv_head * a.capacity * d, place = (token * a.heads + head) * d;
+  const bool own = a.sequence_stride > 0;
+  const int64_t base = kv_head * a.capacity * d + (own ? token * a.sequence_stride : 0);
+  const int64_t place = (token * a.heads + head) * d;
   const int64_t asks = a.q_stride > 0 ? token * a.q_stride + head * d : place;
   const auto lanes = [&](int64_t vector) { return std::min(kLanes, d - vector * kLanes); };
   const float scale = 1.0f / std::sqrt(static_cast<float>(d));
@@ -323,7 +330,7 @@ void attend_head(const Attend& a, int64_t token, int64_t head) {
   Floats query[kMaxHeadDim / kLanes], result[kMaxHeadDim / kLanes] = {};
   for (int64_t j = 0; j < vectors; ++j)
     query[j] = queries.load(asks + j * kLanes, lanes(j)) * scale;
-  const int64_t end = *a.position + token + 1;
+  const int64_t end = own ? a.position[token] + 1 : *a.position + token + 1;
   const int64_t begin = a.window > 0 ? std::max<int64_t>(0, end - a.window) : 0;
   float highest = -std::numeric_limits<float>::infinity(), sum = 0;
   for (int64_t first = begin; first < end; first += kBlock) {
@@ -439,7 +446,7 @@ void activate(const Activate& a, void* queue) {
   });
 }
 
-void widen(const Widen& w, void*) {
+void widen_row(const Widen& w) {
   with_dtype(w.dtype, [&]<DType kType>() {
     const Elements<kType> logits(w.logits);
     const Elements<DType::kF32> wide(w.wide);
@@ -463,6 +470,17 @@ void widen(const Widen& w, void*) {
         break;
       }
   });
+}
+
+void widen(const Widen& w, void*) {
+  for (int64_t row = 0; row < w.rows; ++row) {
+    Widen one = w;
+    one.logits = static_cast<const std::byte*>(w.logits) +
+                 row * w.count * static_cast<int64_t>(size_bytes(w.dtype));
+    one.wide += row * w.count;
+    one.best += row;
+    widen_row(one);
+  }
 }
 
 constexpr Operations operations(const char* name) {

@@ -118,7 +118,9 @@ template <class T>
 __global__ void gather_kernel(Gather g) {
   follow();
   const int64_t t = blockIdx.x;
-  const int64_t row = g.ids != nullptr ? g.ids[t] : *g.position + g.offset + t;
+  const int64_t row = g.ids != nullptr  ? g.ids[t]
+                      : g.own_sequences ? g.position[t] + g.offset
+                                        : *g.position + g.offset + t;
   const T* from = static_cast<const T*>(g.table) + row * g.width;
   T* to = static_cast<T*>(g.out) + t * g.width;
   for (int64_t i = int64_t{blockIdx.y} * blockDim.x + threadIdx.x; i < g.width;
@@ -202,12 +204,14 @@ __global__ void rotate_kernel(Rotate r) {
   const int64_t d = r.head_dim, half = d / 2, all = r.heads + r.kv_heads;
   const int64_t t = blockIdx.x / all, h = blockIdx.x % all;
   const bool is_key = h >= r.heads;
-  const int64_t head = is_key ? h - r.heads : h, position = *r.position + t;
+  const bool own = r.sequence_stride > 0;
+  const int64_t head = is_key ? h - r.heads : h;
+  const int64_t position = own ? r.position[t] : *r.position + t;
   const int64_t q_stride = r.stride > 0 ? r.stride : r.heads * d;
   const int64_t kv_stride = r.stride > 0 ? r.stride : r.kv_heads * d;
   const T* from = is_key ? static_cast<const T*>(r.k) + t * kv_stride + head * d
                          : static_cast<const T*>(r.q) + t * q_stride + head * d;
-  const int64_t slot = (head * r.capacity + position) * d;
+  const int64_t slot = (own ? t * r.sequence_stride : 0) + (head * r.capacity + position) * d;
   T* to = is_key ? static_cast<T*>(r.keys) + slot : static_cast<T*>(r.q) + t * q_stride + head * d;
   const T* cos = static_cast<const T*>(r.cos) + position * d;
   const T* sin = static_cast<const T*>(r.sin) + position * d;
@@ -240,17 +244,21 @@ constexpr int kSplits = 32;
 constexpr int kGroupLanes = 8;  // of a position
 constexpr int kGroups = kWarp / kGroupLanes;
 
+constexpr int kMostTokens = 64;  // of a step
+
 /// What attend_kernel reads and writes. Without `cos` q has been turned, and the keys and values of
 /// this step are in the cache; else the kernel turns q and k and puts k and v into the cache.
 struct Attention {
   const void *q, *k, *v, *cos, *sin;
   void *keys, *values, *out;
   const int32_t* position;
-  float* workspace;  // headers [token][head][split], values [token][head][split][d], counters
+  unsigned* counters;  // [kMostTokens][blocks of a token], at the same place for every `tokens`
+  float* workspace;    // headers [token][head][split], values [token][head][split][d]
+  int64_t sequence_stride;
   int tokens, heads, kv_heads, d, capacity, window, q_stride, kv_stride;
   int shared, chunks;  // query heads of a key head that a block takes, blocks for all of them
   __host__ __device__ int64_t shares() const { return int64_t{tokens} * heads * kSplits; }
-  __host__ __device__ int64_t counters() const { return shares() * (d + 2); }
+  int64_t counter_count() const { return int64_t{kMostTokens} * kv_heads * chunks; }
 };
 
 /// Element i of a row that lies in words.
@@ -393,10 +401,12 @@ __global__ void __launch_bounds__(kAttendWarps* kWarp, kPer * sizeof(T) <= 32 ? 
   const int warp = __shfl_sync(~0u, threadIdx.x / kWarp, 0), lane = threadIdx.x % kWarp;
   const int group = lane / kGroupLanes, part = lane % kGroupLanes;
   const int split = blockIdx.x, t = blockIdx.z, d = a.d;
+  // The first token of this one's sequence in this step, and how many come after that one.
+  const int first = a.sequence_stride > 0 ? t : 0, after = t - first;
   // Positions before `old` are of earlier steps; those from there on, `fresh` of them, of this one.
   // (Shuffled, as the warp's number is, so that the compiler knows them to be the same in all
   // lanes.)
-  const int old = __shfl_sync(~0u, *a.position, 0), end = old + t + 1;
+  const int old = __shfl_sync(~0u, a.position[first], 0), end = old + after + 1;
   const int begin = a.window > 0 && end > a.window ? end - a.window : 0;
   const int parts = kAttendWarps / a.shared, round = parts * (kGroups * kRounds);
   const int cached = old > begin ? old - begin : 0;
@@ -410,8 +420,9 @@ __global__ void __launch_bounds__(kAttendWarps* kWarp, kPer * sizeof(T) <= 32 ? 
   // A warp too many does the last head's work again, or nothing, and nobody reads it.
   const int w_part = warp / a.shared, g = min(warp - w_part * a.shared, count - 1);
   const int last = w_part < parts ? min(begin + (split + 1) * each, begin + cached) : 0;
-  const T* const keys = static_cast<const T*>(a.keys) + int64_t{kv_head} * a.capacity * d;
-  const T* const values = static_cast<const T*>(a.values) + int64_t{kv_head} * a.capacity * d;
+  const int64_t head_at = first * a.sequence_stride + int64_t{kv_head} * a.capacity * d;
+  const T* const keys = static_cast<const T*>(a.keys) + head_at;
+  const T* const values = static_cast<const T*>(a.values) + head_at;
 
   Row k[kRounds], v[kRounds];
   int s = begin + split * each + w_part * (kGroups * kRounds);  // of the warp's first lanes
@@ -430,7 +441,7 @@ __global__ void __launch_bounds__(kAttendWarps* kWarp, kPer * sizeof(T) <= 32 ? 
     cos.load(static_cast<const T*>(a.cos) + int64_t{place} * d, part, d);
     sin.load(static_cast<const T*>(a.sin) + int64_t{place} * d, part, d);
   };
-  if constexpr (kTurns) load_angles(old + t);
+  if constexpr (kTurns) load_angles(old + after);
   follow();
 
   float top = -FLT_MAX, sum = 0, q[kPer], acc[kPer];
@@ -466,7 +477,7 @@ __global__ void __launch_bounds__(kAttendWarps* kWarp, kPer * sizeof(T) <= 32 ? 
   // The positions of this step go to the first warps of the last split.
   const auto load_fresh = [&](int place) {
     if constexpr (kTurns) {
-      const int64_t from = int64_t{place - old} * a.kv_stride + kv_head * d;
+      const int64_t from = int64_t{first + place - old} * a.kv_stride + kv_head * d;
       key.load(static_cast<const T*>(a.k) + from, part, d);
       value.load(static_cast<const T*>(a.v) + from, part, d);
     } else {
@@ -493,10 +504,10 @@ __global__ void __launch_bounds__(kAttendWarps* kWarp, kPer * sizeof(T) <= 32 ? 
   while (fresh < end) {
     const int at = fresh + group, place = min(at, end - 1);
     if constexpr (kTurns) {
-      if (t > 0) load_angles(place);  // with one token they are those of q
+      if (after > 0) load_angles(place);  // with one token they are those of q
       key.turn(cos, sin, part);
-      if (at == old + t && warp == 0 && chunk == 0) {  // each row has one writer
-        const int64_t to = (int64_t{kv_head} * a.capacity + place) * d;
+      if (at == old + after && warp == 0 && chunk == 0) {  // each row has one writer
+        const int64_t to = head_at + int64_t{place} * d;
         key.store(static_cast<T*>(a.keys) + to, part);
         value.store(static_cast<T*>(a.values) + to, part);
       }
@@ -562,8 +573,7 @@ __global__ void __launch_bounds__(kAttendWarps* kWarp, kPer * sizeof(T) <= 32 ? 
     }
   }
   if (splits == 1) return;
-  auto* counters = reinterpret_cast<unsigned*>(a.workspace + a.counters());
-  if (is_last(counters + t * gridDim.y + blockIdx.y, static_cast<unsigned>(splits)))
+  if (is_last(a.counters + t * gridDim.y + blockIdx.y, static_cast<unsigned>(splits)))
     combine<T>(a, t, first_head, count, splits);
 }
 
@@ -633,15 +643,16 @@ template <class T>
 __global__ void widen_kernel(Widen w) {
   follow();
   Best best;
+  const int64_t row = blockIdx.y, first = row * w.count;
   for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < w.count;
        i += int64_t{gridDim.x} * blockDim.x) {
-    const float value = widened(static_cast<const T*>(w.logits)[i]);
-    w.wide[i] = value;
+    const float value = widened(static_cast<const T*>(w.logits)[first + i]);
+    w.wide[first + i] = value;
     best.odd |= !(fabsf(value) <= FLT_MAX);
     best.take(value, static_cast<int>(i));
   }
   best.over_block();
-  auto* all = static_cast<Best*>(w.workspace);
+  auto* all = reinterpret_cast<Best*>(static_cast<char*>(w.workspace) + row * kWidenWorkspaceBytes);
   if (threadIdx.x == 0) all[blockIdx.x] = best;
   if (!is_last(reinterpret_cast<unsigned*>(all + kWidenBlocks), gridDim.x)) return;
   best = Best();
@@ -650,7 +661,7 @@ __global__ void widen_kernel(Widen w) {
     best.odd |= __ldcg(&all[block].odd);
   }
   best.over_block();
-  if (threadIdx.x == 0) *w.best = best.odd ? -1 : best.place;
+  if (threadIdx.x == 0) w.best[row] = best.odd ? -1 : best.place;
 }
 
 /// Whether this device runs the code for compute capability 9.0, which launches a kernel before the
@@ -734,23 +745,25 @@ Attention attention_of(const Attend& a, const Rotate& r) {
   all.values = const_cast<void*>(a.values);
   all.out = a.out;
   all.position = a.position;
-  all.workspace = static_cast<float*>(a.workspace);
   all.tokens = static_cast<int>(a.tokens);
   all.heads = static_cast<int>(a.heads);
   all.kv_heads = static_cast<int>(a.kv_heads);
   all.d = static_cast<int>(a.head_dim);
   all.capacity = static_cast<int>(a.capacity);
   all.window = static_cast<int>(a.window);
+  all.sequence_stride = a.sequence_stride;
   all.q_stride = static_cast<int>(a.q_stride > 0 ? a.q_stride : a.heads * a.head_dim);
   all.kv_stride = static_cast<int>(r.stride > 0 ? r.stride : a.kv_heads * a.head_dim);
   all.shared = static_cast<int>(std::min<int64_t>(group, kAttendWarps));
   all.chunks = static_cast<int>((group + all.shared - 1) / all.shared);
+  all.counters = static_cast<unsigned*>(a.workspace);
+  all.workspace = static_cast<float*>(a.workspace) + all.counter_count();
   return all;
 }
 
 size_t attend_workspace_bytes(const Attend& a) {
   const Attention all = attention_of(a, {});
-  return static_cast<size_t>(all.counters() + a.tokens * a.kv_heads * all.chunks) * sizeof(float);
+  return static_cast<size_t>(all.counter_count() + all.shares() * (all.d + 2)) * sizeof(float);
 }
 
 template <class T, bool kWhole, bool kTurns>
@@ -803,8 +816,9 @@ void activate(const Activate& a, void* queue) {
 void widen(const Widen& w, void* queue) {
   with_dtype(w.dtype, [&](auto element) {
     const int64_t blocks = (w.count + 2 * kWidenThreads - 1) / (2 * kWidenThreads);
-    launch(widen_kernel<decltype(element)>, count(std::clamp<int64_t>(blocks, 1, kWidenBlocks)),
-           kWidenThreads, 0, queue, w);
+    launch(widen_kernel<decltype(element)>,
+           dim3(count(std::clamp<int64_t>(blocks, 1, kWidenBlocks)), count(w.rows)), kWidenThreads,
+           0, queue, w);
   });
 }
 

@@ -24,7 +24,8 @@ inline constexpr int64_t kMaxGpuRow = 16384;
 inline constexpr int64_t kWidenWorkspaceBytes = 4096;
 
 /// out[t] = table[row(t)], or out[t] += it (rounded to the type). Row t is ids[t], or without ids
-/// `*position` + offset + t.
+/// `*position` + offset + t; of tokens that are each of a sequence of their own position[t] +
+/// offset.
 /// @shape table [rows, width], out [tokens, width]
 struct Gather {
   DType dtype = DType::kBF16;
@@ -33,6 +34,7 @@ struct Gather {
   const int32_t* ids = nullptr;
   const int32_t* position = nullptr;
   int64_t offset = 0;
+  bool own_sequences = false;
   bool add = false;
   void* out = nullptr;
 };
@@ -54,13 +56,17 @@ struct Normalize {
 };
 
 /// Turns q in place and writes k, turned, and v behind the `*position` tokens of the cache.
-/// Rotary positions pair element i with i + head_dim/2 (https://arxiv.org/abs/2104.09864).
+///
+/// With a sequence_stride each token is the next one of a sequence of its own, which has
+/// position[t] tokens, and whose keys (and values) begin t times so many elements after the first
+/// one's. Rotary positions pair element i with i + head_dim/2 (https://arxiv.org/abs/2104.09864).
 /// @shape q [tokens, heads, head_dim]; k, v [tokens, kv_heads, head_dim]; keys, values [kv_heads,
 /// capacity, head_dim]; cos, sin [positions, head_dim], or null: nothing turns
 struct Rotate {
   DType dtype = DType::kBF16;
   int64_t tokens = 0, heads = 0, kv_heads = 0, head_dim = 0, capacity = 0;
   int64_t stride = 0;  ///< elements from a token's q, k or v to the next token's; 0: side by side
+  int64_t sequence_stride = 0;  ///< 0: all tokens are of one sequence
   void* q = nullptr;
   const void* k = nullptr;
   const void* v = nullptr;
@@ -73,13 +79,15 @@ struct Rotate {
 
 /// out[t,h] = sum_s softmax_s(q[t,h] · keys[s] / sqrt(head_dim)) values[s] over s <= `*position` +
 /// t, of these the last `window` where that is not 0. Float32 throughout, one rounding at the end.
+/// With a sequence_stride over s <= position[t] of the token's own sequence, as in Rotate.
 /// @shape q, out [tokens, heads, head_dim]; keys, values as in Rotate; head h reads key head
 /// h / (heads / kv_heads)
-/// @limits head_dim <= kMaxHeadDim
+/// @limits head_dim <= kMaxHeadDim, on a GPU 64 tokens
 struct Attend {
   DType dtype = DType::kBF16;
   int64_t tokens = 0, heads = 0, kv_heads = 0, head_dim = 0, capacity = 0, window = 0;
-  int64_t q_stride = 0;  ///< elements from a token's q to the next token's; 0: side by side
+  int64_t q_stride = 0;         ///< elements from a token's q to the next token's; 0: side by side
+  int64_t sequence_stride = 0;  ///< 0: all tokens are of one sequence
   const void* q = nullptr;
   const void* keys = nullptr;
   const void* values = nullptr;
@@ -102,16 +110,16 @@ struct Activate {
   void* out = nullptr;
 };
 
-/// wide = logits as float32; *best = the lowest index of the largest one, or -1 if one of them is
-/// not a finite number.
-/// @shape logits, wide [count]
+/// wide = logits as float32; best[row] = the lowest index of the largest one, or -1 if one of them
+/// is not a finite number.
+/// @shape logits, wide [rows, count], best [rows]
 struct Widen {
   DType dtype = DType::kBF16;
-  int64_t count = 0;
+  int64_t count = 0, rows = 1;
   const void* logits = nullptr;
   float* wide = nullptr;
   int32_t* best = nullptr;
-  /// kWidenWorkspaceBytes, zero before the first call, on a GPU.
+  /// kWidenWorkspaceBytes for each row, zero before the first call, on a GPU.
   void* workspace = nullptr;
 };
 

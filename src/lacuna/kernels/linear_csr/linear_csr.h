@@ -34,7 +34,7 @@ std::vector<Explanation> explain(const Problem& problem, const Device& device = 
 
 /// The list itself.
 LinearCandidates& candidates();
-/// What runs it on a GPU: nothing of its own.
+/// Those of a GPU: cuSPARSE's product.
 GpuCandidates& gpu_candidates();
 
 }  // namespace lacuna::kernels::linear_csr

@@ -1,4 +1,5 @@
 // The candidates of linear_csr, special to general, the reference last.
+#include "lacuna/kernels/linear_csr/cuda_sm80_cusparse_limits.h"
 #include "lacuna/kernels/linear_csr/linear_csr.h"
 #include "lacuna/kernels/linear_csr/slice_product.h"
 
@@ -17,6 +18,17 @@ Support avx512(const Problem& problem, const Device& device) {
 
 Support avx2(const Problem& problem, const Device& device) {
   return Support::all({any_cpu(problem, device), needs_avx2_f16c(device)});
+}
+
+Support cusparse(const Problem& problem, const Device& device) {
+  const char* shape = cusparse_shape_refusal(problem.outputs, problem.inputs, problem.tokens);
+  const Support kernel = Support::all(
+      {needs(problem.pattern.kind == format::PatternKind::kUnstructured, "an unstructured pattern"),
+       needs(problem.values == Values::kBF16 && problem.activations == DType::kBF16,
+             "bf16 values and bf16 activations"),
+       shape != nullptr ? Support::no("{}", shape) : Support::yes(), supports_gpu_kernel(device)});
+  if (!kernel) return kernel;
+  return needs((*gpu_library())->has_cusparse() != 0, "libcusparse.so.12, which torch brings");
 }
 
 template <const SliceKernels& kKernels>
@@ -51,6 +63,7 @@ LinearCandidates& candidates() {
 
 GpuCandidates& gpu_candidates() {
   static GpuCandidates list{
+      {"cuda_sm80_cusparse", cusparse},
       {kExpandCublas, supports_dense_product<format::PatternKind::kUnstructured>}};
   return list;
 }
