@@ -14,6 +14,7 @@ struct Flags {
   api::PruneJob job;
   std::string pattern = "unstructured", quantize, store = "compact";
   std::vector<std::string> groups;
+  std::string coding = "gptq";
   double sparsity = 0.5;
   bool zero_points = false;
 };
@@ -36,12 +37,14 @@ Status settle_groups(const Flags& flags, prune::Request& request) {
           "block128.",
           columns);
     if (flags.zero_points) return usage_error("--zero-points: need --quantize int4.");
+    if (request.keep_mask) return usage_error("--keep-mask: nothing to do without --quantize.");
     if (flags.job.options.keep_head)
       return usage_error(
           "--keep-head: embedding and output matrix stay as they are without "
           "--quantize. Leave it out.");
     return {};
   }
+  LACUNA_TRY(request.coding, prune::parse_coding(flags.coding));
   LACUNA_TRY(request.quantization, parse_codes(flags.quantize, columns, flags.zero_points));
   return {};
 }
@@ -164,6 +167,14 @@ void add_prune(Tool& tool) {
           "fp8 (int4row: one scale a row); embedding and output matrix become int8")
       ->check(accepted_by([](const std::string& text) { return parse_codes(text); }));
   verb->add_flag("--zero-points", flags.zero_points, "int4: a zero point for every scale");
+  verb->add_option(
+          "--coding", flags.coding,
+          "with --quantize: gptq (errors are spread, then codes bettered one by one) or awq "
+          "(ranges by the inputs' energy, then the nearest code)")
+      ->check(CLI::IsMember({"gptq", "awq"}))
+      ->capture_default_str();
+  verb->add_flag("--keep-mask", options.request.keep_mask,
+                 "with --quantize: the mask that the model has, codes alone");
   verb->add_flag("--keep-head", options.keep_head,
                  "with --quantize: leave embedding and output matrix as they are");
   verb->add_option(

@@ -80,6 +80,24 @@ void descend_torch(const Grid& grid, const DampedGram& gram, const at::Tensor& m
   }
 }
 
+/// Coding::kAwq.
+void round_to_nearest(const Problem& problem, Pruned& pruned) {
+  const at::Tensor& weight = pruned.weight;
+  const at::Tensor energy = problem.statistics.damped->norms.square();
+  Grid grid(problem.request, weight);
+  const at::Tensor rounded = at::zeros_like(weight, at::MemoryFormat::Contiguous);
+  for (int64_t first = 0; first < weight.size(1); first += grid.width()) {
+    const int64_t width = std::min(grid.width(), weight.size(1) - first);
+    grid.choose(first / grid.width(), weight.narrow(1, first, width),
+                pruned.mask.narrow(1, first, width), energy.narrow(0, first, width),
+                problem.request.executor);
+    for (int64_t j = first; j < first + width; ++j)
+      rounded.select(1, j).copy_(grid.nearest(j, weight.select(1, j)));
+  }
+  pruned.weight = rounded.masked_fill_(pruned.mask.logical_not(), 0);
+  pruned.grid = std::make_shared<const Grid>(std::move(grid));
+}
+
 }  // namespace
 
 Status prepare_coding(InputStatistics& statistics, const Request& request) {
@@ -107,6 +125,10 @@ std::pair<double, double> descend(const Problem& problem, Pruned& pruned) {
 }
 
 Status make_codes(const Problem& problem, Pruned& pruned) {
+  if (problem.request.coding == Coding::kAwq) {
+    round_to_nearest(problem, pruned);
+    return {};
+  }
   if (!pruned.grid) {
     LACUNA_TRY(Pruned coded, sparsegpt_solver().solve({pruned.weight, problem.statistics,
                                                        problem.request, pruned.mask}));

@@ -12,7 +12,8 @@ Status prepare_coding(InputStatistics& statistics, const Request& request);
 /// Gram matrix. @param weights, squared  as Stage::working_bytes()
 uint64_t coding_bytes(uint64_t weights, uint64_t squared);
 
-/// Puts the kept weights of a result on a grid of the request's quantization, the mask as it is:
+/// Puts the kept weights of a result on a grid of the request's quantization, the mask as it is.
+/// Coding::kGptq:
 ///
 /// 1. the column loop (column_loop.h) over the pruned weights, unless the solver was such a loop
 /// and
@@ -21,6 +22,10 @@ uint64_t coding_bytes(uint64_t weights, uint64_t squared);
 /// 2. descent over the codes: weight by weight, the value of the grid that is best while all others
 ///    stay, sweep after sweep while any changes. It looks back where the loop couldn't, and never
 ///    raises the damped error (damped_gram.h) to the dense weights.
+///
+/// Coding::kAwq: scales that make the rounding errors times the inputs' energy small, and the
+/// nearest codes: what AWQ's search of ranges does (Lin et al., https://arxiv.org/abs/2306.00978);
+/// its channel scales have no place in the format.
 ///
 /// @paper step 1: Frantar et al., GPTQ, https://arxiv.org/abs/2210.17323; step 2: Behdin et al.,
 /// QuantEase, https://arxiv.org/abs/2309.01885

@@ -86,6 +86,14 @@ Tensor held(const at::Tensor& values, DType dtype) {
 
 Result<format::CompactMatrix> coded_matrix(const Pruned& pruned, const format::Pattern& pattern,
                                            DType values, const Executor& executor) {
+  if (pattern.kind == format::PatternKind::kDense) {  // every weight has a code
+    const format::CompactMatrix all{.pattern = pattern,
+                                    .rows = pruned.weight.size(0),
+                                    .columns = pruned.weight.size(1),
+                                    .values_dtype = values};
+    return format::encode(all, pruned.grid->quantization(), held(pruned.weight, DType::kF32),
+                          pruned.grid->scales(), executor);
+  }
   // Ones under the mask: compressing keeps exactly those.
   LACUNA_TRY(format::CompactMatrix mask,
              format::compress(held(pruned.mask.to(at::kHalf), DType::kF16), pattern));

@@ -58,6 +58,14 @@ std::string_view group_name(Group group) {
   return "?";
 }
 
+std::string_view coding_name(Coding coding) { return coding == Coding::kGptq ? "gptq" : "awq"; }
+
+Result<Coding> parse_coding(std::string_view name) {
+  for (const Coding coding : {Coding::kGptq, Coding::kAwq})
+    if (coding_name(coding) == name) return coding;
+  return usage_error("--coding: unknown way to codes (got {}; need gptq or awq).", name);
+}
+
 Result<Group> parse_group(std::string_view name) {
   for (const auto& known : kGroups)
     if (known.name == name) return known.group;
@@ -99,6 +107,7 @@ std::string spelled(const Score* score, const Solver& solver,
 }
 
 Status check_patterns(const Request& request) {
+  if (request.keep_mask) return {};  // nothing is chosen
   if (!(request.sparsity >= 0 && request.sparsity <= 1))
     return usage_error("--sparsity: must lie between 0 and 1 (got {}).", request.sparsity);
   if (request.pattern.kind == format::PatternKind::kDense)
@@ -227,38 +236,39 @@ Status Method::check(const at::Tensor& weight, const InputStatistics& statistics
   return check_finite(inputs, "inputs: sum of squares", kAdvice);
 }
 
+Result<Pruned> Method::run_stages(Problem problem) const {
+  const Request& request = problem.request;
+  if (score_ != nullptr)
+    problem.mask = select(score_->scores(problem.weight, problem.statistics), request.pattern,
+                          request.sparsity, request.group.value_or(Group::kRow), request.executor);
+  LACUNA_TRY(Pruned pruned, solver_->solve(problem));
+  for (const Refinement* refinement : refinements_)
+    LACUNA_CHECK(refine(*refinement, problem, solver_->changes_weights(), pruned));
+  return pruned;
+}
+
 Result<Pruned> Method::prune(const at::Tensor& weight, const InputStatistics& given,
                              const Request& asked) const {
   LACUNA_CHECK(check(weight, given, asked));
-  const bool coded = !asked.quantization.none();
-  Pruned whole;
-  if (drops_nothing(weight, asked)) {
-    whole.weight = weight.clone(at::MemoryFormat::Contiguous);
-    whole.mask = at::ones(weight.sizes(), weight.options().dtype(at::kBool));
-    if (!coded) return whole;
-  }
   Request request = asked;
   if (!weight.is_cpu()) request.executor = Executor::serial();
   if (request.pattern.kind != format::PatternKind::kKeepOf)
     request.group = request.group.value_or(default_group());
   InputStatistics statistics = given;  // tensors are shared, not copied
-  LACUNA_CHECK(prepare(statistics, request));
-
-  if (whole.mask.defined()) {
-    LACUNA_CHECK(make_codes({weight, statistics, request, {}}, whole));
-    return whole;
+  const bool coded = !request.quantization.none();
+  Pruned pruned;
+  if (request.keep_mask || drops_nothing(weight, request)) {
+    pruned.weight = weight.clone(at::MemoryFormat::Contiguous);
+    pruned.mask = request.keep_mask ? weight != 0 : at::ones_like(weight, at::kBool);
+    if (coded) LACUNA_CHECK(prepare_coding(statistics, request));
+  } else {
+    LACUNA_CHECK(prepare(statistics, request));
+    // Codes come last, unless the solver makes them on its way and nothing follows.
+    const bool on_the_way = solver_->makes_codes() && refinements_.empty();
+    Request stages = request;
+    if (!on_the_way || request.coding != Coding::kGptq) stages.quantization = {};
+    LACUNA_TRY(pruned, run_stages({weight, statistics, stages, {}}));
   }
-  // Codes come last, unless the solver makes them on its way and nothing follows.
-  Request uncoded = request;
-  uncoded.quantization = {};
-  const bool on_the_way = coded && solver_->makes_codes() && refinements_.empty();
-  Problem problem{weight, statistics, on_the_way ? request : uncoded, {}};
-  if (score_ != nullptr)
-    problem.mask = select(score_->scores(weight, statistics), request.pattern, request.sparsity,
-                          request.group.value_or(Group::kRow), request.executor);
-  LACUNA_TRY(Pruned pruned, solver_->solve(problem));
-  for (const Refinement* refinement : refinements_)
-    LACUNA_CHECK(refine(*refinement, problem, solver_->changes_weights(), pruned));
   if (coded) LACUNA_CHECK(make_codes({weight, statistics, request, {}}, pruned));
   return pruned;
 }

@@ -43,13 +43,23 @@ struct InputStatistics {
   std::shared_ptr<const Spectrum> spectrum;
 };
 
+/// How kept weights become codes.
+enum class Coding : uint8_t {
+  kGptq,  ///< errors spread over what is left, then descent (coding.h)
+  kAwq    ///< ranges by the energy of the inputs, then the nearest code
+};
+std::string_view coding_name(Coding coding);
+Result<Coding> parse_coding(std::string_view name);
+
 struct Request {
   format::Pattern pattern = format::Pattern::unstructured();
   double sparsity = 0.5;              ///< share of zeros; follows from the pattern for keep:of
   std::optional<Group> group;         ///< nothing: the method's own
   double damping = 0.01;              ///< relative to the mean of the Gram matrix's diagonal
   format::Quantization quantization;  ///< kept weights become codes of it, if it is one
-  DType values = DType::kF32;         ///< of the weight in the file; bounds the scales of codes
+  Coding coding = Coding::kGptq;
+  DType values = DType::kF32;  ///< of the weight in the file; bounds the scales of codes
+  bool keep_mask = false;      ///< codes alone, on the non-zeros that are there
   Executor executor;  ///< runs the solver's own loops on the CPU; results don't depend on it
 };
 
@@ -67,6 +77,7 @@ struct Pruned {
 class Score;
 class Solver;
 class Refinement;
+struct Problem;
 
 /// A method as a person names it: a usual combination, stages spelled out, or stages that replace
 /// those of the combination. Empty means: of the combination, or without one: the solver's own
@@ -110,6 +121,8 @@ class Method {
 
  private:
   friend Result<Method> compose(const MethodChoice& choice);
+  Result<Pruned> run_stages(Problem problem) const;
+
   std::string name_, about_;
   const Score* score_;
   const Solver* solver_;

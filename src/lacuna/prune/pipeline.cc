@@ -135,15 +135,19 @@ json about_calibration(const Calibration& calibration) {
 
 json about_method(const PruneOptions& options, const Method& method,
                   const Calibration& calibration) {
-  json about = {{"method", method.name()},
-                {"pattern", options.request.pattern.text()},
-                {"sparsity", options.request.sparsity},
-                {"seed", options.seed},
-                {"tool_version", kVersion}};
-  if (options.request.pattern.kind != format::PatternKind::kKeepOf)
+  json about = {{"method", method.name()}, {"seed", options.seed}, {"tool_version", kVersion}};
+  if (options.request.keep_mask) {
+    about["mask"] = "kept";
+  } else {
+    about["pattern"] = options.request.pattern.text();
+    about["sparsity"] = options.request.sparsity;
+  }
+  if (options.request.pattern.kind != format::PatternKind::kKeepOf && !options.request.keep_mask)
     about["group"] = group_name(options.request.group.value_or(method.default_group()));
-  if (!options.request.quantization.none())
+  if (!options.request.quantization.none()) {
     about["quantization"] = options.request.quantization.text();
+    about["coding"] = coding_name(options.request.coding);
+  }
   if (method.needs_gram()) about["damping"] = options.request.damping;
   if (calibration.samples() > 0) about["calibration"] = about_calibration(calibration);
   return about;
@@ -753,6 +757,7 @@ Result<at::Tensor> Run::prune_linear(const std::string& name, InputStatistics* i
   clock_.enter("solve");
   Request request = options_.request;
   request.values = dense.dtype;
+  if (request.keep_mask) request.pattern = checkpoint_.weights().at(name).pattern;
   auto pruned = method_->prune(weight, inputs ? *inputs : InputStatistics(), request);
   if (!pruned.ok()) return named(pruned.error());
   // What codes stand for is not rounded.
@@ -774,7 +779,8 @@ Result<at::Tensor> Run::prune_linear(const std::string& name, InputStatistics* i
   layer.fell_back = pruned->fell_back;
   layer.seconds = seconds_since(start);
   if (const double off = layer.sparsity - options_.request.sparsity;
-      options_.request.pattern.kind == format::PatternKind::kBlock && std::abs(off) > kNoticeable)
+      !request.keep_mask && options_.request.pattern.kind == format::PatternKind::kBlock &&
+      std::abs(off) > kNoticeable)
     pruned->warnings.push_back(fmt::format("whole blocks reach sparsity {:.4f} (asked for {:.4f})",
                                            layer.sparsity, options_.request.sparsity));
   for (const std::string& warning : pruned->warnings) {
@@ -878,6 +884,8 @@ Status Run::write(const Journal& journal) {
 
 Result<Method> method_of(const PruneOptions& options) {
   const bool codes = !options.request.quantization.none();
+  if (options.request.keep_mask && !codes)
+    return usage_error("--keep-mask: nothing to do without --quantize.");
   if (codes && options.store != io::Store::kCompact)
     return usage_error(
         "--quantize: only the compact store has codes (got --store {}). Leave it out.",
