@@ -156,17 +156,10 @@ TEST(Coding, TheColumnLoopSpreadsRoundingErrorsByDefinition) {
 
   const auto factor = inverse_factor(statistics, 0.01, Executor::serial());
   ASSERT_TRUE(factor.ok());
-  for (const bool by_rows : {true, false}) {
-    const at::Tensor ours = weight.clone();
-    const Stripe stripe{ours, mask.clone(), factor->upper, 0, columns, 0, 0, &grid};
-    if (by_rows)
-      column_loop_rows(stripe, Executor::serial());
-    else
-      column_loop_torch(stripe);
-    // A value within float32's rounding of the middle between two codes may go either way.
-    EXPECT_LE((ours.to(at::kDouble) - expected).abs().gt(1e-4).sum().item<int64_t>(), 2)
-        << (by_rows ? "rows" : "torch");
-  }
+  const at::Tensor ours = weight.clone();
+  column_loop({ours, mask.clone(), factor->upper, 0, columns, 0, 0, &grid}, Executor::serial());
+  // A value within float32's rounding of the middle between two codes may go either way.
+  EXPECT_LE((ours.to(at::kDouble) - expected).abs().gt(1e-4).sum().item<int64_t>(), 2);
 }
 
 TEST(Coding, TogetherLosesLessThanPruningAndThenRounding) {
@@ -229,7 +222,7 @@ TEST(Coding, DescentEndsWhereNoOtherCodeOfOneWeightIsBetter) {
   }
 }
 
-TEST(Coding, DescentNeverRaisesTheDampedErrorInEitherForm) {
+TEST(Coding, DescentNeverRaisesTheDampedError) {
   for (const char* text : kCodes) {
     const at::Tensor weight = random_matrix(30, 150, 40);
     const Request request{.quantization = codes(text)};
@@ -266,7 +259,7 @@ TEST(Coding, GivesTheSameBitsOnAnyThreadCount) {
     at::Tensor first;
     for (const int threads : {1, 2, 3}) {
       model::set_threads(threads);
-      const Request request{.quantization = codes("int4"), .executor = model::torch_executor()};
+      const Request request{.quantization = codes("int4"), .coder = model::torch_executor()};
       const Pruned pruned = prune({.method = method}, weight, statistics, request);
       if (!first.defined()) first = pruned.weight;
       EXPECT_TRUE(at::equal(pruned.weight, first)) << threads << " threads, " << method;

@@ -6,12 +6,12 @@
 #include "lacuna/prune/chunks.h"
 #include "lacuna/prune/damped_gram.h"
 #include "lacuna/prune/grid.h"
+#include "lacuna/prune/inverse_factor.h"
 
 namespace lacuna::prune {
 namespace {
 
 constexpr int64_t kMostSweeps = 12;
-constexpr int64_t kColumnsAtOnce = 128;  // of the torch form
 
 /// A sweep over one row. With v = norms * weight, the error's gradient is g = (b - v) G, and G has
 /// a unit diagonal: the best v_j is v_j + g_j, and a change d of it costs d (d - 2 g_j).
@@ -48,38 +48,6 @@ void descend_rows(const Grid& grid, const DampedGram& gram, const at::Tensor& ma
   });
 }
 
-/// Columns as torch operations over all rows; what a block of columns changed reaches the gradient
-/// of all others by one product.
-void descend_torch(const Grid& grid, const DampedGram& gram, const at::Tensor& mask,
-                   const at::Tensor& weight, const at::Tensor& gradient) {
-  const int64_t columns = weight.size(1);
-  for (int64_t sweep = 0; sweep < kMostSweeps; ++sweep) {
-    const at::Tensor before = weight.clone();
-    for (int64_t first = 0; first < columns; first += kColumnsAtOnce) {
-      const int64_t width = std::min(kColumnsAtOnce, columns - first);
-      const at::Tensor here = gradient.narrow(1, first, width).clone();
-      const at::Tensor changes = at::zeros_like(here);
-      for (int64_t j = 0; j < width; ++j) {
-        const at::Tensor w = weight.select(1, first + j), norm = gram.norms[first + j];
-        const at::Tensor g = here.select(1, j);
-        const at::Tensor better = grid.nearest(first + j, w + g / norm);
-        const at::Tensor change = (better - w) * norm;
-        const at::Tensor gains =
-            (change * (change - 2 * g) < 0).logical_and_(mask.select(1, first + j));
-        w.copy_(at::where(gains, better, w));
-        changes.select(1, j).copy_(at::where(gains, change, 0.0F));
-        const int64_t right = width - j - 1;
-        if (right > 0)
-          here.narrow(1, j + 1, right)
-              .addr_(changes.select(1, j), gram.unit[first + j].narrow(0, first + j + 1, right), 1,
-                     -1);
-      }
-      gradient.addmm_(changes, gram.unit.narrow(0, first, width), 1, -1);
-    }
-    if (at::equal(weight, before)) return;
-  }
-}
-
 /// Coding::kAwq.
 void round_to_nearest(const Problem& problem, Pruned& pruned) {
   const at::Tensor& weight = pruned.weight;
@@ -100,6 +68,25 @@ void round_to_nearest(const Problem& problem, Pruned& pruned) {
 
 }  // namespace
 
+InputStatistics on_cpu(const InputStatistics& statistics) {
+  InputStatistics here = statistics;
+  for (at::Tensor* each : {&here.square_sums, &here.sums})
+    if (each->defined()) *each = each->cpu();
+  if (here.damped) {
+    DampedGram damped = *here.damped;
+    damped.unit = damped.unit.cpu();
+    damped.norms = damped.norms.cpu();
+    here.damped = std::make_shared<const DampedGram>(std::move(damped));
+  }
+  if (here.factor) {
+    InverseFactor factor = *here.factor;
+    factor.upper = factor.upper.cpu();
+    factor.dead = factor.dead.cpu();
+    here.factor = std::make_shared<const InverseFactor>(std::move(factor));
+  }
+  return here;
+}
+
 Status prepare_coding(InputStatistics& statistics, const Request& request) {
   LACUNA_CHECK(prepare_factor(statistics, request));
   return prepare_damped(statistics, request);
@@ -117,10 +104,7 @@ std::pair<double, double> descend(const Problem& problem, Pruned& pruned) {
   const at::Tensor gradient =
       times_gram(gram.scaled(problem.weight - pruned.weight).contiguous(), gram, executor);
   pruned.weight = pruned.weight.contiguous();
-  if (pruned.weight.is_cpu())
-    descend_rows(*pruned.grid, gram, pruned.mask.contiguous(), pruned.weight, gradient, executor);
-  else
-    descend_torch(*pruned.grid, gram, pruned.mask, pruned.weight, gradient);
+  descend_rows(*pruned.grid, gram, pruned.mask.contiguous(), pruned.weight, gradient, executor);
   return {before, error()};
 }
 

@@ -8,6 +8,10 @@ namespace lacuna::prune {
 /// What make_codes() reads of the statistics. @errors as Stage::prepare()
 Status prepare_coding(InputStatistics& statistics, const Request& request);
 
+/// What make_codes() reads, on the CPU: codes are made there wherever the model is, row by row,
+/// because each weight decides what follows.
+InputStatistics on_cpu(const InputStatistics& statistics);
+
 /// Bytes at work beyond those of the other stages: gradient and scaled weights; factor and damped
 /// Gram matrix. @param weights, squared  as Stage::working_bytes()
 uint64_t coding_bytes(uint64_t weights, uint64_t squared);
@@ -29,7 +33,8 @@ uint64_t coding_bytes(uint64_t weights, uint64_t squared);
 ///
 /// @paper step 1: Frantar et al., GPTQ, https://arxiv.org/abs/2210.17323; step 2: Behdin et al.,
 /// QuantEase, https://arxiv.org/abs/2309.01885
-/// @param problem  the dense weight; statistics are prepared; its mask is not looked at
+/// @param problem  the dense weight; statistics are prepared; its mask is not looked at. On the
+/// CPU, as `pruned`
 /// @errors kCheckFailed: the descent raised the damped error
 Status make_codes(const Problem& problem, Pruned& pruned);
 

@@ -115,14 +115,12 @@ void column_loop_torch(const Stripe& stripe) {
       mask.narrow(1, j, n).copy_(keep_largest(scores, std::min<int64_t>(stripe.keep, n)));
     }
     const at::Tensor w = weight.select(1, j);
-    const at::Tensor stays = stripe.grid ? stripe.grid->nearest(stripe.first + j, w) : w;
-    const at::Tensor becomes = at::where(mask.select(1, j), stays, 0.0F);
-    const at::Tensor e = (w - becomes) / diagonal[j];
+    const at::Tensor e = (w / diagonal[j]).masked_fill_(mask.select(1, j), 0);
     error.select(1, j).copy_(e);
     const int64_t right = stripe.width - j - 1;
     if (right > 0)
       weight.narrow(1, j + 1, right).addr_(e, corner.select(0, j).narrow(0, j + 1, right), 1, -1);
-    w.copy_(becomes);
+    w.mul_(mask.select(1, j));
   }
   update_rest(stripe, stripe.weight, error);
 }
@@ -155,7 +153,7 @@ void column_loop_gpu(const Stripe& stripe) {
 
 void column_loop(const Stripe& stripe, const Executor& executor) {
   if (stripe.weight.is_cpu()) return column_loop_rows(stripe, executor);
-  if (stripe.grid == nullptr && gpu_kernel_runs()) return column_loop_gpu(stripe);
+  if (gpu_kernel_runs()) return column_loop_gpu(stripe);
   column_loop_torch(stripe);
 }
 

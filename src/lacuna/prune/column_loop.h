@@ -18,7 +18,7 @@ struct Stripe {
   at::Tensor upper;   ///< float32 [in, in] contiguous: InverseFactor::upper
   int64_t first = 0, width = 0;
   int keep = 0, of = 0;        ///< keep:of chosen on the way; of = 0: the mask is given
-  const Grid* grid = nullptr;  ///< where kept weights go; null: they stay as they are
+  const Grid* grid = nullptr;  ///< where kept weights go, on the CPU; null: they stay as they are
 };
 
 /// For column j = first, first + 1, ...: at the start of a group of `of` columns keep the `keep`
@@ -31,8 +31,8 @@ struct Stripe {
 void column_loop(const Stripe& stripe, const Executor& executor);
 
 /// The forms behind it: rows in parallel on the CPU; on a GPU the kernel of liblacuna_cuda.so,
-/// which knows no grid; where that can't be had, columns as torch operations over all rows (any
-/// device).
+/// where that is not there, columns as torch operations over all rows (any device). Only the first
+/// knows grids.
 void column_loop_rows(const Stripe& stripe, const Executor& executor);
 void column_loop_gpu(const Stripe& stripe);
 void column_loop_torch(const Stripe& stripe);

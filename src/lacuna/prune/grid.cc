@@ -15,17 +15,13 @@ Grid::Grid(const Request& request, const at::Tensor& weight)
       columns_(weight.size(1)),
       width_(quantization_.group > 0 ? quantization_.group : std::max<int64_t>(columns_, 1)),
       groups_(quantization_.groups(columns_)),
-      scales_(static_cast<size_t>(rows_ * groups_), {quantization_.code, 0, 0}) {
-  if (weight.is_cpu()) return;
-  steps_ = at::zeros({groups_, rows_}, weight.options());
-  zeros_ = at::zeros_like(steps_);
-}
+      scales_(static_cast<size_t>(rows_ * groups_), {quantization_.code, 0, 0}) {}
 
 void Grid::choose(int64_t group, const at::Tensor& weight, const at::Tensor& mask,
                   const at::Tensor& importance, const Executor& executor) {
   constexpr int64_t kRowsAtOnce = 64;
-  const at::Tensor values = weight.cpu().contiguous(), kept = mask.cpu().contiguous();
-  const at::Tensor weights = importance.cpu().contiguous();
+  const at::Tensor values = weight.contiguous(), kept = mask.contiguous();
+  const at::Tensor weights = importance.contiguous();
   const float* w = values.const_data_ptr<float>();
   const bool* k = kept.const_data_ptr<bool>();
   const float* cost = weights.const_data_ptr<float>();
@@ -41,36 +37,13 @@ void Grid::choose(int64_t group, const at::Tensor& weight, const at::Tensor& mas
       scales_[static_cast<size_t>(row * groups_ + group)] = chooser.choose(chosen, costs);
     }
   });
-  if (!steps_.defined()) return;
-  at::Tensor steps = at::empty({rows_}, at::kFloat), zeros = at::empty({rows_}, at::kFloat);
-  for (int64_t row = 0; row < rows_; ++row) {
-    const format::CodeScale& scale = scales_[static_cast<size_t>(row * groups_ + group)];
-    steps.mutable_data_ptr<float>()[row] = scale.scale;
-    zeros.mutable_data_ptr<float>()[row] = static_cast<float>(scale.zero);
-  }
-  steps_[group].copy_(steps);
-  zeros_[group].copy_(zeros);
 }
 
 at::Tensor Grid::nearest(int64_t column, const at::Tensor& w) const {
-  const int64_t group = column / width_;
-  if (!steps_.defined()) {
-    const at::Tensor values = w.contiguous(), out = at::empty_like(values);
-    for (int64_t row = 0; row < rows_; ++row)
-      out.mutable_data_ptr<float>()[row] =
-          nearest(row, column, values.const_data_ptr<float>()[row]);
-    return out;
-  }
-  const at::Tensor step = steps_[group], zero = zeros_[group];
-  const at::Tensor in_steps = (w / step).masked_fill_(step == 0, 0);
-  switch (quantization_.code) {
-    case format::Code::kInt8:
-      return in_steps.round_().clamp_(-127, 127).mul_(step);
-    case format::Code::kInt4:
-      return in_steps.round_().add_(zero).clamp_(0, 15).sub_(zero).mul_(step);
-    default:
-      return in_steps.clamp_(-448, 448).to(at::kFloat8_e4m3fn).to(at::kFloat).mul_(step);
-  }
+  const at::Tensor values = w.contiguous(), out = at::empty_like(values);
+  for (int64_t row = 0; row < rows_; ++row)
+    out.mutable_data_ptr<float>()[row] = nearest(row, column, values.const_data_ptr<float>()[row]);
+  return out;
 }
 
 namespace {

@@ -15,10 +15,11 @@
 
 namespace lacuna::prune {
 
+/// On the CPU, as all that makes codes.
 class Grid {
  public:
   /// All scales are 0 until they are chosen.
-  /// @param weight  [out, in]: its shape and device
+  /// @param weight  [out, in], for its shape
   Grid(const Request& request, const at::Tensor& weight);
 
   const format::Quantization& quantization() const { return quantization_; }
@@ -28,8 +29,8 @@ class Grid {
   /// [out, groups], row by row.
   const std::vector<format::CodeScale>& scales() const { return scales_; }
 
-  /// Chooses the scales of a group for what its columns hold (format/scale_chooser.h), always on
-  /// the CPU. @param weight float32 [out, columns of the group], finite @param mask bool, likewise
+  /// Chooses the scales of a group for what its columns hold (format/scale_chooser.h).
+  /// @param weight float32 [out, columns of the group], finite @param mask bool, likewise
   /// @param importance float32 [columns]: of each column's squared rounding error
   /// @determinism the same for any executor
   void choose(int64_t group, const at::Tensor& weight, const at::Tensor& mask,
@@ -40,7 +41,7 @@ class Grid {
     const format::CodeScale& scale = scales_[static_cast<size_t>(row * groups_ + column / width_)];
     return scale.value(scale.nearest(w));
   }
-  /// The same for all rows of a column, on the weight's device. @shape w [out] -> [out]
+  /// The same for all rows of a column. @shape w [out] -> [out]
   at::Tensor nearest(int64_t column, const at::Tensor& w) const;
 
  private:
@@ -48,7 +49,6 @@ class Grid {
   DType values_;
   int64_t rows_, columns_, width_, groups_;
   std::vector<format::CodeScale> scales_;
-  at::Tensor steps_, zeros_;  // of scales_, float32 [groups, out], where the weight is
 };
 
 /// What is stored of a pruned weight with a grid: its mask bit by bit, and codes that stand for

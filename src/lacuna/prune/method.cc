@@ -256,6 +256,9 @@ Result<Pruned> Method::prune(const at::Tensor& weight, const InputStatistics& gi
     request.group = request.group.value_or(default_group());
   InputStatistics statistics = given;  // tensors are shared, not copied
   const bool coded = !request.quantization.none();
+  const at::Tensor here = coded ? weight.cpu() : weight;
+  Request coding = request;
+  coding.executor = request.coder;
   Pruned pruned;
   if (request.keep_mask || drops_nothing(weight, request)) {
     pruned.weight = weight.clone(at::MemoryFormat::Contiguous);
@@ -264,12 +267,20 @@ Result<Pruned> Method::prune(const at::Tensor& weight, const InputStatistics& gi
   } else {
     LACUNA_CHECK(prepare(statistics, request));
     // Codes come last, unless the solver makes them on its way and nothing follows.
-    const bool on_the_way = solver_->makes_codes() && refinements_.empty();
-    Request stages = request;
-    if (!on_the_way || request.coding != Coding::kGptq) stages.quantization = {};
-    LACUNA_TRY(pruned, run_stages({weight, statistics, stages, {}}));
+    if (coded && solver_->makes_codes() && refinements_.empty() &&
+        request.coding == Coding::kGptq) {
+      LACUNA_TRY(pruned, run_stages({here, on_cpu(statistics), coding, {}}));
+    } else {
+      Request stages = request;
+      stages.quantization = {};
+      LACUNA_TRY(pruned, run_stages({weight, statistics, stages, {}}));
+    }
   }
-  if (coded) LACUNA_CHECK(make_codes({weight, statistics, request, {}}, pruned));
+  if (coded) {
+    pruned.weight = pruned.weight.cpu();
+    pruned.mask = pruned.mask.cpu();
+    LACUNA_CHECK(make_codes({here, on_cpu(statistics), coding, {}}, pruned));
+  }
   return pruned;
 }
 

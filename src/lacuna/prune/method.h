@@ -60,13 +60,14 @@ struct Request {
   Coding coding = Coding::kGptq;
   DType values = DType::kF32;  ///< of the weight in the file; bounds the scales of codes
   bool keep_mask = false;      ///< codes alone, on the non-zeros that are there
+  Executor coder;     ///< runs what makes codes, which is on the CPU wherever the weight is
   Executor executor;  ///< runs the solver's own loops on the CPU; results don't depend on it
 };
 
 struct Pruned {
   at::Tensor weight;  ///< float32 [out, in], zeros where mask is false
   at::Tensor mask;    ///< bool [out, in], true = kept
-  /// With codes: kept weights are values of it, and may be 0.
+  /// With codes: kept weights are values of it, and may be 0. All is on the CPU then.
   std::shared_ptr<const Grid> grid;
   double damping = 0;                 ///< used in the end (0: method has none)
   int64_t iterations = 0;             ///< of a solver that iterates

@@ -453,6 +453,7 @@ class Run {
         clock_(options.compute.device) {
     options_.request.executor =
         options.compute.device.is_cpu() ? model::torch_executor() : Executor::serial();
+    options_.request.coder = model::torch_executor();
   }
 
   Result<PruneReport> run();
@@ -761,8 +762,8 @@ Result<at::Tensor> Run::prune_linear(const std::string& name, InputStatistics* i
   auto pruned = method_->prune(weight, inputs ? *inputs : InputStatistics(), request);
   if (!pruned.ok()) return named(pruned.error());
   // What codes stand for is not rounded.
-  const at::Tensor stored =
-      pruned->grid ? pruned->weight : pruned->weight.to(model::scalar_type(dense.dtype));
+  const at::Tensor stored = pruned->grid ? pruned->weight.to(weight.device())
+                                         : pruned->weight.to(model::scalar_type(dense.dtype));
   if (!stored.isfinite().all().item<bool>())
     return check_failed("{}: an updated weight is too large for {}. Raise --damping.", name,
                         long_name(dense.dtype));
@@ -791,8 +792,7 @@ Result<at::Tensor> Run::prune_linear(const std::string& name, InputStatistics* i
   finished.notes["layers"].push_back(to_json(layer));
   clock_.enter("journal");
   if (pruned->grid) {
-    const auto coded =
-        coded_matrix(*pruned, request.pattern, dense.dtype, options_.request.executor);
+    const auto coded = coded_matrix(*pruned, request.pattern, dense.dtype, request.coder);
     if (!coded.ok()) return named(coded.error());
     LACUNA_CHECK(finished.add(name, *coded));
   } else {
