@@ -118,6 +118,9 @@ Status make_codes(const Problem& problem, Pruned& pruned) {
                                                        problem.request, pruned.mask}));
     pruned.weight = coded.weight;
     pruned.grid = coded.grid;
+    for (const std::string& warning : coded.warnings)  // of its factor, unless they were said
+      if (std::ranges::find(pruned.warnings, warning) == pruned.warnings.end())
+        pruned.warnings.push_back(warning);
   }
   const auto [before, after] = descend(problem, pruned);
   constexpr double kRounding = 1e-5;  // what float32 products may add
