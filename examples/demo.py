@@ -13,7 +13,9 @@ import time
 
 PATTERNS = {"unstructured 50 %": ("50", ["--pattern", "unstructured", "--sparsity", "0.5"], ["--expect-sparsity", "0.5"]),
             "2:4": ("24", ["--pattern", "2:4"], ["--expect-pattern", "2:4", "--expect-sparsity", "0.5"])}
-QUANTISED = ["int8", "int4"]  # of the unstructured model
+QUANTISED = ["int8", "int4"]  # of the unstructured model, rounded afterwards
+# Mask and codes made together, by the best method.
+JOINT = {"unstructured 50 %, int4, ALPS": ("50-int4-alps", "unstructured 50 %"), "2:4, int4, ALPS": ("24-int4-alps", "2:4")}
 CHAT_PROMPT = "What is the capital of France, and why is it famous?"
 PLAIN_PROMPT = "The history of the city began when"
 
@@ -118,6 +120,17 @@ def main():
         row["inspect"] = tool.run(f"inspect-{code}", "inspect", out)
         row["eval"] = tool.run(f"eval-{code}", "eval", out, "--text", text, *window_flags)
         row["generate"] = tool.run(f"generate-{code}", "generate", out, *prompt, "--max-new-tokens", 64)
+
+    for label, (suffix, pattern) in JOINT.items():
+        out = flags.out / f"sparse-{suffix}"
+        row = models[label] = {}
+        _, prune_flags, expect = PATTERNS[pattern]
+        row["prune"] = tool.run(f"prune-{suffix}", "prune", dense, "-o", out, "--overwrite", *prune_flags, *calibration,
+                                "--method", "alps", "--quantize", "int4", "--group", 64)
+        row["verify"] = tool.run(f"verify-{suffix}", "verify", out, *expect)
+        row["inspect"] = tool.run(f"inspect-{suffix}", "inspect", out)
+        row["eval"] = tool.run(f"eval-{suffix}", "eval", out, "--text", text, "--compare", dense, *window_flags)
+        row["generate"] = tool.run(f"generate-{suffix}", "generate", out, *prompt, "--max-new-tokens", 64)
 
     report = tool.run("report", "report", *tool.runs, "-o", flags.out / "report.html")["path"]
 

@@ -11,7 +11,11 @@ windows of 2,048), and holds the result to the original:
     rows above perplexity 1,000, and magnitude with N:M (the 4-bit grid of SmolLM2 decides its ties)
                            layer error within 3 % instead
 
+With --joint the rows that prune and quantise together instead: int4 and int8 with one scale a row at most the original's
+perplexity, groups of 64 below that, and each below the same method's model rounded afterwards.
+
     tools/quality.py models/lab-16m
+    tools/quality.py models/lab-16m --joint --methods alps sparsegpt
     tools/quality.py smollm2 --reference smollm2-135m --device cuda --methods sparsegpt wanda --patterns u50 2:4
 """
 import argparse
@@ -69,6 +73,41 @@ def tolerance(pattern):
     return 0.01 if share <= 50 else 0.02 if share <= 70 else 0.04
 
 
+def joint(flags, name, common):
+    """Pruned and quantised together, held to the original's joint rows and to rounding afterwards."""
+    quality = flags.data / "quality"
+    originals = {(r["pattern"], r["quantised_bits"]): r["perplexity"]
+                 for r in json.loads((quality / "original_implementations.json").read_text())["results"]
+                 if r["model"] == name and "quantised_bits" in r}
+    score = lambda model: run(flags.lacuna, "eval", model, "--text",  # noqa: E731
+                              flags.data / "text/wikitext-2/wiki.test.raw", *common)["perplexity"]
+    failed = 0
+    print(f"| {name}: method | pattern | codes | original | together | rounded afterwards | layer error | bytes | |\n"
+          "|---|---|---|---|---|---|---|---|---|", flush=True)
+    for method in flags.methods:
+        for pattern in sorted({p for p, _ in originals} & set(flags.patterns)):
+            with tempfile.TemporaryDirectory() as folder:
+                out = pathlib.Path(folder)
+                prune = ["prune", flags.model, "--method", method, *pattern_flags(pattern), "--calibration-ids",
+                         quality / f"calibration-{name}.safetensors", *common]
+                run(flags.lacuna, *prune, "-o", out / "plain")
+                rows = {}
+                for codes in ("int8", "int4row", "int4"):
+                    done = run(flags.lacuna, *prune, "-o", out / codes, "--quantize", codes, "--keep-head")
+                    run(flags.lacuna, "convert", out / "plain", "-o", out / f"{codes}-after", "--quantize", codes,
+                        "--keep-head", "-q", "--json")
+                    original = originals.get((pattern, 8 if codes == "int8" else 4))
+                    together, after = rows[codes] = score(out / codes), score(out / f"{codes}-after")
+                    good = together < after and (codes != "int4" or together < rows["int4row"][0])
+                    good = good and (original is None or together <= original)
+                    failed += not good
+                    error = sum(layer["error"] for layer in done["layers"]) / len(done["layers"])
+                    print(f"| {method} | {pattern} | {codes} | {original or '-'} | {together:.2f} | {after:.2f} | "
+                          f"{error:.4f} | {done['bytes_out']} | {'ok' if good else 'FAILED'}, {done['seconds']:.0f} s |",
+                          flush=True)
+    return failed
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=pathlib.Path)
@@ -81,6 +120,7 @@ def main():
     parser.add_argument("--patterns", nargs="+", default=["u50", "u60", "u70", "u80", "2:4", "4:8"])
     parser.add_argument("--reorder", type=int, metavar="SEED",
                         help="put the calibration rows in another order first, to see how far rounding alone moves a row")
+    parser.add_argument("--joint", action="store_true", help="pruned and quantised together")
     parser.add_argument("--json", type=pathlib.Path, help="write the rows there")
     flags = parser.parse_args()
     name = flags.reference or flags.model.name
@@ -91,6 +131,8 @@ def main():
     if not originals:
         sys.exit(f"quality: {quality}/original_implementations.json has no rows for {name}")
     common = ["--device", flags.device, "--dtype", "float32", "-q", "--json"]
+    if flags.joint:
+        sys.exit(1 if joint(flags, name, common) else 0)
     rows, failed = [], 0
     print(f"| {name}: method | pattern | original | ours | difference | layer error, original | ours | |\n"
           "|---|---|---|---|---|---|---|---|", flush=True)

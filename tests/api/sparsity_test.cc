@@ -48,7 +48,7 @@ TEST(SparsityManager, RefusesByNameWhatIsNotThereYet) {
       {[](SparsityConfig& c) { c.pattern = "dynamic"; }, "dynamic"},
       {[](SparsityConfig& c) { c.enable_dynamic = true; }, "enable_dynamic"},
       {[](SparsityConfig& c) { c.use_gradient = true; }, "use_gradient"},
-      {[](SparsityConfig& c) { c.fuse_with_quant = true; }, "fuse_with_quant"},
+      {[](SparsityConfig& c) { c.fuse_with_quant = true; }, "fuse_with_quant: true needs"},
       {[](SparsityConfig& c) { c.quant_dtype = "int3"; }, "quant_dtype"},
       {[](SparsityConfig& c) { c.quant_dtype = "int4", c.format = "csr"; }, "quant_dtype"},
       {[](SparsityConfig& c) { c.dynamic_threshold = 0.2; }, "dynamic_threshold: \"0.2\""},
@@ -94,6 +94,28 @@ TEST(SparsityManager, QuantisesWhatItPruned) {
     ASSERT_TRUE(decoder.ok()) << decoder.error().message;
     EXPECT_FALSE(manager.prune(demo_model(), *pruned).ok()) << "a finished model lies there";
   }
+}
+
+TEST(SparsityManager, FusesPruningAndQuantising) {
+  // The seed's joint configuration, for a small model.
+  SparsityManager manager({.pattern = "n:m",
+                           .n = 2,
+                           .m = 4,
+                           .pruning_method = "wanda",
+                           .calibration_samples = 4,
+                           .calibration_length = 32,
+                           .fuse_with_quant = true,
+                           .quant_dtype = "int4"});
+  const auto out = testing::scratch_folder("manager") / "sparse";
+  const auto pruned = manager.prune(demo_model(), out.string());
+  ASSERT_TRUE(pruned.ok()) << pruned.error().message;
+  const auto checkpoint = io::Checkpoint::open(*pruned);
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.error().message;
+  const io::WeightInfo& info = checkpoint->weights().at("model.layers.0.mlp.up_proj.weight");
+  EXPECT_EQ(info.pattern, format::Pattern::keep_of(2, 4));
+  EXPECT_EQ(info.quantization.text(), "int4g64");
+  EXPECT_EQ(manager.report().at("avg_sparsity"), 0.5);
+  EXPECT_TRUE(manager.verify_sparsity(*pruned).ok());
 }
 
 TEST(SparsityManager, WritesTheFormatsThatOtherProgramsRead) {

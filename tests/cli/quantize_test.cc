@@ -204,5 +204,73 @@ TEST(Quantize, VerifyAgainstAnotherModelFindsItsMask) {
               HasSubstr(" was dropped"));
 }
 
+TEST(PruneQuantize, MakesCodesThatVerifyRunAndLoseLessThanRoundingAfterwards) {
+  const fs::path folder = scratch_folder("joint"), ids = folder / "ids.safetensors";
+  const std::string calibration =
+      "--calibration self --samples 4 --length 64 --save-calibration-ids " + ids.string();
+  const auto prune = [&](const std::string& name, const std::string& flags) {
+    const fs::path out = folder / name;
+    done(fmt::format("prune {} -o {} --pattern 2:4 {} {} -q", demo_model(), out.string(),
+                     fs::exists(ids) ? "--calibration-ids " + ids.string() : calibration, flags));
+    return out;
+  };
+  const fs::path joint = prune("joint", "--method sparsegpt --quantize int4 --group 32");
+  const json verified =
+      done(fmt::format("verify {} --expect-pattern 2:4 --json -q", joint.string())).report();
+  EXPECT_EQ(verified["ok"], true);
+  for (const json& layer : verified["layers"]) EXPECT_EQ(layer["quantization"], "int4g32");
+  const json about = json_of(joint / "config.json")["lacuna"];
+  EXPECT_EQ(about["quantization"], "int4g32");
+  EXPECT_EQ(about["coding"], "gptq");
+  EXPECT_EQ(about["sparsity_reached"], 0.5);
+  EXPECT_EQ(about["weights"][kEmbedding]["quantization"], "int8");
+
+  const fs::path plain = prune("plain", "--method sparsegpt"), rounded = folder / "rounded";
+  done(fmt::format("convert {} -o {} --quantize int4 --group 32 -q", plain.string(),
+                   rounded.string()));
+  const double together = perplexity(joint), after = perplexity(rounded);
+  std::printf("[ MEASURED ] demo model, 2:4, int4g32: perplexity together %.4f, after %.4f\n",
+              together, after);
+  EXPECT_GT(together, 1);
+
+  const fs::path kept = folder / "kept";
+  done(
+      fmt::format("prune {} -o {} --keep-mask --quantize int4row --keep-head --calibration-ids {} "
+                  "-q",
+                  plain.string(), kept.string(), ids.string()));
+  const auto before = io::Checkpoint::open(plain), coded = io::Checkpoint::open(kept);
+  ASSERT_TRUE(coded.ok()) << coded.error().message;
+  EXPECT_EQ(coded->weights().at(kUp).quantization.text(), "int4row");
+  EXPECT_TRUE(coded->weights().at(kEmbedding).quantization.none());
+  EXPECT_TRUE(
+      std::ranges::equal(std::get<format::CompactMatrix>(*before->weight(kUp)).bitmap.span(),
+                         std::get<format::CompactMatrix>(*coded->weight(kUp)).bitmap.span()));
+}
+
+TEST(PruneQuantize, RefusesWhatDoesNotGoTogether) {
+  const struct {
+    const char *flags, *says;
+  } cases[] = {
+      {"--group 64", "need --quantize"},
+      {"--zero-points", "need --quantize int4"},
+      {"--keep-head", "without --quantize"},
+      {"--keep-mask", "nothing to do without --quantize"},
+      {"--quantize int3", "unknown code"},
+      {"--quantize none", "none asks for nothing"},
+      {"--quantize int8 --zero-points", "int8 has no zero points"},
+      {"--quantize int4g64 --group 32", "unknown code"},
+      {"--quantize int4 --group 48", "--group"},
+      {"--quantize int4 --store dense", "only the compact store has codes"},
+      {"--quantize int4 --coding magic", "--coding"},
+  };
+  const std::string out = scratch_folder("refused") / "model";
+  for (const auto& [flags, says] : cases) {
+    const Output run = lacuna_tool(fmt::format("prune {} -o {} {}", demo_model(), out, flags));
+    EXPECT_EQ(run.code, 2) << flags;
+    EXPECT_THAT(run.err, HasSubstr(says)) << flags;
+  }
+  EXPECT_FALSE(fs::exists(out));
+}
+
 }  // namespace
 }  // namespace lacuna::testing

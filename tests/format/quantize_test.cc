@@ -10,6 +10,7 @@
 #include "lacuna/core/executor.h"
 #include "lacuna/format/codes.h"
 #include "lacuna/format/rows.h"
+#include "lacuna/format/scale_chooser.h"
 
 namespace lacuna::format {
 namespace {
@@ -35,8 +36,8 @@ const Pattern kPatterns[] = {
 
 std::vector<Quantization> quantizations() {
   std::vector<Quantization> all;
-  for (const char* text :
-       {"int8", "int8g32", "int4", "int4g32", "int4g128", "int4g64z", "int4g32z", "fp8", "fp8g64"})
+  for (const char* text : {"int8", "int8g32", "int4", "int4g32", "int4g128", "int4g64z", "int4g32z",
+                           "int4row", "int4rowz", "fp8", "fp8g64"})
     all.push_back(Quantization::parse(text).value());
   return all;
 }
@@ -161,11 +162,13 @@ void expect_faithful(const MatrixBits& dense, const Pattern& pattern,
 }
 
 TEST(Quantization, TextsAreReadBack) {
-  for (const char* text : {"none", "int8", "int8g32", "int8g64", "int8g128", "int4g32", "int4g64",
-                           "int4g128", "int4g32z", "int4g64z", "fp8", "fp8g128"})
+  for (const char* text :
+       {"none", "int8", "int8g32", "int8g64", "int8g128", "int4g32", "int4g64", "int4g128",
+        "int4g32z", "int4g64z", "int4row", "int4rowz", "fp8", "fp8g128"})
     EXPECT_EQ(must(Quantization::parse(text)).text(), text);
   EXPECT_EQ(must(Quantization::parse("int4")).text(), "int4g64");
   EXPECT_EQ(must(Quantization::parse("int4z")).text(), "int4g64z");
+  EXPECT_EQ(must(Quantization::parse("int8row")).text(), "int8");
   for (const char* text : {"", "int", "int2", "int8g", "int8g16", "int4g640", "int4g64zz",
                            "int4z64", "INT8", "int8 ", "fp8e5m2", "noneg64", "nonez"}) {
     const auto refused = Quantization::parse(text);
@@ -181,6 +184,7 @@ TEST(Quantization, CountsTheScalesOfARow) {
   EXPECT_EQ(must(Quantization::parse("int4")).groups(128), 2);
   EXPECT_EQ(must(Quantization::parse("int4")).groups(129), 3);
   EXPECT_EQ(must(Quantization::parse("int4")).groups(0), 0);
+  EXPECT_EQ(must(Quantization::parse("int4row")).groups(1000), 1);
 }
 
 TEST(Quantize, IsFaithfulForEveryPatternCodeTypeAndShape) {
@@ -261,7 +265,7 @@ TEST(Quantize, RefusesWhatIsNoNumberByRowAndColumn) {
 TEST(Quantize, RefusesImpossibleRequests) {
   const MatrixBits dense = random_matrix(DType::kBF16, 4, 8, Pattern{}, 0, 3);
   EXPECT_FALSE(quantize(dense.tensor(), {}).ok());
-  EXPECT_FALSE(quantize(dense.tensor(), {.code = Code::kInt4}).ok()) << "int4 has groups";
+  EXPECT_FALSE(quantize(dense.tensor(), {.code = Code::kInt4, .group = 48}).ok());
   EXPECT_FALSE(quantize(dense.tensor(), {.code = Code::kInt8, .group = 3}).ok());
   EXPECT_FALSE(quantize(dense.tensor(), {.code = Code::kInt8, .zero_points = true}).ok());
   EXPECT_FALSE(
@@ -404,6 +408,85 @@ TEST(Quantize, TakesTheInt4ScaleOfTheLeastSquaredError) {
               chosen / full_range, chosen / symmetric);
   EXPECT_LT(chosen, 0.97 * full_range);
   EXPECT_LT(chosen, 0.97 * symmetric);
+}
+
+/// Values that lie on a grid, and its scales.
+struct OnGrid {
+  std::vector<float> values;
+  std::vector<CodeScale> scales;
+};
+
+OnGrid expanded(const CompactMatrix& matrix) {
+  OnGrid grid;
+  CompactMatrix exact = matrix;
+  exact.values_dtype = DType::kF32;
+  const Tensor dense = expand(exact);
+  grid.values.assign(dense.bytes.as<float>(), dense.bytes.as<float>() + dense.elements());
+  for (int64_t row = 0; row < matrix.rows; ++row)
+    for (int64_t group = 0; group < matrix.quantization.groups(matrix.columns); ++group)
+      grid.scales.push_back(scale_of(matrix, row, group));
+  return grid;
+}
+
+TEST(Encode, GivesTheSameCodesOfWhatTheyStandFor) {
+  ThreadPool pool(3);
+  for (const Pattern& pattern : kPatterns) {
+    if (pattern.kind == PatternKind::kDense) continue;
+    for (const Quantization& quantization : quantizations()) {
+      const MatrixBits dense = random_matrix(DType::kBF16, 130, 150, pattern, 0.5, 77);
+      const CompactMatrix mask = must(compress(dense.tensor(1), pattern));
+      const CompactMatrix matrix = must(quantize(mask, quantization));
+      const OnGrid grid = expanded(matrix);
+      const Tensor values{DType::kF32, {130, 150}, Bytes::take(grid.values)};
+      const CompactMatrix again =
+          must(encode(mask, quantization, values, grid.scales, pool.executor()));
+      for (Bytes CompactMatrix::*part :
+           {&CompactMatrix::values, &CompactMatrix::scales, &CompactMatrix::zero_points,
+            &CompactMatrix::bitmap, &CompactMatrix::offsets, &CompactMatrix::block_columns})
+        EXPECT_TRUE(same_bytes(again.*part, matrix.*part))
+            << pattern.text() << " " << quantization.text();
+      EXPECT_EQ(again.values_dtype, matrix.values_dtype);
+    }
+  }
+}
+
+TEST(Encode, RefusesWhatLiesBesideTheGridOrDoesNotFit) {
+  const Pattern pattern = Pattern::keep_of(2, 4);
+  const MatrixBits dense = random_matrix(DType::kF32, 8, 64, pattern, 0.5, 78);
+  const CompactMatrix mask = must(compress(dense.tensor(1), pattern));
+  const auto quantization = Quantization::parse("int4").value();
+  OnGrid grid = expanded(must(quantize(mask, quantization)));
+  const auto encoded = [&](const Shape& shape) {
+    return encode(mask, quantization, {DType::kF32, shape, Bytes::take(grid.values)}, grid.scales);
+  };
+  EXPECT_TRUE(encoded({8, 64}).ok());
+  EXPECT_EQ(encoded({64, 8}).error().code, lacuna::Code::kBadInput);
+  for (float& value : grid.values)
+    if (value != 0) {
+      value *= 1 + 1e-6f;
+      break;
+    }
+  const auto beside = encoded({8, 64});
+  ASSERT_FALSE(beside.ok());
+  EXPECT_EQ(beside.error().code, lacuna::Code::kCheckFailed);
+  EXPECT_THAT(beside.error().message, HasSubstr("row 0 holds a kept weight that no code"));
+  grid.scales.pop_back();
+  EXPECT_EQ(encoded({8, 64}).error().code, lacuna::Code::kBadInput);
+}
+
+TEST(ScaleChooser, ErrorsOfImportantWeightsCountMore) {
+  std::vector<float> weights, importance;
+  for (int i = 0; i < 63; ++i) weights.push_back(static_cast<float>(i % 13 - 6) / 6);
+  weights.push_back(2);
+  importance.assign(64, 1);
+  const ScaleChooser chooser(Quantization::parse("int4").value(), DType::kBF16);
+  const auto scale = [&](float of_the_largest) {
+    importance.back() = of_the_largest;
+    return chooser.choose(weights, importance);
+  };
+  EXPECT_LT(scale(0).scale, 2.0F / 7 * 0.8F) << "nobody minds that it is cut off";
+  EXPECT_NEAR(scale(1e6).value(15), 2, 0.02);
+  EXPECT_EQ(chooser.choose({}).scale, 0);
 }
 
 TEST(Quantize, IsTheSameForAnyExecutor) {

@@ -192,7 +192,7 @@ TEST(LinearCoded, CandidatesTakeWhatTheySayAndNothingElse) {
 
 TEST(LinearCoded, EqualsTheDefinitionForEveryShapeAndPattern) {
   for (const char* code :
-       {"int8", "int8g64", "int4", "int4g32", "int4g128", "int4g64z", "int4g32z"})
+       {"int8", "int8g64", "int4", "int4g32", "int4g128", "int4g64z", "int4g32z", "int4row"})
     for (const Pattern& pattern : {Pattern{}, Pattern::unstructured(), Pattern::keep_of(2, 4),
                                    Pattern::keep_of(1, 4), Pattern::block(8, 8)})
       for (const int64_t columns : {1, 7, 63, 64, 65, 128, 200, 257})

@@ -43,7 +43,7 @@ TEST(QuantizedLinear, MultipliesWithWhatItsCodesStandFor) {
   at::manual_seed(3);
   for (const Pattern& pattern : {Pattern{}, Pattern::unstructured(), Pattern::keep_of(2, 4),
                                  Pattern::keep_of(3, 5), Pattern::block(16, 9)})
-    for (const char* code : {"int8", "int4", "int4g32z", "fp8"})
+    for (const char* code : {"int8", "int4", "int4g32z", "int4row", "fp8"})
       for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
         const auto label = fmt::format("{} {} {}", pattern.text(), code, c10::toString(dtype));
         const at::Tensor bias = at::randn({71}).to(dtype);

@@ -16,9 +16,12 @@
 #include <thread>
 
 #include "lacuna/core/random.h"
+#include "lacuna/format/codes.h"
 #include "lacuna/io/file.h"
 #include "lacuna/io/out_folder.h"
 #include "lacuna/model/decoder.h"
+#include "lacuna/prune/grid.h"
+#include "lacuna/prune/statistics_folder.h"
 #include "support/data.h"
 
 namespace lacuna::prune {
@@ -371,6 +374,55 @@ TEST_F(Pipeline, InterruptedKeepsItsBlocksAndGoesOnToTheSameBytes) {
   EXPECT_EQ(report->layers[0].name, "model.layers.0.self_attn.q_proj.weight");
 }
 
+/// Files of statistics make the solver's work repeatable outside the pipeline.
+TEST_F(Pipeline, WritesTheCodesThatTheSolverMadeUnderItsMask) {
+  const fs::path statistics = out_.string() + ".statistics";
+  PruneOptions options{.method = "alps"};
+  options.request.pattern = format::Pattern::keep_of(2, 4);
+  options.request.quantization = *format::Quantization::parse("int4g32");
+  options.target = {"layers.1.mlp.(up|down)"};
+  options.save_statistics = statistics;
+  const auto report = prune(model_, out_, options, calibration_);
+  ASSERT_TRUE(report.ok()) << report.error().message;
+  EXPECT_EQ(report->quantization, "int4g32");
+  EXPECT_EQ(report->sparsity, 0.5);
+  const auto before = io::Checkpoint::open(model_), after = io::Checkpoint::open(out_);
+  ASSERT_TRUE(after.ok()) << after.error().message;
+  EXPECT_EQ(after->config().at("lacuna").at("quantization"), "int4g32");
+  EXPECT_EQ(after->weights().at("model.embed_tokens.weight").quantization.text(), "int8");
+  const auto folder = StatisticsFolder::open(statistics);
+  ASSERT_TRUE(folder.ok());
+  const InputsByTarget inputs = *folder->read(1);
+  Request request = options.request;
+  request.values = DType::kBF16;
+  for (const char* linear : {"mlp.up_proj", "mlp.down_proj"}) {
+    const std::string name = fmt::format("model.layers.1.{}.weight", linear);
+    const at::Tensor weight = model::wrap(*before->dense(name)).to(at::kFloat);
+    const Pruned pruned = *method_of(options)->prune(weight, *inputs.at(linear), request);
+    auto matrix = std::get<format::CompactMatrix>(*after->weight(name));
+    EXPECT_EQ(matrix.pattern, options.request.pattern);
+    EXPECT_EQ(matrix.quantization, options.request.quantization);
+    EXPECT_EQ(format::count_kept(matrix), pruned.mask.sum().item<int64_t>());
+    matrix.values_dtype = DType::kF32;
+    EXPECT_TRUE(at::equal(model::wrap(format::expand(matrix)), pruned.weight)) << name;
+    for (format::RowWalk walk(matrix, 0); walk.row() < matrix.rows; walk.next())
+      for (int64_t j = 0; j < matrix.columns; ++j)
+        ASSERT_EQ((walk.bitmap()[j / 8] >> (j % 8) & 1) != 0,
+                  pruned.mask[walk.row()][j].item<bool>());
+  }
+  options.save_statistics.clear();
+  options.statistics = statistics;
+  options.keep_head = true;
+  ASSERT_TRUE(prune(model_, out_, options, {}).ok());
+  EXPECT_TRUE(
+      io::Checkpoint::open(out_)->weights().at("model.embed_tokens.weight").quantization.none());
+  options.store = io::Store::kDense;
+  const auto refused = prune(model_, out_, options, {});
+  ASSERT_FALSE(refused.ok());
+  EXPECT_EQ(refused.error().code, Code::kUsage);
+  EXPECT_THAT(refused.error().message, HasSubstr("only the compact store has codes"));
+}
+
 /// The model with one weight in another type.
 fs::path model_with_type(const fs::path& model, const std::string& name, at::ScalarType type) {
   const fs::path copy = lacuna::testing::scratch_folder("retyped") / "model";
@@ -541,13 +593,13 @@ TEST(PruneProcess, DISABLED_Run) {
   const auto task = nlohmann::json::parse(std::getenv("LACUNA_TEST_TASK"));
   model::set_threads(2);
   const int64_t before = peak_bytes();  // of libtorch alone
-  const PruneOptions options{
-      .method = task.at("method"),
-      .exclude = task.value("exclude", std::vector<std::string>()),
-      .statistics = task.value("statistics", ""),
-      .save_statistics = task.value("save_statistics", ""),
-      .resume = true,
-      .working_bytes = task.value("working_bytes", PruneOptions().working_bytes)};
+  PruneOptions options{.method = task.at("method"),
+                       .exclude = task.value("exclude", std::vector<std::string>()),
+                       .statistics = task.value("statistics", ""),
+                       .save_statistics = task.value("save_statistics", ""),
+                       .resume = true,
+                       .working_bytes = task.value("working_bytes", PruneOptions().working_bytes)};
+  options.request.quantization = *format::Quantization::parse(task.value("codes", "none"));
   const fs::path model = task.at("model").get<std::string>(),
                  out = task.at("out").get<std::string>();
   const auto checkpoint = io::Checkpoint::open(model);
@@ -605,16 +657,27 @@ bool kill_at(pid_t pid, const std::function<bool()>& moment) {
   return WIFSIGNALED(status);
 }
 
-class Killed : public Pipeline, public ::testing::WithParamInterface<const char*> {};
-INSTANTIATE_TEST_SUITE_P(Solvers, Killed, ::testing::Values("sparsegpt", "alps", "hessian"));
+struct Job {
+  std::string method, codes = "none";
+};
+void PrintTo(const Job& job, std::ostream* out) { *out << job.method << " " << job.codes; }
+
+class Killed : public Pipeline, public ::testing::WithParamInterface<Job> {};
+INSTANTIATE_TEST_SUITE_P(Solvers, Killed,
+                         ::testing::Values(Job{"sparsegpt"}, Job{"alps"}, Job{"hessian"},
+                                           Job{"sparsegpt", "int4"}));
 
 TEST_P(Killed, AtAnyMomentAndResumedEndsInTheSameBytes) {
   using Clock = std::chrono::steady_clock;
-  nlohmann::json task = {
-      {"model", model_.string()}, {"out", out_.string()}, {"answer", out_.string() + ".answer"},
-      {"method", GetParam()},     {"samples", 6},         {"length", 96}};
+  nlohmann::json task = {{"model", model_.string()},
+                         {"out", out_.string()},
+                         {"answer", out_.string() + ".answer"},
+                         {"method", GetParam().method},
+                         {"codes", GetParam().codes},
+                         {"samples", 6},
+                         {"length", 96}};
   // Wide matrices cost these most of their time, and there are many runs.
-  if (GetParam() != std::string("sparsegpt")) task["exclude"] = nlohmann::json::array({"mlp"});
+  if (GetParam().method != "sparsegpt") task["exclude"] = nlohmann::json::array({"mlp"});
   const auto start = Clock::now();
   ASSERT_TRUE(succeeded(start_process(task)));
   const auto whole_time = Clock::now() - start;

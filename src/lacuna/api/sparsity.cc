@@ -35,7 +35,10 @@ Result<format::Pattern> pattern_of(const SparsityConfig& config) {
 Status check_available(const SparsityConfig& config) {
   if (config.use_gradient) return not_yet("use_gradient", "true");
   if (config.enable_dynamic) return not_yet("enable_dynamic", "true");
-  if (config.fuse_with_quant) return not_yet("fuse_with_quant", "true");
+  if (config.fuse_with_quant && config.quant_dtype.empty())
+    return usage_error(
+        "SparsityConfig.fuse_with_quant: true needs a quant_dtype (got none; need int8, int4 or "
+        "fp8).");
   const SparsityConfig defaults;
   if (config.dynamic_threshold != defaults.dynamic_threshold)
     return not_yet("dynamic_threshold", fmt::format("{}", config.dynamic_threshold));
@@ -89,11 +92,14 @@ SparsityManager::~SparsityManager() = default;
 
 Result<std::string> SparsityManager::prune(const std::string& model, const std::string& out) {
   LACUNA_TRY(api::PruneJob job, job_of(config_));
-  LACUNA_TRY(const auto codes, codes_of(config_));
+  LACUNA_TRY(const auto wanted, codes_of(config_));
+  // What is left to do once it is pruned.
+  const auto codes = config_.fuse_with_quant ? format::Quantization{} : wanted;
+  if (config_.fuse_with_quant) job.options.request.quantization = wanted;
   job.model = model;
   std::string suffix = job.options.request.pattern.text();
   std::replace(suffix.begin(), suffix.end(), ':', '-');
-  if (!codes.none()) suffix += "-" + codes.text();
+  if (!wanted.none()) suffix += "-" + wanted.text();
   const fs::path folder =
       out.empty() ? fs::path(io::folder_path(model).string() + "-" + suffix) : fs::path(out);
   job.out = folder;

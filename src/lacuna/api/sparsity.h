@@ -34,7 +34,8 @@ struct SparsityConfig {
       "compact";                ///< "compact", "dense", "compressed-tensors", "csr", "coo", "bsr"
   bool enable_dynamic = false;  ///< not available yet
   double dynamic_threshold = 0.1;  ///< another one: not available yet
-  bool fuse_with_quant = false;    ///< pruning that knows of the codes: not available yet
+  bool fuse_with_quant = false;    ///< mask and codes are made together (`prune --quantize`); needs
+                                   ///< quant_dtype and, whatever the method, calibration
   std::string quant_dtype;  ///< what the kept weights become after pruning: "int8", "int4", "fp8",
                             ///< a group and z behind it ("int4g32z"); empty: they stay as they are
   std::string backend = "auto";    ///< "auto", "cpu", "cuda"; "triton", "tensorrt" are refused
@@ -53,8 +54,8 @@ class SparsityManager {
   ~SparsityManager();
 
   /// Prunes a model folder into `out` (empty: MODEL-PATTERN[-QUANT_DTYPE] beside it) and returns
-  /// the folder written. With quant_dtype OUT-unquantized lies beside it until the codes are
-  /// written; then the masks are proved unchanged and it goes.
+  /// the folder written. With quant_dtype, unless it is fused, OUT-unquantized lies beside it until
+  /// the codes are written; then the masks are proved unchanged and it goes.
   /// @errors kUsage (an option that is wrong or not available yet, by name), kBadInput,
   /// kNotPossible
   Result<std::string> prune(const std::string& model, const std::string& out = "");

@@ -79,8 +79,7 @@ void add_convert(Tool& tool) {
     }
     Result<format::Quantization> quantization() const {
       if (quantize.empty()) return format::Quantization{};
-      return format::Quantization::parse(fmt::format(
-          "{}{}{}", quantize, group > 0 ? fmt::format("g{}", group) : "", zero_points ? "z" : ""));
+      return parse_codes(quantize, group, zero_points);
     }
   };
   static Flags flags;
@@ -95,10 +94,12 @@ void add_convert(Tool& tool) {
   verb->add_option("--block-size", flags.block_size,
                    "bsr: RxC (default: the blocks of the model's pattern, else 32x32)")
       ->check(accepted_by(parse_blocks));
-  auto* quantize = verb->add_option("--quantize", flags.quantize,
-                                    "codes for the weights of the blocks; embedding and output "
-                                    "matrix become int8. Masks stay as they are")
-                       ->check(CLI::IsMember({"int8", "int4", "fp8"}));
+  auto* quantize =
+      verb->add_option("--quantize", flags.quantize,
+                       "codes for the weights of the blocks: int8, int4, fp8 (int4row: "
+                       "one scale a row); embedding and output matrix become int8. "
+                       "Masks stay as they are")
+          ->check(accepted_by([](const std::string& text) { return parse_codes(text); }));
   verb->add_option("--group", flags.group,
                    "columns that share a scale (int4: 64 unless given; int8, fp8: the whole row)")
       ->check(CLI::IsMember({32, 64, 128}))

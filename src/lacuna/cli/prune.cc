@@ -12,18 +12,49 @@ namespace {
 
 struct Flags {
   api::PruneJob job;
-  std::string pattern = "unstructured", group, store = "compact";
+  std::string pattern = "unstructured", quantize, store = "compact";
+  std::vector<std::string> groups;
+  std::string coding = "gptq";
   double sparsity = 0.5;
+  bool zero_points = false;
 };
+
+/// --group says two things: what competes for being kept, by name, and how many columns share a
+/// scale, by number.
+Status settle_groups(const Flags& flags, prune::Request& request) {
+  int64_t columns = 0;
+  for (const std::string& group : flags.groups) {
+    if (group.find_first_not_of("0123456789") != std::string::npos) {
+      LACUNA_TRY(request.group, prune::parse_group(group));
+    } else {
+      columns = std::stoll(group);
+    }
+  }
+  if (flags.quantize.empty()) {
+    if (columns > 0)
+      return usage_error(
+          "--group: {} columns that share a scale need --quantize. What competes is row, layer or "
+          "block128.",
+          columns);
+    if (flags.zero_points) return usage_error("--zero-points: need --quantize int4.");
+    if (request.keep_mask) return usage_error("--keep-mask: nothing to do without --quantize.");
+    if (flags.job.options.keep_head)
+      return usage_error(
+          "--keep-head: embedding and output matrix stay as they are without "
+          "--quantize. Leave it out.");
+    return {};
+  }
+  LACUNA_TRY(request.coding, prune::parse_coding(flags.coding));
+  LACUNA_TRY(request.quantization, parse_codes(flags.quantize, columns, flags.zero_points));
+  return {};
+}
 
 /// What CLI11 can't check flag by flag. `given`: --sparsity was on the command line.
 Status settle(Flags& flags, bool given) {
   prune::Request& request = flags.job.options.request;
   LACUNA_TRY(request.pattern, sparse_pattern(flags.pattern));
   LACUNA_TRY(request.sparsity, settle_sparsity(request.pattern, flags.sparsity, given));
-  if (!flags.group.empty()) {
-    LACUNA_TRY(request.group, prune::parse_group(flags.group));
-  }
+  LACUNA_CHECK(settle_groups(flags, request));
   LACUNA_TRY(flags.job.options.store, api::parse_store(flags.store));
   LACUNA_CHECK(prune::method_of(flags.job.options));
   return {};
@@ -94,7 +125,10 @@ void add_prune(Tool& tool) {
        "lacuna prune models/llama -o models/llama-70 --sparsity 0.7 --score wanda --solve alps "
        "--refine swaps,polish",
        "lacuna prune models/llama -o models/llama-60 --sparsity 0.6 --statistics "
-       "llama.statistics"});
+       "llama.statistics",
+       "lacuna prune models/llama -o models/llama-24-int4 --pattern 2:4 --method alps --quantize "
+       "int4 "
+       "--group 64"});
   static Flags flags;
   static std::vector<std::string> methods;
   for (const auto* method : prune::methods()) methods.emplace_back(method->name());
@@ -122,9 +156,27 @@ void add_prune(Tool& tool) {
   auto* sparsity = verb->add_option("--sparsity", flags.sparsity, "share of zeros, 0..1")
                        ->check(between(0, 1))
                        ->capture_default_str();
-  verb->add_option("--group", flags.group,
-                   "what competes: row, layer or block128 (default: the method's own)")
-      ->check(CLI::IsMember({"row", "layer", "block128"}));
+  verb->add_option("--group", flags.groups,
+                   "what competes: row, layer or block128 (default: the method's own); with "
+                   "--quantize also how many columns share a scale: 32, 64 or 128")
+      ->check(CLI::IsMember({"row", "layer", "block128", "32", "64", "128"}))
+      ->allow_extra_args(false);
+  verb->add_option(
+          "--quantize", flags.quantize,
+          "codes for the kept weights, rounding and pruning made good together: int8, int4, "
+          "fp8 (int4row: one scale a row); embedding and output matrix become int8")
+      ->check(accepted_by([](const std::string& text) { return parse_codes(text); }));
+  verb->add_flag("--zero-points", flags.zero_points, "int4: a zero point for every scale");
+  verb->add_option(
+          "--coding", flags.coding,
+          "with --quantize: gptq (errors are spread, then codes bettered one by one) or awq "
+          "(ranges by the inputs' energy, then the nearest code)")
+      ->check(CLI::IsMember({"gptq", "awq"}))
+      ->capture_default_str();
+  verb->add_flag("--keep-mask", options.request.keep_mask,
+                 "with --quantize: the mask that the model has, codes alone");
+  verb->add_flag("--keep-head", options.keep_head,
+                 "with --quantize: leave embedding and output matrix as they are");
   verb->add_option(
           "--calibration", flags.job.calibration,
           "text or .jsonl with a `text` field, a data set name, or `self`: the model's own samples")

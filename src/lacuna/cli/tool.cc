@@ -72,6 +72,15 @@ Result<double> settle_sparsity(const format::Pattern& pattern, double sparsity, 
   return implied;
 }
 
+Result<format::Quantization> parse_codes(const std::string& code, int64_t group, bool zero_points) {
+  auto codes = format::Quantization::parse(fmt::format(
+      "{}{}{}", code, group > 0 ? fmt::format("g{}", group) : "", zero_points ? "z" : ""));
+  if (codes.ok() && codes->none())
+    return usage_error("--quantize: none asks for nothing. Leave it out.");
+  if (!codes.ok()) return usage_error("--quantize: {}", codes.error().message);
+  return codes;
+}
+
 std::string without_flag(const std::string& message) {
   const size_t colon = message.find(": ");
   return message.starts_with("--") && colon != std::string::npos ? message.substr(colon + 2)

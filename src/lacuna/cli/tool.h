@@ -87,6 +87,11 @@ Result<format::Pattern> sparse_pattern(const std::string& text);
 /// line. @errors kUsage: it disagrees with KEEP:OF
 Result<double> settle_sparsity(const format::Pattern& pattern, double sparsity, bool given);
 
+/// What --quantize asks for: a code as format::Quantization reads it, with the group and zero
+/// points of flags beside it (0, false: not given). @errors kUsage
+Result<format::Quantization> parse_codes(const std::string& code, int64_t group = 0,
+                                         bool zero_points = false);
+
 /// A message without the flag that it begins with, for CLI11 says that itself.
 std::string without_flag(const std::string& message);
 

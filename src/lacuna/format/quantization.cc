@@ -13,6 +13,7 @@ struct Name {
 constexpr Name kNames[] = {
     {Code::kInt8, "int8", 0}, {Code::kInt4, "int4", 64}, {Code::kFP8, "fp8", 0}};
 constexpr std::array<int64_t, 3> kGroups = {32, 64, 128};
+constexpr std::string_view kWholeRow = "row";
 
 }  // namespace
 
@@ -20,7 +21,7 @@ Result<Quantization> Quantization::parse(std::string_view text) {
   const auto unknown = [&] {
     return usage_error(
         "quantization: unknown code (got \"{}\"; need none, int8, int4 or fp8, then g32, g64 or "
-        "g128 for scales of groups, then z for zero points of int4).",
+        "g128 for scales of groups or row for one a row, then z for zero points of int4).",
         text);
   };
   if (text == "none") return Quantization{};
@@ -31,6 +32,10 @@ Result<Quantization> Quantization::parse(std::string_view text) {
     quantization.zero_points = rest.ends_with('z');
     if (quantization.zero_points) rest.remove_suffix(1);
     bool known = rest.empty();
+    if (rest == kWholeRow) {
+      quantization.group = 0;
+      known = true;
+    }
     for (const int64_t group : kGroups) {
       if (rest != fmt::format("g{}", group)) continue;
       quantization.group = group;
@@ -48,7 +53,10 @@ Result<Quantization> Quantization::parse(std::string_view text) {
 std::string Quantization::text() const {
   for (const auto& [known, name, default_group] : kNames)
     if (known == code)
-      return fmt::format("{}{}{}", name, group == 0 ? "" : fmt::format("g{}", group),
+      return fmt::format("{}{}{}", name,
+                         group != 0           ? fmt::format("g{}", group)
+                         : default_group != 0 ? kWholeRow
+                                              : "",
                          zero_points ? "z" : "");
   return "none";
 }

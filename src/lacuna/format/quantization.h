@@ -25,8 +25,8 @@ struct Quantization {
   bool zero_points = false;  ///< int4 alone
 
   bool none() const { return code == Code::kNone; }
-  /// Reads "none", "int8", "int4g64", "fp8": a code, "gGROUP" (32, 64 or 128), "z" for zero points.
-  /// Plain "int4" is int4g64. @errors kUsage
+  /// Reads "none", "int8", "int4g64z", "int4row": a code, "gGROUP" (32, 64, 128) or "row", "z" for
+  /// zero points. Plain "int4" is int4g64, "int8" and "fp8" have a scale a row. @errors kUsage
   static Result<Quantization> parse(std::string_view text);
   /// The text that parse() reads.
   std::string text() const;

@@ -1,12 +1,13 @@
 #include "lacuna/format/quantize.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
-#include <limits>
 #include <optional>
 
 #include "lacuna/core/half.h"
 #include "lacuna/format/codes.h"
+#include "lacuna/format/scale_chooser.h"
 
 namespace lacuna::format {
 namespace {
@@ -45,90 +46,6 @@ class KeptRows {
   int64_t columns_;
 };
 
-/// A scale as it is stored and a zero point.
-struct Choice {
-  uint16_t scale_bits = 0;
-  int zero = kInt4Zero;
-};
-
-class Chooser {
- public:
-  Chooser(const Quantization& quantization, DType dtype)
-      : quantization_(quantization), dtype_(dtype) {}
-
-  Choice choose(std::span<const float> weights) const {
-    const auto [low, high] = range(weights);
-    if (low == 0 && high == 0) return {};
-    const double largest = std::max(-low, high);
-    if (quantization_.code == Code::kInt8) return {stored(largest / 127, 127)};
-    if (quantization_.code == Code::kFP8) return {stored(largest / 448, 448)};
-    return choose_int4(weights, low, high);
-  }
-
-  CodeScale scale(const Choice& choice) const {
-    return {quantization_.code, bf16_to_float(choice.scale_bits),
-            quantization_.code == Code::kInt4 ? choice.zero : 0};
-  }
-
- private:
-  /// The least and the largest weight, 0 among them: every scale stands for 0 exactly.
-  static std::pair<double, double> range(std::span<const float> weights) {
-    float low = 0, high = 0;
-    for (const float w : weights) low = std::min(low, w), high = std::max(high, w);
-    return {low, high};
-  }
-
-  /// Clipping the rarest values often costs less than the finer steps bring. Over groups of 64 of a
-  /// trained model (lab-16m), dense or half pruned, the best scale of 99 in 100 lies above 0.81 of
-  /// the full range; 13 candidates leave 0.86 of its squared error (0.92 with zero points), 193 of
-  /// them 0.4 % less. max|w|/8 leaves 0.95 dense and 1.04 pruned, max|w|/7 leaves 1.11.
-  Choice choose_int4(std::span<const float> weights, double low, double high) const {
-    constexpr int kCandidates = 13;
-    const double full =
-        quantization_.zero_points ? (high - low) / 15 : std::max(-low / 8, high / 7);
-    Choice best;
-    double least = std::numeric_limits<double>::infinity();
-    for (int i = 0; i < kCandidates; ++i) {
-      const double wanted = full * (1.0 - i / 60.0);
-      Choice choice;
-      if (quantization_.zero_points) {
-        const double middle = (low + high) / 2;  // stays where it is when the range shrinks
-        choice.zero = std::clamp(static_cast<int>(std::lround(7.5 - middle / wanted)), 0, 15);
-      }
-      choice.scale_bits =
-          stored(wanted, quantization_.zero_points ? std::max(choice.zero, 15 - choice.zero) : 8);
-      const double error = squared_error(weights, scale(choice));
-      if (error < least) least = error, best = choice;
-    }
-    return best;
-  }
-
-  static double squared_error(std::span<const float> weights, const CodeScale& scale) {
-    double sum = 0;
-    for (const float w : weights) {
-      const double difference = double{w} - double{scale.value(scale.nearest(w))};
-      sum += difference * difference;
-    }
-    return sum;
-  }
-
-  /// A positive scale in bf16 whose product with the outermost code the values' type holds.
-  uint16_t stored(double scale, double outermost) const {
-    uint16_t bits = std::max<uint16_t>(float_to_bf16(static_cast<float>(scale)), 1);
-    while (bits > 1 && !holds(double{bf16_to_float(bits)} * outermost)) --bits;
-    return bits;
-  }
-  bool holds(double value) const {
-    const auto product = static_cast<float>(value);
-    if (dtype_ == DType::kF32) return std::isfinite(product);
-    return dtype_ == DType::kBF16 ? std::isfinite(bf16_to_float(float_to_bf16(product)))
-                                  : std::isfinite(f16_to_float(float_to_f16(product)));
-  }
-
-  Quantization quantization_;
-  DType dtype_;
-};
-
 /// Bytes of codes before each group of 64 rows, and of all.
 std::vector<int64_t> byte_offsets(const CompactMatrix& matrix, Code code) {
   std::vector<int64_t> offsets;
@@ -162,57 +79,104 @@ Status check_request(const Quantization& quantization) {
                      quantization.text(), quantization.group);
 }
 
+/// Where fill() takes weights and their scales from.
+template <class ReadRows, class ScaleOf>
+struct Source {
+  DType dtype;         ///< of the rows
+  ReadRows read_rows;  ///< called with a run of rows and room for them, dense
+  ScaleOf scale_of;    ///< called with row, group and its kept weights
+  bool exact = false;  ///< a kept weight is what its code stands for, bit by bit
+};
+
 /// Fills in codes, scales and zero points of `out`, whose sizes, mask and quantization are set.
-/// @param read_rows  called with a run of rows and room for them, dense, in values_dtype
-template <class ReadRows>
-Result<CompactMatrix> fill(CompactMatrix out, const Executor& executor, const ReadRows& read_rows) {
+template <class ReadRows, class ScaleOf>
+Result<CompactMatrix> fill(CompactMatrix out, const Executor& executor,
+                           const Source<ReadRows, ScaleOf>& source) {
   const Quantization& quantization = out.quantization;
   const auto groups = static_cast<size_t>(quantization.groups(out.columns));
   std::vector<uint8_t> values(static_cast<size_t>(values_bytes(out)));
   std::vector<uint16_t> scales(static_cast<size_t>(out.rows) * groups);
   std::vector<int8_t> zeros(quantization.zero_points ? scales.size() : 0);
-  const Chooser chooser(quantization, out.values_dtype);
   const int64_t tiles = ceil_div(out.rows, kRowGroup);
-  std::vector<std::optional<Violation>> broken(static_cast<size_t>(tiles));
+  std::vector<std::optional<Error>> broken(static_cast<size_t>(tiles));
   executor.parallel_for(tiles, [&](int64_t tile) {
     const int64_t first = tile * kRowGroup, last = std::min(first + kRowGroup, out.rows);
     std::vector<std::byte> dense(static_cast<size_t>((last - first) * out.columns) *
-                                 size_bytes(out.values_dtype));
-    read_rows(first, last, dense.data());
-    const KeptRows rows(dense.data(), out.values_dtype, out.columns);
+                                 size_bytes(source.dtype));
+    source.read_rows(first, last, dense.data());
+    const KeptRows rows(dense.data(), source.dtype, out.columns);
     std::vector<float> weights;
     std::vector<uint8_t> codes;
     for (RowWalk walk(out, first); walk.row() < last; walk.next()) {
       const int64_t column = rows.read(walk.row() - first, walk.bitmap(), weights);
       if (column >= 0) {
-        broken[static_cast<size_t>(tile)] = Violation{walk.row(), column, ""};
+        broken[static_cast<size_t>(tile)] = bad_input(
+            "quantize: row {}, column {} is not a finite number (need finite weights). Repair or "
+            "download the model again.",
+            walk.row(), column);
         return;
       }
       codes.resize(weights.size());
+      bool exact = true;
       for_each_scale_group(
           quantization, walk, out.columns, [&](int64_t group, int64_t begin, int64_t end) {
-            const Choice choice = chooser.choose(std::span(weights).subspan(
-                static_cast<size_t>(begin), static_cast<size_t>(end - begin)));
-            const CodeScale scale = chooser.scale(choice);
-            for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i)
+            const CodeScale scale =
+                source.scale_of(walk.row(), group,
+                                std::span<const float>(weights).subspan(
+                                    static_cast<size_t>(begin), static_cast<size_t>(end - begin)));
+            for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i) {
               codes[i] = scale.nearest(weights[i]);
+              exact = exact && scale.value(codes[i]) == weights[i];
+            }
             const size_t at = static_cast<size_t>(walk.row()) * groups + static_cast<size_t>(group);
-            scales[at] = choice.scale_bits;
-            if (!zeros.empty()) zeros[at] = static_cast<int8_t>(choice.zero);
+            scales[at] = float_to_bf16(scale.scale);
+            if (!zeros.empty()) zeros[at] = static_cast<int8_t>(scale.zero);
           });
+      if (source.exact && !exact) {
+        broken[static_cast<size_t>(tile)] = check_failed(
+            "encode: row {} holds a kept weight that no code of its group stands for.", walk.row());
+        return;
+      }
       write_codes(quantization.code, walk, codes.data(), values.data());
     }
   });
-  for (const auto& place : broken)
-    if (place)
-      return bad_input(
-          "quantize: row {}, column {} is not a finite number (need finite weights). Repair or "
-          "download the model again.",
-          place->row, place->column);
+  for (const auto& error : broken)
+    if (error) return *error;
   out.values = Bytes::take(std::move(values));
   out.scales = Bytes::take(std::move(scales));
   if (quantization.zero_points) out.zero_points = Bytes::take(std::move(zeros));
   return out;
+}
+
+/// The mask of an unquantised matrix, and room for codes.
+CompactMatrix without_values(const CompactMatrix& matrix, const Quantization& quantization) {
+  CompactMatrix out = matrix;
+  out.quantization = quantization;
+  if (out.pattern.kind == PatternKind::kUnstructured)
+    out.offsets = Bytes::take(byte_offsets(matrix, quantization.code));
+  return out;
+}
+
+/// Copies rows of a dense matrix.
+auto rows_of(const Tensor& dense) {
+  return [&dense, row_bytes = static_cast<size_t>(dense.shape[1]) * size_bytes(dense.dtype)](
+             int64_t first, int64_t last, std::byte* rows) {
+    const size_t size = static_cast<size_t>(last - first) * row_bytes;
+    if (size > 0)
+      std::memcpy(rows, dense.bytes.data() + static_cast<size_t>(first) * row_bytes, size);
+  };
+}
+
+bool is_matrix(const Tensor& dense) {
+  return dense.shape.size() == 2 && storable(dense.dtype) && element_count(dense.shape) &&
+         dense.bytes.size() == static_cast<size_t>(dense.elements()) * size_bytes(dense.dtype);
+}
+
+/// Scales that are chosen for the weights of each group.
+auto chosen(const ScaleChooser& chooser) {
+  return [&chooser](int64_t, int64_t, std::span<const float> weights) {
+    return chooser.choose(weights);
+  };
 }
 
 }  // namespace
@@ -223,20 +187,18 @@ Result<CompactMatrix> quantize(const CompactMatrix& matrix, const Quantization& 
   if (!matrix.quantization.none())
     return bad_input("quantize: the values are codes already (got {}). Expand them first.",
                      matrix.quantization.text());
-  CompactMatrix out = matrix;
-  out.quantization = quantization;
-  if (out.pattern.kind == PatternKind::kUnstructured)
-    out.offsets = Bytes::take(byte_offsets(matrix, quantization.code));
-  return fill(std::move(out), executor, [&](int64_t first, int64_t last, std::byte* rows) {
+  const ScaleChooser chooser(quantization, matrix.values_dtype);
+  const auto read = [&](int64_t first, int64_t last, std::byte* rows) {
     expand_rows(matrix, first, last, rows);
-  });
+  };
+  return fill(without_values(matrix, quantization), executor,
+              Source{matrix.values_dtype, read, chosen(chooser)});
 }
 
 Result<CompactMatrix> quantize(const Tensor& dense, const Quantization& quantization,
                                const Executor& executor) {
   LACUNA_CHECK(check_request(quantization));
-  if (dense.shape.size() != 2 || !storable(dense.dtype) || !element_count(dense.shape) ||
-      dense.bytes.size() != static_cast<size_t>(dense.elements()) * size_bytes(dense.dtype))
+  if (!is_matrix(dense))
     return bad_input("quantize: needs a matrix of float32, bfloat16 or float16 (got {} {}).",
                      long_name(dense.dtype), shape_text(dense.shape));
   CompactMatrix out;
@@ -244,12 +206,25 @@ Result<CompactMatrix> quantize(const Tensor& dense, const Quantization& quantiza
   out.columns = dense.shape[1];
   out.values_dtype = dense.dtype;
   out.quantization = quantization;
-  const size_t row_bytes = static_cast<size_t>(out.columns) * size_bytes(dense.dtype);
-  return fill(std::move(out), executor, [&](int64_t first, int64_t last, std::byte* rows) {
-    const size_t size = static_cast<size_t>(last - first) * row_bytes;
-    if (size > 0)
-      std::memcpy(rows, dense.bytes.data() + static_cast<size_t>(first) * row_bytes, size);
-  });
+  const ScaleChooser chooser(quantization, dense.dtype);
+  return fill(std::move(out), executor, Source{dense.dtype, rows_of(dense), chosen(chooser)});
+}
+
+Result<CompactMatrix> encode(const CompactMatrix& mask, const Quantization& quantization,
+                             const Tensor& weights, std::span<const CodeScale> scales,
+                             const Executor& executor) {
+  LACUNA_CHECK(check_request(quantization));
+  const int64_t groups = quantization.groups(mask.columns);
+  if (!mask.quantization.none() || !is_matrix(weights) || weights.dtype != DType::kF32 ||
+      weights.shape != Shape{mask.rows, mask.columns} ||
+      scales.size() != static_cast<size_t>(mask.rows * groups))
+    return bad_input("encode: mask, weights (got {} {}) and scales (got {}) don't fit together.",
+                     long_name(weights.dtype), shape_text(weights.shape), scales.size());
+  const auto given = [&](int64_t row, int64_t group, std::span<const float>) {
+    return scales[static_cast<size_t>(row * groups + group)];
+  };
+  return fill(without_values(mask, quantization), executor,
+              Source{DType::kF32, rows_of(weights), given, /*exact=*/true});
 }
 
 std::vector<Violation> check_codes(const CompactMatrix& matrix, const Tensor& dense, size_t limit) {

@@ -1,10 +1,11 @@
 // Kept values to codes of 8 or 4 bits, by rounding to nearest. The mask never changes.
 #pragma once
 
+#include <span>
 #include <vector>
 
 #include "lacuna/core/executor.h"
-#include "lacuna/format/compact.h"
+#include "lacuna/format/codes.h"
 
 namespace lacuna::format {
 
@@ -32,6 +33,17 @@ Result<CompactMatrix> quantize(const CompactMatrix& matrix, const Quantization& 
 /// A dense matrix of f32, bf16 or f16: every weight is kept (pattern dense).
 Result<CompactMatrix> quantize(const Tensor& dense, const Quantization& quantization,
                                const Executor& executor = Executor::serial());
+
+/// The codes of weights that lie on their grid already, under a mask that is given: what a solver
+/// that knew of the codes made becomes a matrix without another rounding.
+/// @param mask     unquantised; its values count for nothing but the type of the result's
+/// @param weights  float32, dense; a kept one is what a code of its group stands for
+/// @param scales   [rows, groups], each storable in bf16
+/// @errors kBadInput: sizes that don't fit, NaN or infinity; kUsage: no code asked for;
+/// kCheckFailed: a kept weight that is none of its grid
+Result<CompactMatrix> encode(const CompactMatrix& mask, const Quantization& quantization,
+                             const Tensor& weights, std::span<const CodeScale> scales,
+                             const Executor& executor = Executor::serial());
 
 /// Holds a quantised matrix against the dense form of what it was made from: the mask keeps every
 /// non-zero and, where the pattern leaves it the choice, nothing else; every kept code is one of

@@ -8,6 +8,7 @@
 #include "lacuna/core/gpu.h"
 #include "lacuna/kernels/gpu_linear.h"
 #include "lacuna/prune/chunks.h"
+#include "lacuna/prune/grid.h"
 #include "lacuna/prune/selection.h"
 
 namespace lacuna::prune {
@@ -42,22 +43,23 @@ void choose_group(const float* weight, const float* diagonal, int n, int keep, b
 }
 
 /// One row inside the stripe; `error` receives e of every column.
-void one_row(const Stripe& stripe, const Corner& corner, float* __restrict weight, bool* kept,
-             float* error) {
+void one_row(const Stripe& stripe, const Corner& corner, int64_t index, float* __restrict weight,
+             bool* kept, float* error) {
   const int64_t width = corner.width;
   for (int64_t j = 0; j < width; ++j) {
     if (stripe.of != 0 && j % stripe.of == 0)
       choose_group(weight + j, corner.diagonal.data() + j,
                    static_cast<int>(std::min<int64_t>(stripe.of, width - j)), stripe.keep,
                    kept + j);
-    if (kept[j]) {
+    if (kept[j] && stripe.grid == nullptr) {
       error[j] = 0;
       continue;
     }
-    const float e = error[j] = weight[j] / corner.diagonal[j];
+    const float becomes = kept[j] ? stripe.grid->nearest(index, stripe.first + j, weight[j]) : 0.0F;
+    const float e = error[j] = (weight[j] - becomes) / corner.diagonal[j];
     const float* __restrict row = corner.upper.data() + j * width;
     for (int64_t k = j + 1; k < width; ++k) weight[k] -= e * row[k];
-    weight[j] = 0;
+    weight[j] = becomes;
   }
 }
 
@@ -93,7 +95,7 @@ void column_loop_rows(const Stripe& stripe, const Executor& executor) {
     const at::Tensor error = at::empty({count, stripe.width}, stripe.weight.options());
     float* e = error.mutable_data_ptr<float>();
     for (int64_t r = 0; r < count; ++r)
-      one_row(stripe, corner, weight + (top + r) * columns, kept + (top + r) * columns,
+      one_row(stripe, corner, top + r, weight + (top + r) * columns, kept + (top + r) * columns,
               e + r * stripe.width);
     update_rest(stripe, stripe.weight.narrow(0, top, count), error);
   });

@@ -4,6 +4,7 @@
 
 #include <set>
 
+#include "lacuna/io/compact_store.h"
 #include "lacuna/io/file.h"
 #include "lacuna/io/json.h"
 
@@ -13,6 +14,7 @@ namespace {
 
 constexpr const char* kAbout = "journal.json";
 constexpr const char* kRun = "run";      // key of what decides the result, in journal.json
+constexpr const char* kCoded = "coded";  // key of what declares a block's codes, in its notes
 constexpr const char* kNotes = "notes";  // key of a block's notes in the safetensors metadata
 
 /// "model, pattern": the keys in which two runs differ.
@@ -93,6 +95,31 @@ fs::path journal_of(fs::path out) {
 }
 
 }  // namespace
+
+Status Journal::Block::add(const std::string& name, const format::CompactMatrix& coded) {
+  nlohmann::json& declared = notes[kCoded];
+  io::SparseDeclarations all;
+  if (!declared.is_null()) {
+    LACUNA_TRY(all, io::read_declarations(declared, kCoded));
+  }
+  all[name] = io::declaration_of(coded);
+  io::write_declarations(all, declared);
+  LACUNA_TRY(const auto parts, io::compact_parts(name, coded));
+  tensors.insert(tensors.end(), parts.begin(), parts.end());
+  return {};
+}
+
+Result<std::map<std::string, format::CompactMatrix>> Journal::Block::coded() const {
+  std::map<std::string, format::CompactMatrix> matrices;
+  if (!notes.contains(kCoded)) return matrices;
+  LACUNA_TRY(const auto declarations, io::read_declarations(notes[kCoded], kCoded));
+  io::StoredTensors stored;
+  for (const auto& [name, tensor] : tensors) stored[name] = {tensor, "the journal"};
+  for (const auto& [name, declaration] : declarations) {
+    LACUNA_TRY(matrices[name], io::read_compact(name, declaration, stored));
+  }
+  return matrices;
+}
 
 bool Journal::exists(const fs::path& out) {
   std::error_code failure;

@@ -3,22 +3,30 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
 #include "lacuna/core/status.h"
+#include "lacuna/format/compact.h"
 #include "lacuna/io/safetensors.h"
 
 namespace lacuna::prune {
 
 /// `OUT.journal/`: journal.json says which run this is, block-NNN.safetensors holds the pruned
-/// weights of one block, densely, in the dtype of the file. Every file appears whole or not at all.
+/// weights of one block, densely, in the dtype of the file, or those with codes as the compact
+/// store has them. Every file appears whole or not at all.
 class Journal {
  public:
   struct Block {
     std::vector<io::NamedTensor> tensors;
     nlohmann::json notes;  ///< what the report says of the block
+
+    /// A weight with codes, as the tensors and the note that carry it.
+    Status add(const std::string& name, const format::CompactMatrix& coded);
+    /// All of them by name; empty where the weights are dense. @errors kBadInput: damaged
+    Result<std::map<std::string, format::CompactMatrix>> coded() const;
   };
 
   static bool exists(const std::filesystem::path& out);

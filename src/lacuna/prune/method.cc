@@ -8,6 +8,7 @@
 
 #include "lacuna/prune/builtin.h"
 #include "lacuna/prune/chunks.h"
+#include "lacuna/prune/coding.h"
 #include "lacuna/prune/damped_gram.h"
 #include "lacuna/prune/inverse_factor.h"
 #include "lacuna/prune/selection.h"
@@ -57,6 +58,14 @@ std::string_view group_name(Group group) {
   return "?";
 }
 
+std::string_view coding_name(Coding coding) { return coding == Coding::kGptq ? "gptq" : "awq"; }
+
+Result<Coding> parse_coding(std::string_view name) {
+  for (const Coding coding : {Coding::kGptq, Coding::kAwq})
+    if (coding_name(coding) == name) return coding;
+  return usage_error("--coding: unknown way to codes (got {}; need gptq or awq).", name);
+}
+
 Result<Group> parse_group(std::string_view name) {
   for (const auto& known : kGroups)
     if (known.name == name) return known.group;
@@ -98,6 +107,7 @@ std::string spelled(const Score* score, const Solver& solver,
 }
 
 Status check_patterns(const Request& request) {
+  if (request.keep_mask) return {};  // nothing is chosen
   if (!(request.sparsity >= 0 && request.sparsity <= 1))
     return usage_error("--sparsity: must lie between 0 and 1 (got {}).", request.sparsity);
   if (request.pattern.kind == format::PatternKind::kDense)
@@ -174,7 +184,7 @@ Method::Method(std::string name, const Score* score, const Solver& solver,
 }
 
 bool Method::needs_gram() const {
-  return (score_ != nullptr && score_->needs() == Needs::kGram) ||
+  return codes_ || (score_ != nullptr && score_->needs() == Needs::kGram) ||
          solver_->needs() == Needs::kGram ||
          std::any_of(refinements_.begin(), refinements_.end(),
                      [](const auto* each) { return each->needs() == Needs::kGram; });
@@ -191,7 +201,7 @@ uint64_t Method::working_bytes(uint64_t weights, uint64_t squared) const {
   uint64_t most = solver_->working_bytes(weights, squared);
   for (const Refinement* refinement : refinements_)
     most = std::max(most, refinement->working_bytes(weights, squared));
-  return most;
+  return codes_ ? most + coding_bytes(weights, squared) : most;
 }
 
 Group Method::default_group() const {
@@ -203,7 +213,7 @@ Status Method::prepare(InputStatistics& statistics, const Request& request) cons
   LACUNA_CHECK(solver_->prepare(statistics, request));
   for (const Refinement* refinement : refinements_)
     LACUNA_CHECK(refinement->prepare(statistics, request));
-  return {};
+  return request.quantization.none() ? Status() : prepare_coding(statistics, request);
 }
 
 Status Method::check(const at::Tensor& weight, const InputStatistics& statistics,
@@ -213,9 +223,10 @@ Status Method::check(const at::Tensor& weight, const InputStatistics& statistics
                      weight.dim());
   LACUNA_CHECK(check_patterns(request));
   LACUNA_CHECK(check_finite(weight, "weight", "Repair or download the model again."));
-  if (!needs_inputs()) return {};
+  const bool gram = needs_gram() || !request.quantization.none();
+  if (!gram && !needs_inputs()) return {};
   const at::Tensor& inputs = statistics.square_sums;
-  if (!inputs.defined() || (needs_gram() && !statistics.gram.defined()))
+  if (!inputs.defined() || (gram && !statistics.gram.defined()))
     return usage_error("{}: needs calibration inputs (got none).", name_);
   if (inputs.sizes() != weight.sizes().slice(1))
     return bad_input("inputs: {} columns of statistics for a weight of {}.", inputs.numel(),
@@ -225,26 +236,51 @@ Status Method::check(const at::Tensor& weight, const InputStatistics& statistics
   return check_finite(inputs, "inputs: sum of squares", kAdvice);
 }
 
+Result<Pruned> Method::run_stages(Problem problem) const {
+  const Request& request = problem.request;
+  if (score_ != nullptr)
+    problem.mask = select(score_->scores(problem.weight, problem.statistics), request.pattern,
+                          request.sparsity, request.group.value_or(Group::kRow), request.executor);
+  LACUNA_TRY(Pruned pruned, solver_->solve(problem));
+  for (const Refinement* refinement : refinements_)
+    LACUNA_CHECK(refine(*refinement, problem, solver_->changes_weights(), pruned));
+  return pruned;
+}
+
 Result<Pruned> Method::prune(const at::Tensor& weight, const InputStatistics& given,
                              const Request& asked) const {
   LACUNA_CHECK(check(weight, given, asked));
-  if (drops_nothing(weight, asked))
-    return Pruned{.weight = weight.clone(at::MemoryFormat::Contiguous),
-                  .mask = at::ones(weight.sizes(), weight.options().dtype(at::kBool))};
   Request request = asked;
   if (!weight.is_cpu()) request.executor = Executor::serial();
   if (request.pattern.kind != format::PatternKind::kKeepOf)
     request.group = request.group.value_or(default_group());
   InputStatistics statistics = given;  // tensors are shared, not copied
-  LACUNA_CHECK(prepare(statistics, request));
-
-  Problem problem{weight, statistics, request, {}};
-  if (score_ != nullptr)
-    problem.mask = select(score_->scores(weight, statistics), request.pattern, request.sparsity,
-                          request.group.value_or(Group::kRow), request.executor);
-  LACUNA_TRY(Pruned pruned, solver_->solve(problem));
-  for (const Refinement* refinement : refinements_)
-    LACUNA_CHECK(refine(*refinement, problem, solver_->changes_weights(), pruned));
+  const bool coded = !request.quantization.none();
+  const at::Tensor here = coded ? weight.cpu() : weight;
+  Request coding = request;
+  coding.executor = request.coder;
+  Pruned pruned;
+  if (request.keep_mask || drops_nothing(weight, request)) {
+    pruned.weight = weight.clone(at::MemoryFormat::Contiguous);
+    pruned.mask = request.keep_mask ? weight != 0 : at::ones_like(weight, at::kBool);
+    if (coded) LACUNA_CHECK(prepare_coding(statistics, request));
+  } else {
+    LACUNA_CHECK(prepare(statistics, request));
+    // Codes come last, unless the solver makes them on its way and nothing follows.
+    if (coded && solver_->makes_codes() && refinements_.empty() &&
+        request.coding == Coding::kGptq) {
+      LACUNA_TRY(pruned, run_stages({here, on_cpu(statistics), coding, {}}));
+    } else {
+      Request stages = request;
+      stages.quantization = {};
+      LACUNA_TRY(pruned, run_stages({weight, statistics, stages, {}}));
+    }
+  }
+  if (coded) {
+    pruned.weight = pruned.weight.cpu();
+    pruned.mask = pruned.mask.cpu();
+    LACUNA_CHECK(make_codes({here, on_cpu(statistics), coding, {}}, pruned));
+  }
   return pruned;
 }
 
@@ -299,9 +335,11 @@ Result<Method> compose(const MethodChoice& choice) {
       return usage_error("--refine {}: takes weights as they were (got --solve {}; need none).",
                          refinement->name(), made.solver_->name());
   const std::string text = spelled(made.score_, *made.solver_, made.refinements_);
+  Method composed("", made.score_, *made.solver_, made.refinements_);
   for (const Method* known : methods())
-    if (known->about() == text) return *known;
-  return Method("", made.score_, *made.solver_, made.refinements_);
+    if (known->about() == text) composed.name_ = known->name_;
+  composed.codes_ = choice.codes;
+  return composed;
 }
 
 std::vector<std::string> score_names() {

@@ -11,9 +11,11 @@
 #include <string_view>
 #include <vector>
 
+#include "lacuna/core/dtype.h"
 #include "lacuna/core/executor.h"
 #include "lacuna/core/status.h"
 #include "lacuna/format/pattern.h"
+#include "lacuna/format/quantization.h"
 
 namespace lacuna::prune {
 
@@ -25,6 +27,7 @@ Result<Group> parse_group(std::string_view name);
 struct InverseFactor;  // inverse_factor.h
 struct DampedGram;     // damped_gram.h
 class Spectrum;        // spectrum.h
+class Grid;            // grid.h
 
 /// Statistics of the inputs of one Linear, in float32. Linears with the same input (q, k, v; gate,
 /// up) share them.
@@ -40,17 +43,32 @@ struct InputStatistics {
   std::shared_ptr<const Spectrum> spectrum;
 };
 
+/// How kept weights become codes.
+enum class Coding : uint8_t {
+  kGptq,  ///< errors spread over what is left, then descent (coding.h)
+  kAwq    ///< ranges by the energy of the inputs, then the nearest code
+};
+std::string_view coding_name(Coding coding);
+Result<Coding> parse_coding(std::string_view name);
+
 struct Request {
   format::Pattern pattern = format::Pattern::unstructured();
-  double sparsity = 0.5;       ///< share of zeros; follows from the pattern for keep:of
-  std::optional<Group> group;  ///< nothing: the method's own
-  double damping = 0.01;       ///< relative to the mean of the Gram matrix's diagonal
+  double sparsity = 0.5;              ///< share of zeros; follows from the pattern for keep:of
+  std::optional<Group> group;         ///< nothing: the method's own
+  double damping = 0.01;              ///< relative to the mean of the Gram matrix's diagonal
+  format::Quantization quantization;  ///< kept weights become codes of it, if it is one
+  Coding coding = Coding::kGptq;
+  DType values = DType::kF32;  ///< of the weight in the file; bounds the scales of codes
+  bool keep_mask = false;      ///< codes alone, on the non-zeros that are there
+  Executor coder;     ///< runs what makes codes, which is on the CPU wherever the weight is
   Executor executor;  ///< runs the solver's own loops on the CPU; results don't depend on it
 };
 
 struct Pruned {
-  at::Tensor weight;                  ///< float32 [out, in], zeros where mask is false
-  at::Tensor mask;                    ///< bool [out, in], true = kept
+  at::Tensor weight;  ///< float32 [out, in], zeros where mask is false
+  at::Tensor mask;    ///< bool [out, in], true = kept
+  /// With codes: kept weights are values of it, and may be 0. All is on the CPU then.
+  std::shared_ptr<const Grid> grid;
   double damping = 0;                 ///< used in the end (0: method has none)
   int64_t iterations = 0;             ///< of a solver that iterates
   bool fell_back = false;             ///< the solver took its second choice; a warning says why
@@ -60,6 +78,7 @@ struct Pruned {
 class Score;
 class Solver;
 class Refinement;
+struct Problem;
 
 /// A method as a person names it: a usual combination, stages spelled out, or stages that replace
 /// those of the combination. Empty means: of the combination, or without one: the solver's own
@@ -67,6 +86,7 @@ class Refinement;
 struct MethodChoice {
   std::string method, score, solve;
   std::vector<std::string> refine;  ///< one after the other
+  bool codes = false;               ///< Request::quantization will ask for some
 };
 
 /// A combination of stages.
@@ -92,8 +112,8 @@ class Method {
   /// "inputs"); the caller puts the layer's name before it. @errors kBadInput, kUsage
   Status check(const at::Tensor& weight, const InputStatistics& statistics,
                const Request& request) const;
-  /// Score, solve, refine. A refinement that says so never raises the damped error
-  /// (damped_gram.h): that is checked every time.
+  /// Score, solve, refine, and make codes where they are asked for (coding.h). A refinement that
+  /// says so never raises the damped error (damped_gram.h): that is checked every time.
   /// @param weight float32 [out, in]; not changed
   /// @errors as check(); kUsage: a pattern that a stage can't do; kCheckFailed: no factor of the
   /// Hessian, a refinement that broke its promise
@@ -102,10 +122,13 @@ class Method {
 
  private:
   friend Result<Method> compose(const MethodChoice& choice);
+  Result<Pruned> run_stages(Problem problem) const;
+
   std::string name_, about_;
   const Score* score_;
   const Solver* solver_;
   std::vector<const Refinement*> refinements_;
+  bool codes_ = false;
 };
 
 /// Combinations with a name, in the order of --help. @errors kUsage: unknown name (lists the known

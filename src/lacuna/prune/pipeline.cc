@@ -11,12 +11,14 @@
 #include "lacuna/core/version.h"
 #include "lacuna/format/compact.h"
 #include "lacuna/format/element.h"
+#include "lacuna/format/quantize.h"
 #include "lacuna/io/file.h"
 #include "lacuna/io/misfit.h"
 #include "lacuna/io/out_folder.h"
 #include "lacuna/io/safetensors.h"
 #include "lacuna/model/decoder.h"
 #include "lacuna/prune/chunks.h"
+#include "lacuna/prune/grid.h"
 #include "lacuna/prune/journal.h"
 #include "lacuna/prune/phase_clock.h"
 #include "lacuna/prune/statistics.h"
@@ -133,13 +135,19 @@ json about_calibration(const Calibration& calibration) {
 
 json about_method(const PruneOptions& options, const Method& method,
                   const Calibration& calibration) {
-  json about = {{"method", method.name()},
-                {"pattern", options.request.pattern.text()},
-                {"sparsity", options.request.sparsity},
-                {"seed", options.seed},
-                {"tool_version", kVersion}};
-  if (options.request.pattern.kind != format::PatternKind::kKeepOf)
+  json about = {{"method", method.name()}, {"seed", options.seed}, {"tool_version", kVersion}};
+  if (options.request.keep_mask) {
+    about["mask"] = "kept";
+  } else {
+    about["pattern"] = options.request.pattern.text();
+    about["sparsity"] = options.request.sparsity;
+  }
+  if (options.request.pattern.kind != format::PatternKind::kKeepOf && !options.request.keep_mask)
     about["group"] = group_name(options.request.group.value_or(method.default_group()));
+  if (!options.request.quantization.none()) {
+    about["quantization"] = options.request.quantization.text();
+    about["coding"] = coding_name(options.request.coding);
+  }
   if (method.needs_gram()) about["damping"] = options.request.damping;
   if (calibration.samples() > 0) about["calibration"] = about_calibration(calibration);
   return about;
@@ -367,8 +375,10 @@ class BlockWriter {
 
 using MatricesByName = std::map<std::string, format::CompactMatrix>;
 
-/// The pruned weights of a block in the store's form, all at a time.
+/// The pruned weights of a block in the store's form, all at a time; codes are in it already.
 Result<MatricesByName> compressed(const Journal::Block& block, const format::Pattern& pattern) {
+  LACUNA_TRY(MatricesByName coded, block.coded());
+  if (!coded.empty()) return coded;
   std::vector<std::optional<Result<format::CompactMatrix>>> results(block.tensors.size());
   parallel_chunks(model::torch_executor(), static_cast<int64_t>(results.size()), [&](int64_t i) {
     const auto place = static_cast<size_t>(i);
@@ -443,6 +453,7 @@ class Run {
         clock_(options.compute.device) {
     options_.request.executor =
         options.compute.device.is_cpu() ? model::torch_executor() : Executor::serial();
+    options_.request.coder = model::torch_executor();
   }
 
   Result<PruneReport> run();
@@ -467,6 +478,8 @@ class Run {
                                         const std::vector<std::string>& targets,
                                         const std::string& what, bool replace = false);
   Status write(const Journal& journal);
+  /// A weight that is not pruned: as it was, but embedding and output matrix beside codes.
+  Result<io::Weight> kept_weight(const std::string& name) const;
 
   void log(const std::string& line) const {
     if (progress_.log) progress_.log(line);
@@ -521,6 +534,7 @@ Result<PruneReport> Run::run() {
   if (options_.request.pattern.kind == format::PatternKind::kKeepOf)
     options_.request.sparsity = options_.request.pattern.sparsity();
   report_.out = given_out_;
+  report_.quantization = options_.request.quantization.text();
   report_.planned_peak_bytes = planned_peak_bytes(spec_, checkpoint_, source_, options_);
   log(fmt::format("peak memory: at most {:.2f} GiB",
                   static_cast<double>(report_.planned_peak_bytes) / (1 << 30)));
@@ -666,12 +680,18 @@ Status Run::resume_block(const Journal& journal, int64_t layer, model::Block* bl
   for (const json& warning : finished.notes.at("warnings")) report_.warnings.push_back(warning);
   for (const json& noted : finished.notes.at("layers")) report_.layers.push_back(layer_from(noted));
   if (block == nullptr) return {};
-  for (const auto& [name, tensor] : finished.tensors)
-    for (const std::string& linear : targets_of(layer))
-      if (name == weight_name(layer, linear))
-        block->linear(linear).set_weight(
-            model::wrap(tensor).to(options_.compute.device, options_.compute.dtype,
-                                   /*non_blocking=*/false, /*copy=*/true));
+  std::map<std::string, Tensor> weights;
+  for (const auto& [name, tensor] : finished.tensors) weights[name] = tensor;
+  LACUNA_TRY(MatricesByName coded, finished.coded());
+  for (auto& [name, matrix] : coded) {
+    matrix.values_dtype = DType::kF32;  // as the solver had them
+    weights[name] = format::expand(matrix);
+  }
+  for (const std::string& linear : targets_of(layer))
+    if (const auto found = weights.find(weight_name(layer, linear)); found != weights.end())
+      block->linear(linear).set_weight(model::wrap(found->second)
+                                           .to(options_.compute.device, options_.compute.dtype,
+                                               /*non_blocking=*/false, /*copy=*/true));
   return step(calibration_.samples(), fmt::format("block {}/{}", layer + 1, spec_.layers));
 }
 
@@ -736,16 +756,22 @@ Result<at::Tensor> Run::prune_linear(const std::string& name, InputStatistics* i
   // Across the bus as it is stored: .to() with both would convert first.
   const at::Tensor weight = model::wrap(dense).to(options_.compute.device).to(at::kFloat);
   clock_.enter("solve");
-  auto pruned = method_->prune(weight, inputs ? *inputs : InputStatistics(), options_.request);
+  Request request = options_.request;
+  request.values = dense.dtype;
+  if (request.keep_mask) request.pattern = checkpoint_.weights().at(name).pattern;
+  auto pruned = method_->prune(weight, inputs ? *inputs : InputStatistics(), request);
   if (!pruned.ok()) return named(pruned.error());
-  const at::Tensor stored = pruned->weight.to(model::scalar_type(dense.dtype));
+  // What codes stand for is not rounded.
+  const at::Tensor stored = pruned->grid ? pruned->weight.to(weight.device())
+                                         : pruned->weight.to(model::scalar_type(dense.dtype));
   if (!stored.isfinite().all().item<bool>())
     return check_failed("{}: an updated weight is too large for {}. Raise --damping.", name,
                         long_name(dense.dtype));
   clock_.enter("error");
   LayerReport layer{name};
-  layer.sparsity = static_cast<double>((stored == 0).sum().item<int64_t>()) /
-                   static_cast<double>(stored.numel());
+  const at::Tensor zeros = pruned->grid ? pruned->mask.logical_not() : stored == 0;
+  layer.sparsity =
+      static_cast<double>(zeros.sum().item<int64_t>()) / static_cast<double>(stored.numel());
   layer.error = inputs ? relative_error(weight, stored.to(at::kFloat), inputs->gram,
                                         options_.request.executor)
                        : -1;
@@ -754,7 +780,8 @@ Result<at::Tensor> Run::prune_linear(const std::string& name, InputStatistics* i
   layer.fell_back = pruned->fell_back;
   layer.seconds = seconds_since(start);
   if (const double off = layer.sparsity - options_.request.sparsity;
-      options_.request.pattern.kind == format::PatternKind::kBlock && std::abs(off) > kNoticeable)
+      !request.keep_mask && options_.request.pattern.kind == format::PatternKind::kBlock &&
+      std::abs(off) > kNoticeable)
     pruned->warnings.push_back(fmt::format("whole blocks reach sparsity {:.4f} (asked for {:.4f})",
                                            layer.sparsity, options_.request.sparsity));
   for (const std::string& warning : pruned->warnings) {
@@ -764,9 +791,29 @@ Result<at::Tensor> Run::prune_linear(const std::string& name, InputStatistics* i
   }
   finished.notes["layers"].push_back(to_json(layer));
   clock_.enter("journal");
-  finished.tensors.push_back({name, model::unwrap(stored)});
+  if (pruned->grid) {
+    const auto coded = coded_matrix(*pruned, request.pattern, dense.dtype, request.coder);
+    if (!coded.ok()) return named(coded.error());
+    LACUNA_CHECK(finished.add(name, *coded));
+  } else {
+    finished.tensors.push_back({name, model::unwrap(stored)});
+  }
   report_.layers.push_back(std::move(layer));
   return stored;
+}
+
+Result<io::Weight> Run::kept_weight(const std::string& name) const {
+  LACUNA_TRY(io::Weight weight, checkpoint_.weight(name));
+  const bool head = name == spec_.embedding + ".weight" || name == spec_.lm_head + ".weight";
+  if (options_.request.quantization.none() || options_.keep_head || !head) return weight;
+  constexpr format::Quantization kHead{.code = format::Code::kInt8};
+  const auto* sparse = std::get_if<format::CompactMatrix>(&weight);
+  if (sparse != nullptr && !sparse->quantization.none()) return weight;
+  auto coded = sparse ? format::quantize(*sparse, kHead, model::torch_executor())
+                      : format::quantize(std::get<Tensor>(weight), kHead, model::torch_executor());
+  if (!coded.ok())
+    return Error{coded.error().code, fmt::format("{}: {}", name, coded.error().message)};
+  return io::Weight(std::move(coded).value());
 }
 
 Status Run::write(const Journal& journal) {
@@ -788,7 +835,7 @@ Status Run::write(const Journal& journal) {
         static_cast<uint64_t>(element_count(info.shape).value_or(0)) * size_bytes(info.dtype);
     const auto found = pruned.find(name);
     if (found == pruned.end()) {
-      LACUNA_TRY(const io::Weight weight, checkpoint_.weight(name));
+      LACUNA_TRY(const io::Weight weight, kept_weight(name));
       LACUNA_CHECK(std::visit([&](const auto& kept) { return writer.add(name, kept); }, weight));
       checkpoint_.release(name);
       continue;
@@ -799,8 +846,10 @@ Status Run::write(const Journal& journal) {
       held = found->second;
     }
     const format::CompactMatrix& matrix = matrices.at(name);
-    zeros += format::count_zeros(matrix);
-    elements += matrix.rows * matrix.columns;
+    const int64_t size = matrix.rows * matrix.columns;
+    zeros += matrix.quantization.none() ? format::count_zeros(matrix)
+                                        : size - format::count_kept(matrix);
+    elements += size;
     LACUNA_CHECK(writer.add(name, matrix));
   }
   report_.sparsity = static_cast<double>(zeros) / static_cast<double>(elements);
@@ -834,7 +883,14 @@ Status Run::write(const Journal& journal) {
 }  // namespace
 
 Result<Method> method_of(const PruneOptions& options) {
-  return compose({options.method, options.score, options.solve, options.refine});
+  const bool codes = !options.request.quantization.none();
+  if (options.request.keep_mask && !codes)
+    return usage_error("--keep-mask: nothing to do without --quantize.");
+  if (codes && options.store != io::Store::kCompact)
+    return usage_error(
+        "--quantize: only the compact store has codes (got --store {}). Leave it out.",
+        io::store_name(options.store));
+  return compose({options.method, options.score, options.solve, options.refine, codes});
 }
 
 uint64_t planned_peak_bytes(const io::DecoderSpec& spec, const io::Checkpoint& checkpoint,

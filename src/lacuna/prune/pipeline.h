@@ -28,6 +28,9 @@ struct PruneOptions {
   std::vector<std::string> exclude;
   io::Store store = io::Store::kCompact;
   format::Pattern blocks;  ///< of Store::kBsr, as io::CheckpointWriter::Options has them
+  /// With codes (Request::quantization) embedding and output matrix become int8 with one scale a
+  /// row, unless this is set.
+  bool keep_head = false;
   model::Compute compute;  ///< of the calibration's forward passes
   uint64_t seed = 0;
   /// Where statistics of the dense model lie already: no calibration then, and no propagation of
@@ -40,7 +43,7 @@ struct PruneOptions {
   uint64_t working_bytes = uint64_t{1} << 30;
 };
 
-/// The stages that the options name. @errors as compose()
+/// The stages that the options name. @errors as compose(); kUsage: codes in a store that has none
 Result<Method> method_of(const PruneOptions& options);
 
 /// Calibration that is still to be made: its sizes are known, so that the plan can be stated and
@@ -63,7 +66,8 @@ struct LayerReport {
 
 struct PruneReport {
   std::filesystem::path out;
-  double seconds = 0, sparsity = 0;  ///< sparsity over the pruned weights, as reached
+  std::string quantization = "none";  ///< of the pruned weights, as format::Quantization spells it
+  double seconds = 0, sparsity = 0;   ///< sparsity over the pruned weights, as reached
   uint64_t bytes_dense = 0, bytes_out = 0;
   uint64_t planned_peak_bytes = 0;  ///< stated before the start
   /// What the seconds went to, in the order in which it was begun (phase_clock.h): calibration,

@@ -1,5 +1,6 @@
 #include "lacuna/prune/builtin.h"
 #include "lacuna/prune/column_loop.h"
+#include "lacuna/prune/grid.h"
 #include "lacuna/prune/inverse_factor.h"
 #include "lacuna/prune/selection.h"
 
@@ -16,6 +17,9 @@ namespace {
 ///   leaves out how the block's weights depend on each other; the loop then treats them exactly.
 /// With group row or layer everything that competes is seen at once: the mask comes from the dense
 /// weights, before the loop.
+/// With codes a kept weight goes to the nearest value of its grid when its column is reached, and
+/// that error is spread like those of dropped ones. Scales are chosen when the loop reaches their
+/// group, for the weights as they are then.
 /// @paper Frantar and Alistarh, SparseGPT, https://arxiv.org/abs/2301.00774
 class SparseGpt final : public Solver {
  public:
@@ -23,6 +27,7 @@ class SparseGpt final : public Solver {
   Needs needs() const override { return Needs::kGram; }
   std::optional<Group> own_group() const override { return Group::kBlock128; }
   bool changes_weights() const override { return true; }
+  bool makes_codes() const override { return true; }
   Status prepare(InputStatistics& statistics, const Request& request) const override {
     return prepare_factor(statistics, request);
   }
@@ -50,6 +55,9 @@ class SparseGpt final : public Solver {
       pruned.mask = select((pruned.weight / diagonal).square(), pattern, request.sparsity,
                            *request.group, request.executor);
 
+    std::optional<Grid> grid;
+    if (!request.quantization.none()) grid.emplace(request, weight);
+
     Share share{request.sparsity};
     const int64_t columns = weight.size(1), step = stripe_columns(pattern);
     for (int64_t first = 0; first < columns; first += step) {
@@ -59,11 +67,59 @@ class SparseGpt final : public Solver {
             (pruned.weight.narrow(1, first, width) / diagonal.narrow(0, first, width)).square();
         pruned.mask.narrow(1, first, width).copy_(select_stripe(scores, pattern, share));
       }
-      column_loop({pruned.weight, pruned.mask, factor.upper, first, width,
-                   keep_of ? pattern.keep : 0, keep_of ? pattern.of : 0},
-                  request.executor);
+      const Stripe stripe{pruned.weight,
+                          pruned.mask,
+                          factor.upper,
+                          first,
+                          width,
+                          keep_of ? pattern.keep : 0,
+                          keep_of ? pattern.of : 0,
+                          grid ? &*grid : nullptr};
+      if (!grid) {
+        column_loop(stripe, request.executor);
+        continue;
+      }
+      for (const Stripe& part : between_groups(stripe, *grid)) {
+        choose_scales(part, own, request, *grid);
+        column_loop(part, request.executor);
+      }
     }
+    if (grid) pruned.grid = std::make_shared<const Grid>(std::move(*grid));
     return pruned;
+  }
+
+ private:
+  /// A stripe cut where groups of a scale begin, so that each is up to date when its scale is
+  /// chosen; whole where that would cut through groups of the pattern.
+  static std::vector<Stripe> between_groups(const Stripe& stripe, const Grid& grid) {
+    std::vector<Stripe> parts;
+    const int64_t end = stripe.first + stripe.width;
+    const bool cut = stripe.of == 0 || grid.width() % stripe.of == 0;
+    for (Stripe part = stripe; part.first < end; part.first += part.width) {
+      const int64_t next = (part.first / grid.width() + 1) * grid.width();
+      part.width = (cut ? std::min(end, next) : end) - part.first;
+      parts.push_back(part);
+    }
+    return parts;
+  }
+
+  /// Of the groups that begin in a stripe. Where the mask is not known yet, the weights that would
+  /// be kept as things stand count.
+  static void choose_scales(const Stripe& stripe, bool own, const Request& request, Grid& grid) {
+    const at::Tensor diagonal = stripe.upper.diagonal();
+    const int64_t columns = stripe.weight.size(1);
+    for (int64_t group = (stripe.first + grid.width() - 1) / grid.width();
+         group * grid.width() < stripe.first + stripe.width; ++group) {
+      const int64_t first = group * grid.width(), width = std::min(grid.width(), columns - first);
+      const at::Tensor weight = stripe.weight.narrow(1, first, width);
+      const at::Tensor cost = diagonal.narrow(0, first, width).square().reciprocal();
+      at::Tensor mask = stripe.mask.narrow(1, first, width);
+      const bool known = stripe.of == 0 && (!own || width <= stripe.width);
+      if (!known && (stripe.of == 0 || first % stripe.of == 0))
+        mask = select(weight.square() * cost, request.pattern, request.sparsity,
+                      request.group.value_or(Group::kRow), request.executor);
+      grid.choose(group, weight, mask, cost, request.executor);
+    }
   }
 };
 

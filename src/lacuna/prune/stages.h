@@ -47,6 +47,8 @@ class Solver : public Stage {
   /// What competes when it chooses for itself; nothing: it needs a score.
   virtual std::optional<Group> own_group() const = 0;
   virtual bool changes_weights() const = 0;  ///< kept ones too
+  /// Puts kept weights on the grid of Request::quantization itself; others leave it alone.
+  virtual bool makes_codes() const { return false; }
   virtual Result<Pruned> solve(const Problem& problem) const = 0;
 };
 

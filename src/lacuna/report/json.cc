@@ -20,6 +20,7 @@ nlohmann::json to_json(const prune::PruneReport& report) {
           {"seconds", report.seconds},
           {"phases", std::move(phases)},
           {"sparsity", report.sparsity},
+          {"quantization", report.quantization},
           {"bytes_dense", report.bytes_dense},
           {"bytes_out", report.bytes_out},
           {"planned_peak_bytes", report.planned_peak_bytes},
