@@ -15,12 +15,10 @@ TunedProblem measured(const std::string& text, double us) {
 }
 
 TEST(SpeedTable, AnswersWhatWasMeasuredAndLinesInBetween) {
-  const SpeedTable table({measured("linear_dense:bf16:64x32x1", 9),
-                          measured("linear_bitmap:bf16:64x32x1:0.5", 6),
-                          measured("linear_bitmap:bf16:64x32x1:0.7", 4),
-                          measured("linear_csr:bf16:64x32x1:0.9", 1),
-                          measured("linear_bitmap:bf16:64x32x2:0.6", 50),
-                          measured("linear_nm:bf16:64x32x1:2:4", 5)});
+  const SpeedTable table(
+      {measured("linear_dense:bf16:64x32x1", 9), measured("linear_bitmap:bf16:64x32x1:0.5", 6),
+       measured("linear_bitmap:bf16:64x32x1:0.7", 4), measured("linear_csr:bf16:64x32x1:0.9", 1),
+       measured("linear_bitmap:bf16:64x32x2:0.6", 50), measured("linear_nm:bf16:64x32x1:2:4", 5)});
   const auto ms = [&](const char* text) { return *table.milliseconds(problem(text)); };
   EXPECT_DOUBLE_EQ(ms("linear_dense:bf16:64x32x1"), 0.009);
   EXPECT_DOUBLE_EQ(ms("linear_nm:bf16:64x32x1:2:4"), 0.005);

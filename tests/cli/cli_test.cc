@@ -27,9 +27,9 @@ const fs::path& text_file() {
 json reference() { return json_of(source_folder() / "tests/golden/demo-5m-reference.json"); }
 
 TEST(Usage, EveryVerbHasHelpWithTwoExamplesOrMore) {
-  const std::vector<std::string> verbs = {"inspect", "prune",    "sweep", "verify", "eval",
-                                          "generate", "convert", "diff",  "apply",  "tokenize",
-                                          "synth",    "report",  "doctor", "bench", "tune"};
+  const std::vector<std::string> verbs = {"inspect",  "prune",   "sweep",  "verify", "eval",
+                                          "generate", "convert", "diff",   "apply",  "tokenize",
+                                          "synth",    "report",  "doctor", "bench",  "tune"};
   std::vector<std::string> lines;
   for (const std::string& verb : verbs) lines.push_back(verb + " --help");
   const auto runs = lacuna_tools(lines);

@@ -116,8 +116,8 @@ TEST(Apply, RefusesAnotherModelAndADamagedFileByName) {
     EXPECT_FALSE(fs::exists(patch.out));
     return run.err;
   };
-  EXPECT_THAT(apply(other, patch.file),
-              AllOf(HasSubstr(other.string()), HasSubstr("model.layers.2.self_attn.v_proj.weight")));
+  EXPECT_THAT(apply(other, patch.file), AllOf(HasSubstr(other.string()),
+                                              HasSubstr("model.layers.2.self_attn.v_proj.weight")));
   OpenFile damaged(patch.file);
   damaged.flip_bit(damaged.place("model.layers.0.mlp.up_proj.weight.mask").first + 5, 2);
   damaged.path = patch.file.string() + ".damaged";

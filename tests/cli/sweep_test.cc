@@ -23,10 +23,11 @@ const fs::path& text_file() {
 const std::string& statistics() {
   static const std::string folder = [] {
     const fs::path where = scratch_folder("statistics");
-    done(fmt::format("prune {} -o {} --method wanda --calibration {} --samples 4 --length 64 "
-                     "--save-statistics {} -q",
-                     demo_model(), (where / "out").string(), text_file().string(),
-                     (where / "statistics").string()));
+    done(
+        fmt::format("prune {} -o {} --method wanda --calibration {} --samples 4 --length 64 "
+                    "--save-statistics {} -q",
+                    demo_model(), (where / "out").string(), text_file().string(),
+                    (where / "statistics").string()));
     return (where / "statistics").string();
   }();
   return folder;
@@ -45,9 +46,9 @@ TEST(Sweep, MeasuresEveryCombinationAndMarksTheBestOfEachPattern) {
       text_file().string(), csv.string(), chart.string());
   // DSnoT can't do blocks, which is said by name.
   EXPECT_EQ(lacuna_tool(sweep(rest)).code, 2);
-  const std::string fine =
-      std::string(rest).replace(rest.find(",block:8x8@0.5"), 14, ",block:8x8@0.4")
-          .replace(rest.find(",dsnot"), 6, "");
+  const std::string fine = std::string(rest)
+                               .replace(rest.find(",block:8x8@0.5"), 14, ",block:8x8@0.4")
+                               .replace(rest.find(",dsnot"), 6, "");
   const json report = done(sweep(fine)).report();
   ASSERT_EQ(report.at("rows").size(), 6u);
   EXPECT_GT(report.at("dense").at("perplexity").get<double>(), 1);
@@ -106,16 +107,41 @@ TEST(Sweep, FindsTheFrontierWithAndWithoutCodes) {
 }
 
 TEST(Sweep, WrongWordsAreUsageErrors) {
-  for (const char* rest : {"--methods magic --patterns 0.5", "--methods wanda --patterns 1.5",
-                           "--methods wanda --patterns 2:4@0.5", "--methods wanda --patterns 0.5,0.5",
-                           "--methods wanda+magic --patterns 0.5", "--methods wanda",
-                           "--methods wanda --patterns 0.5 --frontier",
-                           "--methods wanda --patterns 0.5 --table t.txt",
-                           "--methods wanda --patterns 0.5 --resume"}) {
+  for (const char* rest :
+       {"--methods magic --patterns 0.5", "--methods wanda --patterns 1.5",
+        "--methods wanda --patterns 2:4@0.5", "--methods wanda --patterns 0.5,0.5",
+        "--methods wanda+magic --patterns 0.5", "--methods wanda",
+        "--methods wanda --patterns 0.5 --frontier", "--methods wanda --patterns 0.5 --table t.txt",
+        "--methods wanda --patterns 0.5 --resume"}) {
     const Output run = lacuna_tool(sweep(rest));
     EXPECT_EQ(run.code, 2) << rest << run.err;
     EXPECT_NE(run.err, "") << rest;
   }
+}
+
+TEST(Allocate, ATimeIsToldFromTheMeasuredTable) {
+  const fs::path folder = scratch_folder("tuned");
+  setenv("XDG_CACHE_HOME", folder.c_str(), 1);
+  setenv("LACUNA_TUNE", "on", 1);
+  const std::string line = fmt::format("prune {} -o {} --method wanda --statistics {} -q ",
+                                       demo_model(), (folder / "out").string(), statistics());
+  EXPECT_THAT(lacuna_tool(line + "--budget tpot=5ms").err, HasSubstr("no times were measured"));
+  done(fmt::format("tune linear_dense:bf16:8x8x1 --seconds 0.01 -q"));
+  const Output missing = lacuna_tool(line + "--budget tpot=5ms");
+  EXPECT_EQ(missing.code, 4);
+  const size_t begin = missing.err.find("`lacuna ") + 8, end = missing.err.find("` first");
+  ASSERT_LT(begin, end) << missing.err;
+  // The command that it names is all that is missing.
+  done(missing.err.substr(begin, end - begin) + " --seconds 0.01 -q");
+  const Output tight = lacuna_tool(line + "--budget tpot=1us");
+  EXPECT_EQ(tight.code, 2) << tight.err;
+  EXPECT_THAT(tight.err, HasSubstr("out of reach"));
+  const json report =
+      done(sweep("--methods wanda --patterns 0.5,0.7 --json --device cpu")).report();
+  for (const json& row : report.at("rows"))
+    EXPECT_GT(row.at("predicted_ms").get<double>(), 0) << row.dump();
+  unsetenv("LACUNA_TUNE");
+  unsetenv("XDG_CACHE_HOME");
 }
 
 TEST(Allocate, ABudgetIsMetAndTold) {

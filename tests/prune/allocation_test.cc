@@ -64,9 +64,9 @@ TEST(Budget, IsReadWithItsUnits) {
   EXPECT_EQ(Budget::parse("tpot=500us")->amount, 0.5);
   for (const char* text : {"sparsity=0.625", "bytes=2100000000B", "tpot=12.5ms"})
     EXPECT_EQ(Budget::parse(text)->text(), text);
-  for (const char* wrong : {"", "0.6", "sparsity", "sparsity=", "sparsity=1.5", "sparsity=-1",
-                            "sparsity=0.6x", "bytes=0", "bytes=2XB", "tpot=3", "tpot=nanms",
-                            "speed=3ms"})
+  for (const char* wrong :
+       {"", "0.6", "sparsity", "sparsity=", "sparsity=1.5", "sparsity=-1", "sparsity=0.6x",
+        "bytes=0", "bytes=2XB", "tpot=3", "tpot=nanms", "speed=3ms"})
     EXPECT_FALSE(Budget::parse(wrong).ok()) << wrong;
 }
 
@@ -85,8 +85,8 @@ TEST(Allocation, MeetsAnyTargetToTheLastStepThatFits) {
         ASSERT_TRUE(given.ok()) << given.error().message;
         const double came = total(cost, *given);
         EXPECT_LE(came, target + 1e-6) << allocation_name(by) << " " << sparsity;
-        EXPECT_GT(came, target - smallest + 1e-6 * (step > 1)) << allocation_name(by) << " "
-                                                              << sparsity << " step " << step;
+        EXPECT_GT(came, target - smallest + 1e-6 * (step > 1))
+            << allocation_name(by) << " " << sparsity << " step " << step;
         for (size_t i = 0; i < given->size(); ++i) {
           EXPECT_GE((*given)[i], 0);
           EXPECT_LE((*given)[i], 1);
@@ -173,10 +173,8 @@ TEST(Measure, CountsOutliersOverAllLayersOfABlock) {
   std::vector<LayerShare> shares = {{"a", 0, 16, 24}, {"b", 0, 8, 24}};
   AllocationOptions options{.by = Allocation::kOwl, .owl_multiple = 2};
   measure(shares, weights, {&inputs, &inputs}, options, {});
-  const at::Tensor scores =
-      at::cat({weights[0], weights[1]}).abs() * inputs.square_sums.sqrt();
-  const double expected =
-      100 * (scores > 2 * scores.mean()).to(at::kDouble).mean().item<double>();
+  const at::Tensor scores = at::cat({weights[0], weights[1]}).abs() * inputs.square_sums.sqrt();
+  const double expected = 100 * (scores > 2 * scores.mean()).to(at::kDouble).mean().item<double>();
   EXPECT_GT(expected, 1);
   for (const LayerShare& share : shares) EXPECT_NEAR(share.outliers, expected, 1e-9);
 }

@@ -227,7 +227,8 @@ TEST_F(Budgeted, VariantsGoOnWhereTheyWereStopped) {
   const auto stop = [&](int64_t done, int64_t total, const std::string&) {
     if (done > total / 2) interrupted = true;
   };
-  const auto stopped = prune_variants(*checkpoint, variants, {.step = stop, .interrupted = &interrupted});
+  const auto stopped =
+      prune_variants(*checkpoint, variants, {.step = stop, .interrupted = &interrupted});
   ASSERT_FALSE(stopped.ok());
   EXPECT_EQ(stopped.error().code, Code::kInterrupted);
   for (Variant& variant : variants) variant.options.resume = true;

@@ -1,13 +1,19 @@
 #include "lacuna/api/predict.h"
 
+#include <fmt/ranges.h>
+
 #include <map>
 #include <memory>
+#include <set>
 #include <vector>
 
 #include "lacuna/model/weight.h"
 
 namespace lacuna::api {
 namespace {
+
+/// Shares of zeros between which times lie on lines.
+constexpr double kMeasuredAt[] = {0.3, 0.5, 0.7, 0.9};
 
 /// A product of a decode step: Linears that read one input, stacked.
 struct Product {
@@ -49,14 +55,18 @@ Result<LayerTimes> layer_times(const io::Checkpoint& checkpoint, const io::Decod
                                const std::function<bool(const std::string&)>& pruned,
                                const bench::SpeedTable& table) {
   LACUNA_TRY(const model::Compute compute, resolve({.device = "cpu"}, spec.dtype));
-  const auto time_of = [compute, table](const Product& product, const format::Pattern& under,
-                                        double sparsity) {
-    return table.milliseconds(model::decode_problem_of(under, product.dtype, product.rows,
-                                                       product.columns, sparsity, compute));
+  const auto problem_of = [compute](const Product& product, const format::Pattern& under,
+                                    double sparsity) {
+    return model::decode_problem_of(under, product.dtype, product.rows, product.columns, sparsity,
+                                    compute);
+  };
+  std::set<std::string> missing;  // problems
+  const auto need = [&](const kernels::Problem& problem) {
+    if (!table.has(problem)) missing.insert(problem.text());
   };
   LayerTimes times;
   auto products = std::make_shared<std::map<std::string, std::pair<Product, double>>>();
-  const auto add = [&](const std::vector<std::string>& names) -> Status {
+  const auto add = [&](const std::vector<std::string>& names) {
     Product product;
     for (const std::string& name : names) {
       const io::WeightInfo& info = checkpoint.weights().at(name);
@@ -65,14 +75,15 @@ Result<LayerTimes> layer_times(const io::Checkpoint& checkpoint, const io::Decod
       product.dtype = info.dtype;
     }
     if (!pruned(names.front())) {
-      LACUNA_TRY(const double time, time_of(product, {}, 0));
-      times.others += time;
-      return {};
+      const auto problem = problem_of(product, {}, 0);
+      need(problem);
+      times.others += table.milliseconds(problem).ok() ? *table.milliseconds(problem) : 0;
+      return;
     }
+    for (const double sparsity : kMeasuredAt) need(problem_of(product, pattern, sparsity));
     for (const std::string& name : names)
       (*products)[name] = {product, static_cast<double>(checkpoint.weights().at(name).shape[0]) /
                                         static_cast<double>(product.rows)};
-    return {};
   };
   for (int64_t layer = 0; layer < spec.layers; ++layer)
     for (const auto& stack : stacks_of(spec, layer)) {
@@ -80,17 +91,21 @@ Result<LayerTimes> layer_times(const io::Checkpoint& checkpoint, const io::Decod
       for (const std::string& name : stack) (pruned(name) ? sparse : dense).push_back(name);
       // Linears of two forms are no one product.
       if (sparse.empty() || dense.empty()) {
-        LACUNA_CHECK(add(stack));
+        add(stack);
       } else {
-        for (const std::string& name : stack) LACUNA_CHECK(add({name}));
+        for (const std::string& name : stack) add({name});
       }
     }
   const std::string head = spec.lm_head + ".weight", tied = spec.embedding + ".weight";
-  LACUNA_CHECK(add({checkpoint.contains(head) ? head : tied}));
-  times.pruned = [products, time_of, pattern](const std::string& weight,
-                                              double sparsity) -> Result<double> {
+  add({checkpoint.contains(head) ? head : tied});
+  if (!missing.empty())
+    return not_possible(
+        "{} products were not measured on this machine. Run `lacuna tune {}` first.",
+        missing.size(), fmt::join(missing, " "));
+  times.pruned = [products, problem_of, pattern, table](const std::string& weight,
+                                                        double sparsity) -> Result<double> {
     const auto& [product, share] = products->at(weight);
-    LACUNA_TRY(const double time, time_of(product, pattern, sparsity));
+    LACUNA_TRY(const double time, table.milliseconds(problem_of(product, pattern, sparsity)));
     return share * time;
   };
   return times;

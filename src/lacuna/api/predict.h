@@ -25,7 +25,9 @@ struct LayerTimes {
   std::function<Result<double>(const std::string& weight, double sparsity)> pruned;
   double others = 0;  ///< milliseconds of what stays dense
 };
-/// @param pruned  whether a weight will be  @errors as above
+/// Sparse products must have been measured at 30, 50, 70 and 90 % zeros.
+/// @param pruned  whether a weight will be
+/// @errors kNotPossible: something is missing (the command that measures all of it)
 Result<LayerTimes> layer_times(const io::Checkpoint& checkpoint, const io::DecoderSpec& spec,
                                const format::Pattern& pattern,
                                const std::function<bool(const std::string&)>& pruned,

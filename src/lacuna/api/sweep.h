@@ -32,9 +32,10 @@ struct SweepJob {
   std::vector<std::string> patterns;
   std::string text;  ///< file or data set name to measure on; empty: layer errors alone
   eval::PerplexityOptions evaluation;
-  std::filesystem::path write;  ///< folder for the models, METHOD-PATTERN each; empty: they go again
-  bool resume = false;          ///< with `write`
-  bool overwrite = false;       ///< of models that lie there
+  std::filesystem::path
+      write;               ///< folder for the models, METHOD-PATTERN each; empty: they go again
+  bool resume = false;     ///< with `write`
+  bool overwrite = false;  ///< of models that lie there
   double damping = 0.01;
   /// How much higher than the dense model's a perplexity may be on the frontier: 0.05. Nothing: no
   /// frontier.
@@ -62,7 +63,7 @@ struct SweepRow {
 
 /// The largest sparsity, to whole percents, that stays within the tolerance.
 struct FrontierRow {
-  std::string method, code;  ///< "none", "int8", "int4g64"
+  std::string method, code;        ///< "none", "int8", "int4g64"
   std::optional<double> sparsity;  ///< none: the code alone goes too far already
   SweepMeasure measure;            ///< there, or of the code alone
   int64_t probes = 0;              ///< models that were measured for it

@@ -32,6 +32,11 @@ Result<SpeedTable> SpeedTable::here() {
   return SpeedTable(std::move(measured).value());
 }
 
+bool SpeedTable::has(const kernels::Problem& problem) const {
+  return std::any_of(measured_.begin(), measured_.end(),
+                     [&](const TunedProblem& tuned) { return tuned.problem == problem; });
+}
+
 Result<double> SpeedTable::milliseconds(const kernels::Problem& problem) const {
   std::map<double, double> times;  // by share of zeros
   for (const TunedProblem& tuned : measured_)

@@ -16,6 +16,7 @@ class SpeedTable {
   explicit SpeedTable(std::vector<TunedProblem> measured) : measured_(std::move(measured)) {}
   /// This machine's. @errors kNotPossible: none was measured, or it can't be used (why)
   static Result<SpeedTable> here();
+  bool has(const kernels::Problem& problem) const;
   /// Beyond the shares of zeros that were measured: what lies denser goes on with the line, what
   /// lies sparser takes as long as the last one; from one measurement alone only tenths around it.
   /// @errors kNotPossible: not measured (the command that does it)

@@ -14,8 +14,9 @@ void add_diff(Tool& tool) {
   verb->add_option("DENSE", dense, "dense model folder")->required();
   verb->add_option("SPARSE", sparse, "the same model, pruned")->required();
   verb->add_option("-o,--out", out, "file to write")->required();
-  verb->add_flag("--mask-only", mask_only,
-                 "also where kept values were changed: the file then gives the mask, not the model");
+  verb->add_flag(
+      "--mask-only", mask_only,
+      "also where kept values were changed: the file then gives the mask, not the model");
   tool.action(verb, [&tool]() -> Status {
     LACUNA_TRY(const auto report, api::diff(dense, sparse, out, mask_only, tool.progress()));
     nlohmann::json changed = nlohmann::json::array();

@@ -47,8 +47,8 @@ std::string saving(const api::SweepMeasure& measure, const api::SweepMeasure& de
 }
 
 report::Table frontier_table(const api::SweepReport& report) {
-  report::Table table({"method", "code", "largest sparsity", "perplexity", "bytes", "memory saved",
-                       "ms a token"});
+  report::Table table(
+      {"method", "code", "largest sparsity", "perplexity", "bytes", "memory saved", "ms a token"});
   for (const auto& row : report.frontier)
     table.add({row.method, row.code, row.sparsity ? fmt::format("{:.2f}", *row.sparsity) : "none",
                cell(row.measure.perplexity, "{:.3f}"),
@@ -118,9 +118,9 @@ std::string chart_of(const api::SweepReport& report) {
     all.push_back(own);
   }
   if (measured)
-    all.push_back({"dense",
-                   {{static_cast<double>(report.dense.bytes) / 1e6, *report.dense.perplexity,
-                     "dense"}}});
+    all.push_back(
+        {"dense",
+         {{static_cast<double>(report.dense.bytes) / 1e6, *report.dense.perplexity, "dense"}}});
   report::Axes axes{.title = measured ? "Perplexity against size (lower left is better)"
                                       : "Layer error against size (lower left is better)",
                     .x = "size, MB",
@@ -188,8 +188,7 @@ void add_sweep(Tool& tool) {
       ->delimiter(',')
       ->required()
       ->check(accepted_by(api::parse_sweep_method));
-  verb->add_option("--patterns", job.patterns,
-                   "sparsities (0.5), KEEP:OF or block:RxC@SPARSITY")
+  verb->add_option("--patterns", job.patterns, "sparsities (0.5), KEEP:OF or block:RxC@SPARSITY")
       ->delimiter(',')
       ->required()
       ->check(accepted_by(api::SweepPattern::parse));
@@ -204,9 +203,11 @@ void add_sweep(Tool& tool) {
   verb->add_option("--windows", job.evaluation.windows, "this many, evenly spread (0 = all)")
       ->check(between(0))
       ->capture_default_str();
-  verb->add_option("--damping", job.damping, "as in `prune`")->check(above(0))->capture_default_str();
-  auto* write = verb->add_option("--write", job.write,
-                                 "keep the models in this folder, METHOD-PATTERN each");
+  verb->add_option("--damping", job.damping, "as in `prune`")
+      ->check(above(0))
+      ->capture_default_str();
+  auto* write =
+      verb->add_option("--write", job.write, "keep the models in this folder, METHOD-PATTERN each");
   verb->add_flag("--overwrite", job.overwrite, "replace finished models there")->needs(write);
   verb->add_flag("--resume", job.resume, "go on where an interrupted sweep stopped")->needs(write);
   verb->add_option("--table", table, "also write the table: .md or .csv")

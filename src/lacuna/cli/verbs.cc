@@ -19,10 +19,10 @@ void add_tune(Tool&);
 void add_doctor(Tool&);
 
 const std::vector<AddVerb>& verbs() {
-  static const std::vector<AddVerb> all = {
-      add_inspect,  add_prune,    add_sweep, add_verify, add_eval,  add_generate, add_convert,
-      add_diff,     add_apply,    add_tokenize, add_synth, add_report, add_bench, add_tune,
-      add_doctor};
+  static const std::vector<AddVerb> all = {add_inspect, add_prune,    add_sweep,   add_verify,
+                                           add_eval,    add_generate, add_convert, add_diff,
+                                           add_apply,   add_tokenize, add_synth,   add_report,
+                                           add_bench,   add_tune,     add_doctor};
   return all;
 }
 

@@ -58,7 +58,7 @@ Result<WeightMask> read_mask(const SafetensorsFile& file, const std::string& nam
 }  // namespace
 
 Status write_mask_file(const fs::path& file, const MaskFile& masks) {
-  json notes = {{"kind", kKind},      {"version", kVersion},      {"weights", json::object()},
+  json notes = {{"kind", kKind},        {"version", kVersion},         {"weights", json::object()},
                 {"dense", masks.dense}, {"checksums", json::object()}, {"about", masks.about}};
   std::vector<NamedTensor> tensors;
   for (const auto& [name, mask] : masks.weights) {
@@ -84,8 +84,8 @@ Result<MaskFile> read_mask_file(const fs::path& path) {
   try {
     if (notes.at("kind") != kKind) return refuse("not a file of masks");
     if (notes.at("version") != kVersion)
-      return refuse(fmt::format("of another version (got {}; need {})", notes["version"].dump(),
-                                kVersion));
+      return refuse(
+          fmt::format("of another version (got {}; need {})", notes["version"].dump(), kVersion));
     masks.about = notes.at("about");
     masks.dense = notes.at("dense").get<std::map<std::string, std::string>>();
     for (const auto& [name, about] : notes.at("weights").items()) {

@@ -58,13 +58,14 @@ double outlier_percent(const std::vector<at::Tensor>& weights,
     count += static_cast<double>(weights[i].numel());
   }
   for (size_t i = 0; i < weights.size(); ++i)
-    outliers += (wanda_scores(weights[i], *inputs[i]) > multiple * sum / count).sum().item<double>();
+    outliers +=
+        (wanda_scores(weights[i], *inputs[i]) > multiple * sum / count).sum().item<double>();
   return 100 * outliers / count;
 }
 
 /// The relative error of dropping Wanda's choice and changing nothing else.
-double drop_error(const at::Tensor& weight, const at::Tensor& scores,
-                  const InputStatistics& inputs, double sparsity, const Request& request) {
+double drop_error(const at::Tensor& weight, const at::Tensor& scores, const InputStatistics& inputs,
+                  double sparsity, const Request& request) {
   const at::Tensor mask = select(scores, request.pattern, sparsity,
                                  request.group.value_or(Group::kLayer), request.executor);
   return relative_error(weight, weight * mask, inputs.gram, request.executor);
@@ -88,10 +89,11 @@ Way parallel(std::vector<double> spared) {
 }
 
 /// By block: its importance, stretched to a range of 2 * width around the mean.
-Way by_importance(const std::vector<LayerShare>& shares, const std::map<int64_t, double>& importance,
-                  double width) {
+Way by_importance(const std::vector<LayerShare>& shares,
+                  const std::map<int64_t, double>& importance, double width) {
   double low = importance.begin()->second, high = low, mean = 0;
-  for (const auto& [block, value] : importance) low = std::min(low, value), high = std::max(high, value);
+  for (const auto& [block, value] : importance)
+    low = std::min(low, value), high = std::max(high, value);
   const auto stretched = [&](double value) {
     return high > low ? (value - low) / (high - low) * 2 * width : 0.0;
   };
@@ -143,8 +145,7 @@ std::vector<Edge> hull_of(const LayerShare& share, size_t layer, const LayerCost
     const double sparsity = percent / 100.0;
     const Corner next{sparsity, dense - cost(layer, sparsity), squared_error_at(share, sparsity)};
     if (!hull.empty() && next.saved <= hull.back().saved) continue;  // costs error, saves nothing
-    while (hull.size() > 1 &&
-           price(hull[hull.size() - 2], hull.back()) >= price(hull.back(), next))
+    while (hull.size() > 1 && price(hull[hull.size() - 2], hull.back()) >= price(hull.back(), next))
       hull.pop_back();
     hull.push_back(next);
   }
@@ -254,7 +255,8 @@ Result<Allocation> parse_allocation(std::string_view name) {
 Result<Budget> Budget::parse(std::string_view text) {
   const auto wrong = [&] {
     return usage_error(
-        "--budget: not a budget (got \"{}\"; need sparsity=0.6, bytes=2.1GB or tpot=12.5ms).", text);
+        "--budget: not a budget (got \"{}\"; need sparsity=0.6, bytes=2.1GB or tpot=12.5ms).",
+        text);
   };
   const size_t equals = text.find('=');
   if (equals == std::string_view::npos) return wrong();
@@ -313,13 +315,12 @@ void measure(std::vector<LayerShare>& shares, const std::vector<at::Tensor>& wei
 double squared_error_at(const LayerShare& share, double sparsity) {
   if (sparsity <= 0) return 0;
   if (sparsity >= 1) return 1;
-  const auto* above = std::lower_bound(std::begin(kCurveSparsities), std::end(kCurveSparsities),
-                                       sparsity - 1e-12);
+  const auto* above =
+      std::lower_bound(std::begin(kCurveSparsities), std::end(kCurveSparsities), sparsity - 1e-12);
   const auto place = static_cast<size_t>(above - std::begin(kCurveSparsities));
   const auto point = [&](size_t i) {
-    return i < std::size(kCurveSparsities)
-               ? std::pair(kCurveSparsities[i], share.squared_errors[i])
-               : std::pair(1.0, 1.0);
+    return i < std::size(kCurveSparsities) ? std::pair(kCurveSparsities[i], share.squared_errors[i])
+                                           : std::pair(1.0, 1.0);
   };
   // Below the first point the power of the first stretch goes on.
   const size_t left = place == 0 ? 0 : place - 1;

@@ -60,9 +60,9 @@ struct AllocationOptions {
 struct LayerShare {
   std::string name;
   int64_t block = 0, rows = 0, columns = 0;
-  int64_t step = 1;  ///< weights that go at a time: one of every row where rows compete
-  double outliers = 0;                 ///< kOwl: of its block, percent
-  double half_error = 0;               ///< kError: relative, with half of the weights dropped
+  int64_t step = 1;       ///< weights that go at a time: one of every row where rows compete
+  double outliers = 0;    ///< kOwl: of its block, percent
+  double half_error = 0;  ///< kError: relative, with half of the weights dropped
   std::vector<double> squared_errors;  ///< kCurves: relative, at kCurveSparsities
 
   int64_t weights() const { return rows * columns; }

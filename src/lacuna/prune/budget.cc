@@ -45,11 +45,13 @@ Result<Target> bytes_target(const io::Checkpoint& checkpoint, const std::vector<
 }
 
 /// What a layer takes at sparsities in percent, asked once; in between on the line.
-Result<Target> time_target(const std::vector<LayerShare>& shares, const AllocationOptions& options) {
+Result<Target> time_target(const std::vector<LayerShare>& shares,
+                           const AllocationOptions& options) {
   const double amount = options.budget->amount - options.other_milliseconds;
   if (amount <= 0)
-    return usage_error("--budget: out of reach (got {}; what is not pruned takes {:.4g} ms already).",
-                       options.budget->text(), options.other_milliseconds);
+    return usage_error(
+        "--budget: out of reach (got {}; what is not pruned takes {:.4g} ms already).",
+        options.budget->text(), options.other_milliseconds);
   std::vector<std::vector<double>> times;
   for (const LayerShare& share : shares) {
     auto& own = times.emplace_back();
@@ -104,8 +106,7 @@ double reached(const Budget& budget, const fs::path& out, double sparsity) {
   if (budget.kind == Budget::Kind::kSparsity) return sparsity;
   double bytes = 0;
   for (const auto& entry : fs::directory_iterator(out))
-    if (entry.path().extension() == ".safetensors")
-      bytes += static_cast<double>(entry.file_size());
+    if (entry.path().extension() == ".safetensors") bytes += static_cast<double>(entry.file_size());
   return bytes;
 }
 

@@ -681,8 +681,8 @@ Result<std::vector<LayerShare>> Run::measured_shares() {
   std::vector<LayerShare> all;
   Request request = options_.request;
   request.group = request.group.value_or(method_->default_group());
-  const bool by_rows = request.pattern.kind == format::PatternKind::kUnstructured &&
-                       request.group == Group::kRow;
+  const bool by_rows =
+      request.pattern.kind == format::PatternKind::kUnstructured && request.group == Group::kRow;
   const auto add_block = [&](int64_t layer, const InputsByTarget& inputs) -> Status {
     std::vector<LayerShare> shares;
     std::vector<at::Tensor> weights;

@@ -16,7 +16,10 @@ void append(std::vector<io::SafetensorsFile::Entry>& entries, std::string name, 
             uint64_t bytes) {
   const uint64_t begin = entries.empty() ? 0 : entries.back().end;
   const auto elements = static_cast<int64_t>(bytes / size_bytes(dtype));
-  entries.push_back({std::move(name), dtype, {elements}, begin,
+  entries.push_back({std::move(name),
+                     dtype,
+                     {elements},
+                     begin,
                      begin + static_cast<uint64_t>(elements) * size_bytes(dtype)});
 }
 

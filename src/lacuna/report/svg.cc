@@ -109,7 +109,9 @@ std::string xy_chart(const Axes& axes, const std::vector<Series>& given) {
         "<line class=\"grid\" x1=\"{1}\" x2=\"{2}\" y1=\"{0:.1f}\" y2=\"{0:.1f}\"/><text x=\"{3}\" "
         "y=\"{4:.1f}\" text-anchor=\"end\">{5:g}</text>\n",
         py(y), kLeft, kWidth - kRight, kLeft - 6, py(y) + 4,
-        axes.log_y ? rounded(std::pow(10.0, y)) : std::abs(y) < dy * 1e-9 ? 0.0 : y);
+        axes.log_y                ? rounded(std::pow(10.0, y))
+        : std::abs(y) < dy * 1e-9 ? 0.0
+                                  : y);
   out += fmt::format("<text x=\"{}\" y=\"{}\" text-anchor=\"middle\">{}</text>\n",
                      kLeft + plot_width / 2, kHeight - 10, escape(axes.x));
   out += fmt::format(
