@@ -294,20 +294,24 @@ Result<SweepReport> sweep(const SweepJob& job, const JobProgress& progress) {
                              folder.string()));
   SweepReport report;
   const auto start = Clock::now();
-  LACUNA_TRY(const auto reports,
-             prune::prune_variants(checkpoint, plan.variants,
-                                   {progress.log,
-                                    [&](int64_t done, int64_t total, const std::string& what) {
-                                      if (progress.step) progress.step(what, done, total);
-                                    },
-                                    progress.interrupted}));
+  const auto reports =
+      prune::prune_variants(checkpoint, plan.variants,
+                            {progress.log,
+                             [&](int64_t done, int64_t total, const std::string& what) {
+                               if (progress.step) progress.step(what, done, total);
+                             },
+                             progress.interrupted});
+  if (!reports.ok()) {
+    if (reports.error().code != Code::kInterrupted || !job.write.empty()) return reports.error();
+    return Error{Code::kInterrupted, "interrupted; nothing is kept (with --write it would be)."};
+  }
   report.prune_seconds = seconds_since(start);
   const auto measuring = Clock::now();
   LACUNA_TRY(const auto judge, SweepJudge::open(job, progress));
   report.dense = judge.dense();
   for (size_t i = 0; i < plan.rows.size(); ++i) {
     SweepRow& row = plan.rows[i];
-    fill(row, reports[i]);
+    fill(row, (*reports)[i]);
     LACUNA_TRY(row.measure, judge.measure(plan.variants[i].out, /*with_kl=*/true,
                                           fmt::format("{} {}", row.method, row.pattern)));
     std::error_code ignored;

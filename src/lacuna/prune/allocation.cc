@@ -111,14 +111,16 @@ Way owl(const std::vector<LayerShare>& shares, double lambda) {
   return by_importance(shares, outliers, lambda);
 }
 
+/// A block whose outputs survive a pruning well does what those behind it build on, and is spared:
+/// sparing the ones that suffer most instead makes a model much worse (docs/methods/allocation.md).
 Way by_error(const std::vector<LayerShare>& shares, double width) {
-  std::map<int64_t, double> sums, counts;
+  std::map<int64_t, double> importance, counts;
   for (const LayerShare& share : shares) {
-    sums[share.block] += share.half_error;
+    importance[share.block] -= share.half_error;
     counts[share.block] += 1;
   }
-  for (auto& [block, sum] : sums) sum /= counts[block];
-  return by_importance(shares, sums, width);
+  for (auto& [block, sum] : importance) sum /= counts[block];
+  return by_importance(shares, importance, width);
 }
 
 /// A part of a layer's hull.
@@ -130,7 +132,9 @@ struct Edge {
 
 /// The lower convex hull of a layer's (saved, error) over sparsities in percent, as far as curves
 /// are measured. What lies beyond comes last of all: a layer with nothing left is no guess to make.
-std::vector<Edge> hull_of(const LayerShare& share, size_t layer, const LayerCost& cost) {
+/// @param weight  that its error has
+std::vector<Edge> hull_of(const LayerShare& share, size_t layer, double weight,
+                          const LayerCost& cost) {
   struct Corner {
     double sparsity, saved, error;
   };
@@ -143,7 +147,8 @@ std::vector<Edge> hull_of(const LayerShare& share, size_t layer, const LayerCost
   static_assert(kCurveSparsities[std::size(kCurveSparsities) - 1] == kLast / 100.0);
   for (int percent = 0; percent <= kLast; ++percent) {
     const double sparsity = percent / 100.0;
-    const Corner next{sparsity, dense - cost(layer, sparsity), squared_error_at(share, sparsity)};
+    const Corner next{sparsity, dense - cost(layer, sparsity),
+                      weight * squared_error_at(share, sparsity)};
     if (!hull.empty() && next.saved <= hull.back().saved) continue;  // costs error, saves nothing
     while (hull.size() > 1 && price(hull[hull.size() - 2], hull.back()) >= price(hull.back(), next))
       hull.pop_back();
@@ -156,11 +161,15 @@ std::vector<Edge> hull_of(const LayerShare& share, size_t layer, const LayerCost
   return edges;
 }
 
-/// Edges by price: each layer's own come in their order, since its hull is convex.
+/// Edges by price: each layer's own come in their order, since its hull is convex. An error counts
+/// once for its block and once for every block behind it, which takes it in.
 Way by_curves(const std::vector<LayerShare>& shares, const LayerCost& cost) {
+  int64_t blocks = 0;
+  for (const LayerShare& share : shares) blocks = std::max(blocks, share.block + 1);
   std::vector<Edge> edges;
   for (size_t layer = 0; layer < shares.size(); ++layer) {
-    const auto own = hull_of(shares[layer], layer, cost);
+    const auto weight = static_cast<double>(blocks - shares[layer].block);
+    const auto own = hull_of(shares[layer], layer, weight, cost);
     edges.insert(edges.end(), own.begin(), own.end());
   }
   std::stable_sort(edges.begin(), edges.end(),

@@ -18,8 +18,8 @@ namespace lacuna::prune {
 enum class Allocation : uint8_t {
   kUniform,  ///< nobody
   kOwl,      ///< blocks with fewer outliers among Wanda's scores
-  kError,    ///< blocks whose outputs suffer less where each layer drops half of its weights
-  kCurves,   ///< whoever makes the sum of all layers' squared relative errors least
+  kError,    ///< blocks whose outputs suffer more where each layer drops half of its weights
+  kCurves,   ///< whoever makes a weighted sum of all layers' squared relative errors least
 };
 std::string_view allocation_name(Allocation allocation);
 std::vector<std::string> allocation_names();
@@ -93,9 +93,10 @@ using LayerCost = std::function<double(size_t layer, double sparsity)>;
 /// back.
 /// - uniform: one sparsity;
 /// - owl: blocks' outlier shares, mapped to S -+ lambda around their mean;
-/// - error: likewise with the blocks' errors in their place;
+/// - error: likewise with the blocks' mean errors, those with the least spared most;
 /// - curves: the lower convex hull of every layer's (cost, error), whose edges are taken in the
-///   order of the error that they add for what they save, the last one in part.
+///   order of the error that they add for what they save, the last one in part; errors weigh as
+///   many times as there are blocks from theirs to the last.
 /// @paper Yin et al., Outlier Weighed Layerwise Sparsity (OWL), https://arxiv.org/abs/2310.05175
 /// @errors kUsage: no sparsity meets the target, or all are dense already (both ends are named)
 Result<std::vector<double>> allocate(const std::vector<LayerShare>& shares,
