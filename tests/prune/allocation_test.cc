@@ -141,8 +141,7 @@ TEST(Allocation, CurvesComeWithinAStepOfTheBestOfAllCombinations) {
   const LayerCost cost = kept_weights(shares);
   const auto error = [&](const std::vector<double>& at) {
     double sum = 0;
-    for (size_t i = 0; i < 3; ++i)
-      sum += static_cast<double>(3 - i) * squared_error_at(shares[i], at[i]);
+    for (size_t i = 0; i < 3; ++i) sum += squared_error_at(shares[i], at[i]);
     return sum;
   };
   for (const int dropped : {60, 150, 210, 255}) {

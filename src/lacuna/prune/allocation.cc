@@ -161,14 +161,12 @@ std::vector<Edge> hull_of(const LayerShare& share, size_t layer, double weight,
   return edges;
 }
 
-/// Edges by price: each layer's own come in their order, since its hull is convex. An error counts
-/// once for its block and once for every block behind it, which takes it in.
+/// Edges by price: each layer's own come in their order, since its hull is convex. A layer's error
+/// counts by its size: the mean over all weights is what is made small.
 Way by_curves(const std::vector<LayerShare>& shares, const LayerCost& cost) {
-  int64_t blocks = 0;
-  for (const LayerShare& share : shares) blocks = std::max(blocks, share.block + 1);
   std::vector<Edge> edges;
   for (size_t layer = 0; layer < shares.size(); ++layer) {
-    const auto weight = static_cast<double>(blocks - shares[layer].block);
+    const auto weight = static_cast<double>(shares[layer].weights());
     const auto own = hull_of(shares[layer], layer, weight, cost);
     edges.insert(edges.end(), own.begin(), own.end());
   }
@@ -224,7 +222,8 @@ class Settled {
     if (steps_[layer] == 0) return false;
     const double more =
         (*cost_)(layer, sparsity_of(layer, steps_[layer] - 1)) - (*cost_)(layer, sparsity(layer));
-    if (more <= 0 || more > room) return false;
+    constexpr double kRounding = 1e-9;  // of sums over layers: a step that just fits does fit
+    if (more <= 0 || more > room * (1 + kRounding)) return false;
     --steps_[layer];
     room -= more;
     return true;

@@ -95,8 +95,8 @@ using LayerCost = std::function<double(size_t layer, double sparsity)>;
 /// - owl: blocks' outlier shares, mapped to S -+ lambda around their mean;
 /// - error: likewise with the blocks' mean errors, those with the least spared most;
 /// - curves: the lower convex hull of every layer's (cost, error), whose edges are taken in the
-///   order of the error that they add for what they save, the last one in part; errors weigh as
-///   many times as there are blocks from theirs to the last.
+///   order of the error that they add for what they save, the last one in part; errors weigh by
+///   the layers' sizes.
 /// @paper Yin et al., Outlier Weighed Layerwise Sparsity (OWL), https://arxiv.org/abs/2310.05175
 /// @errors kUsage: no sparsity meets the target, or all are dense already (both ends are named)
 Result<std::vector<double>> allocate(const std::vector<LayerShare>& shares,
