@@ -119,31 +119,6 @@ TEST(Sweep, WrongWordsAreUsageErrors) {
   }
 }
 
-TEST(Allocate, ATimeIsToldFromTheMeasuredTable) {
-  const fs::path folder = scratch_folder("tuned");
-  setenv("XDG_CACHE_HOME", folder.c_str(), 1);
-  setenv("LACUNA_TUNE", "on", 1);
-  const std::string line = fmt::format("prune {} -o {} --method wanda --statistics {} -q ",
-                                       demo_model(), (folder / "out").string(), statistics());
-  EXPECT_THAT(lacuna_tool(line + "--budget tpot=5ms").err, HasSubstr("no times were measured"));
-  done(fmt::format("tune linear_dense:bf16:8x8x1 --seconds 0.01 -q"));
-  const Output missing = lacuna_tool(line + "--budget tpot=5ms");
-  EXPECT_EQ(missing.code, 4);
-  const size_t begin = missing.err.find("`lacuna ") + 8, end = missing.err.find("` first");
-  ASSERT_LT(begin, end) << missing.err;
-  // The command that it names is all that is missing.
-  done(missing.err.substr(begin, end - begin) + " --seconds 0.01 -q");
-  const Output tight = lacuna_tool(line + "--budget tpot=1us");
-  EXPECT_EQ(tight.code, 2) << tight.err;
-  EXPECT_THAT(tight.err, HasSubstr("out of reach"));
-  const json report =
-      done(sweep("--methods wanda --patterns 0.5,0.7 --json --device cpu")).report();
-  for (const json& row : report.at("rows"))
-    EXPECT_GT(row.at("predicted_ms").get<double>(), 0) << row.dump();
-  unsetenv("LACUNA_TUNE");
-  unsetenv("XDG_CACHE_HOME");
-}
-
 TEST(Allocate, ABudgetIsMetAndTold) {
   const fs::path out = scratch_folder("budget") / "out";
   const std::string line =
