@@ -27,9 +27,9 @@ const fs::path& text_file() {
 json reference() { return json_of(source_folder() / "tests/golden/demo-5m-reference.json"); }
 
 TEST(Usage, EveryVerbHasHelpWithTwoExamplesOrMore) {
-  const std::vector<std::string> verbs = {"inspect",  "prune",   "verify",   "eval",
-                                          "generate", "convert", "tokenize", "synth",
-                                          "report",   "doctor",  "bench",    "tune"};
+  const std::vector<std::string> verbs = {"inspect",  "prune",   "sweep",  "verify", "eval",
+                                          "generate", "convert", "diff",   "apply",  "tokenize",
+                                          "synth",    "report",  "doctor", "bench",  "tune"};
   std::vector<std::string> lines;
   for (const std::string& verb : verbs) lines.push_back(verb + " --help");
   const auto runs = lacuna_tools(lines);
@@ -44,10 +44,10 @@ TEST(Usage, EveryVerbHasHelpWithTwoExamplesOrMore) {
       EXPECT_THAT(runs[i].out, HasSubstr(flag)) << verbs[i];
     // Only flags that the verb has a use for.
     const std::map<std::string, std::set<std::string>> users = {
-        {"--dtype", {"prune", "eval", "generate", "bench", "tune"}},
-        {"--activations", {"prune", "eval", "generate", "bench", "tune"}},
-        {"--device", {"prune", "eval", "generate", "bench"}},
-        {"--threads", {"prune", "eval", "generate", "convert", "synth", "bench", "tune"}},
+        {"--dtype", {"prune", "sweep", "eval", "generate", "bench", "tune"}},
+        {"--activations", {"prune", "sweep", "eval", "generate", "bench", "tune"}},
+        {"--device", {"prune", "sweep", "eval", "generate", "bench"}},
+        {"--threads", {"prune", "sweep", "eval", "generate", "convert", "synth", "bench", "tune"}},
         {"--seed", {"prune", "generate", "synth", "bench", "tune"}}};
     for (const auto& [flag, uses] : users)
       EXPECT_EQ(runs[i].out.find(flag + " ") != std::string::npos, uses.contains(verbs[i]))

@@ -22,6 +22,14 @@ TEST(Table, CountsCharactersNotBytes) {
   EXPECT_EQ(table.text(), "é   n\n-----\nab  1\n");
 }
 
+TEST(Table, SpeaksMarkdownAndCsv) {
+  Table table({"layer", "a, b"});
+  table.add({"q|k", "say \"1\""});
+  table.add({"v"});
+  EXPECT_EQ(table.markdown(), "| layer | a, b |\n|---|---:|\n| q\\|k | say \"1\" |\n| v |  |\n");
+  EXPECT_EQ(table.csv(), "layer,\"a, b\"\r\nq|k,\"say \"\"1\"\"\"\r\nv\r\n");
+}
+
 TEST(BytesText, UsesThreeDigitsAndDecimalUnits) {
   EXPECT_EQ(bytes_text(512), "512 B");
   EXPECT_EQ(bytes_text(98362432), "98.4 MB");

@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "lacuna/api/layers.h"
+#include "lacuna/api/predict.h"
 #include "lacuna/api/store.h"
 #include "lacuna/core/cpu.h"
 #include "lacuna/io/gguf/gguf.h"
@@ -90,6 +92,23 @@ Result<prune::CalibrationSource> calibration_of(const PruneJob& job, const Opene
   return source;
 }
 
+/// Has a budget of time know what this machine's layers take. @errors why that can't be told
+Status tell_times(const Opened& opened, prune::PruneOptions& options) {
+  const auto told = [&]() -> Result<LayerTimes> {
+    LACUNA_TRY(const auto table, bench::SpeedTable::here());
+    LACUNA_TRY(const auto names, prune::target_names(opened.checkpoint, opened.spec, options));
+    const std::set<std::string> pruned(names.begin(), names.end());
+    return layer_times(
+        opened.checkpoint, opened.spec, options.request.pattern,
+        [&](const std::string& name) { return pruned.contains(name); }, table);
+  }();
+  if (!told.ok())
+    return Error{told.error().code, fmt::format("--budget tpot: {}", told.error().message)};
+  options.allocation.milliseconds = told->pruned;
+  options.allocation.other_milliseconds = told->others;
+  return {};
+}
+
 /// The first tensor of these models that holds a NaN or infinity, as an error's message.
 std::string not_finite(const Opened& opened, const std::optional<Opened>& reference) {
   std::string why = api::not_finite(opened.checkpoint);
@@ -140,7 +159,8 @@ Result<prune::PruneReport> prune(const PruneJob& job, const JobProgress& progres
   // Statistics that are there already need no calibration.
   const bool there = !job.options.statistics.empty();
   if (!job.options.save_statistics.empty() ||
-      (!there && (method.needs_inputs() || !job.calibration_ids.empty()))) {
+      (!there && (method.needs_inputs() || job.options.allocation.needs_inputs() ||
+                  !job.calibration_ids.empty()))) {
     LACUNA_TRY(source, calibration_of(job, opened, progress));
     if (!job.save_calibration_ids.empty())
       source.make = [&job, make = source.make]() -> Result<prune::Calibration> {
@@ -151,6 +171,9 @@ Result<prune::PruneReport> prune(const PruneJob& job, const JobProgress& progres
   }
   prune::PruneOptions options = job.options;
   options.compute = opened.compute;
+  if (const auto& budget = options.allocation.budget;
+      budget && budget->kind == prune::Budget::Kind::kMilliseconds)
+    LACUNA_CHECK(tell_times(opened, options));
   return prune::prune_model(opened.checkpoint, source, job.out, options,
                             {progress.log,
                              [&](int64_t done, int64_t total, const std::string& what) {

@@ -4,6 +4,7 @@
 #include <regex>
 
 #include "lacuna/cli/tool.h"
+#include "lacuna/prune/budget.h"
 #include "lacuna/report/json.h"
 #include "lacuna/report/table.h"
 
@@ -12,7 +13,7 @@ namespace {
 
 struct Flags {
   api::PruneJob job;
-  std::string pattern = "unstructured", quantize, store = "compact";
+  std::string pattern = "unstructured", quantize, store = "compact", allocate, budget;
   std::vector<std::string> groups;
   std::string coding = "gptq";
   double sparsity = 0.5;
@@ -49,6 +50,22 @@ Status settle_groups(const Flags& flags, prune::Request& request) {
   return {};
 }
 
+/// --allocate and --budget; with a budget alone, layers are weighed by their curves.
+Status settle_allocation(Flags& flags, bool sparsity_given) {
+  prune::AllocationOptions& allocation = flags.job.options.allocation;
+  if (!flags.budget.empty()) {
+    LACUNA_TRY(allocation.budget, prune::Budget::parse(flags.budget));
+    if (sparsity_given)
+      return usage_error("--sparsity: the budget settles it (got {}). Leave --sparsity out.",
+                         flags.budget);
+  }
+  const std::string by = flags.budget.empty() ? "uniform" : "curves";
+  LACUNA_TRY(allocation.by, prune::parse_allocation(flags.allocate.empty() ? by : flags.allocate));
+  // Times are known when the model is open.
+  if (allocation.budget && allocation.budget->kind == prune::Budget::Kind::kMilliseconds) return {};
+  return prune::check_allocation(allocation, flags.job.options.request, flags.job.options.store);
+}
+
 /// What CLI11 can't check flag by flag. `given`: --sparsity was on the command line.
 Status settle(Flags& flags, bool given) {
   prune::Request& request = flags.job.options.request;
@@ -56,6 +73,7 @@ Status settle(Flags& flags, bool given) {
   LACUNA_TRY(request.sparsity, settle_sparsity(request.pattern, flags.sparsity, given));
   LACUNA_CHECK(settle_groups(flags, request));
   LACUNA_TRY(flags.job.options.store, api::parse_store(flags.store));
+  LACUNA_CHECK(settle_allocation(flags, given));
   LACUNA_CHECK(prune::method_of(flags.job.options));
   return {};
 }
@@ -102,6 +120,15 @@ std::string solver_line(const prune::PruneReport& report) {
                      fallen, report.layers.size());
 }
 
+/// "budget bytes=2100000000B: reached 2099999872 (curves)"
+std::string budget_line(const prune::PruneReport& report) {
+  if (report.budget.empty()) return {};
+  const std::string reached = report.budget_reached > 0
+                                  ? fmt::format("reached {:.8g}", report.budget_reached)
+                                  : "as predicted";
+  return fmt::format("budget {}: {} ({})\n", report.budget, reached, report.allocation);
+}
+
 /// One line for those who did not ask for the table; nothing where no error was measured.
 std::string worst_layer(const prune::PruneReport& report) {
   const auto worst =
@@ -128,7 +155,10 @@ void add_prune(Tool& tool) {
        "llama.statistics",
        "lacuna prune models/llama -o models/llama-24-int4 --pattern 2:4 --method alps --quantize "
        "int4 "
-       "--group 64"});
+       "--group 64",
+       "lacuna prune models/llama -o models/llama-2g --budget bytes=2.1GB --statistics "
+       "llama.statistics",
+       "lacuna prune models/llama -o models/llama-70 --sparsity 0.7 --allocate owl"});
   static Flags flags;
   static std::vector<std::string> methods;
   for (const auto* method : prune::methods()) methods.emplace_back(method->name());
@@ -156,6 +186,14 @@ void add_prune(Tool& tool) {
   auto* sparsity = verb->add_option("--sparsity", flags.sparsity, "share of zeros, 0..1")
                        ->check(between(0, 1))
                        ->capture_default_str();
+  verb->add_option("--allocate", flags.allocate,
+                   "who gives up more: uniform, owl, error or curves (docs/methods/allocation.md; "
+                   "default: uniform, with --budget curves)")
+      ->check(CLI::IsMember(prune::allocation_names()));
+  verb->add_option("--budget", flags.budget,
+                   "what the layers come to together: sparsity=0.6, bytes=2.1GB (the finished "
+                   "compact model) or tpot=12.5ms (in the linear layers, by `lacuna tune`)")
+      ->check(accepted_by(prune::Budget::parse));
   verb->add_option("--group", flags.groups,
                    "what competes: row, layer or block128 (default: the method's own); with "
                    "--quantize also how many columns share a scale: 32, 64 or 128")
@@ -226,9 +264,9 @@ void add_prune(Tool& tool) {
     LACUNA_TRY(const auto report, api::prune(flags.job, tool.stoppable_progress()));
     tool.print(
         report::to_json(report),
-        fmt::format("{}{}{}: sparsity {:.4f}, {} (dense {}), {:.1f} s\n",
+        fmt::format("{}{}{}{}: sparsity {:.4f}, {} (dense {}), {:.1f} s\n",
                     tool.verbose() ? layer_table(report) + phase_line(report) : worst_layer(report),
-                    solver_line(report), report.out.string(), report.sparsity,
+                    solver_line(report), budget_line(report), report.out.string(), report.sparsity,
                     report::bytes_text(static_cast<double>(report.bytes_out)),
                     report::bytes_text(static_cast<double>(report.bytes_dense)), report.seconds));
     return {};

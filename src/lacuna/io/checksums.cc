@@ -26,6 +26,13 @@ std::vector<std::string> chunk_checksums(const Bytes& bytes) {
   return checksums;
 }
 
+std::string whole_checksum(const Bytes& bytes) {
+  std::string all;
+  for (const std::string& chunk : chunk_checksums(bytes)) all += chunk;
+  if (all.size() <= 16) return all;
+  return whole_checksum(Bytes::take(std::vector<char>(all.begin(), all.end())));
+}
+
 std::string recorded_name(const std::string& name) {
   return json::parse(json(name).dump(-1, ' ', false, json::error_handler_t::replace))
       .get<std::string>();

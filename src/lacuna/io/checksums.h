@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "lacuna/core/bytes.h"
 #include "lacuna/core/status.h"
 
 namespace lacuna::io {
@@ -16,6 +17,8 @@ inline constexpr size_t kChecksumChunkBytes = size_t{1} << 20;
 /// Safetensors name -> 16 hex digits a chunk.
 using Checksums = std::map<std::string, std::vector<std::string>, std::less<>>;
 
+/// One checksum of all bytes: the XXH3-64 of every MiB, and of those again until one is left.
+std::string whole_checksum(const Bytes& bytes);
 /// A file's name as JSON can hold it: what isn't UTF-8 is replaced.
 std::string recorded_name(const std::string& name);
 /// The text of checksums.json. `files`: what else was written into the folder, by name.

@@ -12,11 +12,13 @@
 #include "lacuna/format/compact.h"
 #include "lacuna/format/element.h"
 #include "lacuna/format/quantize.h"
+#include "lacuna/io/checksums.h"
 #include "lacuna/io/file.h"
 #include "lacuna/io/misfit.h"
 #include "lacuna/io/out_folder.h"
 #include "lacuna/io/safetensors.h"
 #include "lacuna/model/decoder.h"
+#include "lacuna/prune/budget.h"
 #include "lacuna/prune/chunks.h"
 #include "lacuna/prune/grid.h"
 #include "lacuna/prune/journal.h"
@@ -112,18 +114,10 @@ Status check_calibration(const Calibration& calibration, const io::DecoderSpec& 
 
 // ---- which run this is --------------------------------------------------------------------------
 
-/// XXH3 over the XXH3 of every MiB.
-std::string hash_of(const Bytes& bytes) {
-  std::string all;
-  for (const std::string& chunk : io::chunk_checksums(bytes)) all += chunk;
-  if (all.size() <= 16) return all;
-  return hash_of(Bytes::take(std::vector<char>(all.begin(), all.end())));
-}
-
 std::string hash_of(const Calibration& calibration) {
   std::vector<int32_t> flat;
   for (const auto& row : calibration.ids) flat.insert(flat.end(), row.begin(), row.end());
-  return calibration.ids.empty() ? "" : hash_of(Bytes::take(std::move(flat)));
+  return calibration.ids.empty() ? "" : io::whole_checksum(Bytes::take(std::move(flat)));
 }
 
 json about_calibration(const Calibration& calibration) {
@@ -131,6 +125,15 @@ json about_calibration(const Calibration& calibration) {
           {"samples", calibration.samples()},
           {"length", calibration.length()},
           {"hash", hash_of(calibration)}};
+}
+
+json about_allocation(const AllocationOptions& options) {
+  json about = {{"by", allocation_name(options.by)}};
+  if (options.budget) about["budget"] = options.budget->text();
+  if (options.by == Allocation::kOwl)
+    about.update({{"multiple", options.owl_multiple}, {"lambda", options.owl_lambda}});
+  if (options.by == Allocation::kError) about["width"] = options.error_width;
+  return about;
 }
 
 json about_method(const PruneOptions& options, const Method& method,
@@ -149,6 +152,7 @@ json about_method(const PruneOptions& options, const Method& method,
     about["coding"] = coding_name(options.request.coding);
   }
   if (method.needs_gram()) about["damping"] = options.request.damping;
+  if (!options.allocation.none()) about["allocation"] = about_allocation(options.allocation);
   if (calibration.samples() > 0) about["calibration"] = about_calibration(calibration);
   return about;
 }
@@ -161,7 +165,7 @@ std::vector<std::string> sampled_hashes(const Bytes& bytes) {
   std::vector<std::string> hashes;
   for (const size_t start : starts) {
     const Bytes sample = bytes.slice(start, std::min(kSample, bytes.size() - start));
-    hashes.push_back(hash_of(sample));
+    hashes.push_back(io::whole_checksum(sample));
     io::release_pages(sample);
   }
   return hashes;
@@ -184,7 +188,7 @@ Result<json> about_model(const io::Checkpoint& checkpoint) {
     const std::string text = tensors.dump();
     about[entry.path().filename().string()] = {
         fs::file_size(entry.path()),
-        hash_of(Bytes::take(std::vector<char>(text.begin(), text.end())))};
+        io::whole_checksum(Bytes::take(std::vector<char>(text.begin(), text.end())))};
   }
   return about;
 }
@@ -457,6 +461,13 @@ class Run {
   }
 
   Result<PruneReport> run();
+  /// The same in steps, for several runs side by side: begin(), prune_from() for every block,
+  /// finish().
+  Status begin();
+  /// @param inputs  statistics of the block, on the device; what is derived from them stays there
+  Status prune_from(int64_t layer, InputsByTarget inputs);
+  Result<PruneReport> finish();
+  int64_t layers() const { return spec_.layers; }
 
  private:
   io::CheckpointWriter::Options writer_options() const;
@@ -466,11 +477,25 @@ class Run {
   /// that is asked for.
   Status dense_statistics();
   Status collect_dense_statistics();
+  /// Runs the calibration once through the dense blocks; `visit` gets the inputs of each.
+  Status dense_pass(
+      const std::function<Status(int64_t layer, const InputsByTarget& inputs)>& visit);
+  /// Settles the layers' sparsities, where they differ.
+  Status allocate();
+  Result<std::vector<LayerShare>> measured_shares();
+  /// Tells what the budget came to, and warns where that is off.
+  Status check_budget();
+  /// What is asked of one layer.
+  Request request_of(const std::string& name) const;
   Status embed();
-  Status blocks_or_nothing(Journal& journal);
+  Status blocks_or_nothing();
+  /// A run that fails before it has finished a block leaves nothing behind.
+  Status ended(Status done);
   Status blocks(const Journal& journal, BlockWriter& writer);
   Status resume_block(const Journal& journal, int64_t layer, model::Block* block);
   Status prune_block(BlockWriter& writer, int64_t layer, model::Block* block);
+  Status prune_targets(BlockWriter& writer, int64_t layer, model::Block* block,
+                       InputsByTarget inputs);
   /// @return the pruned weight in the dtype of the file
   Result<at::Tensor> prune_linear(const std::string& name, InputStatistics* inputs,
                                   Journal::Block& finished);
@@ -514,16 +539,27 @@ class Run {
   io::DecoderSpec spec_;
   std::optional<Method> method_;
   Targets targets_;
+  std::map<std::string, double> allotted_;      // sparsities; none: all as the request says
   std::optional<Activations> activations_;      // none without calibration
   std::optional<StatisticsFolder> statistics_;  // of the dense model; then no activations
   model::Rotary rotary_;
   PhaseClock clock_;
+  Clock::time_point start_;
+  std::optional<Journal> journal_;
+  std::optional<BlockWriter> writer_;  // of prune_from()
+  int64_t resumed_ = 0;                // blocks that an earlier process finished
   PruneReport report_;
   int64_t done_ = 0, total_ = 0;
 };
 
 Result<PruneReport> Run::run() {
-  const auto start = Clock::now();
+  LACUNA_CHECK(begin());
+  LACUNA_CHECK(blocks_or_nothing());
+  return finish();
+}
+
+Status Run::begin() {
+  start_ = Clock::now();
   LACUNA_TRY(method_, method_of(options_));
   LACUNA_TRY(spec_, model::spec_of(checkpoint_));
   LACUNA_TRY(targets_, find_targets(checkpoint_, spec_, options_));
@@ -531,6 +567,10 @@ Result<PruneReport> Run::run() {
   if (method_->needs_inputs() && source_.samples == 0 && options_.statistics.empty())
     return usage_error("--method {}: needs calibration (got none). Give --calibration.",
                        method_->name());
+  if (options_.allocation.needs_inputs() && source_.samples == 0 && options_.statistics.empty())
+    return usage_error("--allocate {}: needs calibration (got none). Give --calibration.",
+                       allocation_name(options_.allocation.by));
+  LACUNA_CHECK(check_allocation(options_.allocation, options_.request, options_.store));
   if (options_.request.pattern.kind == format::PatternKind::kKeepOf)
     options_.request.sparsity = options_.request.pattern.sparsity();
   report_.out = given_out_;
@@ -545,20 +585,35 @@ Result<PruneReport> Run::run() {
   LACUNA_CHECK(probe_out());
   LACUNA_CHECK(calibrate());
   LACUNA_CHECK(dense_statistics());
+  LACUNA_CHECK(allocate());
   LACUNA_TRY(json about, about_run(checkpoint_, calibration_, options_, *method_, targets_));
   if (statistics_) about["statistics"] = statistics_->about();
-  LACUNA_TRY(Journal journal, Journal::open(out_, about, options_.resume));
-  if (journal.finished_blocks() > 0)
-    log(fmt::format("resuming: {} of {} blocks are finished", journal.finished_blocks(),
+  if (!allotted_.empty()) about["allotted"] = allotted_;
+  LACUNA_TRY(journal_, Journal::open(out_, about, options_.resume));
+  resumed_ = journal_->finished_blocks();
+  if (journal_->finished_blocks() > 0)
+    log(fmt::format("resuming: {} of {} blocks are finished", journal_->finished_blocks(),
                     spec_.layers));
-  LACUNA_CHECK(blocks_or_nothing(journal));
+  return {};
+}
+
+Result<PruneReport> Run::finish() {
+  if (writer_) LACUNA_CHECK(ended(writer_->wait()));
   clock_.enter("write");
-  LACUNA_CHECK(write(journal));
-  LACUNA_CHECK(journal.remove());
+  LACUNA_CHECK(write(*journal_));
+  LACUNA_CHECK(journal_->remove());
   clock_.settle();
   report_.phases = clock_.seconds();
-  report_.seconds = seconds_since(start);
+  report_.seconds = seconds_since(start_);
   return std::move(report_);
+}
+
+Status Run::prune_from(int64_t layer, InputsByTarget inputs) {
+  if (!writer_) writer_.emplace(*journal_);
+  if (layer < resumed_) return resume_block(*journal_, layer, nullptr);
+  Status done = prune_targets(*writer_, layer, nullptr, std::move(inputs));
+  if (!done.ok()) (void)writer_->wait();  // before the journal is looked at
+  return done.ok() ? done : ended(std::move(done));
 }
 
 io::CheckpointWriter::Options Run::writer_options() const {
@@ -609,6 +664,15 @@ Status Run::collect_dense_statistics() {
   about["calibration"] = about_calibration(calibration_);
   about["compute"] = {options_.compute.device.str(), c10::toString(options_.compute.dtype)};
   LACUNA_TRY(StatisticsFolder folder, StatisticsFolder::create(options_.save_statistics, about));
+  LACUNA_CHECK(dense_pass([&](int64_t layer, const InputsByTarget& inputs) {
+    clock_.enter("journal");
+    return folder.write(layer, inputs);
+  }));
+  return folder.finish();
+}
+
+Status Run::dense_pass(
+    const std::function<Status(int64_t layer, const InputsByTarget& inputs)>& visit) {
   total_ = spec_.layers * calibration_.samples();
   clock_.enter("load");
   LACUNA_CHECK(embed());
@@ -619,22 +683,98 @@ Status Run::collect_dense_statistics() {
     LACUNA_TRY(const auto block, model::Block::load(checkpoint_, spec_, layer, options_.compute));
     const std::string what = fmt::format("statistics {}/{}", layer + 1, spec_.layers);
     LACUNA_TRY(const auto inputs, collect_inputs(block, all, what, /*replace=*/true));
-    clock_.enter("journal");
-    LACUNA_CHECK(folder.write(layer, inputs));
+    LACUNA_CHECK(visit(layer, inputs));
     for (const std::string& linear : all) checkpoint_.release(weight_name(layer, linear));
   }
   activations_.reset();
   done_ = 0;
-  return folder.finish();
+  return {};
 }
 
-/// A run that fails before it has finished a block leaves nothing behind.
-Status Run::blocks_or_nothing(Journal& journal) {
-  BlockWriter writer(journal);
-  Status done = blocks(journal, writer);
+Result<std::vector<LayerShare>> Run::measured_shares() {
+  std::vector<LayerShare> all;
+  Request request = options_.request;
+  request.group = request.group.value_or(method_->default_group());
+  const bool by_rows =
+      request.pattern.kind == format::PatternKind::kUnstructured && request.group == Group::kRow;
+  const auto add_block = [&](int64_t layer, const InputsByTarget& inputs) -> Status {
+    std::vector<LayerShare> shares;
+    std::vector<at::Tensor> weights;
+    std::vector<const InputStatistics*> of;
+    for (const std::string& linear : targets_of(layer)) {
+      const std::string name = weight_name(layer, linear);
+      const auto& shape = checkpoint_.weights().at(name).shape;
+      shares.push_back({name, layer, shape[0], shape[1], by_rows ? shape[0] : 1});
+      if (!options_.allocation.needs_inputs()) continue;
+      LACUNA_TRY(const Tensor dense, checkpoint_.dense(name));
+      weights.push_back(model::wrap(dense).to(options_.compute.device).to(at::kFloat));
+      of.push_back(inputs.at(linear).get());
+      if (const Status fine = method_->check(weights.back(), *of.back(), options_.request);
+          !fine.ok())
+        return Error{fine.error().code, fmt::format("{}: {}", name, fine.error().message)};
+    }
+    clock_.enter("allocation");
+    if (!shares.empty()) measure(shares, weights, of, options_.allocation, request);
+    all.insert(all.end(), shares.begin(), shares.end());
+    return {};
+  };
+  if (options_.allocation.needs_inputs() && !statistics_) {
+    LACUNA_CHECK(dense_pass(add_block));
+    return all;
+  }
+  total_ = spec_.layers;
+  for (int64_t layer = 0; layer < spec_.layers; ++layer) {
+    InputsByTarget inputs;
+    if (options_.allocation.needs_inputs()) {
+      clock_.enter("load");
+      LACUNA_TRY(inputs, statistics_->read(layer));
+      for (auto& [linear, shared] : inputs) to_device(*shared, options_.compute.device);
+    }
+    LACUNA_CHECK(add_block(layer, inputs));
+    LACUNA_CHECK(step(1, fmt::format("allocation {}/{}", layer + 1, spec_.layers)));
+  }
+  done_ = 0;
+  return all;
+}
+
+Status Run::allocate() {
+  const AllocationOptions& wanted = options_.allocation;
+  if (wanted.none()) return {};
+  LACUNA_TRY(const auto shares, measured_shares());
+  LACUNA_TRY(const Target target, target_of(checkpoint_, shares, wanted, options_.request));
+  LACUNA_TRY(const auto sparsities, prune::allocate(shares, wanted, target.cost, target.amount));
+  double dropped = 0, all = 0;
+  for (size_t i = 0; i < shares.size(); ++i) {
+    allotted_[shares[i].name] = sparsities[i];
+    dropped += sparsities[i] * static_cast<double>(shares[i].weights());
+    all += static_cast<double>(shares[i].weights());
+  }
+  options_.request.sparsity = dropped / all;
+  report_.allocation = allocation_name(wanted.by);
+  if (wanted.budget) report_.budget = wanted.budget->text();
+  const auto [least, most] = std::minmax_element(sparsities.begin(), sparsities.end());
+  log(fmt::format("allocation {}: sparsity {:.4f}, of the layers {:.4f} to {:.4f}",
+                  report_.allocation, options_.request.sparsity, *least, *most));
+  return {};
+}
+
+Request Run::request_of(const std::string& name) const {
+  Request request = options_.request;
+  if (const auto found = allotted_.find(name); found != allotted_.end())
+    request.sparsity = found->second;
+  return request;
+}
+
+Status Run::blocks_or_nothing() {
+  BlockWriter writer(*journal_);
+  Status done = blocks(*journal_, writer);
   if (Status written = writer.wait(); done.ok()) done = std::move(written);
-  if (done.ok() || journal.finished_blocks() > 0) return done;
-  (void)journal.remove();  // what stopped the run is the news
+  return ended(std::move(done));
+}
+
+Status Run::ended(Status done) {
+  if (done.ok() || journal_->finished_blocks() > 0) return done;
+  (void)journal_->remove();  // what stopped the run is the news
   if (done.error().code != Code::kInterrupted) return done;
   return Error{Code::kInterrupted,
                fmt::format("{}: interrupted before a block was finished; nothing is kept.",
@@ -648,7 +788,6 @@ Status Run::blocks(const Journal& journal, BlockWriter& writer) {
     total_ *= 2 * calibration_.samples();
     LACUNA_CHECK(embed());
   }
-  const int64_t finished_before = journal.finished_blocks();
   for (int64_t layer = 0; layer < spec_.layers; ++layer) {
     const std::string what = fmt::format("block {}/{}", layer + 1, spec_.layers);
     clock_.enter("load");
@@ -657,7 +796,7 @@ Status Run::blocks(const Journal& journal, BlockWriter& writer) {
       LACUNA_TRY(block, model::Block::load(checkpoint_, spec_, layer, options_.compute));
     }
     model::Block* const loaded = block ? &*block : nullptr;
-    const bool finished = layer < finished_before;
+    const bool finished = layer < resumed_;
     LACUNA_CHECK(finished ? resume_block(journal, layer, loaded)
                           : prune_block(writer, layer, loaded));
     if (!activations_) {
@@ -716,7 +855,7 @@ Status Run::prune_block(BlockWriter& writer, int64_t layer, model::Block* block)
   const auto& targets = targets_of(layer);
   const std::string what = fmt::format("block {}/{}", layer + 1, spec_.layers);
   InputsByTarget inputs;
-  if (statistics_ && method_->needs_inputs()) {
+  if (statistics_) {  // also where they are for the error alone
     clock_.enter("load");
     LACUNA_TRY(inputs, statistics_->read(layer));
     for (auto& [linear, shared] : inputs) to_device(*shared, options_.compute.device);
@@ -728,9 +867,14 @@ Status Run::prune_block(BlockWriter& writer, int64_t layer, model::Block* block)
       LACUNA_TRY(inputs, collect_inputs(*block, targets, what));
     }
   }
+  return prune_targets(writer, layer, block, std::move(inputs));
+}
+
+Status Run::prune_targets(BlockWriter& writer, int64_t layer, model::Block* block,
+                          InputsByTarget inputs) {
   Journal::Block finished;
   finished.notes = {{"layers", json::array()}, {"warnings", json::array()}};
-  for (const std::string& linear : targets) {
+  for (const std::string& linear : targets_of(layer)) {
     LACUNA_TRY(const at::Tensor pruned,
                prune_linear(weight_name(layer, linear), inputs[linear].get(), finished));
     inputs.erase(linear);  // the last one frees the Gram matrix and its factor
@@ -756,7 +900,7 @@ Result<at::Tensor> Run::prune_linear(const std::string& name, InputStatistics* i
   // Across the bus as it is stored: .to() with both would convert first.
   const at::Tensor weight = model::wrap(dense).to(options_.compute.device).to(at::kFloat);
   clock_.enter("solve");
-  Request request = options_.request;
+  Request request = request_of(name);
   request.values = dense.dtype;
   if (request.keep_mask) request.pattern = checkpoint_.weights().at(name).pattern;
   auto pruned = method_->prune(weight, inputs ? *inputs : InputStatistics(), request);
@@ -779,11 +923,11 @@ Result<at::Tensor> Run::prune_linear(const std::string& name, InputStatistics* i
   layer.iterations = pruned->iterations;
   layer.fell_back = pruned->fell_back;
   layer.seconds = seconds_since(start);
-  if (const double off = layer.sparsity - options_.request.sparsity;
-      !request.keep_mask && options_.request.pattern.kind == format::PatternKind::kBlock &&
+  if (const double off = layer.sparsity - request.sparsity;
+      !request.keep_mask && request.pattern.kind == format::PatternKind::kBlock &&
       std::abs(off) > kNoticeable)
     pruned->warnings.push_back(fmt::format("whole blocks reach sparsity {:.4f} (asked for {:.4f})",
-                                           layer.sparsity, options_.request.sparsity));
+                                           layer.sparsity, request.sparsity));
   for (const std::string& warning : pruned->warnings) {
     report_.warnings.push_back(fmt::format("{}: {}", name, warning));
     finished.notes["warnings"].push_back(report_.warnings.back());
@@ -877,6 +1021,20 @@ Status Run::write(const Journal& journal) {
   LACUNA_CHECK(writer.finish(config));
   LACUNA_TRY(const auto written, io::Checkpoint::open(out_));
   report_.bytes_out = written.total_bytes();
+  return check_budget();
+}
+
+Status Run::check_budget() {
+  constexpr double kClose = 0.001;
+  const auto& budget = options_.allocation.budget;
+  if (!budget || budget->kind == Budget::Kind::kMilliseconds) return {};
+  report_.budget_reached = reached(*budget, out_, report_.sparsity);
+  if (std::abs(report_.budget_reached - budget->amount) <= kClose * budget->amount) return {};
+  report_.warnings.push_back(
+      fmt::format("the budget {} came to {:.6g}: more weights are zero than were dropped, or whole "
+                  "blocks don't come out even",
+                  budget->text(), report_.budget_reached));
+  log(report_.warnings.back());
   return {};
 }
 
@@ -891,6 +1049,17 @@ Result<Method> method_of(const PruneOptions& options) {
         "--quantize: only the compact store has codes (got --store {}). Leave it out.",
         io::store_name(options.store));
   return compose({options.method, options.score, options.solve, options.refine, codes});
+}
+
+Result<std::vector<std::string>> target_names(const io::Checkpoint& checkpoint,
+                                              const io::DecoderSpec& spec,
+                                              const PruneOptions& options) {
+  LACUNA_TRY(const Targets targets, find_targets(checkpoint, spec, options));
+  std::vector<std::string> names;
+  for (int64_t layer = 0; layer < spec.layers; ++layer)
+    for (const std::string& linear : targets[static_cast<size_t>(layer)])
+      names.push_back(spec.block_prefix(layer) + linear + ".weight");
+  return names;
 }
 
 uint64_t planned_peak_bytes(const io::DecoderSpec& spec, const io::Checkpoint& checkpoint,
@@ -949,6 +1118,61 @@ Result<PruneReport> prune_model(const io::Checkpoint& checkpoint, const Calibrat
   try {
     return Run(checkpoint, source, out, options, progress).run();
   } catch (const std::exception& error) {  // torch, the file system
+    return check_failed("prune: {}", model::what(error));
+  }
+}
+
+namespace {
+
+/// All of a block's variants from one reading of its statistics.
+Result<std::vector<PruneReport>> run_variants(const io::Checkpoint& checkpoint,
+                                              const std::vector<Variant>& variants,
+                                              const PruneProgress& progress) {
+  const CalibrationSource none;
+  PruneProgress quiet{.interrupted = progress.interrupted};
+  std::vector<std::unique_ptr<Run>> runs;
+  for (const Variant& variant : variants) {
+    runs.push_back(std::make_unique<Run>(checkpoint, none, variant.out, variant.options, quiet));
+    LACUNA_CHECK(runs.back()->begin());
+  }
+  LACUNA_TRY(const auto statistics, StatisticsFolder::open(variants.front().options.statistics));
+  const auto total = runs.front()->layers() * static_cast<int64_t>(runs.size());
+  int64_t done = 0;
+  for (int64_t layer = 0; layer < runs.front()->layers(); ++layer) {
+    LACUNA_TRY(const InputsByTarget inputs, statistics.read(layer));
+    for (const auto& [linear, shared] : inputs)
+      to_device(*shared, variants.front().options.compute.device);
+    for (const auto& run : runs) {
+      LACUNA_CHECK(run->prune_from(layer, inputs));
+      if (progress.step) progress.step(++done, total, fmt::format("block {}", layer + 1));
+      if (progress.interrupted != nullptr && progress.interrupted->load())
+        return Error{Code::kInterrupted,
+                     "interrupted; finished blocks are kept. Go on with the same command and "
+                     "--resume."};
+    }
+  }
+  std::vector<PruneReport> reports;
+  for (auto& run : runs) {
+    LACUNA_TRY(auto report, run->finish());
+    reports.push_back(std::move(report));
+    run.reset();
+  }
+  return reports;
+}
+
+}  // namespace
+
+Result<std::vector<PruneReport>> prune_variants(const io::Checkpoint& checkpoint,
+                                                const std::vector<Variant>& variants,
+                                                const PruneProgress& progress) {
+  if (variants.empty()) return std::vector<PruneReport>();
+  for (const Variant& variant : variants)
+    if (variant.options.statistics.empty() ||
+        variant.options.statistics != variants.front().options.statistics)
+      return usage_error("prune: variants need the statistics of one folder.");
+  try {
+    return run_variants(checkpoint, variants, progress);
+  } catch (const std::exception& error) {
     return check_failed("prune: {}", model::what(error));
   }
 }

@@ -13,6 +13,7 @@
 #include "lacuna/core/status.h"
 #include "lacuna/io/checkpoint.h"
 #include "lacuna/model/torch.h"
+#include "lacuna/prune/allocation.h"
 #include "lacuna/prune/calibration.h"
 #include "lacuna/prune/method.h"
 
@@ -23,6 +24,7 @@ struct PruneOptions {
   std::string score, solve;
   std::vector<std::string> refine;
   Request request;
+  AllocationOptions allocation;  ///< of the layers' sparsities
   std::vector<std::string>
       target;  ///< unanchored regular expressions over weight names; empty = all block Linears
   std::vector<std::string> exclude;
@@ -45,6 +47,12 @@ struct PruneOptions {
 
 /// The stages that the options name. @errors as compose(); kUsage: codes in a store that has none
 Result<Method> method_of(const PruneOptions& options);
+
+/// Names of the weights that the options target. @errors kUsage: a regular expression that is none,
+/// nothing left; kBadInput: a weight that no sparse store holds
+Result<std::vector<std::string>> target_names(const io::Checkpoint& checkpoint,
+                                              const io::DecoderSpec& spec,
+                                              const PruneOptions& options);
 
 /// Calibration that is still to be made: its sizes are known, so that the plan can be stated and
 /// OUT checked before anything is read or computed for it.
@@ -70,6 +78,9 @@ struct PruneReport {
   double seconds = 0, sparsity = 0;   ///< sparsity over the pruned weights, as reached
   uint64_t bytes_dense = 0, bytes_out = 0;
   uint64_t planned_peak_bytes = 0;  ///< stated before the start
+  std::string allocation;           ///< "curves": who gave up how much; empty: all the same
+  std::string budget;               ///< as asked, or empty
+  double budget_reached = 0;        ///< in the budget's unit; 0: nobody measured it
   /// What the seconds went to, in the order in which it was begun (phase_clock.h): calibration,
   /// load (weights and embeddings), forward (calibration through the blocks), statistics, factor,
   /// solve, error (of the report), journal, write.
@@ -110,5 +121,22 @@ Result<PruneReport> prune_model(const io::Checkpoint& checkpoint, const Calibrat
 Result<PruneReport> prune_model(const io::Checkpoint& checkpoint, const Calibration& calibration,
                                 const std::filesystem::path& out, const PruneOptions& options,
                                 const PruneProgress& progress = {});
+
+/// One of several models made of one.
+struct Variant {
+  std::filesystem::path out;
+  PruneOptions options;  ///< `statistics`: the same folder for all
+};
+
+/// Prunes a model in many ways from statistics on disk, block by block: what methods derive from a
+/// block's statistics (factors, eigenvectors) serves all variants. Each ends in the same bytes as
+/// prune_model() alone would give it, keeps a journal of its own, and goes on with it under
+/// `resume`; all finished blocks of all variants lie on disk, dense, before the first model is
+/// written.
+/// @return reports in the order of `variants`; their seconds leave out what is shared
+/// @errors as prune_model()
+Result<std::vector<PruneReport>> prune_variants(const io::Checkpoint& checkpoint,
+                                                const std::vector<Variant>& variants,
+                                                const PruneProgress& progress = {});
 
 }  // namespace lacuna::prune

@@ -15,17 +15,20 @@ nlohmann::json to_json(const prune::PruneReport& report) {
   }
   nlohmann::json phases = nlohmann::json::object();
   for (const auto& [phase, seconds] : report.phases) phases[phase] = seconds;
-  return {{"verb", "prune"},
-          {"out", report.out.string()},
-          {"seconds", report.seconds},
-          {"phases", std::move(phases)},
-          {"sparsity", report.sparsity},
-          {"quantization", report.quantization},
-          {"bytes_dense", report.bytes_dense},
-          {"bytes_out", report.bytes_out},
-          {"planned_peak_bytes", report.planned_peak_bytes},
-          {"warnings", report.warnings},
-          {"layers", std::move(layers)}};
+  nlohmann::json json = {{"verb", "prune"},
+                         {"out", report.out.string()},
+                         {"seconds", report.seconds},
+                         {"phases", std::move(phases)},
+                         {"sparsity", report.sparsity},
+                         {"bytes_dense", report.bytes_dense},
+                         {"bytes_out", report.bytes_out},
+                         {"planned_peak_bytes", report.planned_peak_bytes},
+                         {"warnings", report.warnings},
+                         {"layers", std::move(layers)}};
+  if (!report.allocation.empty()) json["allocation"] = report.allocation;
+  if (!report.budget.empty()) json["budget"] = report.budget;
+  if (report.budget_reached > 0) json["budget_reached"] = report.budget_reached;
+  return json;
 }
 
 nlohmann::json to_json(const eval::PerplexityReport& report) {

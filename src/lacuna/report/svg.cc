@@ -34,6 +34,20 @@ void widen(Range& range) {
   range.low -= pad, range.high += pad;
 }
 
+std::vector<Series> with_log_y(std::vector<Series> series) {
+  for (Series& s : series) {
+    std::erase_if(s.points, [](const Point& p) { return !(p.y > 0) || !std::isfinite(p.y); });
+    for (Point& p : s.points) p.y = std::log10(p.y);
+  }
+  return series;
+}
+
+/// To three digits, for a tick between two powers of ten.
+double rounded(double value) {
+  const double unit = std::pow(10.0, std::floor(std::log10(value)) - 2);
+  return std::round(value / unit) * unit;
+}
+
 }  // namespace
 
 std::string escape(std::string_view text) {
@@ -59,12 +73,13 @@ std::string escape(std::string_view text) {
   return out;
 }
 
-std::string xy_chart(const Axes& axes, const std::vector<Series>& series) {
+std::string xy_chart(const Axes& axes, const std::vector<Series>& given) {
+  const std::vector<Series> series = axes.log_y ? with_log_y(given) : given;
   Range xs, ys;
   for (const Series& s : series)
     for (const Point& p : s.points) xs.include(p.x), ys.include(p.y);
   if (!(xs.low <= xs.high)) return "";
-  if (axes.y_from_zero) ys.include(0.0);
+  if (axes.y_from_zero && !axes.log_y) ys.include(0.0);
   widen(xs), widen(ys);
   ys.high += (ys.high - ys.low) * 0.06;
   if (!axes.lines) {  // room beside the outermost points
@@ -93,7 +108,10 @@ std::string xy_chart(const Axes& axes, const std::vector<Series>& series) {
     out += fmt::format(
         "<line class=\"grid\" x1=\"{1}\" x2=\"{2}\" y1=\"{0:.1f}\" y2=\"{0:.1f}\"/><text x=\"{3}\" "
         "y=\"{4:.1f}\" text-anchor=\"end\">{5:g}</text>\n",
-        py(y), kLeft, kWidth - kRight, kLeft - 6, py(y) + 4, std::abs(y) < dy * 1e-9 ? 0.0 : y);
+        py(y), kLeft, kWidth - kRight, kLeft - 6, py(y) + 4,
+        axes.log_y                ? rounded(std::pow(10.0, y))
+        : std::abs(y) < dy * 1e-9 ? 0.0
+                                  : y);
   out += fmt::format("<text x=\"{}\" y=\"{}\" text-anchor=\"middle\">{}</text>\n",
                      kLeft + plot_width / 2, kHeight - 10, escape(axes.x));
   out += fmt::format(
@@ -122,10 +140,21 @@ std::string xy_chart(const Axes& axes, const std::vector<Series>& series) {
       out += fmt::format(
           "<circle cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"{}\" fill=\"{}\"><title>{}</title></circle>\n",
           px(p.x), py(p.y), axes.lines ? 2.5 : 6.0, color,
-          escape(fmt::format("{}{}({:g}, {:g})", p.label, p.label.empty() ? "" : ": ", p.x, p.y)));
+          escape(fmt::format("{}{}({:g}, {:g})", p.label, p.label.empty() ? "" : ": ", p.x,
+                             axes.log_y ? std::pow(10.0, p.y) : p.y)));
     }
   }
   return out + "</svg>\n";
+}
+
+std::string standalone(const std::string& chart) {
+  constexpr std::string_view kTag = "<svg ";
+  if (!chart.starts_with(kTag)) return "";
+  return std::string(kTag) + "xmlns=\"http://www.w3.org/2000/svg\" " +
+         chart.substr(kTag.size(), chart.find('>') + 1 - kTag.size()) +
+         "<style>svg{background:#fff}text{font:12px system-ui,sans-serif;fill:#222}"
+         ".title{font-weight:600}.grid{stroke:#8884}</style>" +
+         chart.substr(chart.find('>') + 1);
 }
 
 }  // namespace lacuna::report

@@ -24,10 +24,14 @@ struct Axes {
   std::string title, x, y;
   bool lines = false;  ///< connect the points of a series
   bool y_from_zero = true;
+  bool log_y = false;  ///< y in powers of ten; then not from zero, and only what lies above it
 };
 
 /// A chart of points (or lines) with axes, ticks, a legend and a hover text a point. Empty when
 /// there is no point.
 std::string xy_chart(const Axes& axes, const std::vector<Series>& series);
+
+/// A chart as a file of its own: what a page's style would say is in it. Empty when it is.
+std::string standalone(const std::string& chart);
 
 }  // namespace lacuna::report

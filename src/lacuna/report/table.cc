@@ -39,6 +39,43 @@ std::string Table::text() const {
   return out;
 }
 
+std::string Table::markdown() const {
+  std::string out;
+  for (size_t r = 0; r < rows_.size(); ++r) {
+    out += "|";
+    for (size_t i = 0; i < rows_[0].size(); ++i) {
+      out += ' ';
+      for (const char c : i < rows_[r].size() ? rows_[r][i] : std::string())
+        out += c == '|' ? std::string("\\|") : std::string(1, c);
+      out += " |";
+    }
+    out += '\n';
+    if (r > 0) continue;
+    for (size_t i = 0; i < rows_[0].size(); ++i) out += i == 0 ? "|---|" : "---:|";
+    out += '\n';
+  }
+  return out;
+}
+
+std::string Table::csv() const {
+  std::string out;
+  for (const auto& row : rows_) {
+    for (size_t i = 0; i < row.size(); ++i) {
+      if (i > 0) out += ',';
+      const bool quoted = row[i].find_first_of(",\"\r\n") != std::string::npos;
+      if (!quoted) {
+        out += row[i];
+        continue;
+      }
+      out += '"';
+      for (const char c : row[i]) out += c == '"' ? std::string("\"\"") : std::string(1, c);
+      out += '"';
+    }
+    out += "\r\n";
+  }
+  return out;
+}
+
 std::string bytes_text(double bytes) {
   static constexpr const char* kUnits[] = {"B", "kB", "MB", "GB", "TB"};
   int unit = 0;

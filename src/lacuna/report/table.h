@@ -1,4 +1,4 @@
-// Tables for a terminal.
+// Tables for a terminal, for Markdown and for other programs.
 #pragma once
 
 #include <string>
@@ -13,6 +13,10 @@ class Table {
   explicit Table(std::vector<std::string> header) : rows_{std::move(header)} {}
   void add(std::vector<std::string> row) { rows_.push_back(std::move(row)); }
   std::string text() const;
+  /// The same with bars, for a page.
+  std::string markdown() const;
+  /// RFC 4180: cells with a comma, a quote or a line end are quoted.
+  std::string csv() const;
 
  private:
   std::vector<std::vector<std::string>> rows_;

@@ -1,0 +1,233 @@
+#include "lacuna/api/sweep.h"
+
+#include <algorithm>
+#include <map>
+
+#include "lacuna/cli/tool.h"
+#include "lacuna/io/file.h"
+#include "lacuna/report/svg.h"
+#include "lacuna/report/table.h"
+
+namespace lacuna::cli {
+namespace {
+
+std::string cell(const std::optional<double>& value, const char* format) {
+  return value ? fmt::format(fmt::runtime(format), *value) : "-";
+}
+
+/// What speed-up a prediction is of the dense model's: "0.412 (1.61x)".
+std::string speed_cell(const api::SweepMeasure& measure, const api::SweepMeasure& dense) {
+  if (!measure.milliseconds) return "-";
+  const std::string time = fmt::format("{:.3f}", *measure.milliseconds);
+  if (!dense.milliseconds) return time;
+  return fmt::format("{} ({:.2f}x)", time, *dense.milliseconds / *measure.milliseconds);
+}
+
+report::Table table_of(const api::SweepReport& report) {
+  report::Table table({"method", "pattern", "sparsity", "layer error", "bytes", "perplexity",
+                       "KL to dense", "ms a token", "best"});
+  const auto add = [&](const std::string& method, const std::string& pattern,
+                       const std::string& sparsity, const std::string& error,
+                       const api::SweepMeasure& measure, bool best) {
+    table.add({method, pattern, sparsity, error,
+               report::bytes_text(static_cast<double>(measure.bytes)),
+               cell(measure.perplexity, "{:.3f}"), cell(measure.kl, "{:.4f}"),
+               speed_cell(measure, report.dense), best ? "*" : ""});
+  };
+  add("dense", "", "", "", report.dense, false);
+  for (const auto& row : report.rows)
+    add(row.method, row.pattern, fmt::format("{:.4f}", row.sparsity),
+        fmt::format("{:.4f}", row.layer_error), row.measure, row.best);
+  return table;
+}
+
+std::string saving(const api::SweepMeasure& measure, const api::SweepMeasure& dense) {
+  return fmt::format("{:.1f} %", 100 * (1 - static_cast<double>(measure.bytes) /
+                                                static_cast<double>(dense.bytes)));
+}
+
+report::Table frontier_table(const api::SweepReport& report) {
+  report::Table table(
+      {"method", "code", "largest sparsity", "perplexity", "bytes", "memory saved", "ms a token"});
+  for (const auto& row : report.frontier)
+    table.add({row.method, row.code, row.sparsity ? fmt::format("{:.2f}", *row.sparsity) : "none",
+               cell(row.measure.perplexity, "{:.3f}"),
+               report::bytes_text(static_cast<double>(row.measure.bytes)),
+               saving(row.measure, report.dense), speed_cell(row.measure, report.dense)});
+  return table;
+}
+
+nlohmann::json to_json(const api::SweepMeasure& measure) {
+  nlohmann::json json = {{"bytes", measure.bytes}};
+  json["perplexity"] = measure.perplexity ? nlohmann::json(*measure.perplexity) : nullptr;
+  json["kl_mean"] = measure.kl ? nlohmann::json(*measure.kl) : nullptr;
+  json["predicted_ms"] = measure.milliseconds ? nlohmann::json(*measure.milliseconds) : nullptr;
+  if (!measure.no_milliseconds.empty()) json["no_prediction"] = measure.no_milliseconds;
+  return json;
+}
+
+nlohmann::json to_json(const api::SweepReport& report, const api::SweepJob& job) {
+  nlohmann::json rows = nlohmann::json::array(), frontier = nlohmann::json::array();
+  for (const auto& row : report.rows) {
+    nlohmann::json one = to_json(row.measure);
+    one.update({{"method", row.method},
+                {"pattern", row.pattern},
+                {"sparsity", row.sparsity},
+                {"layer_error", row.layer_error},
+                {"fell_back", row.fell_back},
+                {"best", row.best}});
+    if (!row.folder.empty()) one["folder"] = row.folder.string();
+    rows.push_back(std::move(one));
+  }
+  for (const auto& row : report.frontier) {
+    nlohmann::json one = to_json(row.measure);
+    one.update({{"method", row.method}, {"code", row.code}, {"probes", row.probes}});
+    one["sparsity"] = row.sparsity ? nlohmann::json(*row.sparsity) : nullptr;
+    frontier.push_back(std::move(one));
+  }
+  nlohmann::json json = {{"verb", "sweep"},
+                         {"model", job.model.string()},
+                         {"statistics", job.statistics.string()},
+                         {"text", job.text.empty() ? nlohmann::json() : nlohmann::json(job.text)},
+                         {"dense", to_json(report.dense)},
+                         {"rows", std::move(rows)},
+                         {"prune_seconds", report.prune_seconds},
+                         {"measure_seconds", report.measure_seconds}};
+  if (job.frontier) {
+    json["frontier"] = std::move(frontier);
+    json["frontier_tolerance"] = report.frontier_tolerance;
+    json["frontier_seconds"] = report.frontier_seconds;
+  }
+  return json;
+}
+
+/// Perplexity against bytes, or where none was measured layer error; a curve a method.
+std::string chart_of(const api::SweepReport& report) {
+  const bool measured = report.dense.perplexity.has_value();
+  std::map<std::string, report::Series> series;
+  for (const auto& row : report.rows) {
+    auto& own = series[row.method];
+    own.name = row.method;
+    own.points.push_back({static_cast<double>(row.measure.bytes) / 1e6,
+                          row.measure.perplexity.value_or(row.layer_error), row.pattern});
+  }
+  std::vector<report::Series> all;
+  for (auto& [method, own] : series) {
+    std::stable_sort(own.points.begin(), own.points.end(),
+                     [](const auto& a, const auto& b) { return a.x < b.x; });
+    all.push_back(own);
+  }
+  if (measured)
+    all.push_back(
+        {"dense",
+         {{static_cast<double>(report.dense.bytes) / 1e6, *report.dense.perplexity, "dense"}}});
+  report::Axes axes{.title = measured ? "Perplexity against size (lower left is better)"
+                                      : "Layer error against size (lower left is better)",
+                    .x = "size, MB",
+                    .y = measured ? "perplexity" : "mean layer error",
+                    .lines = true};
+  axes.log_y = true;
+  return report::standalone(report::xy_chart(axes, all));
+}
+
+/// Why the column of times is empty, once.
+std::string remark_of(const api::SweepReport& report) {
+  for (const auto& row : report.rows)
+    if (!row.measure.milliseconds)
+      return fmt::format("no predicted time: {}\n", row.measure.no_milliseconds);
+  return {};
+}
+
+std::string text_of(const api::SweepReport& report) {
+  std::string text = table_of(report).text() + remark_of(report);
+  if (!report.frontier.empty())
+    text += fmt::format("\nwithin {:g} % of the dense perplexity:\n{}",
+                        100 * report.frontier_tolerance, frontier_table(report).text());
+  return text + fmt::format("pruned in {:.1f} s, measured in {:.1f} s{}\n", report.prune_seconds,
+                            report.measure_seconds,
+                            report.frontier.empty()
+                                ? ""
+                                : fmt::format(", frontier in {:.1f} s", report.frontier_seconds));
+}
+
+/// Markdown or CSV, by the file's name.
+Status write_table(const api::SweepReport& report, const std::filesystem::path& file) {
+  if (file.extension() == ".csv") return io::write_text(file, table_of(report).csv());
+  std::string text = table_of(report).markdown();
+  if (!report.frontier.empty()) text += "\n" + frontier_table(report).markdown();
+  return io::write_text(file, text);
+}
+
+Result<std::string> table_file(const std::string& file) {
+  if (file.ends_with(".md") || file.ends_with(".csv")) return file;
+  return usage_error("--table: need a name that ends in .md or .csv (got {}).", file);
+}
+
+}  // namespace
+
+void add_sweep(Tool& tool) {
+  auto* verb = tool.verb(
+      "sweep", "Prune a model in many ways from one calibration and hold the results together.",
+      {"lacuna prune models/llama -o models/llama-50 --save-statistics llama.statistics",
+       "lacuna sweep models/llama --statistics llama.statistics --methods wanda,sparsegpt,alps "
+       "--patterns 0.5,0.6,0.7,2:4 --text wiki.test.raw",
+       "lacuna sweep models/llama --statistics llama.statistics --methods alps,alps+swaps "
+       "--patterns 0.5,4:8 --write models/sweep --table sweep.md --chart sweep.svg",
+       "lacuna sweep models/llama --statistics llama.statistics --methods alps --patterns 0.5 "
+       "--text wiki.test.raw --frontier 0.05"});
+  static api::SweepJob job;
+  static std::string protocol = "raw-file", table, chart;
+  static double frontier = 0.05;
+  tool.computes(verb);
+  tool.model(verb, job.model, "dense model folder");
+  verb->add_option("--statistics", job.statistics,
+                   "of the dense model: what `prune --save-statistics` wrote")
+      ->required();
+  verb->add_option("--methods", job.methods,
+                   "as `prune --method` has them, refinements behind a plus: alps+swaps")
+      ->delimiter(',')
+      ->required()
+      ->check(accepted_by(api::parse_sweep_method));
+  verb->add_option("--patterns", job.patterns, "sparsities (0.5), KEEP:OF or block:RxC@SPARSITY")
+      ->delimiter(',')
+      ->required()
+      ->check(accepted_by(api::SweepPattern::parse));
+  verb->add_option("--text", job.text,
+                   "text or .jsonl file, or a data set name, to measure perplexity and KL on");
+  verb->add_option("--protocol", protocol, "as in `eval`: raw-file or hf-rows")
+      ->check(accepted_by([](const std::string& text) { return eval::parse_protocol(text); }))
+      ->capture_default_str();
+  verb->add_option("--length", job.evaluation.length, "tokens a window")
+      ->check(between(2, 1 << 20))
+      ->capture_default_str();
+  verb->add_option("--windows", job.evaluation.windows, "this many, evenly spread (0 = all)")
+      ->check(between(0))
+      ->capture_default_str();
+  verb->add_option("--damping", job.damping, "as in `prune`")
+      ->check(above(0))
+      ->capture_default_str();
+  auto* write =
+      verb->add_option("--write", job.write, "keep the models in this folder, METHOD-PATTERN each");
+  verb->add_flag("--overwrite", job.overwrite, "replace finished models there")->needs(write);
+  verb->add_flag("--resume", job.resume, "go on where an interrupted sweep stopped")->needs(write);
+  verb->add_option("--table", table, "also write the table: .md or .csv")
+      ->check(accepted_by(table_file));
+  verb->add_option("--chart", chart, "also write a chart: .svg");
+  auto* edge = verb->add_option(
+      "--frontier", frontier,
+      "look for the largest sparsity, alone and with int8 and int4, whose perplexity is at most "
+      "this much (0.05: 5 %) above the dense model's");
+  edge->expected(0, 1)->check(above(0));
+  tool.action(verb, [&tool, edge]() -> Status {
+    if (edge->count() > 0) job.frontier = frontier;
+    LACUNA_TRY(job.evaluation.protocol, eval::parse_protocol(protocol));
+    job.choice = tool.compute();
+    LACUNA_TRY(const auto report, api::sweep(job, tool.stoppable_progress()));
+    if (!table.empty()) LACUNA_CHECK(write_table(report, table));
+    if (!chart.empty()) LACUNA_CHECK(io::write_text(chart, chart_of(report)));
+    tool.print(to_json(report, job), text_of(report));
+    return {};
+  });
+}
+
+}  // namespace lacuna::cli
