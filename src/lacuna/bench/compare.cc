@@ -159,8 +159,8 @@ double turn_us(Entry& entry, const at::Tensor& x, double settle_us) {
   return us[us.size() / 2];
 }
 
-/// Takes those out who are `slowest` times as slow as the fastest of their problem (each one's faster
-/// of two products): a turn of theirs would take longer than everyone else's together.
+/// Takes those out who are `slowest` times as slow as the fastest of their problem (each one's
+/// faster of two products): a turn of theirs would take longer than everyone else's together.
 void drop_slow(std::vector<Entry>& entries, const at::Tensor& x, double slowest,
                std::vector<Untimed>& dropped) {
   if (slowest <= 0) return;

@@ -288,8 +288,9 @@ void add_bench(Tool& tool) {
       ->capture_default_str();
   verb->add_flag("--compare", flags.compare,
                  "time all problems of one shape together, so that they compare with each other");
-  verb->add_flag("--all", flags.all,
-                 "time those too that are 8 times as slow as the fastest (they are checked anyway)");
+  verb->add_flag(
+      "--all", flags.all,
+      "time those too that are 8 times as slow as the fastest (they are checked anyway)");
   verb->add_flag("--quick", flags.quick,
                  "one copy of each weight and a few products: a trial, no measurement");
 

@@ -76,9 +76,9 @@ void add_generate(Tool& tool) {
       ->capture_default_str();
   verb->add_option("--stop", options.stop, "texts that end the answer");
   verb->add_flag("--ignore-eos", options.ignore_eos, "go on to --max-new-tokens");
-  tool.action(verb, [&tool]() -> Status {
+  tool.action(verb, [&tool, prompt]() -> Status {
     if (!prompts.empty()) return generate_all(tool, job, prompts);
-    if (job.prompt.empty()) return usage_error("--prompt: need one, or --prompts FILE.");
+    if (prompt->count() == 0) return usage_error("--prompt: need one, or --prompts FILE.");
     if (job.prompt == "-") {
       job.prompt.assign(std::istreambuf_iterator<char>(std::cin), {});
       while (!job.prompt.empty() && job.prompt.back() == '\n') job.prompt.pop_back();
