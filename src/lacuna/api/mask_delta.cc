@@ -162,6 +162,12 @@ Result<DiffReport> diff(const fs::path& dense_folder, const fs::path& sparse_fol
   LACUNA_TRY(const auto dense, io::Checkpoint::open(dense_folder));
   LACUNA_TRY(const auto sparse, io::Checkpoint::open(sparse_folder));
   LACUNA_CHECK(check_same_names(dense, sparse));
+  std::error_code failure;
+  const fs::path folder = fs::absolute(out).parent_path();
+  for (const fs::path& given : {dense_folder, sparse_folder})
+    if (fs::equivalent(folder, given, failure))
+      return usage_error("{}: lies among the files of {}. Write the mask elsewhere.", out.string(),
+                         given.string());
   Differ differ(dense, sparse);
   int64_t done = 0;
   const auto total = static_cast<int64_t>(dense.weights().size());
@@ -181,10 +187,11 @@ Result<DiffReport> diff(const fs::path& dense_folder, const fs::path& sparse_fol
     return bad_input("{}: no weight of it is sparse; there is no mask to write.",
                      sparse_folder.string());
   file.about = sparse.config().value("lacuna", nlohmann::json::object());
-  for (const char* key : {"format_version", "weights"}) file.about.erase(key);  // of its store
+  // Of its store, and of its codes, which a mask doesn't give back.
+  for (const char* key : {"format_version", "weights", "quantization", "coding"})
+    file.about.erase(key);
   if (!differ.changed().empty()) file.about["mask_only"] = true;
   LACUNA_CHECK(io::write_mask_file(out, file));
-  std::error_code failure;
   DiffReport report{.out = out.string(),
                     .bytes = fs::file_size(out, failure),
                     .bytes_sparse = sparse.total_bytes(),

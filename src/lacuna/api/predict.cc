@@ -1,5 +1,7 @@
 #include "lacuna/api/predict.h"
 
+#include <ATen/Parallel.h>
+
 #include <fmt/ranges.h>
 
 #include <map>
@@ -54,7 +56,8 @@ Result<LayerTimes> layer_times(const io::Checkpoint& checkpoint, const io::Decod
                                const format::Pattern& pattern,
                                const std::function<bool(const std::string&)>& pruned,
                                const bench::SpeedTable& table) {
-  LACUNA_TRY(const model::Compute compute, resolve({.device = "cpu"}, spec.dtype));
+  LACUNA_TRY(const model::Compute compute,
+             resolve({.device = "cpu", .threads = at::get_num_threads()}, spec.dtype));
   const auto problem_of = [compute](const Product& product, const format::Pattern& under,
                                     double sparsity) {
     return model::decode_problem_of(under, product.dtype, product.rows, product.columns, sparsity,

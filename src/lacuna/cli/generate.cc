@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cstdio>
 #include <iostream>
 #include <iterator>
@@ -40,7 +41,10 @@ Status generate_all(Tool& tool, api::GenerateJob& job, const std::filesystem::pa
         "[%zu answers; first tokens after %.0f ms, then %.2f ms for one of each; %s on %s]\n",
         report.generations.size(), first.ttft_ms, first.tpot_ms, report.dtype.c_str(),
         report.device.c_str());
-  if (first.finish_reason == "interrupted") return Error{Code::kInterrupted, "interrupted"};
+  if (std::ranges::any_of(report.generations, [](const model::Generation& generation) {
+        return generation.finish_reason == "interrupted";
+      }))
+    return Error{Code::kInterrupted, "interrupted"};
   return {};
 }
 

@@ -24,8 +24,14 @@ struct Flags {
 /// scale, by number.
 Status settle_groups(const Flags& flags, prune::Request& request) {
   int64_t columns = 0;
+  bool named = false;
   for (const std::string& group : flags.groups) {
-    if (group.find_first_not_of("0123456789") != std::string::npos) {
+    const bool by_name = group.find_first_not_of("0123456789") != std::string::npos;
+    if (by_name ? named : columns > 0)
+      return usage_error("--group: got two of a kind ({}). Leave one out.",
+                         fmt::join(flags.groups, ", "));
+    named |= by_name;
+    if (by_name) {
       LACUNA_TRY(request.group, prune::parse_group(group));
     } else {
       columns = std::stoll(group);
@@ -199,17 +205,19 @@ void add_prune(Tool& tool) {
                    "--quantize also how many columns share a scale: 32, 64 or 128")
       ->check(CLI::IsMember({"row", "layer", "block128", "32", "64", "128"}))
       ->allow_extra_args(false);
-  verb->add_option(
-          "--quantize", flags.quantize,
-          "codes for the kept weights, rounding and pruning made good together: int8, int4, "
-          "fp8 (int4row: one scale a row); embedding and output matrix become int8")
-      ->check(accepted_by([](const std::string& text) { return parse_codes(text); }));
+  auto* quantize =
+      verb->add_option(
+              "--quantize", flags.quantize,
+              "codes for the kept weights, rounding and pruning made good together: int8, int4, "
+              "fp8 (int4row: one scale a row); embedding and output matrix become int8")
+          ->check(accepted_by([](const std::string& text) { return parse_codes(text); }));
   verb->add_flag("--zero-points", flags.zero_points, "int4: a zero point for every scale");
   verb->add_option(
           "--coding", flags.coding,
           "with --quantize: gptq (errors are spread, then codes bettered one by one) or awq "
           "(ranges by the inputs' energy, then the nearest code)")
       ->check(CLI::IsMember({"gptq", "awq"}))
+      ->needs(quantize)
       ->capture_default_str();
   verb->add_flag("--keep-mask", options.request.keep_mask,
                  "with --quantize: the mask that the model has, codes alone");

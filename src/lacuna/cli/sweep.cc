@@ -217,7 +217,7 @@ void add_sweep(Tool& tool) {
       "--frontier", frontier,
       "look for the largest sparsity, alone and with int8 and int4, whose perplexity is at most "
       "this much (0.05: 5 %) above the dense model's");
-  edge->expected(0, 1)->check(above(0));
+  edge->expected(0, 1)->default_str("0.05")->check(above(0));
   tool.action(verb, [&tool, edge]() -> Status {
     if (edge->count() > 0) job.frontier = frontier;
     LACUNA_TRY(job.evaluation.protocol, eval::parse_protocol(protocol));

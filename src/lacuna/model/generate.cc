@@ -182,7 +182,8 @@ class BatchPredictor {
     for (const auto& prompt : prompts)
       longest = std::max(longest, static_cast<int64_t>(prompt.size()));
     // All that will be needed at most: a cache that grows has its step recorded anew.
-    cache_.reserve(std::min(longest + options_.max_new_tokens, decoder_.spec().max_positions));
+    const int64_t most = decoder_.spec().max_positions;
+    cache_.reserve(std::min(longest + std::min(options_.max_new_tokens, most), most));
     std::vector<std::optional<int32_t>> tokens;
     for (size_t i = 0; i < prompts.size(); ++i) {
       KvCache own(decoder_.spec(), 1, decoder_.compute());
@@ -282,8 +283,8 @@ Result<std::vector<Generation>> generate_batch_ids(
   int64_t steps = 0;
   for (; std::find(ended.begin(), ended.end(), false) != ended.end(); ++steps) {
     const bool stopped = interrupted != nullptr && interrupted->load();
-    for (Generation& generation : generations)
-      if (generation.finish_reason.empty() && stopped) generation.finish_reason = "interrupted";
+    for (size_t i = 0; stopped && i < all.size(); ++i)
+      if (!ended[i]) generations[i].finish_reason = "interrupted";
     if (stopped) break;
     const auto found = steps == 0 ? predictor.first(prompts) : predictor.next(all, ended);
     if (steps == 0) first_token = Clock::now();

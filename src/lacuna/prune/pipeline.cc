@@ -731,6 +731,8 @@ Result<std::vector<LayerShare>> Run::measured_shares() {
       for (auto& [linear, shared] : inputs) to_device(*shared, options_.compute.device);
     }
     LACUNA_CHECK(add_block(layer, inputs));
+    for (const std::string& linear : targets_of(layer))
+      checkpoint_.release(weight_name(layer, linear));
     LACUNA_CHECK(step(1, fmt::format("allocation {}/{}", layer + 1, spec_.layers)));
   }
   done_ = 0;
@@ -1170,6 +1172,11 @@ Result<std::vector<PruneReport>> prune_variants(const io::Checkpoint& checkpoint
     if (variant.options.statistics.empty() ||
         variant.options.statistics != variants.front().options.statistics)
       return usage_error("prune: variants need the statistics of one folder.");
+  // What is derived from the statistics is shared too.
+  for (const Variant& variant : variants)
+    if (variant.options.request.damping != variants.front().options.request.damping ||
+        variant.options.compute.device != variants.front().options.compute.device)
+      return usage_error("prune: variants need one damping and one device.");
   try {
     return run_variants(checkpoint, variants, progress);
   } catch (const std::exception& error) {
