@@ -8,7 +8,6 @@
 #include <limits>
 #include <map>
 #include <memory>
-#include <set>
 
 #include "lacuna/bench/stream_read.h"
 #include "lacuna/core/random.h"
@@ -61,14 +60,6 @@ struct Entry {
   std::vector<double> samples_us;
 };
 
-Problem dense_problem(const Problem& problem) {
-  Problem dense = problem;
-  dense.operation = kernels::linear_dense::kOperation;
-  dense.pattern = {};
-  dense.sparsity = 0;
-  return dense;
-}
-
 bool same_shape(const Problem& a, const Problem& b) { return dense_problem(a) == dense_problem(b); }
 
 /// x[T,K]: standard normal, in the type of the activations.
@@ -100,8 +91,6 @@ std::string check(const Case& c, const Contender& contender, const at::Tensor& x
   return wrong_output(y, c.exact, c.weight_sums, contender.bound(c.problem),
                       contender.slack ? contender.slack(c.weight, x) : at::Tensor());
 }
-
-std::string first_line(const std::string& text) { return text.substr(0, text.find('\n')); }
 
 /// Packs the first copy and checks the first product.
 /// @return empty, or what went wrong
@@ -181,22 +170,6 @@ void drop_slow(std::vector<Entry>& entries, const at::Tensor& x, double slowest,
                          fmt::format("right, but {:.0f} times as slow as the fastest", times)});
   }
   entries = std::move(kept);
-}
-
-/// Multiplies once by every copy of every layout, untimed: nothing that is timed meets memory for
-/// the first time.
-Status touch_all(std::vector<Entry>& entries, const at::Tensor& x,
-                 const std::atomic<bool>* interrupted) {
-  std::set<const Copies*> touched;
-  for (Entry& entry : entries) {
-    if (!touched.insert(entry.copies).second) continue;
-    for (size_t i = 0; i < entry.copies->count(); ++i) {
-      if (interrupted != nullptr && interrupted->load())
-        return Error{Code::kInterrupted, "interrupted"};
-      time_us(entry, x);
-    }
-  }
-  return {};
 }
 
 /// All take turns until the time is over; every other round in reverse, so that nobody always
@@ -353,7 +326,6 @@ Result<Comparison> compare(const std::vector<Problem>& problems, const CompareOp
   drop_slow(entries, x, options.slowest, result.refused);
   say(fmt::format("{}: copies", problems.front().text()));
   for (Entry& entry : entries) LACUNA_CHECK(add_copies(entry, options.rotated_bytes));
-  LACUNA_CHECK(touch_all(entries, x, interrupted));
   std::optional<StreamRead> read;
   if (options.stream_bytes > 0) {
     read.emplace(static_cast<size_t>(options.stream_bytes));

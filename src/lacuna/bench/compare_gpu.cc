@@ -8,6 +8,7 @@
 #include <memory>
 #include <utility>
 
+#include "lacuna/bench/contender.h"
 #include "lacuna/format/compact.h"
 #include "lacuna/kernels/linear.h"
 #include "lacuna/kernels/linear_dense/linear_dense.h"
@@ -89,14 +90,6 @@ struct Entry {
   int64_t products = 0, replays = 1;
   std::vector<double> samples_us;
 };
-
-Problem dense_of(const Problem& problem) {
-  Problem dense = problem;
-  dense.operation = kernels::linear_dense::kOperation;
-  dense.pattern = {};
-  dense.sparsity = 0;
-  return dense;
-}
 
 /// 1 where the pattern keeps a weight, [N,K] on the GPU.
 at::Tensor random_mask(const Problem& problem, at::Device device) {
@@ -251,8 +244,6 @@ size_t read_bytes(const Entry& entry) {
                             : weight.bytes();
 }
 
-std::string first_line(const std::string& text) { return text.substr(0, text.find('\n')); }
-
 /// Copies that together pass so many bytes of what a product reads, and their graph.
 /// @return empty, or what went wrong
 std::string prepare(Entry& entry, Runner& runner, double rotated_bytes) {
@@ -307,15 +298,15 @@ Result<Comparison> compare_on_gpu(const std::vector<Problem>& problems,
   std::vector<Problem> all = problems;
   for (const Problem& problem : problems) {
     result.problems.push_back(problem.text());
-    if (dense_of(problem) != dense_of(problems.front()))
+    if (dense_problem(problem) != dense_problem(problems.front()))
       return usage_error("{}: not of one shape with {}. Compare them apart.", problem.text(),
                          problems.front().text());
     if (kernels::dtype_of(problem.values) != problem.activations)
       return not_possible("{}: on a GPU weights and activations of one type are timed.",
                           problem.text());
   }
-  if (std::find(all.begin(), all.end(), dense_of(all.front())) == all.end())
-    all.push_back(dense_of(all.front()));
+  if (std::find(all.begin(), all.end(), dense_problem(all.front())) == all.end())
+    all.push_back(dense_problem(all.front()));
   const model::Compute typed{compute.device, model::scalar_type(all.front().activations)};
 
   Runner runner(all.front(), typed, stream);
@@ -344,7 +335,7 @@ Result<Comparison> compare_on_gpu(const std::vector<Problem>& problems,
   const Record* best = nullptr;
   for (const Entry& entry : entries) result.records.push_back(record_of(entry));
   for (const Record& record : result.records)
-    if (record.problem == dense_of(all.front()).text() &&
+    if (record.problem == dense_problem(all.front()).text() &&
         (best == nullptr || record.us.median < best->us.median))
       best = &record;
   if (best == nullptr) return result;

@@ -14,6 +14,7 @@
 #include "lacuna/kernels/linear_bitmap/linear_bitmap.h"
 #include "lacuna/kernels/linear_coded/linear_coded.h"
 #include "lacuna/kernels/linear_csr/linear_csr.h"
+#include "lacuna/kernels/linear_dense/linear_dense.h"
 #include "lacuna/kernels/linear_nm/linear_nm.h"
 #include "lacuna/kernels/linear_stream/linear_stream.h"
 #include "lacuna/model/linear.h"
@@ -420,6 +421,16 @@ Result<Weight> random_weight(const Problem& problem, uint64_t seed) {
   }
   return weight;
 }
+
+Problem dense_problem(const Problem& problem) {
+  Problem dense = problem;
+  dense.operation = kernels::linear_dense::kOperation;
+  dense.pattern = {};
+  dense.sparsity = 0;
+  return dense;
+}
+
+std::string first_line(const std::string& text) { return text.substr(0, text.find('\n')); }
 
 std::vector<Contender> contenders(const kernels::LinearOperation& operation) {
   std::vector<Contender> all;

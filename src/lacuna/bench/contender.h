@@ -31,6 +31,12 @@ struct Weight {
 /// @errors kNotPossible: fp8, which no contender multiplies
 Result<Weight> random_weight(const kernels::Problem& problem, uint64_t seed);
 
+/// The dense product of the same values, activations and NxKxT.
+kernels::Problem dense_problem(const kernels::Problem& problem);
+
+/// What of a library's message fits beside a name.
+std::string first_line(const std::string& text);
+
 /// A copy of a weight in the layout of some contenders.
 class Packed {
  public:

@@ -24,6 +24,7 @@
 
 #include <type_traits>
 
+#include "lacuna/kernels/cuda/load_once.cuh"
 #include "lacuna/kernels/cuda/sm90_codes.cuh"
 #include "lacuna/kernels/linear_bitmap/cuda_sm90_gap.h"
 
@@ -47,6 +48,9 @@ __host__ __device__ constexpr int unit_bytes(GapValues values, int bits) {
   return head_bytes(values, bits) + value_bytes(values, kUnitChunks);
 }
 
+using cuda::load_once16;
+using cuda::load_once4;
+
 __device__ __forceinline__ int exponent_of(unsigned bf16) {
   return static_cast<int>(bf16 >> 7 & 255);
 }
@@ -55,20 +59,6 @@ __device__ __forceinline__ int exponent_of(unsigned bf16) {
 __device__ __forceinline__ bool fits(unsigned bf16, int top) {
   const int e = exponent_of(bf16);
   return top == 0 || (e >= max(1, top - (kExponents - 1)) && e <= top);
-}
-
-__device__ __forceinline__ uint4 load_once16(const unsigned char* p) {
-  uint4 v;
-  asm volatile("ld.global.cs.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(p));
-  return v;
-}
-
-__device__ __forceinline__ unsigned load_once4(const unsigned char* p) {
-  unsigned v;
-  asm volatile("ld.global.cs.u32 %0, [%1];" : "=r"(v) : "l"(p));
-  return v;
 }
 
 /// A pair of fp16.

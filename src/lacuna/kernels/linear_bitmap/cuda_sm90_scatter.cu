@@ -60,6 +60,7 @@
 #include <initializer_list>
 #include <vector>
 
+#include "lacuna/kernels/cuda/load_once.cuh"
 #include "lacuna/kernels/cuda/sm90_device.h"
 #include "lacuna/kernels/cuda/sm90_stream.cuh"
 
@@ -71,6 +72,10 @@ using cuda::kMaxCluster;
 using cuda::kMaxSharedBytes;
 using cuda::kTileRows;
 using cuda::kUnitColumns;
+using cuda::load_once1;
+using cuda::load_once16;
+using cuda::load_once4;
+using cuda::load_once8;
 using cuda::StreamParams;
 
 constexpr int kFragmentBytes = 512;  // of 16 rows x 16 columns, or 2 of 4 of 32 columns
@@ -103,32 +108,6 @@ __host__ __device__ constexpr int unit_bytes(int fours) {
 // Fours that a lane holds.
 __host__ __device__ constexpr int rounds_of(int fours, int lane) {
   return (fours - lane + 31) / 32;
-}
-
-__device__ __forceinline__ uint2 load_once2(const unsigned char* p) {
-  uint2 v;
-  asm volatile("ld.global.cs.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
-  return v;
-}
-
-__device__ __forceinline__ uint4 load_once4(const unsigned char* p) {
-  uint4 v;
-  asm volatile("ld.global.cs.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(p));
-  return v;
-}
-
-__device__ __forceinline__ unsigned load_once(const unsigned char* p) {
-  unsigned v;
-  asm volatile("ld.global.cs.u32 %0, [%1];" : "=r"(v) : "l"(p));
-  return v;
-}
-
-__device__ __forceinline__ unsigned load_once_byte(const unsigned char* p) {
-  unsigned v;
-  asm volatile("ld.global.cs.u8 %0, [%1];" : "=r"(v) : "l"(p));
-  return v;
 }
 
 __device__ __forceinline__ void store_shared_half(unsigned address, unsigned v) {
@@ -237,12 +216,12 @@ struct Scattered {
 #pragma unroll
         for (int r = 0; r < kRounds; ++r) {
           if (32 * r + s.lane < p.fours) {
-            values[m][r] = load_once2(value + 256 * r);
-            places[m][r] = load_once(place + 128 * r);
+            values[m][r] = load_once8(value + 256 * r);
+            places[m][r] = load_once4(place + 128 * r);
           }
         }
-        bank[m] = load_once_byte(list + static_cast<unsigned>(s.lane));
-        rest[m] = load_once(list + kRestAt);
+        bank[m] = load_once1(list + static_cast<unsigned>(s.lane));
+        rest[m] = load_once4(list + kRestAt);
       }
     }
 
@@ -250,11 +229,11 @@ struct Scattered {
 #pragma unroll
       for (int m = 0; m < MT; ++m) {
         const unsigned char* from = unit_at(m, unit);
-        metadata[m] = load_once2(from + static_cast<unsigned>(8 * s.lane));
+        metadata[m] = load_once8(from + static_cast<unsigned>(8 * s.lane));
         from += kMetadataBytes + static_cast<unsigned>(16 * s.lane);
 #pragma unroll
         for (int step = 0; step < kSteps; ++step) {
-          pairs[m][step] = load_once4(from + step * kFragmentBytes);
+          pairs[m][step] = load_once16(from + step * kFragmentBytes);
         }
       }
     }
