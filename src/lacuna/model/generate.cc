@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <deque>
+#include <numeric>
 
 #include "lacuna/model/decode_step.h"
 
@@ -168,7 +169,30 @@ Result<Generation> generate_ids(const Decoder& decoder, const std::vector<int32_
 
 namespace {
 
-/// Sequences side by side: each prompt through torch, then a step for a token of each.
+/// Tokens of prompts that are read at once, beyond the first prompt's.
+constexpr size_t kReadTogether = 4096;
+
+/// Prompts to read at once, the longest of each first: alike in length, so that little is padding.
+std::vector<std::vector<size_t>> read_together(const std::vector<std::vector<int32_t>>& prompts) {
+  std::vector<size_t> order(prompts.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::stable_sort(order.begin(), order.end(),
+                   [&](size_t a, size_t b) { return prompts[a].size() > prompts[b].size(); });
+  std::vector<std::vector<size_t>> groups;
+  size_t longest = 0;
+  for (const size_t i : order) {
+    const bool joins = !groups.empty() && prompts[i].size() >= longest - longest / 4 &&
+                       (groups.back().size() + 1) * longest <= kReadTogether;
+    if (!joins) {
+      groups.emplace_back();
+      longest = prompts[i].size();
+    }
+    groups.back().push_back(i);
+  }
+  return groups;
+}
+
+/// Sequences side by side: prompts through torch, then a step for a token of each.
 class BatchPredictor {
  public:
   BatchPredictor(const Decoder& decoder, const GenerateOptions& options, int64_t sequences)
@@ -184,21 +208,9 @@ class BatchPredictor {
     // All that will be needed at most: a cache that grows has its step recorded anew.
     const int64_t most = decoder_.spec().max_positions;
     cache_.reserve(std::min(longest + std::min(options_.max_new_tokens, most), most));
-    std::vector<std::optional<int32_t>> tokens;
-    for (size_t i = 0; i < prompts.size(); ++i) {
-      KvCache own(decoder_.spec(), 1, decoder_.compute());
-      const at::Tensor ids = at::tensor(at::ArrayRef<int32_t>(prompts[i]), at::kLong).unsqueeze(0);
-      const at::Tensor logits = decoder_.forward(ids, &own, /*last_only=*/true).view({-1});
-      for (int64_t layer = 0; layer < decoder_.spec().layers; ++layer) {
-        keep(own.keys(layer), own.length(), cache_.keys(layer), static_cast<int64_t>(i));
-        keep(own.values(layer), own.length(), cache_.values(layer), static_cast<int64_t>(i));
-      }
-      lengths_.push_back(static_cast<int32_t>(own.length()));
-      tokens.push_back(
-          logits.isfinite().all().item<bool>()
-              ? std::optional(sample(logits.cpu(), prompts[i], options_, prompts[i].size()))
-              : std::nullopt);
-    }
+    std::vector<std::optional<int32_t>> tokens(prompts.size());
+    lengths_.resize(prompts.size());
+    for (const auto& together : read_together(prompts)) read(prompts, together, tokens);
     cache_.advance(longest);
     step_.emplace(decoder_, cache_);
     return tokens;
@@ -234,8 +246,42 @@ class BatchPredictor {
   }
 
  private:
-  static void keep(const at::Tensor& from, int64_t tokens, const at::Tensor& to, int64_t place) {
-    to.select(0, place).narrow(1, 0, tokens).copy_(from.select(0, 0).narrow(1, 0, tokens));
+  /// Prompts through the model at once, the shorter ones padded behind their last token, which no
+  /// earlier one sees.
+  /// @param which  their numbers, the longest first
+  void read(const std::vector<std::vector<int32_t>>& prompts, const std::vector<size_t>& which,
+            std::vector<std::optional<int32_t>>& first_tokens) {
+    const auto count = static_cast<int64_t>(which.size());
+    const auto longest = static_cast<int64_t>(prompts[which.front()].size());
+    const int64_t last = longest - static_cast<int64_t>(prompts[which.back()].size()) + 1;
+    at::Tensor ids = at::zeros({count, longest}, at::kLong);
+    at::Tensor ends = at::empty({count}, at::kLong);  // among the last tokens
+    for (int64_t row = 0; row < count; ++row) {
+      const auto& prompt = prompts[which[static_cast<size_t>(row)]];
+      const auto length = static_cast<int64_t>(prompt.size());
+      ids[row].narrow(0, 0, length).copy_(at::tensor(at::ArrayRef<int32_t>(prompt)));
+      ends[row] = length - 1 - (longest - last);
+    }
+    KvCache own(decoder_.spec(), count, decoder_.compute());
+    const at::Tensor hidden = decoder_.hidden(ids, &own, last);
+    const at::Tensor rows = at::arange(count, hidden.device());
+    const at::Tensor at_ends = hidden.index({rows, ends.to(hidden.device())}).unsqueeze(1);
+    const at::Tensor logits = decoder_.ends().logits(at_ends).squeeze(1).cpu();
+    for (int64_t row = 0; row < count; ++row) {
+      const size_t i = which[static_cast<size_t>(row)];
+      const auto length = static_cast<int64_t>(prompts[i].size());
+      const auto place = static_cast<int64_t>(i);
+      const auto keep = [&](const at::Tensor& from, const at::Tensor& to) {
+        to.select(0, place).narrow(1, 0, length).copy_(from.select(0, row).narrow(1, 0, length));
+      };
+      for (int64_t layer = 0; layer < decoder_.spec().layers; ++layer) {
+        keep(own.keys(layer), cache_.keys(layer));
+        keep(own.values(layer), cache_.values(layer));
+      }
+      lengths_[i] = static_cast<int32_t>(length);
+      if (logits[row].isfinite().all().item<bool>())
+        first_tokens[i] = sample(logits[row], prompts[i], options_, prompts[i].size());
+    }
   }
 
   const Decoder& decoder_;
