@@ -569,18 +569,21 @@ at::Tensor meant(format::CompactMatrix matrix, DType dtype = DType::kF32) {
 }
 
 TEST_F(GpuWeight24, CodesStayWithinTheirBoundForEveryNumberOfTokens) {
-  for (const char* code : {"int8", "fp8"})
-    for (const Pattern& pattern : {Pattern::keep_of(2, 4), Pattern()})
+  for (const std::string code : {"int8", "fp8", "int4"})
+    for (const Pattern& pattern : {Pattern::keep_of(2, 4), Pattern()}) {
+      if (code == "int4" && pattern == Pattern()) continue;  // no kernel takes them
       for (const auto& [outputs, inputs] :
            {std::pair<int64_t, int64_t>{1, 128}, {17, 384}, {264, 640}, {1000, 5632}}) {
-        const auto matrix = random_codes(outputs, inputs, pattern, code);
+        const auto matrix = random_codes(outputs, inputs, pattern, code.c_str());
         const at::Tensor bias = at::randn({outputs}).to(kGpu.device, at::kBFloat16);
         const Linear plain = must(Linear::compact(matrix, {}, kGpu));
         const Linear biased = must(Linear::compact(matrix, bias, kGpu));
         const int64_t padded = (outputs + 15) / 16 * 16;
         const bool sparse = pattern.kind == format::PatternKind::kKeepOf;
         EXPECT_EQ(plain.weight_bytes(),
-                  (padded * 4 + 127) / 128 * 128 + padded * inputs * (sparse ? 5 : 8) / 8);
+                  code == "int4"
+                      ? padded * inputs * 13 / 32
+                      : (padded * 4 + 127) / 128 * 128 + padded * inputs * (sparse ? 5 : 8) / 8);
         EXPECT_TRUE(plain.is_compact());
         EXPECT_TRUE(plain.recordable());
         const at::Tensor rounded = meant(matrix, DType::kBF16);
@@ -606,6 +609,7 @@ TEST_F(GpuWeight24, CodesStayWithinTheirBoundForEveryNumberOfTokens) {
                                with_bias ? " with bias" : "");
           }
       }
+    }
 }
 
 /// Rows that keep from nothing to all of their weights, or each of them this share.
@@ -731,9 +735,10 @@ io::Checkpoint coded_demo_model(const Pattern& pattern, const char* code) {
 
 TEST_F(GpuWeight24, RunsAModelOfCodesAsTheCpuDoes) {
   const c10::InferenceMode inference;
-  for (const char* code : {"int8", "fp8"})
+  for (const std::string code : {"int8", "fp8", "int4"})
     for (const Pattern& pattern : {Pattern::keep_of(2, 4), Pattern()}) {
-      const auto checkpoint = coded_demo_model(pattern, code);
+      if (code == "int4" && pattern == Pattern()) continue;  // no kernel takes them
+      const auto checkpoint = coded_demo_model(pattern, code.c_str());
       const Decoder exact =
           must(Decoder::load(checkpoint, {at::kCPU, at::kFloat, /*int8_activations=*/false}));
       const Decoder cpu =

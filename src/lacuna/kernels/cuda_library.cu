@@ -14,6 +14,7 @@
 #include "lacuna/kernels/linear_dense/cuda_sm90_coded.h"
 #include "lacuna/kernels/linear_dense/cuda_sm90_stream.h"
 #include "lacuna/kernels/linear_nm/cuda_sm90_coded.h"
+#include "lacuna/kernels/linear_nm/cuda_sm90_int4.h"
 #include "lacuna/kernels/linear_nm/cuda_sm90_mma_sp.h"
 
 namespace lacuna::kernels {
@@ -24,7 +25,7 @@ constexpr const GpuLinearKernel* kLinear[] = {
     &linear_bitmap::kFp8, &linear_bitmap::kInt8,   &linear_bitmap::kScatter,
     &linear_bsr::kBlock,  &linear_csr::kCusparse,  &linear_dense::kStream,
     &linear_dense::kFp8,  &linear_dense::kInt8,    &linear_nm::kMmaSp,
-    &linear_nm::kFp8,     &linear_nm::kInt8,
+    &linear_nm::kFp8,     &linear_nm::kInt8,       &linear_nm::kInt4,
 };
 
 cudaStream_t stream_of(GpuStream stream) { return static_cast<cudaStream_t>(stream); }

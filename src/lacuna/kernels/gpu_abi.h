@@ -74,8 +74,8 @@ struct GpuLinearKernel {
              void* y, void* workspace, int overlap_previous, GpuStream stream);
 
   /// A kernel of codes, else null: W of measure() and pack() is a matrix of codes, as bf16 numbers,
-  /// and this adds their scales, bf16 [N], to what pack() has written. unpack() gives codes times
-  /// scales, rounded to bf16.
+  /// and this adds their scales, bf16 [N] or [N, groups], to what pack() has written. unpack()
+  /// gives codes times scales, rounded to bf16.
   int (*pack_scales)(const GpuLayout* layout, const void* scales, void* packed, GpuStream stream);
 };
 

@@ -19,7 +19,7 @@ class GpuWeight final : public Weight {
   /// product.
   /// @param dense  makes W, dense on the GPU; called only if there is a kernel. Of a problem of
   /// codes it makes them, as numbers
-  /// @param scales  of codes: bf16 [rows], on the GPU
+  /// @param scales  of codes: bf16 [rows, groups], on the GPU
   /// @errors kUsage, kNotPossible: what LACUNA_FORCE asks for; kCheckFailed: W breaks its pattern
   static Result<WeightPtr> make(const kernels::Problem& problem, const Compute& compute,
                                 const std::function<at::Tensor()>& dense,

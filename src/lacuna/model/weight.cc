@@ -158,7 +158,10 @@ Result<WeightPtr> packed_for_all(const Unpacked& w, const Compute& compute) {
     codes.problem.sparsity = 0;
     codes.problem.operation = kernels::linear_operation(format::PatternKind::kDense)->name;
     LACUNA_CHECK(add_forms(codes, compute, forms));
-    dense = (dense.to(at::kFloat) * w.scales.to(at::kFloat).unsqueeze(1)).to(compute.dtype);
+    const at::Tensor scales = w.scales.to(at::kFloat).unsqueeze(2);  // [rows, groups, 1]
+    dense = (dense.to(at::kFloat).view({dense.size(0), scales.size(1), -1}) * scales)
+                .to(compute.dtype)
+                .view_as(dense);
   }
   WeightPtr last = dense_weight(dense.clone());
   if (forms.empty()) return last;
@@ -171,18 +174,32 @@ bool is_forced(const kernels::Problem& problem) {
   return kernels::forced_candidate(problem.operation, kernels::Device::this_gpu()).has_value();
 }
 
-/// Codes of one byte with one scale a row are packed for a kernel, where there is one; all others
-/// are expanded once.
+/// The codes of a matrix as numbers, dense on the GPU.
+at::Tensor codes_as_numbers(const CompactMatrix& matrix, const Compute& compute) {
+  if (matrix.quantization.code != format::Code::kInt4)
+    return DeviceCompact(matrix, compute).expanded();
+  // Two lie in a byte: taken apart on the way, as weights whose scales are 1.
+  constexpr uint16_t kOne = 0x3f80;  // bf16
+  CompactMatrix numbers = matrix;
+  numbers.scales = Bytes::take(std::vector<uint16_t>(matrix.scales.size() / sizeof(kOne), kOne));
+  return wrap(format::expand(numbers)).to(compute.device, compute.dtype);
+}
+
+/// Codes are packed for a kernel, where there is one; all others are expanded once.
 Result<WeightPtr> codes_on_gpu(const CompactMatrix& matrix, const Compute& compute) {
   const auto values = kernels::values_of(matrix.quantization);
-  if (values == kernels::Values::kInt8 || values == kernels::Values::kFP8) {
+  const int64_t group = matrix.quantization.group;
+  if (values && (group == 0 || matrix.columns % group == 0)) {
     auto problem = decode_problem_of(matrix.pattern, matrix.values_dtype, matrix.rows,
                                      matrix.columns, sparsity_of(matrix), compute);
     problem.values = *values;
     problem.operation = kernels::linear_operation(matrix.pattern.kind)->name;
-    const auto codes = [&] { return DeviceCompact(matrix, compute).expanded(); };
-    const at::Tensor scales = wrap({DType::kBF16, {matrix.rows}, matrix.scales}).to(compute.device);
-    LACUNA_TRY(auto packed, packed_weight(problem, compute, codes, scales));
+    const int64_t groups = matrix.quantization.groups(matrix.columns);
+    const at::Tensor scales =
+        wrap({DType::kBF16, {matrix.rows, groups}, matrix.scales}).to(compute.device);
+    LACUNA_TRY(auto packed,
+               packed_weight(
+                   problem, compute, [&] { return codes_as_numbers(matrix, compute); }, scales));
     if (packed != nullptr) return packed;
   }
   return dense_weight(wrap(format::expand(matrix)).to(compute.device));

@@ -1,19 +1,22 @@
-// What kernels share whose weights are 8-bit codes with one scale a row, read through the rings of
-// sm90_ring.cuh: the place of the scales, packing and unpacking, and the kernel as the library
-// shows it. What differs is the unit (Unit of sm90_ring.cuh), which also says
+// What kernels share whose weights are codes, read through the rings of sm90_ring.cuh: the place of
+// the scales, packing and unpacking, and the kernel as the library shows it. What differs is the
+// unit (Unit of sm90_ring.cuh), which also says
 //
 //   struct Unit {
-//     using Code;  // Fp8 or Int8
 //     static constexpr bool kSparse;  // 2:4
+//     static constexpr bool kScaled;  // one scale a row; else the units hold those of their groups
 //     // Packs the unit of a dense [n,k] matrix of codes (as bf16 numbers) at (row, column).
 //     static __device__ void pack(const unsigned short* dense, int n, int k, int row, int column,
 //                                 unsigned char* unit, GpuPackReport* report, int lane);
-//     // Writes its rows, a lane's two of them times their scales.
+//     // Where the units hold the scales: puts them there. @param scales  bf16 [n, groups]
+//     static __device__ void pack_scales(const unsigned short* scales, int n, int k, int row,
+//                                        int column, unsigned char* unit, int lane);
+//     // Writes its rows, a lane's two of them times their scales (given where rows have them).
 //     static __device__ void unpack(const unsigned char* unit, UnitRows& rows, float scale_g,
 //                                   float scale_g8, int lane);
 //   };
 //
-// Packed weights:  |scales: float32, rows padded to 16| to a multiple of 128 |units [row tile][k]|
+// Packed weights:  |scales of rows: float32, padded to 16| to a multiple of 128 |units [tile][k]|
 #pragma once
 
 #include <cuda_runtime.h>
@@ -47,8 +50,13 @@ constexpr int coded_max_warps(int token_tiles, int tiles_per_warp) {
 }
 
 template <class Unit>
+std::size_t coded_units_at(const CodedShape& shape) {
+  return Unit::kScaled ? shape.scale_bytes() : 0;
+}
+
+template <class Unit>
 std::size_t coded_packed_bytes(const CodedShape& shape) {
-  return shape.scale_bytes() + static_cast<std::size_t>(shape.all_units()) * Unit::kBytes;
+  return coded_units_at<Unit>(shape) + static_cast<std::size_t>(shape.all_units()) * Unit::kBytes;
 }
 
 // One warp a unit.
@@ -73,7 +81,12 @@ __global__ void __launch_bounds__(kUnpackWarps * 32)
   if (i >= static_cast<std::int64_t>(row_tiles) * units) return;
   const int row = static_cast<int>(i / units) * kTileRows;
   const int column = static_cast<int>(i % units) * kUnitColumns, g = lane >> 2;
-  Unit::unpack(packed + i * Unit::kBytes, rows[warp], scales[row + g], scales[row + g + 8], lane);
+  const unsigned char* const unit = packed + i * Unit::kBytes;
+  if constexpr (Unit::kScaled) {
+    Unit::unpack(unit, rows[warp], scales[row + g], scales[row + g + 8], lane);
+  } else {
+    Unit::unpack(unit, rows[warp], lane);
+  }
   store_unit_rows(rows[warp], dense + static_cast<std::size_t>(row) * k + column, k, n - row,
                   /*vectors=*/true, lane);
 }
@@ -82,6 +95,18 @@ static __global__ void coded_scales_kernel(const __nv_bfloat16* scales, int n, i
                                            float* packed) {
   const int row = blockIdx.x * blockDim.x + threadIdx.x;
   if (row < padded) packed[row] = row < n ? __bfloat162float(scales[row]) : 0.f;
+}
+
+// One warp a unit.
+template <class Unit>
+__global__ void __launch_bounds__(kUnpackWarps * 32)
+    coded_group_scales_kernel(const unsigned short* scales, int n, int k, int row_tiles, int units,
+                              unsigned char* packed) {
+  const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kUnpackWarps + (threadIdx.x >> 5);
+  if (i >= static_cast<std::int64_t>(row_tiles) * units) return;
+  Unit::pack_scales(scales, n, k, static_cast<int>(i / units) * kTileRows,
+                    static_cast<int>(i % units) * kUnitColumns, packed + i * Unit::kBytes,
+                    threadIdx.x & 31);
 }
 
 // ---------- host ----------
@@ -109,9 +134,12 @@ cudaError_t coded_cut(const CodedShape& shape, int t, const AtOnce& at_once, Str
   cudaError_t error = share_k(units >= 4 ? 2 : 1);
   if (error != cudaSuccess) return error;
   const bool few = t <= 2 || (t <= 8 && Unit::kSparse);
-  if (row_tiles > 15 && (few || t > 32)) {
+  const bool small = Unit::kBytes < 1024;  // as many bytes a stage, and room for sums
+  const int most_rows = small && t > 2 && t <= 8 ? 28 : 15;  // warps of a block
+  if (row_tiles > most_rows && (few || t > 32)) {
     error = share_k(1);
-  } else if (row_tiles <= 6 && units >= 64 && t > 2 && (Unit::kSparse || t <= 32)) {
+  } else if (row_tiles <= 6 && units >= 64 && t > 2 && (Unit::kSparse || t <= 32) &&
+             !(small && (t <= 8 || t > 32))) {
     error = share_k(4);
   }
   while (error == cudaSuccess && tiles * 4 < clusters * 3 && p.cluster < kMaxCluster &&
@@ -121,9 +149,9 @@ cudaError_t coded_cut(const CodedShape& shape, int t, const AtOnce& at_once, Str
   if (error != cudaSuccess) return error;
   const int part = ceil_div(units, p.cluster);
 
-  p.tiles_per_warp = row_tiles <= (t > 32 ? 6 : 15) ? 1 : 2;
+  p.tiles_per_warp = row_tiles <= (t > 32 && !small ? 6 : most_rows) ? 1 : 2;
   const int max_warps = Unit::max_warps(p.token_tiles, p.tiles_per_warp);
-  const int most = std::min(max_warps - 1, 15);
+  const int most = std::min(max_warps - 1, most_rows);
   const int waves = ceil_div(row_tiles, most * p.tiles_per_warp);
   if (waves > 1) row_tiles = ceil_div(tiles, static_cast<std::int64_t>(clusters) * waves);
   const int wanted_x_warps = t <= 2 ? 2 : t <= 8 ? 3 : t <= 32 ? 2 : 4;
@@ -136,8 +164,10 @@ cudaError_t coded_cut(const CodedShape& shape, int t, const AtOnce& at_once, Str
       p.x_warps = std::min(t > 32 && warps > 12 ? 2 : wanted_x_warps, max_warps + 1 - warps);
       const bool deep = t <= 8 && warps >= 14 && p.cluster <= 2 && !(Unit::kSparse && t <= 2);
       const bool crowded = !Unit::kSparse && p.cluster == 1 && warps >= 14;
+      const bool long_stages = small && (t <= 2 || p.row_warps > 15);
+      const int stage_units = long_stages ? 4 : small || (t <= 32 && !crowded) ? 2 : 1;
       for (const int least : {2, 1}) {  // stages
-        for (p.stage_units = t <= 32 && !crowded ? 2 : 1; p.stage_units >= 1; --p.stage_units) {
+        for (p.stage_units = stage_units; p.stage_units >= 1; --p.stage_units) {
           const int rounds = ceil_div(part, p.stage_units * p.k_warps);
           if (rounds == 1 && p.stage_units > 1) continue;
           p.x_stages = std::min(3, rounds);
@@ -192,17 +222,26 @@ struct CodedKernel {
         <<<ceil_div(shape.all_units(), kUnpackWarps), kUnpackWarps * 32, 0, to>>>(
             static_cast<const unsigned short*>(dense), static_cast<int>(shape.n),
             static_cast<int>(shape.k), shape.row_tiles(), shape.units(),
-            static_cast<unsigned char*>(packed) + shape.scale_bytes(), report);
+            static_cast<unsigned char*>(packed) + coded_units_at<Unit>(shape), report);
     return cudaGetLastError();
   }
 
   static int pack_scales(const GpuLayout* layout, const void* scales, void* packed,
                          GpuStream stream) {
     const auto shape = held<CodedShape>(layout);
-    const int padded = shape.row_tiles() * kTileRows;
-    coded_scales_kernel<<<ceil_div(padded, 256), 256, 0, static_cast<cudaStream_t>(stream)>>>(
-        static_cast<const __nv_bfloat16*>(scales), static_cast<int>(shape.n), padded,
-        static_cast<float*>(packed));
+    const auto to = static_cast<cudaStream_t>(stream);
+    if constexpr (Unit::kScaled) {
+      const int padded = shape.row_tiles() * kTileRows;
+      coded_scales_kernel<<<ceil_div(padded, 256), 256, 0, to>>>(
+          static_cast<const __nv_bfloat16*>(scales), static_cast<int>(shape.n), padded,
+          static_cast<float*>(packed));
+    } else {
+      coded_group_scales_kernel<Unit>
+          <<<ceil_div(shape.all_units(), kUnpackWarps), kUnpackWarps * 32, 0, to>>>(
+              static_cast<const unsigned short*>(scales), static_cast<int>(shape.n),
+              static_cast<int>(shape.k), shape.row_tiles(), shape.units(),
+              static_cast<unsigned char*>(packed));
+    }
     return cudaGetLastError();
   }
 
@@ -213,8 +252,8 @@ struct CodedKernel {
     coded_unpack_kernel<Unit><<<ceil_div(shape.all_units(), kUnpackWarps), kUnpackWarps * 32, 0,
                                 static_cast<cudaStream_t>(stream)>>>(
         static_cast<const float*>(packed),
-        static_cast<const unsigned char*>(packed) + shape.scale_bytes(), static_cast<int>(shape.n),
-        static_cast<int>(shape.k), shape.row_tiles(), shape.units(),
+        static_cast<const unsigned char*>(packed) + coded_units_at<Unit>(shape),
+        static_cast<int>(shape.n), static_cast<int>(shape.k), shape.row_tiles(), shape.units(),
         static_cast<unsigned short*>(dense));
     return cudaGetLastError();
   }
@@ -233,10 +272,10 @@ struct CodedKernel {
                  void* y, void*, int overlap_previous, GpuStream stream) {
     const auto shape = held<CodedShape>(layout);
     const auto call = held<Call>(plan);
-    return ring_run<Unit>(static_cast<const unsigned char*>(packed) + shape.scale_bytes(),
-                          static_cast<const float*>(packed), x, y, shape.n, shape.k,
-                          static_cast<int>(call.t), call.plan, overlap_previous != 0,
-                          static_cast<cudaStream_t>(stream));
+    return ring_run<Unit>(static_cast<const unsigned char*>(packed) + coded_units_at<Unit>(shape),
+                          Unit::kScaled ? static_cast<const float*>(packed) : nullptr, x, y,
+                          shape.n, shape.k, static_cast<int>(call.t), call.plan,
+                          overlap_previous != 0, static_cast<cudaStream_t>(stream));
   }
 
   static constexpr GpuLinearKernel shown_as(const char* operation, const char* name) {

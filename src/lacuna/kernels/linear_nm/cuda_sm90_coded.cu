@@ -106,28 +106,12 @@ struct CodedTwoOfFour {
 
   static __device__ __forceinline__ void unpack(const unsigned char* unit, cuda::UnitRows& rows,
                                                 float scale_g, float scale_g8, int lane) {
-    const int g = lane >> 2, t = lane & 3;
     const uint2 metadata = *reinterpret_cast<const uint2*>(unit + lane * 8);
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
       const uint4 words = *reinterpret_cast<const uint4*>(unit + kMetadataBytes +
                                                           step / 2 * (2 * kStepBytes) + lane * 16);
-      const uint4 a = operand(words, step % 2);
-      const unsigned values[4] = {a.x, a.y, a.z, a.w};
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {  // columns 0..15 and 16..31 of the step
-        const unsigned places = places_of(metadata, step, half, lane);
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {  // rows g and g + 8
-          const unsigned place = places >> (16 * i + 4 * t);
-          const unsigned kept = cuda::scaled_pair(values[2 * half + i], i ? scale_g8 : scale_g);
-          const unsigned long long group =
-              static_cast<unsigned long long>(kept & 0xffff) << (16 * (place & 3)) |
-              static_cast<unsigned long long>(kept >> 16) << (16 * (place >> 2 & 3));
-          *reinterpret_cast<unsigned long long*>(rows + (g + 8 * i) * cuda::kUnpackStride +
-                                                 64 * step + 32 * half + 8 * t) = group;
-        }
-      }
+      unpack_step(operand(words, step % 2), metadata, step, scale_g, scale_g8, rows, lane);
     }
   }
 };

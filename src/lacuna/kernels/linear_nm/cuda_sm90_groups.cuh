@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "lacuna/kernels/cuda/sm90_codes.cuh"
+#include "lacuna/kernels/cuda/sm90_unit_rows.cuh"
 #include "lacuna/kernels/gpu_abi.h"
 
 namespace lacuna::kernels::linear_nm {
@@ -83,6 +85,28 @@ struct DenseGroups {
 // (half 1) of a step, for rows g and g+8 `16 i + 4 t` bits up.
 __device__ __forceinline__ unsigned places_of(uint2 metadata, int step, int half, int lane) {
   return __shfl_sync(~0u, step < 2 ? metadata.x : metadata.y, (lane & ~3) + 2 * (step % 2) + half);
+}
+
+// Writes the 32 columns of a step, given the pairs of this lane as an operand and the factors of
+// its two rows.
+__device__ __forceinline__ void unpack_step(const uint4& a, uint2 metadata, int step, float scale_g,
+                                            float scale_g8, cuda::UnitRows& rows, int lane) {
+  const int g = lane >> 2, t = lane & 3;
+  const unsigned values[4] = {a.x, a.y, a.z, a.w};
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {  // columns 0..15 and 16..31 of the step
+    const unsigned places = places_of(metadata, step, half, lane);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {  // rows g and g + 8
+      const unsigned place = places >> (16 * i + 4 * t);
+      const unsigned kept = cuda::scaled_pair(values[2 * half + i], i ? scale_g8 : scale_g);
+      const unsigned long long group =
+          static_cast<unsigned long long>(kept & 0xffff) << (16 * (place & 3)) |
+          static_cast<unsigned long long>(kept >> 16) << (16 * (place >> 2 & 3));
+      *reinterpret_cast<unsigned long long*>(rows + (g + 8 * i) * cuda::kUnpackStride + 64 * step +
+                                             32 * half + 8 * t) = group;
+    }
+  }
 }
 
 }  // namespace lacuna::kernels::linear_nm

@@ -98,6 +98,7 @@ GpuCandidates& gpu_candidates() {
   static GpuCandidates list{{"cuda_sm90_mma_sp", mma_sp},
                             {"cuda_sm90_fp8", coded<Values::kFP8>},
                             {"cuda_sm90_int8", coded<Values::kInt8>},
+                            {"cuda_sm90_int4", coded<Values::kInt4G64>},
                             {kExpandCublas, supports_dense_product<format::PatternKind::kKeepOf>}};
   return list;
 }
