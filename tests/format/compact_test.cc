@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "format/random_matrix.h"
+#include "lacuna/core/executor.h"
 #include "lacuna/format/element.h"
 #include "lacuna/format/expand.h"
 
@@ -86,6 +87,8 @@ TEST(Compact, any_run_of_rows_expands_like_the_whole) {
     const MatrixBits dense = random_matrix(DType::kBF16, 130, 37, pattern, 0.5, 5);
     const CompactMatrix matrix = compact(dense, pattern);
     const Tensor whole = expand(matrix);
+    ThreadPool pool(3);
+    EXPECT_TRUE(same_bytes(expand(matrix, pool.executor()).bytes, whole.bytes)) << pattern.text();
     const size_t row_bytes = 37 * 2;
     for (const auto& [first, last] : {std::pair<int64_t, int64_t>{0, 1},
                                       {5, 5},

@@ -245,11 +245,15 @@ int64_t count_bits(const uint8_t* bytes, int64_t size) {
   return bits;
 }
 
-Tensor expand(const CompactMatrix& matrix) {
-  const size_t bytes =
-      static_cast<size_t>(matrix.rows * matrix.columns) * size_bytes(matrix.values_dtype);
-  std::vector<std::byte> dense(bytes);
-  expand_rows(matrix, 0, matrix.rows, dense.data());
+Tensor expand(const CompactMatrix& matrix, const Executor& executor) {
+  const size_t row_bytes = static_cast<size_t>(matrix.columns) * size_bytes(matrix.values_dtype);
+  std::vector<std::byte> dense(static_cast<size_t>(matrix.rows) * row_bytes);
+  // A part each: to find the first value of a part may cost all rows before it.
+  const int64_t parts = std::clamp<int64_t>(executor.threads, 1, std::max<int64_t>(matrix.rows, 1));
+  executor.parallel_for(parts, [&](int64_t part) {
+    const int64_t first = matrix.rows * part / parts, last = matrix.rows * (part + 1) / parts;
+    expand_rows(matrix, first, last, dense.data() + static_cast<size_t>(first) * row_bytes);
+  });
   return {matrix.values_dtype, {matrix.rows, matrix.columns}, Bytes::take(std::move(dense))};
 }
 

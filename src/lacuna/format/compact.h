@@ -81,7 +81,7 @@ void expand_rows(const CompactMatrix& matrix, int64_t first, int64_t last, void*
 /// @cost at most 63 rows of the bitmap; with 4-bit codes, whose offsets count bytes, all before
 int64_t kept_before_row(const CompactMatrix& matrix, int64_t row);
 /// The whole matrix, dense.
-Tensor expand(const CompactMatrix& matrix);
+Tensor expand(const CompactMatrix& matrix, const Executor& executor = Executor::serial());
 
 /// Where a matrix breaks its own rules.
 struct Violation {

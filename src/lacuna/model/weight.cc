@@ -182,7 +182,7 @@ at::Tensor codes_as_numbers(const CompactMatrix& matrix, const Compute& compute)
   constexpr uint16_t kOne = 0x3f80;  // bf16
   CompactMatrix numbers = matrix;
   numbers.scales = Bytes::take(std::vector<uint16_t>(matrix.scales.size() / sizeof(kOne), kOne));
-  return wrap(format::expand(numbers)).to(compute.device, compute.dtype);
+  return wrap(format::expand(numbers, torch_executor())).to(compute.device, compute.dtype);
 }
 
 /// Codes are packed for a kernel, where there is one; all others are expanded once.
@@ -202,7 +202,7 @@ Result<WeightPtr> codes_on_gpu(const CompactMatrix& matrix, const Compute& compu
                    problem, compute, [&] { return codes_as_numbers(matrix, compute); }, scales));
     if (packed != nullptr) return packed;
   }
-  return dense_weight(wrap(format::expand(matrix)).to(compute.device));
+  return dense_weight(wrap(format::expand(matrix, torch_executor())).to(compute.device));
 }
 
 /// Whether kernels of the CPU walk such a weight as it is stored; others pack it from there.
