@@ -15,16 +15,20 @@ namespace lacuna::kernels::linear_bitmap {
 // What is kept: numbers, or codes of 8 bits with one scale a row, which come as bf16 numbers.
 enum class GapValues : int { kBf16, kInt8, kFp8 };
 
+// `bits` of windows: 16 places of a row in any order, each with its distance from the 16 before,
+// put into the order in which the x of 4 tokens meets few banks. 20 bits a place.
+inline constexpr int kWindowBits = 7;
+
 // How one W is packed. `gap_measure` fills it; the packed bytes mean nothing without it.
 struct GapLayout {
   std::int64_t n = 0, k = 0;
   GapValues values = GapValues::kBf16;
-  int bits = 0;           // of one gap: 3 or 4
+  int bits = 0;           // of one gap: 3 or 4; kWindowBits
   int lanes_per_row = 0;  // 1, 2, 4 or 8: a warp holds 32 / lanes_per_row rows
   int warps = 0;          // of one block, which share its weights evenly
   int blocks = 0;
   int groups_per_block = 0;  // most groups (of 32 / lanes_per_row rows) that a block has
-  int least_chunks = 0;      // least and most chunks (8 values a lane) that a warp has
+  int least_chunks = 0;      // least and most chunks (8 or 16 values a lane) that a warp has
   int most_chunks = 0;
   int top = 0;              // exponent of the largest bf16 that isn't a stray
   std::int64_t strays = 0;  // values that do not fit into 13 bits
@@ -35,7 +39,7 @@ struct GapLayout {
 
 // How one launch is done. `gap_plan` fills it; every field may be set by hand to measure others.
 struct GapPlan {
-  int tokens = 0;  // multiplied at a time: 1, 2 or 4
+  int tokens = 0;  // multiplied at a time: 1, 2 or 4; of windows 4 or 8
 };
 
 // Null if this machine and problem can be run, else the reason.

@@ -83,6 +83,12 @@ constexpr int kSteps = kUnitColumns / 32;
 constexpr int kMetadataBytes = 256;
 constexpr int kPairsBytes = kMetadataBytes + kSteps * kFragmentBytes;  // 2,304
 
+// Tiles of 8 tokens from which pairs and lists are multiplied in one pass.
+#ifndef LACUNA_LAB_TOGETHER_FROM
+#define LACUNA_LAB_TOGETHER_FROM 8
+#endif
+constexpr int kTogetherFrom = LACUNA_LAB_TOGETHER_FROM;
+
 // Metadata of a tile whose two values of a group stand at columns 0 and 1.
 constexpr unsigned kFirstColumns = 0x44444444;
 
@@ -167,12 +173,12 @@ struct Scattered {
   static constexpr bool kScaled = false;
   static constexpr int kTileBytes = Form<kPairs>::kTileBytes;
 
-  // Registers are given out four warps at a time: 12 warps leave 168 a thread, 16 128, 20 96,
+  // Registers are given out four warps at a time: 8 warps leave 255 a thread, 12 168, 16 128, 20 96,
   // 24 80.
   static constexpr int max_warps(int token_tiles, int tiles_per_warp) {
     const int registers = 40 + 4 * token_tiles * tiles_per_warp + 4 * token_tiles +
                           (16 + 3 * kRounds + (kPairs ? 12 : 0)) * tiles_per_warp;
-    return registers <= 84 ? 23 : registers <= 98 ? 19 : registers <= 132 ? 15 : 11;
+    return registers <= 84 ? 23 : registers <= 98 ? 19 : registers <= 132 ? 15 : registers <= 172 ? 11 : 7;
   }
 
   template <int MT>
@@ -293,10 +299,67 @@ struct Scattered {
       }
     }
 
+    // Multiplies the pairs of a step and, if there are some, what its lists hold with the x of 8 NT
+    // tokens.
+    template <int NT>
+    __device__ __forceinline__ void multiply_step(float (&sums)[MT][NT][4], int step,
+                                                  const uint4 (&fragments)[NT], const Step* lists) {
+#pragma unroll
+      for (int j = 0; j < NT; ++j) {
+#pragma unroll
+        for (int m = 0; m < MT; ++m) {
+          const unsigned e = step < 2 ? metadata[m].x : metadata[m].y;
+          if (step % 2 == 0) {
+            multiply_pairs<0>(sums[m][j], pairs[m][step], fragments[j], e);
+          } else {
+            multiply_pairs<1>(sums[m][j], pairs[m][step], fragments[j], e);
+          }
+        }
+      }
+      if (lists == nullptr) return;
+#pragma unroll
+      for (int j = 0; j < NT; ++j) {
+#pragma unroll
+        for (int m = 0; m < MT; ++m) {
+          multiply_pairs<0>(sums[m][j], lists->a[m][0], fragments[j], kFirstColumns);
+        }
+      }
+    }
+
+    // Pairs and lists in one pass, each x read once: what many tokens want.
+    template <int NT, class Wait>
+    __device__ __forceinline__ void multiply_together(float (&sums)[MT][NT][4], int round,
+                                                      unsigned x, unsigned x_stride,
+                                                      const Wait& wait_for_x) {
+      const int units_here = min(p.stage_units, s.own - round);
+#pragma unroll 1
+      for (int u = 0; u < units_here; ++u) {
+        const int next = u + 1 < units_here ? round + u + 1 : round + s.span;
+        const unsigned b = x + u * (2 * kUnitColumns);
+        expand();
+        if (next < s.own) load_lists(next);
+        if (u == 0) wait_for_x();
+        Step steps[2];
+        load_step(0, steps[0]);
+#pragma unroll
+        for (int step = 0; step < kSteps; ++step) {
+          uint4 fragments[NT];
+          load_x(b, x_stride, step, fragments);
+          if (step + 1 < kSteps) load_step(step + 1, steps[(step + 1) % 2]);
+          multiply_step(sums, step, fragments, &steps[step % 2]);
+        }
+        if (next < s.own) load_pairs(next);
+        __syncwarp();
+      }
+    }
+
     // Multiplies a round of units, while the next ones come.
     template <int NT, class Wait>
     __device__ __forceinline__ void multiply(float (&sums)[MT][NT][4], int round, unsigned x,
                                              unsigned x_stride, const Wait& wait_for_x) {
+      if constexpr (kPairs && NT >= kTogetherFrom) {
+        return multiply_together<NT>(sums, round, x, x_stride, wait_for_x);
+      }
       const int units_here = min(p.stage_units, s.own - round);
 #pragma unroll 1
       for (int u = 0; u < units_here; ++u) {
@@ -308,18 +371,7 @@ struct Scattered {
 #pragma unroll
           for (int step = 0; step < kSteps; ++step) {
             load_x(b, x_stride, step, fragments);
-#pragma unroll
-            for (int j = 0; j < NT; ++j) {
-#pragma unroll
-              for (int m = 0; m < MT; ++m) {
-                const unsigned e = step < 2 ? metadata[m].x : metadata[m].y;
-                if (step % 2 == 0) {
-                  multiply_pairs<0>(sums[m][j], pairs[m][step], fragments[j], e);
-                } else {
-                  multiply_pairs<1>(sums[m][j], pairs[m][step], fragments[j], e);
-                }
-              }
-            }
+            multiply_step(sums, step, fragments, nullptr);
           }
           if (next < s.own) load_pairs(next);
         }
@@ -711,6 +763,10 @@ cuda::StreamKernel kernel_of(int token_tiles, int tiles_per_warp) {
       return cuda::stream_kernel<Weights, 4, 1>;
     case 4 * 16 + 2:
       return cuda::stream_kernel<Weights, 4, 2>;
+    case 8 * 16 + 1:
+      return cuda::stream_kernel<Weights, 8, 1>;
+    case 8 * 16 + 2:
+      return cuda::stream_kernel<Weights, 8, 2>;
     default:
       return nullptr;
   }
@@ -912,11 +968,11 @@ cudaError_t scatter_plan(const ScatterLayout& layout, int t, ScatterPlan* plan) 
       plan == nullptr) {
     return cudaErrorInvalidValue;
   }
-  static std::atomic<int> known[4][3][16][9];  // [kind][token tiles / 2]
+  static std::atomic<int> known[4][5][16][9];  // [kind][token tiles / 2]
   const int tiles = ceil_div(layout.n, kTileRows), units = ceil_div(layout.k, kUnitColumns);
   ScatterPlan p;
-  p.token_tiles = t <= 8 ? 1 : t <= 16 ? 2 : 4;
-  p.x_warps = t <= 16 ? 2 : 4;
+  p.token_tiles = t <= 8 ? 1 : t <= 16 ? 2 : t <= 32 ? 4 : 8;
+  p.x_warps = t <= 16 ? 2 : t <= 32 ? 4 : 1;
   const int most_of_one = max_warps(layout, p.token_tiles, 1) + 1 - p.x_warps;
   const int most_of_two = max_warps(layout, p.token_tiles, 2) + 1 - p.x_warps;
   int at_once[kMaxCluster + 1] = {};
