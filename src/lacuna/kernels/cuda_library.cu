@@ -24,7 +24,7 @@ constexpr const GpuLinearKernel* kLinear[] = {
     &linear_bitmap::kFp8, &linear_bitmap::kInt8,   &linear_bitmap::kScatter,
     &linear_bsr::kBlock,  &linear_csr::kCusparse,  &linear_dense::kStream,
     &linear_dense::kFp8,  &linear_dense::kInt8,    &linear_nm::kMmaSp,
-    &linear_nm::kFp8,     &linear_nm::kInt8,
+    &linear_nm::kFp8,     &linear_nm::kInt8,       &linear_bitmap::kWindow,
 };
 
 cudaStream_t stream_of(GpuStream stream) { return static_cast<cudaStream_t>(stream); }

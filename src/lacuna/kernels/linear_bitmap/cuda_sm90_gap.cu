@@ -1224,9 +1224,12 @@ int pack_scales(const GpuLayout* layout, const void* scales, void* packed, GpuSt
                          static_cast<cudaStream_t>(stream));
 }
 
-template <GapValues kValues>
+// `kBits`: 0 if the weight decides.
+template <GapValues kValues, int kBits>
 constexpr GpuLinearKernel shown_as(const char* name) {
-  constexpr int64_t kMost = kValues == GapValues::kBf16 ? kGapMaxTokens : kGapCodesMaxTokens;
+  constexpr int64_t kMost = kBits == kWindowBits              ? kWindowMaxTokens
+                            : kValues == GapValues::kBf16 ? kGapMaxTokens
+                                                          : kGapCodesMaxTokens;
   return {
       .operation = "linear_bitmap",
       .name = name,
@@ -1235,6 +1238,7 @@ constexpr GpuLinearKernel shown_as(const char* name) {
                     GpuStream stream) -> int {
         GapLayout gaps;
         gaps.values = kValues;
+        gaps.bits = kBits;
         const cudaError_t error =
             gap_measure(dense, n, k, scratch, &gaps, static_cast<cudaStream_t>(stream));
         layout->packed_bytes = gaps.packed_bytes;
@@ -1252,7 +1256,7 @@ constexpr GpuLinearKernel shown_as(const char* name) {
                           static_cast<cudaStream_t>(stream));
       },
       .max_tokens = [](const GpuLayout* layout) -> int64_t {
-        return held<GapLayout>(layout).k > kGapMaxInputsOfTokens ? 1 : kMost;
+        return kBits == 0 && held<GapLayout>(layout).k > kGapMaxInputsOfTokens ? 1 : kMost;
       },
       .many_tokens = [](const GpuLayout*) -> int64_t { return 0; },
       .plan = [](const GpuLayout* layout, int64_t tokens, GpuPlan* plan) -> int {
@@ -1274,8 +1278,9 @@ constexpr GpuLinearKernel shown_as(const char* name) {
 
 }  // namespace
 
-const GpuLinearKernel kGap = shown_as<GapValues::kBf16>("cuda_sm90_gap");
-const GpuLinearKernel kGapInt8 = shown_as<GapValues::kInt8>("cuda_sm90_gap_int8");
-const GpuLinearKernel kGapFp8 = shown_as<GapValues::kFp8>("cuda_sm90_gap_fp8");
+const GpuLinearKernel kGap = shown_as<GapValues::kBf16, 0>("cuda_sm90_gap");
+const GpuLinearKernel kWindow = shown_as<GapValues::kBf16, kWindowBits>("cuda_sm90_window");
+const GpuLinearKernel kGapInt8 = shown_as<GapValues::kInt8, 0>("cuda_sm90_gap_int8");
+const GpuLinearKernel kGapFp8 = shown_as<GapValues::kFp8, 0>("cuda_sm90_gap_fp8");
 
 }  // namespace lacuna::kernels::linear_bitmap

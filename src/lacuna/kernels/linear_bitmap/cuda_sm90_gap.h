@@ -43,7 +43,7 @@ struct GapPlan {
 };
 
 // Null if this machine and problem can be run, else the reason.
-// @limits compute capability 9.0; 1 <= T <= 4 (codes: 2 at a time); 1 <= N < 2^25;
+// @limits compute capability 9.0; 1 <= T <= 4 (codes: 2 at a time, windows: 1 <= T <= 8); 1 <= N < 2^25;
 //         1 <= K <= 65472, from 2 tokens on K <= 53000 (x must fit in shared memory); K beyond some
 //         25000 reads W twice for 3 or 4
 const char* gap_refusal(std::int64_t n, std::int64_t k, int t, int device);
@@ -52,7 +52,8 @@ const char* gap_refusal(std::int64_t n, std::int64_t k, int t, int device);
 std::size_t gap_scratch_bytes(std::int64_t n);
 
 // Counts what is kept in W (bf16, row-major, zeros already in place) and decides the layout of the
-// `values` that *layout names. Fields that are not 0 on entry are kept: bits, lanes_per_row, warps.
+// `values` that *layout names. Fields that are not 0 on entry are kept: bits (windows are only
+// taken where it names them), lanes_per_row, warps.
 // -0.0 counts as zero. Waits for the stream. The scratch then belongs to this W until `gap_pack` is
 // done.
 // @shape dense [N,K], scratch gap_scratch_bytes(N)
@@ -98,6 +99,7 @@ cudaError_t gap_run(const void* packed, const GapLayout& layout, const void* x, 
 // The same as entries of the library's table. Codes of 8 bits: sums times the scale of the row
 // once.
 extern const GpuLinearKernel kGap;
+extern const GpuLinearKernel kWindow;  // for 3 to 8 tokens
 extern const GpuLinearKernel kGapInt8;
 extern const GpuLinearKernel kGapFp8;
 

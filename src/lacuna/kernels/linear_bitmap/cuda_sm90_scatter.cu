@@ -996,7 +996,9 @@ cudaError_t scatter_plan(const ScatterLayout& layout, int t, ScatterPlan* plan) 
   // Pairs want many rows in a block, which then read little of x; lists, which keep a warp longer,
   // want warps along K.
   p.cluster = 0;
-  if (t > 16) {
+  if (t > 32) {
+    p.cluster = first_with({1, 2}, 7);
+  } else if (t > 16) {
     p.cluster = first_with({1, 2, 4}, 7);
   } else if (pairs_in(layout)) {
     p.cluster = first_with({2, 4, 8}, 9);
@@ -1018,8 +1020,12 @@ cudaError_t scatter_plan(const ScatterLayout& layout, int t, ScatterPlan* plan) 
     for (p.k_warps = std::clamp(wanted, 1, std::min(6, part)); p.k_warps >= 1; --p.k_warps) {
       const int warps = p.row_warps * p.k_warps;
       if (t <= 8) p.x_warps = warps < most ? 3 : 2;
+      if (t > 32) p.x_warps = warps < most ? 2 : 1;
       const bool two = part >= (t > 16 ? 4 : 6) * p.k_warps && (p.k_warps <= 2 || t <= 8 || t > 16);
-      for (p.stage_units = two ? 2 : 1; p.stage_units >= 1; --p.stage_units) {
+      const int most_units = t <= 32                                   ? (two ? 2 : 1)
+                             : p.k_warps > 1                           ? 1
+                             : pairs_in(layout) && part <= 32 ? 2 : 4;
+      for (p.stage_units = most_units; p.stage_units >= 1; --p.stage_units) {
         const int rounds = ceil_div(part, p.stage_units * p.k_warps);
         for (p.x_stages = std::min(t > 16 ? 2 : 3, rounds); p.x_stages >= std::min(2, rounds);
              --p.x_stages) {
