@@ -426,8 +426,9 @@ inline bool stream_plan_ok(const StreamPlan& p, int max_warps) {
 
 // Clusters of blocks with all the shared memory that this device can hold at one time. The driver
 // is asked once: plans are made by the thousand.
-inline cudaError_t clusters_at_once(StreamKernel kernel, int cluster,
-                                    std::atomic<int> (&known)[16][9], int* count) {
+template <class Kernel>
+cudaError_t clusters_at_once(Kernel kernel, int cluster, std::atomic<int> (&known)[16][9],
+                             int* count) {
   int device = 0;
   cudaError_t error = cudaGetDevice(&device);
   if (error != cudaSuccess) return error;

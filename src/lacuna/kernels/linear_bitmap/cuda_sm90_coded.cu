@@ -49,6 +49,7 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 
 #include "lacuna/kernels/cuda/sm90_codes.cuh"
@@ -839,17 +840,26 @@ struct Coded {
   }
 
   // From measured rules (bench/lab/cuda_linear_coded): two blocks share K, a warp has one row tile,
-  // and there are up to 28 warps, as many along K as leave fewest rounds. Else whatever fits.
-  static bool choose(const Layout& l, int t, int sms, CodedCut* cut) {
-    const int tiles = l.row_tiles(), stages = l.stages();
+  // and there are up to 28 warps, as many along K as leave fewest rounds. Where so much of the x of
+  // more than 8 tokens does not fit, eight blocks share K if they take all rows at once, else four.
+  static bool choose(const Layout& l, int t, const int (&at_once)[kMaxCluster + 1],
+                     CodedCut* cut) {
+    struct Form {
+      int cluster, tiles;  // of a warp
+    };
+    static constexpr Form kFew[] = {{2, 1}, {1, 1}, {4, 1}, {8, 1}};
+    static constexpr Form kMore[] = {{2, 1}, {1, 1}, {8, 1}, {4, 2}};
+    const int stages = l.stages();
     CodedCut c;
     c.token_tiles = t <= 8 ? 1 : 2;
-    c.tiles_per_warp = 1;
-    const int most = max_warps(c.token_tiles, 1);
-    for (const int cluster : {2, 1, 4, 8}) {
-      c.cluster = static_cast<unsigned char>(cluster);
-      const int groups = std::max(1, sms / cluster), part = ceil_div(stages, cluster);
+    for (const Form& form : t <= 8 ? kFew : kMore) {
+      c.cluster = static_cast<unsigned char>(form.cluster);
+      c.tiles_per_warp = static_cast<unsigned char>(form.tiles);
+      const int most = max_warps(c.token_tiles, form.tiles);
+      const int groups = at_once[form.cluster], part = ceil_div(stages, form.cluster);
+      const int tiles = ceil_div(l.row_tiles(), form.tiles);  // of all warps
       const int waves = ceil_div(ceil_div(tiles, groups), most);
+      if (t > 8 && form.cluster == 8 && waves > 1) continue;
       const int rows = ceil_div(tiles, static_cast<std::int64_t>(groups) * waves);
       c.row_warps = static_cast<unsigned char>(rows);
       for (int k_warps = std::min(most / rows, part); k_warps >= 1; --k_warps) {
@@ -864,11 +874,22 @@ struct Coded {
         }
       }
     }
-    for (const int cluster : {1, 2, 4, 8}) {  // few rows and a short K, or much x
+    return choose_any(l, t, at_once, cut);
+  }
+
+  // For few rows and a short K, or where x is long.
+  static bool choose_any(const Layout& l, int t, const int (&at_once)[kMaxCluster + 1],
+                         CodedCut* cut) {
+    CodedCut c;
+    c.token_tiles = t <= 8 ? 1 : 2;
+    c.tiles_per_warp = 1;
+    c.stages = 1;
+    const int most = max_warps(c.token_tiles, 1);
+    // Beyond two blocks, two launches of 8 tokens read less.
+    for (int cluster = 1; cluster <= (t <= 8 ? kMaxCluster : 2); cluster *= 2) {
       c.cluster = static_cast<unsigned char>(cluster);
-      c.stages = 1;
-      const int part = ceil_div(stages, cluster);
-      const int rows = std::min(most, ceil_div(tiles, std::max(1, sms / cluster)));
+      const int part = ceil_div(l.stages(), cluster);
+      const int rows = std::min(most, ceil_div(l.row_tiles(), at_once[cluster]));
       for (int row_warps = rows; row_warps >= 1; --row_warps) {
         c.row_warps = static_cast<unsigned char>(row_warps);
         for (int k_warps = std::min(most / row_warps, part); k_warps >= 1; --k_warps) {
@@ -889,17 +910,16 @@ struct Coded {
     CodedCall call;
     call.tokens = static_cast<int>(tokens);
     call.each = ceil_div(tokens, ceil_div(tokens, 16));
-    int device = 0, sms = 0;
-    cudaError_t error = cudaGetDevice(&device);
-    if (error == cudaSuccess) {
-      error = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
+    static std::atomic<int> known[16][9];
+    int at_once[kMaxCluster + 1] = {};
+    for (int cluster = 1; cluster <= kMaxCluster; cluster *= 2) {
+      const cudaError_t error =
+          cuda::clusters_at_once(coded_kernel<Code, 1, 1>, cluster, known, &at_once[cluster]);
+      if (error != cudaSuccess) return error;
     }
-    if (error != cudaSuccess) return error;
-    // Two launches of 8 tokens or fewer, where the x of more leaves too little room for weights.
-    if (!choose(l, call.each, sms, &call.cut) ||
-        (call.cut.token_tiles == 2 && call.cut.cluster > 2)) {
+    if (!choose(l, call.each, at_once, &call.cut)) {
       call.each = ceil_div(tokens, ceil_div(tokens, 8));
-      if (!choose(l, call.each, sms, &call.cut)) return cudaErrorNotSupported;
+      if (!choose(l, call.each, at_once, &call.cut)) return cudaErrorNotSupported;
     }
     hold(plan, call);
     return cudaSuccess;

@@ -24,6 +24,10 @@
 //              a warp leaves 32 sums for each group it meets; four lanes a row add them up last,
 //              and the strays of the row
 //
+// 3 to 8 tokens: the x of a column is 8 bytes (and 8 more behind those of all columns), and 16 lanes
+// meet in few banks only if packing sees to it. So places stand in windows, in the order that it
+// chose (cuda_sm90_gap_windows.cuh); all else is the same.
+//
 // Bytes: 2 for each place (17 bits with gaps of 4; codes 11 or 12), once, evict first; 2 T K of x
 // for every block, from L2.
 // Shared memory: 2 T K of x (pairs or fours of tokens side by side), then tables and sums.

@@ -83,12 +83,6 @@ constexpr int kSteps = kUnitColumns / 32;
 constexpr int kMetadataBytes = 256;
 constexpr int kPairsBytes = kMetadataBytes + kSteps * kFragmentBytes;  // 2,304
 
-// Tiles of 8 tokens from which pairs and lists are multiplied in one pass.
-#ifndef LACUNA_LAB_TOGETHER_FROM
-#define LACUNA_LAB_TOGETHER_FROM 8
-#endif
-constexpr int kTogetherFrom = LACUNA_LAB_TOGETHER_FROM;
-
 // Metadata of a tile whose two values of a group stand at columns 0 and 1.
 constexpr unsigned kFirstColumns = 0x44444444;
 
@@ -299,67 +293,10 @@ struct Scattered {
       }
     }
 
-    // Multiplies the pairs of a step and, if there are some, what its lists hold with the x of 8 NT
-    // tokens.
-    template <int NT>
-    __device__ __forceinline__ void multiply_step(float (&sums)[MT][NT][4], int step,
-                                                  const uint4 (&fragments)[NT], const Step* lists) {
-#pragma unroll
-      for (int j = 0; j < NT; ++j) {
-#pragma unroll
-        for (int m = 0; m < MT; ++m) {
-          const unsigned e = step < 2 ? metadata[m].x : metadata[m].y;
-          if (step % 2 == 0) {
-            multiply_pairs<0>(sums[m][j], pairs[m][step], fragments[j], e);
-          } else {
-            multiply_pairs<1>(sums[m][j], pairs[m][step], fragments[j], e);
-          }
-        }
-      }
-      if (lists == nullptr) return;
-#pragma unroll
-      for (int j = 0; j < NT; ++j) {
-#pragma unroll
-        for (int m = 0; m < MT; ++m) {
-          multiply_pairs<0>(sums[m][j], lists->a[m][0], fragments[j], kFirstColumns);
-        }
-      }
-    }
-
-    // Pairs and lists in one pass, each x read once: what many tokens want.
-    template <int NT, class Wait>
-    __device__ __forceinline__ void multiply_together(float (&sums)[MT][NT][4], int round,
-                                                      unsigned x, unsigned x_stride,
-                                                      const Wait& wait_for_x) {
-      const int units_here = min(p.stage_units, s.own - round);
-#pragma unroll 1
-      for (int u = 0; u < units_here; ++u) {
-        const int next = u + 1 < units_here ? round + u + 1 : round + s.span;
-        const unsigned b = x + u * (2 * kUnitColumns);
-        expand();
-        if (next < s.own) load_lists(next);
-        if (u == 0) wait_for_x();
-        Step steps[2];
-        load_step(0, steps[0]);
-#pragma unroll
-        for (int step = 0; step < kSteps; ++step) {
-          uint4 fragments[NT];
-          load_x(b, x_stride, step, fragments);
-          if (step + 1 < kSteps) load_step(step + 1, steps[(step + 1) % 2]);
-          multiply_step(sums, step, fragments, &steps[step % 2]);
-        }
-        if (next < s.own) load_pairs(next);
-        __syncwarp();
-      }
-    }
-
     // Multiplies a round of units, while the next ones come.
     template <int NT, class Wait>
     __device__ __forceinline__ void multiply(float (&sums)[MT][NT][4], int round, unsigned x,
                                              unsigned x_stride, const Wait& wait_for_x) {
-      if constexpr (kPairs && NT >= kTogetherFrom) {
-        return multiply_together<NT>(sums, round, x, x_stride, wait_for_x);
-      }
       const int units_here = min(p.stage_units, s.own - round);
 #pragma unroll 1
       for (int u = 0; u < units_here; ++u) {
@@ -371,7 +308,18 @@ struct Scattered {
 #pragma unroll
           for (int step = 0; step < kSteps; ++step) {
             load_x(b, x_stride, step, fragments);
-            multiply_step(sums, step, fragments, nullptr);
+#pragma unroll
+            for (int j = 0; j < NT; ++j) {
+#pragma unroll
+              for (int m = 0; m < MT; ++m) {
+                const unsigned e = step < 2 ? metadata[m].x : metadata[m].y;
+                if (step % 2 == 0) {
+                  multiply_pairs<0>(sums[m][j], pairs[m][step], fragments[j], e);
+                } else {
+                  multiply_pairs<1>(sums[m][j], pairs[m][step], fragments[j], e);
+                }
+              }
+            }
           }
           if (next < s.own) load_pairs(next);
         }
