@@ -99,6 +99,21 @@ TEST(GpuCandidates, say_what_they_need) {
             "needs bf16 values and bf16 activations");
   EXPECT_EQ(refusal("linear_bitmap:bf16:64x65473x1:0.5", gap, hopper), "needs 1 to 65472 inputs");
   EXPECT_THAT(refusal("linear_bitmap:bf16:64x53001x2:0.5", gap, hopper), HasSubstr("53000"));
+  const char* window = "cuda_sm90_window";
+  for (const char* taken : {"64x24900x3:0.5", "1x1x4:0.4", "64x10600x8:0.8"})
+    EXPECT_THAT(refusal(("linear_bitmap:bf16:" + std::string(taken)).c_str(), window, hopper),
+                AnyOf("", HasSubstr("needs the GPU kernels")))
+        << taken;
+  EXPECT_EQ(refusal("linear_bitmap:bf16:64x64x2:0.5", window, hopper), "needs 3 tokens or more");
+  EXPECT_EQ(refusal("linear_bitmap:bf16:64x64x9:0.8", window, hopper), "needs 1 to 8 tokens");
+  EXPECT_EQ(refusal("linear_bitmap:bf16:64x64x4:0.3", window, hopper), "needs 40 % zeros or more");
+  EXPECT_EQ(refusal("linear_bitmap:bf16:64x64x5:0.7", window, hopper),
+            "needs 72 % zeros or more from 5 tokens on");
+  EXPECT_EQ(refusal("linear_bitmap:bf16:64x24901x4:0.8", window, hopper),
+            "needs 1 to 24900 inputs");
+  EXPECT_THAT(refusal("linear_bitmap:bf16:64x10601x5:0.8", window, hopper), HasSubstr("10600"));
+  EXPECT_EQ(refusal("linear_bitmap:f16:64x64x4:0.5", window, hopper),
+            "needs bf16 values and bf16 activations");
   for (const auto& [name, values] :
        {std::pair{"cuda_sm90_gap_fp8", "fp8"}, {"cuda_sm90_gap_int8", "int8"}}) {
     const auto answer = [&](const std::string& types, const char* rest) {
@@ -112,15 +127,13 @@ TEST(GpuCandidates, say_what_they_need) {
               fmt::format("needs {} values and bf16 activations", values));
   }
   const char* scatter = "cuda_sm90_scatter";
-  EXPECT_THAT(refusal("linear_bitmap:bf16:1x8x32:0.6", scatter, hopper),
+  EXPECT_THAT(refusal("linear_bitmap:bf16:1x8x64:0.5", scatter, hopper),
               AnyOf("", HasSubstr("needs the GPU kernels")));
-  EXPECT_EQ(refusal("linear_bitmap:bf16:64x64x33:0.6", scatter, hopper), "needs 1 to 32 tokens");
+  EXPECT_EQ(refusal("linear_bitmap:bf16:64x64x65:0.6", scatter, hopper), "needs 1 to 64 tokens");
   EXPECT_THAT(refusal("linear_bitmap:bf16:64x64x16:0.45", scatter, hopper),
               AnyOf("", HasSubstr("needs the GPU kernels")));
   EXPECT_EQ(refusal("linear_bitmap:bf16:64x64x16:0.4", scatter, hopper),
             "needs 45 % zeros or more");
-  EXPECT_EQ(refusal("linear_bitmap:bf16:64x64x17:0.5", scatter, hopper),
-            "needs 55 % zeros or more from 17 tokens on");
   EXPECT_THAT(refusal("linear_bitmap:bf16:64x68x8:0.6", scatter, hopper),
               HasSubstr("multiple of 8 inputs"));
   EXPECT_EQ(refusal("linear_bitmap:f32:64x64x8:0.6", scatter, hopper),

@@ -74,15 +74,17 @@ constexpr int64_t kMostTokens = 64;  // of cuda_sm90_mma_sp; its many tokens nee
 
 /// What our kernels multiply lies within the bound. What the dense product takes is the dense
 /// product of the same weight to the bit: cuBLAS may add up parts of K in bf16, so that no bound of
-/// ours holds for it.
+/// ours holds for it. `at_once`: tokens that the kernel is chosen for.
 void check_product(int64_t outputs, int64_t inputs, const std::vector<int64_t>& token_counts,
                    bool by_kernel = true, const Pattern& pattern = Pattern::keep_of(2, 4),
-                   int64_t most_tokens = kMostTokens) {
+                   int64_t most_tokens = kMostTokens, int64_t at_once = 1) {
   const at::Tensor weight =
       (at::randn({outputs, inputs}) * mask24(outputs, inputs)).to(at::kBFloat16);
   const at::Tensor bias = at::randn({outputs}).to(at::kBFloat16);
-  const Linear plain = compact_on_gpu(weight, pattern);
-  const Linear biased = compact_on_gpu(weight, pattern, bias);
+  Compute compute = kGpu;
+  compute.batch = at_once;
+  const Linear plain = compact_on_gpu(weight, pattern, {}, compute);
+  const Linear biased = compact_on_gpu(weight, pattern, bias, compute);
   const at::Tensor w = weight.to(kGpu.device).to(at::kDouble);
   const at::Tensor b = bias.to(kGpu.device).to(at::kDouble);
   for (const int64_t tokens : token_counts)
@@ -186,6 +188,43 @@ TEST_F(GpuWeight24, UnstructuredStaysWithinItsBoundOnAnyShape) {
       if (outputs * inputs < 1000) continue;
       check_product(outputs, inputs, {1, 2, 3, 4, 5, 17}, /*by_kernel=*/true,
                     Pattern::unstructured(), /*most_tokens=*/4);
+      check_product(outputs, inputs, {1, 2, 3, 4, 5, 8, 9}, /*by_kernel=*/true,
+                    Pattern::unstructured(), /*most_tokens=*/8, /*at_once=*/4);  // windows
+      if (inputs % 8 == 0)                                                       // scattered
+        check_product(outputs, inputs, {1, 5, 16, 17, 32, 33, 63, 64, 65}, /*by_kernel=*/true,
+                      Pattern::unstructured(), /*most_tokens=*/64, /*at_once=*/16);
+    }
+  // All of x of 8 tokens does not fit: two launches.
+  check_product(264, 14336, {3, 4, 7, 8}, /*by_kernel=*/true, Pattern::unstructured(),
+                /*most_tokens=*/8, /*at_once=*/4);
+}
+
+/// Rows that keep from nothing to all of their weights, or each of them this share.
+at::Tensor uneven_mask(int64_t rows, int64_t columns, double share) {
+  const at::Tensor all = at::full({rows, 1}, share);
+  const at::Tensor kept = share > 0 ? all : at::rand({rows, 1}).mul(1.4).sub(0.2);
+  return at::rand({rows, columns}) < kept;
+}
+
+TEST_F(GpuWeight24, UnstructuredGivesItsWeightBackAndTheSameBitsFromEveryKernel) {
+  for (const auto& [outputs, inputs, share] : {std::tuple<int64_t, int64_t, double>{1, 1000, 0.5},
+                                               {77, 1280, 0.0},
+                                               {300, 4096, 0.0},
+                                               {1000, 640, 0.2},
+                                               {1000, 640, 0.02}})
+    for (const int64_t at_once : {1, 4, 8, 16}) {
+      Compute compute = kGpu;
+      compute.batch = at_once;
+      at::Tensor weight =
+          (at::randn({outputs, inputs}) * uneven_mask(outputs, inputs, share)).to(at::kBFloat16);
+      if (outputs > 9) weight[9].fill_(0);
+      const Linear linear = compact_on_gpu(weight, Pattern::unstructured(), {}, compute);
+      EXPECT_TRUE(linear.is_compact());
+      ASSERT_TRUE(at::equal(linear.weight().cpu(), weight))
+          << fmt::format("{}x{} {} at once", outputs, inputs, at_once);
+      const at::Tensor x = at::randn({at_once, inputs}).to(kGpu.device, at::kBFloat16);
+      const at::Tensor first = linear.forward(x);
+      for (int i = 0; i < 20; ++i) ASSERT_TRUE(at::equal(linear.forward(x), first)) << at_once;
     }
 }
 
@@ -610,13 +649,6 @@ TEST_F(GpuWeight24, CodesStayWithinTheirBoundForEveryNumberOfTokens) {
           }
       }
     }
-}
-
-/// Rows that keep from nothing to all of their weights, or each of them this share.
-at::Tensor uneven_mask(int64_t rows, int64_t columns, double share) {
-  const at::Tensor all = at::full({rows, 1}, share);
-  const at::Tensor kept = share > 0 ? all : at::rand({rows, 1}).mul(1.4).sub(0.2);
-  return at::rand({rows, columns}) < kept;
 }
 
 TEST_F(GpuWeight24, UnstructuredCodesStayWithinTheirBoundOnAnyShape) {

@@ -2,20 +2,26 @@
 // GPU.
 //   bench --check [small]              tests against float64 and the host; small for sanitizers
 //   bench sweep OUT.csv SHAPES PS TS   times every layout and plan, e.g. sweep s.csv 05 50,80 1,4
-//   bench final OUT.csv SHAPES PS TS   times the planned kernel against the best dense product
-//   bench unpack OUT.csv SHAPES PS     times packing and unpacking
+//   bench final OUT.csv SHAPES PS TS   times the planned kernel against the best dense product;
+//   [BITS
+//     [WARPS]]: of these layouts, 0 is what the kernel chooses, 7 are windows: final o.csv 012345
+//     70,80 4,8 3,4,7 16,24
+//   bench unpack OUT.csv SHAPES PS     times packing and unpacking; [BITS]
 // Times are medians of CUDA graph replays, weights rotated over more than 1 GB; no variant is timed
 // before its result was compared. SHAPES are digits, indices into kShapes; PS sparsities in
 // percent. Build (CUDA 13):
 //   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -Isrc -cudart static
 //     bench/lab/cuda_linear_bitmap/bench.cu src/lacuna/kernels/linear_bitmap/cuda_sm90_gap.cu
 //     -lcublas -lcublasLt -o build/gpu/bench
+#include <map>
+
 #include "../cuda_harness.h"
 #include "lacuna/kernels/linear_bitmap/cuda_sm90_gap.h"
 
 namespace lb = lacuna::kernels::linear_bitmap;
 
 static FILE* csv;
+static const int kMost = 8;  // tokens
 
 struct Packed {
   lb::GapLayout layout;
@@ -53,11 +59,11 @@ struct Problem {
     }
     CK(cudaMalloc(&tmp, db));
     CK(cudaMalloc(&scratch, lb::gap_scratch_bytes(n)));
-    CK(cudaMalloc(&x, (size_t)4 * k * 2));
-    CK(cudaMalloc(&y, (size_t)4 * n * 2));
-    CK(cudaMalloc(&y2, (size_t)4 * n * 2));
-    CK(cudaMalloc(&ref, (size_t)4 * n * 4));
-    gen_x<<<256, 256, 0, st>>>(x, (size_t)4 * k, 5);
+    CK(cudaMalloc(&x, (size_t)kMost * k * 2));
+    CK(cudaMalloc(&y, (size_t)kMost * n * 2));
+    CK(cudaMalloc(&y2, (size_t)kMost * n * 2));
+    CK(cudaMalloc(&ref, (size_t)kMost * n * 4));
+    gen_x<<<256, 256, 0, st>>>(x, (size_t)kMost * k, 5);
   }
   ~Problem() {
     for (auto p : dense) cudaFree(p);
@@ -93,7 +99,10 @@ struct Problem {
   double read_bytes() const {
     double b = 0;
     for (auto& p : packed)
-      b += p.layout.places * (p.layout.bits == 3 ? 2 : 2.125) + 4. * p.layout.strays;
+      b += p.layout.places * (p.layout.bits == 3   ? 2
+                              : p.layout.bits == 4 ? 2.125
+                                                   : 2.5) +
+           4. * p.layout.strays;
     return b / packed.size();
   }
   void reference(int t) { CB(gemm_ex(dense[0], x, ref, CUDA_R_32F, n, k, t)); }
@@ -196,80 +205,98 @@ static void sweep(const char* shapes, const vector<int>& percents, const vector<
     }
 }
 
-static void final_run(const char* shapes, const vector<int>& percents, const vector<int>& ts) {
+static void final_run(const char* shapes, const vector<int>& percents, const vector<int>& ts,
+                      const vector<int>& bits, const vector<int>& warps) {
   fprintf(csv,
           "n,k,percent,t,dense_us,dense_low,dense_high,dense_algorithm,plan,graph_us,graph_low,"
           "graph_high,pdl_us,pdl_low,pdl_high,read_bytes,packed_bytes,error,moved\n");
   printf("| n x k | %% | T | dense | ours graph (ratio) | PDL (ratio) | GB/s | bytes | plan |\n");
-  vector<vector<double>> ratios(101 * 8), overlaps(101 * 8);
+  std::map<std::string, vector<std::pair<double, double>>> ratios;
   for (const char* s = shapes; *s; s++)
     for (int percent : percents) {
       const Shape sh = kShapes[*s - '0'];
       Problem p(sh.n, sh.k, percent);
-      p.pack_all({});
+      std::map<int, vector<Rival>> dense;
       for (int t : ts) {
         p.reference(t);
-        lb::GapPlan plan;
-        CK(lb::gap_plan(p.packed[0].layout, t, &plan));
-        const double e = p.check(t, plan, false), e2 = p.check(t, plan, true);
-        const std::string name = name_of(p.packed[0].layout, plan);
-        if (!(e >= 0 && e < 2.5e-3) || fabs(e - e2) > 1e-9) {
-          printf("WRONG %dx%d %d%% T=%d %s error %g %g\n", sh.n, sh.k, percent, t, name.c_str(), e,
-                 e2);
-          continue;
-        }
-        const unsigned moved = p.moving(t, plan);
-        vector<Rival> rivals = dense_rivals(p.dense, p.x, p.y, p.ref, sh.n, sh.k, t);
-        const double guess = p.read_bytes() / 3.5e6 + 3;
-        Graph plain = capture([&](int j) { return p.run(j, t, plan, false); }, (int)p.packed.size(),
-                              guess, 3000);
-        Graph overlap = capture([&](int j) { return p.run(j, t, plan, true); },
-                                (int)p.packed.size(), guess, 3000);
-        vector<Graph*> all = {&plain, &overlap};
-        for (Rival& r : rivals) all.push_back(&r.graph);
-        interleave(all, 7);
-        Time d;
-        std::string best;
-        for (Rival& r : rivals) {
-          const Time q = median(r.graph);
-          if (!(q.us >= d.us)) {
-            d = q;
-            best = r.name;
+        dense[t] = dense_rivals(p.dense, p.x, p.y, p.ref, sh.n, sh.k, t);
+      }
+      for (int b : bits)
+        for (int w : warps) {
+          lb::GapLayout wish;
+          wish.bits = b;
+          wish.warps = w;
+          p.pack_all(wish);
+          for (int t : ts) {
+            p.reference(t);
+            lb::GapPlan plan;
+            if (lb::gap_plan(p.packed[0].layout, t, &plan) != cudaSuccess) continue;
+            const double e = p.check(t, plan, false), e2 = p.check(t, plan, true);
+            const std::string name = name_of(p.packed[0].layout, plan);
+            if (!(e >= 0 && e < 2.5e-3) || fabs(e - e2) > 1e-9) {
+              printf("WRONG %dx%d %d%% T=%d %s error %g %g\n", sh.n, sh.k, percent, t, name.c_str(),
+                     e, e2);
+              continue;
+            }
+            const unsigned moved = p.moving(t, plan);
+            const double guess = p.read_bytes() / 3.5e6 + 3;
+            Graph plain = capture([&](int j) { return p.run(j, t, plan, false); },
+                                  (int)p.packed.size(), guess, 3000);
+            Graph overlap = capture([&](int j) { return p.run(j, t, plan, true); },
+                                    (int)p.packed.size(), guess, 3000);
+            vector<Graph*> all = {&plain, &overlap};
+            for (Rival& r : dense[t]) {
+              r.graph.times.clear();
+              all.push_back(&r.graph);
+            }
+            interleave(all, 7);
+            Time d;
+            std::string best;
+            for (Rival& r : dense[t]) {
+              const Time q = median(r.graph);
+              if (!(q.us >= d.us)) {
+                d = q;
+                best = r.name;
+              }
+            }
+            const Time g = median(plain), o = median(overlap);
+            fprintf(csv,
+                    "%d,%d,%d,%d,%.3f,%.3f,%.3f,%s,%s,%.3f,%.3f,%.3f,%.3f,%.3f,%.3f,%.0f,%.0f,%.5f,"
+                    "%u\n",
+                    sh.n, sh.k, percent, t, d.us, d.low, d.high, best.c_str(), name.c_str(), g.us,
+                    g.low, g.high, o.us, o.low, o.high, p.read_bytes(), p.mean_bytes(), e, moved);
+            printf("| %dx%d | %d | %d | %.2f | %.2f (%.2f) | %.2f (%.2f) | %.0f | %.3f | %s |%s\n",
+                   sh.n, sh.k, percent, t, d.us, g.us, d.us / g.us, o.us, d.us / o.us,
+                   p.read_bytes() / g.us / 1e3, p.mean_bytes() / (2. * sh.n * sh.k), name.c_str(),
+                   moved ? " MOVED" : "");
+            fflush(stdout);
+            fflush(csv);
+            char key[64];
+            snprintf(key, sizeof key, "%d%% T=%d bits %d warps %d", percent, t, b, w);
+            ratios[key].push_back({d.us / g.us, d.us / o.us});
           }
         }
-        const Time g = median(plain), o = median(overlap);
-        fprintf(
-            csv,
-            "%d,%d,%d,%d,%.3f,%.3f,%.3f,%s,%s,%.3f,%.3f,%.3f,%.3f,%.3f,%.3f,%.0f,%.0f,%.5f,%u\n",
-            sh.n, sh.k, percent, t, d.us, d.low, d.high, best.c_str(), name.c_str(), g.us, g.low,
-            g.high, o.us, o.low, o.high, p.read_bytes(), p.mean_bytes(), e, moved);
-        printf("| %dx%d | %d | %d | %.2f | %.2f (%.2f) | %.2f (%.2f) | %.0f | %.3f | %s |%s\n",
-               sh.n, sh.k, percent, t, d.us, g.us, d.us / g.us, o.us, d.us / o.us,
-               p.read_bytes() / g.us / 1e3, p.mean_bytes() / (2. * sh.n * sh.k), name.c_str(),
-               moved ? " MOVED" : "");
-        fflush(stdout);
-        fflush(csv);
-        ratios[percent * 8 + t].push_back(d.us / g.us);
-        overlaps[percent * 8 + t].push_back(d.us / o.us);
-      }
     }
-  for (int percent : percents)
-    for (int t : ts) {
-      double g = 0, o = 0, worst = 1e9;
-      const auto& r = ratios[percent * 8 + t];
-      for (double v : r) g += log(v), worst = std::min(worst, v);
-      for (double v : overlaps[percent * 8 + t]) o += log(v);
-      printf("%d%% T=%d geometric mean %.3f worst %.3f pdl %.3f over %zu shapes\n", percent, t,
-             exp(g / r.size()), worst, exp(o / r.size()), r.size());
+  for (const auto& [key, r] : ratios) {
+    double g = 0, o = 0, worst = 1e9;
+    for (const auto& [plain, overlap] : r) {
+      g += log(plain);
+      o += log(overlap);
+      worst = std::min(worst, plain);
     }
+    printf("%s geometric mean %.3f worst %.3f pdl %.3f over %zu shapes\n", key.c_str(),
+           exp(g / r.size()), worst, exp(o / r.size()), r.size());
+  }
 }
 
-static void unpack_run(const char* shapes, const vector<int>& percents) {
+static void unpack_run(const char* shapes, const vector<int>& percents, int bits) {
   for (const char* s = shapes; *s; s++)
     for (int percent : percents) {
       const Shape sh = kShapes[*s - '0'];
       Problem p(sh.n, sh.k, percent);
-      p.pack_all({});
+      lb::GapLayout wish;
+      wish.bits = bits;
+      p.pack_all(wish);
       const int copies = (int)p.packed.size();
       const Time u = time_graph(
           [&](int i) {
@@ -282,7 +309,7 @@ static void unpack_run(const char* shapes, const vector<int>& percents) {
       for (int i = 0; i < 2; i++) {
         p.generate(p.tmp, 0);
         CK(cudaEventRecord(e0, st));
-        layout = {};
+        layout = wish;
         CK(lb::gap_measure(p.tmp, sh.n, sh.k, p.scratch, &layout, st));
         CK(cudaEventRecord(e1, st));
         CK(cudaEventSynchronize(e1));
@@ -330,9 +357,9 @@ __global__ void spread_exponents(bf16* w, size_t n, int every) {
 static int check_case(const Case& c, int* total) {
   const int n = c.n, k = c.k;
   const size_t size = (size_t)n * k;
-  Buffer<bf16> w(size), back(size), x((size_t)4 * k + 8);
+  Buffer<bf16> w(size), back(size), x((size_t)kMost * k + 8);
   Buffer<unsigned char> scratch(lb::gap_scratch_bytes(n));
-  Buffer<double> ref((size_t)4 * n), mag((size_t)4 * n);
+  Buffer<double> ref((size_t)kMost * n), mag((size_t)kMost * n);
   gen_unstructured<<<512, 256, 0, st>>>(w.p, n, k, 1.f / sqrtf(k), n * 31 + k, c.percent, c.uneven);
   if (c.spread > 0) spread_exponents<<<512, 256, 0, st>>>(w.p, size, c.spread);
   gen_x<<<64, 256, 0, st>>>(x.p, x.n, n + 3);
@@ -359,14 +386,15 @@ static int check_case(const Case& c, int* total) {
     printf("BAD unpack: %u, %s\n", unequal, name_of(c).c_str());
   }
   for (int shift : {0, 1}) {
-    reference64<<<dim3(n, 4), 128, 0, st>>>(w.p, x.p + shift, ref.p, mag.p, n, k, 4);
+    reference64<<<dim3(n, kMost), 128, 0, st>>>(w.p, x.p + shift, ref.p, mag.p, n, k, kMost);
     CK(cudaStreamSynchronize(st));
     const vector<double> r = ref.read(), m = mag.read();
-    for (int t = 1; t <= 4; t++)
-      for (int tokens : {1, 2, 4}) {
+    const bool windows = p.layout.bits == lb::kWindowBits;
+    for (int t = 1; t <= (windows ? kMost : 4); t++)
+      for (int tokens : {1, 2, 4, 8}) {
         lb::GapPlan plan;
         plan.tokens = tokens;
-        if ((tokens == 1 && t == 3) || (tokens == 4 && t < 3)) continue;
+        if ((tokens == 1 && t == 3) || (tokens == 4 && t < 3 && !windows)) continue;
         const size_t need = lb::gap_shared_bytes(p.layout, plan);
         if (need == 0 || need > 227 * 1024) continue;
         Buffer<unsigned short> y((size_t)n * t + 64);
@@ -436,20 +464,22 @@ static int check_special(int bits_, int t) {
   return wrong != 0 || special == 0;
 }
 // The same bits 100 times while another stream keeps the memory busy; packing again, too.
-static int check_repeats() {
+static int check_repeats(int bits) {
   const int n = 6144, k = 4096;
-  Buffer<bf16> w((size_t)n * k), x((size_t)4 * k), y((size_t)4 * n), first((size_t)4 * n),
-      load((size_t)64 << 20);
+  Buffer<bf16> w((size_t)n * k), x((size_t)kMost * k), y((size_t)kMost * n),
+      first((size_t)kMost * n), load((size_t)64 << 20);
   Buffer<unsigned char> scratch(lb::gap_scratch_bytes(n));
   gen_unstructured<<<512, 256, 0, st>>>(w.p, n, k, 1.f / 64, 3, 70, 0);
-  gen_x<<<64, 256, 0, st>>>(x.p, (size_t)4 * k, 4);
-  const Packed a = pack(w.p, n, k, {}, scratch.p), b = pack(w.p, n, k, {}, scratch.p);
+  gen_x<<<64, 256, 0, st>>>(x.p, (size_t)kMost * k, 4);
+  lb::GapLayout wish;
+  wish.bits = bits;
+  const Packed a = pack(w.p, n, k, wish, scratch.p), b = pack(w.p, n, k, wish, scratch.p);
   CK(cudaStreamSynchronize(st));
   int moved = a.layout.packed_bytes != b.layout.packed_bytes;
   if (!moved) moved += differing((bf16*)a.bytes, (bf16*)b.bytes, a.layout.packed_bytes / 2) != 0;
   cudaStream_t other;
   CK(cudaStreamCreateWithFlags(&other, cudaStreamNonBlocking));
-  for (int t = 1; t <= 4; t++) {
+  for (int t : bits == lb::kWindowBits ? vector<int>{4, 8} : vector<int>{1, 2, 3, 4}) {
     lb::GapPlan plan;
     CK(lb::gap_plan(a.layout, t, &plan));
     CK(lb::gap_run(a.bytes, a.layout, x.p, first.p, t, plan, false, st));
@@ -462,25 +492,26 @@ static int check_repeats() {
   }
   CK(cudaStreamSynchronize(other));
   cudaStreamDestroy(other);
-  printf("repeats under load: %d of 401 differ\n", moved);
+  printf("repeats under load, bits %d: %d differ\n", bits, moved);
   return moved != 0;
 }
 static int check(const std::string& size) {
   int bad = 0, total = 0;
   if (size == "small") {
-    for (int bits : {3, 4})
+    for (int bits : {3, 4, 7})
       for (int lanes : {1, 2, 8}) {
         bad += check_case({100 + bits, 320, 60, lanes > 1, bits, lanes, 16}, &total);
         bad += check_case({33, 77, 50, 0, bits, lanes, 16}, &total);
         bad += check_case({45, 130, 50, 0, bits, lanes, 16, 3}, &total);
       }
     for (int t : {1, 2, 4}) bad += check_special(3, t), total++;
+    for (int t : {4, 8}) bad += check_special(7, t), total++;
     printf("check small: %d of %d bad\n", bad, total);
     return bad;
   }
-  for (int bits : {3, 4})
-    for (int t = 1; t <= 4; t++) bad += check_special(bits, t), total++;
-  for (int bits : {3, 4})
+  for (int bits : {3, 4, 7})
+    for (int t = 1; t <= (bits == 7 ? kMost : 4); t++) bad += check_special(bits, t), total++;
+  for (int bits : {3, 4, 7})
     for (int lanes : {1, 2, 4, 8})
       for (int warps : {16, 24}) {
         bad += check_case({1000 + lanes, 1024, 50, 1, bits, lanes, warps}, &total);
@@ -488,26 +519,29 @@ static int check(const std::string& size) {
         bad += check_case({2999, 1030, 70, 1, bits, lanes, warps, 40}, &total);
         bad += check_case({700, 640, 50, 0, bits, lanes, warps, 1}, &total);
       }
-  for (float percent : {0.f, 30.f, 60.f, 95.f, 100.f})
-    for (int uneven : {0, 1})
-      for (auto [n, k] : {std::pair{1, 1},
-                          {1, 4096},
-                          {3, 8},
-                          {31, 64},
-                          {32, 100},
-                          {65, 1001},
-                          {257, 136},
-                          {1023, 2049},
-                          {4100, 640},
-                          {9000, 64}})
-        bad += check_case({n, k, percent, uneven, 0, 0, 0}, &total);
-  for (auto [n, k] : {std::pair{4096, 4096}, {6144, 4096}, {4096, 14336}, {14336, 4096}})
-    for (float percent : {50.f, 80.f}) bad += check_case({n, k, percent, 0, 0, 0, 0}, &total);
-  bad += check_case({200000, 64, 50, 1, 0, 0, 0}, &total);
+  for (int bits : {0, 7}) {
+    for (float percent : {0.f, 30.f, 60.f, 95.f, 99.5f, 100.f})
+      for (int uneven : {0, 1})
+        for (auto [n, k] : {std::pair{1, 1},
+                            {1, 4096},
+                            {3, 8},
+                            {31, 64},
+                            {32, 100},
+                            {65, 1001},
+                            {257, 136},
+                            {1023, 2049},
+                            {4100, 640},
+                            {9000, 64}})
+          bad += check_case({n, k, percent, uneven, bits, 0, 0}, &total);
+    for (auto [n, k] : {std::pair{4096, 4096}, {6144, 4096}, {4096, 14336}, {14336, 4096}})
+      for (float percent : {50.f, 80.f}) bad += check_case({n, k, percent, 0, bits, 0, 0}, &total);
+    bad += check_case({200000, 64, 50, 1, bits, 0, 0}, &total);
+    bad += check_repeats(bits);
+    total++;
+  }
+  bad += check_case({300, 24999, 50, 1, 7, 0, 0}, &total);
   bad += check_case({300, 28672, 50, 1, 0, 0, 0}, &total);
   bad += check_case({40, 65472, 70, 1, 0, 0, 0}, &total);
-  bad += check_repeats();
-  total++;
   printf("check: %d of %d bad\n", bad, total);
   return bad;
 }
@@ -520,8 +554,9 @@ int main(int argc, char** argv) {
   csv = fopen(argv[2], "w");
   if (!csv) return 2;
   if (mode == "sweep") sweep(argv[3], numbers(argv[4]), numbers(argv[5]));
-  if (mode == "final") final_run(argv[3], numbers(argv[4]), numbers(argv[5]));
-  if (mode == "unpack") unpack_run(argv[3], numbers(argv[4]));
+  const auto more = [&](int i) { return argc > i ? numbers(argv[i]) : vector<int>{0}; };
+  if (mode == "final") final_run(argv[3], numbers(argv[4]), numbers(argv[5]), more(6), more(7));
+  if (mode == "unpack") unpack_run(argv[3], numbers(argv[4]), more(5)[0]);
   fclose(csv);
   CK(cudaDeviceSynchronize());
   return 0;

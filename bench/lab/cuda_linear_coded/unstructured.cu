@@ -184,14 +184,16 @@ struct Problem {
   }
 };
 
-// Cuts of one wave of blocks.
+// Cuts of one wave of blocks, or of as few as there can be.
 static vector<k::GpuPlan> cuts(int n, int k, int t) {
   vector<k::GpuPlan> all;
   const int tiles = (n + 15) / 16, stages = (k + 255) / 256;
-  for (int cluster : {1, 2, 4})
+  for (int cluster : {1, 2, 4, 8})
     for (int mt : {1, 2}) {
-      const int groups = cluster == 1 ? 132 : cluster == 2 ? 66 : 32;
-      const int rw = ((tiles + groups - 1) / groups + mt - 1) / mt, part = stages / cluster;
+      const int groups = cluster == 1 ? 132 : cluster == 2 ? 66 : cluster == 4 ? 30 : 15;
+      const int of_all = ((tiles + groups - 1) / groups + mt - 1) / mt;
+      const int waves = (of_all + 27) / 28, part = stages / cluster;
+      const int rw = ((tiles + groups * waves - 1) / (groups * waves) + mt - 1) / mt;
       for (int kw : {1, 2, 3, 4, 5, 6, 8, 12, 16}) {
         if (kw > part || rw * kw < 7 || rw * kw > 28) continue;
         for (int ring : {1, 2, 3, 4}) {

@@ -164,20 +164,27 @@ static lb::ScatterPlan cut_wished(lb::ScatterPlan plan) {
 static vector<lb::ScatterPlan> cuts(const Problem& p, int t) {
   static const int at_once[9] = {0, 132, 66, 0, 30, 0, 0, 0, 15};
   vector<lb::ScatterPlan> all;
-  const int nt = t <= 8 ? 1 : t <= 16 ? 2 : 4, tiles = (p.n + 15) / 16, units = p.k / 128;
+  const int nt = t <= 8    ? 1
+                 : t <= 16 ? 2
+                 : t <= 32 ? 4
+                           : 8,
+            tiles = (p.n + 15) / 16, units = p.k / 128;
   for (int cluster : {1, 2, 4, 8})
     for (int mt : {1, 2}) {
       const int groups = at_once[cluster], part = units / cluster;
       const int rw = ((tiles + groups - 1) / groups + mt - 1) / mt;
       for (int kw : {1, 2, 3, 4, 5, 6, 8, 10}) {
         const int warps = rw * kw;
-        if (kw > part || warps < 7) continue;
+        if (kw > part || warps < (nt == 8 ? 3 : 7)) continue;
         for (int su : {1, 2, 4})
           for (int xs : {2, 3})
-            for (int producers : {2, 3, 4}) {
-              if (nt == 1 ? producers > 3 : producers != nt) continue;
+            for (int producers : {1, 2, 3, 4}) {
+              if (nt == 8   ? producers > 2
+                  : nt == 1 ? producers < 2 || producers > 3
+                            : producers != nt)
+                continue;
               const int rounds = (part + su * kw - 1) / (su * kw);
-              if (su * kw > part || xs > rounds || (xs == 2) != (nt == 4 || rounds == 2)) continue;
+              if (su * kw > part || xs > rounds || (xs == 2) != (nt >= 4 || rounds == 2)) continue;
               lb::ScatterPlan q;
               q.token_tiles = nt;
               q.tiles_per_warp = mt;
@@ -227,7 +234,7 @@ static void final_run(const char* shapes, const vector<int>& percents, const vec
           "n,k,percent,t,dense_us,dense_low,dense_high,dense_algorithm,plan,graph_us,graph_low,"
           "graph_high,pdl_us,pdl_low,pdl_high,packed_bytes,error,moved\n");
   printf("| n x k | %% | T | dense | ours graph (ratio) | PDL (ratio) | GB/s | bytes | plan |\n");
-  vector<vector<double>> ratios(101 * 33), overlaps(101 * 33);
+  vector<vector<double>> ratios(101 * 65), overlaps(101 * 65);
   for (const char* s = shapes; *s; s++)
     for (int percent : percents) {
       const Shape sh = kShapes[*s - '0'];
@@ -279,16 +286,16 @@ static void final_run(const char* shapes, const vector<int>& percents, const vec
                moved ? " MOVED" : "");
         fflush(stdout);
         fflush(csv);
-        ratios[percent * 33 + t].push_back(d.us / g.us);
-        overlaps[percent * 33 + t].push_back(d.us / o.us);
+        ratios[percent * 65 + t].push_back(d.us / g.us);
+        overlaps[percent * 65 + t].push_back(d.us / o.us);
       }
     }
   for (int percent : percents)
     for (int t : ts) {
       double g = 0, o = 0, worst = 1e9;
-      const auto& r = ratios[percent * 33 + t];
+      const auto& r = ratios[percent * 65 + t];
       for (double v : r) g += log(v), worst = std::min(worst, v);
-      for (double v : overlaps[percent * 33 + t]) o += log(v);
+      for (double v : overlaps[percent * 65 + t]) o += log(v);
       printf("%d%% T=%d geometric mean %.3f worst %.3f pdl %.3f over %zu shapes\n", percent, t,
              exp(g / r.size()), worst, exp(o / r.size()), r.size());
     }
@@ -469,7 +476,7 @@ static int check_repeats(int fours, lb::ScatterForm form) {
   if (!moved) moved += differing((bf16*)a.bytes, (bf16*)b.bytes, a.layout.packed_bytes / 2) != 0;
   cudaStream_t other;
   CK(cudaStreamCreateWithFlags(&other, cudaStreamNonBlocking));
-  for (int t : {5, 8, 16, 32}) {
+  for (int t : {5, 8, 16, 32, 64}) {
     lb::ScatterPlan plan;
     CK(lb::scatter_plan(a.layout, t, &plan));
     CK(lb::scatter_run(a.bytes, a.layout, x.p, first.p, t, plan, false, st));
@@ -490,7 +497,7 @@ static int check(const std::string& size) {
   const auto forms = {lb::ScatterForm::kPairs, lb::ScatterForm::kList};
   if (size == "small") {
     for (auto form : forms) {
-      bad += check_case({100, 384, 60, 1, 0, form}, {1, 13, 32}, &total);
+      bad += check_case({100, 384, 60, 1, 0, form}, {1, 13, 32, 61}, &total);
       bad += check_case({33, 136, 50, 0, 20, form}, {8, 16}, &total);
       bad += check_case({48, 1024, 85, 0, 0, form}, {5}, &total);
       bad += check_special(0, 16, form);
@@ -503,7 +510,7 @@ static int check(const std::string& size) {
   for (int t = 1; t <= kMaxT; t++) every.push_back(t);
   for (auto form : forms) {
     for (int fours : {0, 20, 50, 100}) {
-      for (int t : {1, 5, 8, 16, 31, 32}) bad += check_special(fours, t, form), total++;
+      for (int t : {1, 5, 8, 16, 31, 32, 63}) bad += check_special(fours, t, form), total++;
       bad += check_case({1000, 1024, 60, 1, fours, form}, every, &total);
       bad += check_case({333, 680, 75, 0, fours, form}, every, &total);
     }
@@ -522,9 +529,9 @@ static int check(const std::string& size) {
           bad += check_case({n, k, percent, uneven, 0, form}, {1, 7, 16, 29}, &total);
     for (auto [n, k] : {std::pair{4096, 4096}, {6144, 4096}, {4096, 14336}})
       for (float percent : {50.f, 60.f, 70.f, 80.f, 90.f})
-        bad += check_case({n, k, percent, 0, 0, form}, {5, 8, 16, 32}, &total);
-    bad += check_case({100000, 136, 50, 1, 0, form}, {8, 32}, &total);
-    bad += check_case({300, 28672, 50, 1, 0, form}, {8, 32}, &total);
+        bad += check_case({n, k, percent, 0, 0, form}, {5, 8, 16, 32, 33, 64}, &total);
+    bad += check_case({100000, 136, 50, 1, 0, form}, {8, 32, 64}, &total);
+    bad += check_case({300, 28672, 50, 1, 0, form}, {8, 32, 64}, &total);
     for (int fours : {0, 50}) bad += check_repeats(fours, form), total++;
   }
   printf("check: %d of %d bad\n", bad, total);

@@ -21,11 +21,12 @@ namespace lacuna::kernels {
 namespace {
 
 constexpr const GpuLinearKernel* kLinear[] = {
-    &linear_bitmap::kGap, &linear_bitmap::kGapFp8, &linear_bitmap::kGapInt8,
-    &linear_bitmap::kFp8, &linear_bitmap::kInt8,   &linear_bitmap::kScatter,
-    &linear_bsr::kBlock,  &linear_csr::kCusparse,  &linear_dense::kStream,
-    &linear_dense::kFp8,  &linear_dense::kInt8,    &linear_nm::kMmaSp,
-    &linear_nm::kFp8,     &linear_nm::kInt8,       &linear_nm::kInt4,
+    &linear_bitmap::kGap,     &linear_bitmap::kWindow, &linear_bitmap::kGapFp8,
+    &linear_bitmap::kGapInt8, &linear_bitmap::kFp8,    &linear_bitmap::kInt8,
+    &linear_bitmap::kScatter, &linear_bsr::kBlock,     &linear_csr::kCusparse,
+    &linear_dense::kStream,   &linear_dense::kFp8,     &linear_dense::kInt8,
+    &linear_nm::kMmaSp,       &linear_nm::kFp8,        &linear_nm::kInt8,
+    &linear_nm::kInt4,
 };
 
 cudaStream_t stream_of(GpuStream stream) { return static_cast<cudaStream_t>(stream); }

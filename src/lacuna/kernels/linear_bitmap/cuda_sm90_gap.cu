@@ -24,6 +24,10 @@
 //              a warp leaves 32 sums for each group it meets; four lanes a row add them up last,
 //              and the strays of the row
 //
+// 3 to 8 tokens: the x of a column is 8 bytes (and 8 more behind those of all columns), and 16
+// lanes meet in few banks only if packing sees to it. So places stand in windows, in the order that
+// it chose (cuda_sm90_gap_windows.cuh); all else is the same.
+//
 // Bytes: 2 for each place (17 bits with gaps of 4; codes 11 or 12), once, evict first; 2 T K of x
 // for every block, from L2.
 // Shared memory: 2 T K of x (pairs or fours of tokens side by side), then tables and sums.
@@ -54,19 +58,20 @@
 #include <utility>
 #include <vector>
 
+#include "lacuna/kernels/cuda/launch.h"
 #include "lacuna/kernels/cuda/sm90_async.h"
 #include "lacuna/kernels/cuda/sm90_device.h"
+#include "lacuna/kernels/linear_bitmap/cuda_sm90_gap_pack.cuh"
 #include "lacuna/kernels/linear_bitmap/cuda_sm90_gap_units.cuh"
+#include "lacuna/kernels/linear_bitmap/cuda_sm90_gap_windows.cuh"
 
 namespace lacuna::kernels::linear_bitmap {
 namespace {
 
 constexpr int kTableRows = 64;        // words of a table before its rows
-constexpr int kStartBytes = 64;       // one 16-bit column a lane
 constexpr int kMaxGroups = 31;        // of a block: its table has 32 entries
 constexpr unsigned kNoSpan = 0xffff;  // first warp 65535, last warp 0
 constexpr int kMaxSharedBytes = 227 * 1024;
-constexpr int kMaxTokens = static_cast<int>(kGapMaxTokens);
 
 int ceil_div(std::int64_t a, std::int64_t b) { return static_cast<int>((a + b - 1) / b); }
 
@@ -94,29 +99,13 @@ Parts parts_of(const GapLayout& l) {
   const std::size_t groups =
       l.lanes_per_row > 1 ? static_cast<std::size_t>(l.blocks) * l.groups_per_block : 0;
   p.streams = round_up(p.group_starts + groups * kStartBytes, 128);
-  const int units = l.most_chunks / kUnitChunks, rest = l.most_chunks % kUnitChunks;
+  const int units = l.most_chunks / unit_chunks(l.bits), rest = l.most_chunks % unit_chunks(l.bits);
   p.pitch = static_cast<std::size_t>(units) * unit_bytes(l.values, l.bits) +
-            (rest > 0 ? head_bytes(l.values, l.bits) + value_bytes(l.values, rest) : 0);
+            (rest > 0 ? head_bytes(l.values, l.bits) + value_bytes(l.values, l.bits, rest) : 0);
   p.strays = p.streams + static_cast<std::size_t>(l.blocks) * l.warps * p.pitch;
   p.bytes = p.strays + 4 * static_cast<std::size_t>(l.strays);
   return p;
 }
-
-// Of one row, found by counting.
-struct RowCount {
-  unsigned kept;       // without strays
-  unsigned places[2];  // with gaps of 3 and 4 bits
-  unsigned strays;
-};
-
-// Where a row goes.
-struct RowHome {
-  unsigned block;
-  unsigned first_chunk;  // of its group, in its block
-  unsigned chunks;       // of each lane of its group
-  unsigned lane;         // first lane | group of the block << 8
-  unsigned stray;        // its first
-};
 
 struct Scratch {
   std::size_t top, counts, homes, totals, tables, bytes;
@@ -134,160 +123,6 @@ Scratch scratch_parts(std::int64_t n) {
   s.tables = round_up(s.totals + 4 * (rows + kMostSms), 128);
   s.bytes = s.tables + 4 * (4 * rows + 65 * kMostSms) + 512 * (rows / 4 + kMostSms);
   return s;
-}
-
-// ---------- counting and packing ----------
-
-// The places of 32 columns: kept values and, in runs of zeros, every 2^bits-th zero.
-struct Window {
-  unsigned kept, places;
-};
-
-// `run`: zeros directly before the window, updated.
-template <int kBits>
-__device__ __forceinline__ Window window_of(unsigned kept, unsigned valid, int lane, int& run) {
-  const unsigned before = kept & ((1u << lane) - 1);
-  const int zeros = before ? lane - 32 + __clz(before) : run + lane;  // before this column
-  const bool bridge = !(kept >> lane & 1) && (valid >> lane & 1) &&
-                      (zeros & ((1 << kBits) - 1)) == (1 << kBits) - 1;
-  Window w;
-  w.kept = kept;
-  w.places = kept | __ballot_sync(~0u, bridge);
-  run = kept ? __clz(kept) : run + 32;
-  return w;
-}
-
-__device__ __forceinline__ unsigned short load_weight(const unsigned short* row, int column,
-                                                      int k) {
-  const unsigned short v = column < k ? row[column] : 0;
-  return (v & 0x7fff) ? v : 0;
-}
-
-// The largest exponent of W that may be `top`.
-__global__ void __launch_bounds__(256)
-    gap_top_kernel(const unsigned short* dense, std::size_t size, int* top) {
-  int most = 1;
-  const std::size_t all = static_cast<std::size_t>(gridDim.x) * blockDim.x;
-#pragma unroll 8
-  for (std::size_t i = blockIdx.x * static_cast<std::size_t>(blockDim.x) + threadIdx.x; i < size;
-       i += all) {
-    const int e = exponent_of(dense[i]);
-    if (e <= kMostTop) most = max(most, e);
-  }
-  most = __reduce_max_sync(~0u, most);
-  if ((threadIdx.x & 31) == 0) atomicMax(top, most);
-}
-
-__global__ void __launch_bounds__(256)
-    gap_count_kernel(const unsigned short* dense, int n, int k, int k_padded, const int* top_of_all,
-                     RowCount* counts) {
-  const int lane = threadIdx.x & 31;
-  const int row = blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5);
-  if (row >= n) return;
-  const unsigned short* from = dense + static_cast<std::size_t>(row) * k;
-  const int top = *top_of_all;
-  int run3 = 0, run4 = 0;
-  unsigned kept_count = 0, places3 = 0, places4 = 0, strays = 0;
-#pragma unroll 4
-  for (int column = 0; column < k_padded; column += 32) {
-    const unsigned short value = load_weight(from, column + lane, k);
-    const bool fit = fits(value, top);
-    const unsigned kept = __ballot_sync(~0u, value != 0 && fit);
-    strays += __popc(__ballot_sync(~0u, value != 0 && !fit));
-    const unsigned valid = k_padded - column >= 32 ? ~0u : (1u << (k_padded - column)) - 1;
-    kept_count += __popc(kept);
-    places3 += __popc(window_of<3>(kept, valid, lane, run3).places);
-    places4 += __popc(window_of<4>(kept, valid, lane, run4).places);
-  }
-  if (lane == 0) counts[row] = {kept_count, {places3, places4}, strays};
-}
-
-struct PackParams {
-  const unsigned short* dense;
-  const RowCount* counts;
-  const RowHome* homes;
-  const unsigned* totals;
-  unsigned char* packed;
-  int n, k, k_padded, top;
-  int lanes_per_row, warps, groups_per_block;
-  std::size_t warp_starts, group_starts, streams, pitch, strays;
-};
-
-// One warp packs one row. Beside the places that gaps need, zeros spread evenly over the row fill
-// its lanes up to the length of its group.
-template <GapValues kValues, int kBits>
-__global__ void __launch_bounds__(256) gap_pack_kernel(const PackParams p) {
-  const int lane = threadIdx.x & 31;
-  const int row = blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5);
-  if (row >= p.n) return;
-  const unsigned short* from = p.dense + static_cast<std::size_t>(row) * p.k;
-  const RowHome home = p.homes[row];
-  const unsigned places = p.counts[row].places[kBits - 3];
-  const unsigned lane_places = home.chunks * kChunkValues;
-  const unsigned extra = lane_places * p.lanes_per_row - places;  // zeros to add
-  const unsigned free_places = p.k_padded - places;
-  const unsigned total = p.totals[home.block];
-  const unsigned rows = 32 / p.lanes_per_row;
-  int run = 0;
-  unsigned done = 0, passed = 0;  // places taken and free columns passed
-  int last = -1;                  // column of the last place
-  unsigned* stray = reinterpret_cast<unsigned*>(p.packed + p.strays) + home.stray;
-  for (int column0 = 0; column0 < p.k_padded; column0 += 32) {
-    const int column = column0 + lane;
-    unsigned value = load_weight(from, column, p.k);
-    const bool strays = value != 0 && !fits(value, p.top);
-    const unsigned all_strays = __ballot_sync(~0u, strays);
-    if (strays) {
-      stray[__popc(all_strays & ((1u << lane) - 1))] = value << 16 | column;
-      value = 0;
-    }
-    stray += __popc(all_strays);
-    const unsigned kept = __ballot_sync(~0u, value != 0);
-    const unsigned valid = p.k_padded - column0 >= 32 ? ~0u : (1u << (p.k_padded - column0)) - 1;
-    const Window w = window_of<kBits>(kept, valid, lane, run);
-    const unsigned below = (1u << lane) - 1;
-    const unsigned open = valid & ~w.places;
-    bool take = w.places >> lane & 1;
-    if (open >> lane & 1) {
-      const unsigned j = passed + __popc(open & below);
-      take = (j + 1) * extra / free_places > j * extra / free_places;
-    }
-    passed += __popc(open);
-    const unsigned taken = __ballot_sync(~0u, take);
-    if (take) {
-      const unsigned before = taken & below;
-      const int previous = before ? column0 + 31 - __clz(before) : last;
-      const unsigned place = done + __popc(before);
-      const unsigned piece = place / lane_places, in_piece = place % lane_places;
-      const unsigned to_lane = (home.lane & 255) + piece * rows;
-      const unsigned i = in_piece % kChunkValues;
-      const unsigned chunk = home.first_chunk + in_piece / kChunkValues;
-      const unsigned warp = (p.warps * (chunk + 1) - 1) / total;
-      const unsigned own = chunk - warp * total / p.warps;
-      const std::size_t stream = static_cast<std::size_t>(home.block) * p.warps + warp;
-      unsigned char* unit =
-          p.packed + p.streams + stream * p.pitch +
-          static_cast<std::size_t>(own / kUnitChunks) * unit_bytes(kValues, kBits);
-      GapUnit<kValues, kBits>::put(unit, own % kUnitChunks, i, to_lane, value,
-                                   column - previous - 1, p.top);
-      if (i == 0) {
-        if (own == 0) {
-          reinterpret_cast<unsigned short*>(p.packed + p.warp_starts +
-                                            stream * kStartBytes)[to_lane] =
-              static_cast<unsigned short>(previous + 1);
-        }
-        if (chunk == home.first_chunk && p.lanes_per_row > 1) {
-          const std::size_t group =
-              static_cast<std::size_t>(home.block) * p.groups_per_block + (home.lane >> 8);
-          reinterpret_cast<unsigned short*>(p.packed + p.group_starts +
-                                            group * kStartBytes)[to_lane] =
-              static_cast<unsigned short>(previous + 1);
-        }
-      }
-    }
-    done += __popc(taken);
-    if (taken) last = column0 + 31 - __clz(taken);
-  }
 }
 
 // ---------- multiplying ----------
@@ -319,8 +154,29 @@ __device__ __forceinline__ void copy4(unsigned to, const void* from) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(from) : "memory");
 }
 
+// Tokens whose x stand side by side: 1, 2, 4, or 4 and behind all of them 4 more.
+__host__ __device__ constexpr int slab_tokens(int tokens) { return tokens < 4 ? tokens : 4; }
+__host__ __device__ constexpr int sum_count(int tokens) { return tokens < 4 ? 4 : tokens; }
+// Ahead of each slab of windows: zeros, the last 2 * slab_tokens() bytes of which are the column
+// before the first.
+__host__ __device__ constexpr int guard_bytes(int bits) { return bits == kWindowBits ? 16 : 0; }
+__host__ __device__ constexpr int slab_bytes(int bits, int tokens, int k_padded) {
+  return (2 * slab_tokens(tokens) * k_padded + 15) / 16 * 16 + guard_bytes(bits);
+}
+
+// Four tokens.
+__device__ __forceinline__ void multiply_four(float* sum, unsigned address, float w) {
+  unsigned x, z;
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(x), "=r"(z) : "r"(address));
+  sum[0] = fmaf(w, __uint_as_float(x << 16), sum[0]);
+  sum[1] = fmaf(w, __uint_as_float(x & 0xffff0000u), sum[1]);
+  sum[2] = fmaf(w, __uint_as_float(z << 16), sum[2]);
+  sum[3] = fmaf(w, __uint_as_float(z & 0xffff0000u), sum[3]);
+}
+
 template <int kTokens>
-__device__ __forceinline__ void multiply(float (&sum)[4], unsigned address, float w, int i) {
+__device__ __forceinline__ void multiply(float (&sum)[sum_count(kTokens)], unsigned address,
+                                         float w, int i, unsigned slab) {
   if constexpr (kTokens == 1) {
     unsigned short x;
     asm volatile("ld.shared.u16 %0, [%1];" : "=h"(x) : "r"(address));
@@ -331,32 +187,45 @@ __device__ __forceinline__ void multiply(float (&sum)[4], unsigned address, floa
     sum[2 * (i & 1)] = fmaf(w, __uint_as_float(x << 16), sum[2 * (i & 1)]);
     sum[2 * (i & 1) + 1] = fmaf(w, __uint_as_float(x & 0xffff0000u), sum[2 * (i & 1) + 1]);
   } else {
-    unsigned x, z;
-    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(x), "=r"(z) : "r"(address));
-    sum[0] = fmaf(w, __uint_as_float(x << 16), sum[0]);
-    sum[1] = fmaf(w, __uint_as_float(x & 0xffff0000u), sum[1]);
-    sum[2] = fmaf(w, __uint_as_float(z << 16), sum[2]);
-    sum[3] = fmaf(w, __uint_as_float(z & 0xffff0000u), sum[3]);
+    multiply_four(sum, address, w);
+    if constexpr (kTokens == 8) multiply_four(sum + 4, address + slab, w);
   }
 }
 
-// 8 places of a lane. `at`: address of the x of the column after the last place; moved on.
-template <int kTokens, class Unit>
-__device__ __forceinline__ void multiply_chunk(float (&sum)[4], unsigned& at, const Unit& unit,
-                                               int c) {
-  constexpr int kBytes = 2 * kTokens;  // of x of one column
-  const Gaps gaps = unit.gaps(c);
-  const unsigned odd_sums = (gaps.even + gaps.odd) * 0x01010101u;  // byte j: of places 0 .. 2j + 1
-  const unsigned even_sums = odd_sums - gaps.odd;                  // byte j: of places 0 .. 2j
+// A chunk of places of a lane. `at`: address of the x of the column after the last place (of
+// windows: of the last place itself); moved on.
+template <int kBits, int kTokens, class Unit>
+__device__ __forceinline__ void multiply_chunk(float (&sum)[sum_count(kTokens)], unsigned& at,
+                                               const Unit& unit, int c, unsigned slab) {
+  constexpr unsigned kBytes = 2 * slab_tokens(kTokens);  // of x of one column
   const unsigned base = at;
+  if constexpr (kBits == kWindowBits) {
 #pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    const float2 v = unit.pair(c, j);
-    const unsigned a0 = __dp4a(even_sums, static_cast<unsigned>(kBytes) << (8 * j), base);
-    const unsigned a1 = __dp4a(odd_sums, static_cast<unsigned>(kBytes) << (8 * j), base);
-    multiply<kTokens>(sum, a0 + kBytes * (2 * j), v.x, 2 * j);
-    multiply<kTokens>(sum, a1 + kBytes * (2 * j + 1), v.y, 2 * j + 1);
-    if (j == 3) at = a1 + kBytes * 8;
+    for (int q = 0; q < 4; ++q) {
+      const unsigned offsets = unit.offsets(c, q);
+      unsigned a[4];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) a[j] = __dp4a(offsets, kBytes << (8 * j), base);
+      const float2 v0 = unit.pair(c, 2 * q), v1 = unit.pair(c, 2 * q + 1);
+      multiply<kTokens>(sum, a[0], v0.x, 0, slab);
+      multiply<kTokens>(sum, a[2], v0.y, 1, slab);
+      multiply<kTokens>(sum, a[1], v1.x, 2, slab);
+      multiply<kTokens>(sum, a[3], v1.y, 3, slab);
+      if (q == 3) at = max(max(a[0], a[1]), max(a[2], a[3]));
+    }
+  } else {
+    const Gaps gaps = unit.gaps(c);
+    const unsigned odd_sums = (gaps.even + gaps.odd) * 0x01010101u;  // byte j: places 0 .. 2j + 1
+    const unsigned even_sums = odd_sums - gaps.odd;                  // byte j: places 0 .. 2j
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const float2 v = unit.pair(c, j);
+      const unsigned a0 = __dp4a(even_sums, kBytes << (8 * j), base);
+      const unsigned a1 = __dp4a(odd_sums, kBytes << (8 * j), base);
+      multiply<kTokens>(sum, a0 + kBytes * (2 * j), v.x, 2 * j, slab);
+      multiply<kTokens>(sum, a1 + kBytes * (2 * j + 1), v.y, 2 * j + 1, slab);
+      if (j == 3) at = a1 + kBytes * 8;
+    }
   }
 }
 
@@ -364,46 +233,59 @@ template <GapValues kValues, int kBits, int kTokens, int kWarps>
 __global__ void __launch_bounds__(kWarps * 32, 1) linear_gap_kernel(const Params p) {
   extern __shared__ __align__(128) unsigned char shared[];
   constexpr bool kCodes = kValues != GapValues::kBf16;
+  using Unit = GapUnit<kValues, kBits>;
   constexpr int kThreads = kWarps * 32;
-  constexpr int kBytes = 2 * kTokens;  // of x of one column
+  constexpr int kSlabTokens = slab_tokens(kTokens), kBytes = 2 * kSlabTokens;  // of x of one column
+  constexpr int kGuard = guard_bytes(kBits);
   const int warp = __shfl_sync(~0u, threadIdx.x >> 5, 0), lane = threadIdx.x & 31;
-  const unsigned x_at = shared_address(shared);
+  const unsigned slab = slab_bytes(kBits, kTokens, p.k_padded);
+  const unsigned x_at = shared_address(shared) + kGuard;  // column 0
+  // Column before the first place of a stream: windows count from the column of their last place.
+  constexpr int kBefore = kBits == kWindowBits ? kBytes : 0;
   // After x: first and last warp of each group, its rows, their scales if W has some, then the sums
   // [segment][token][lane].
-  const unsigned spans_at = x_at + (p.k_padded * kBytes + 15) / 16 * 16;
+  const unsigned spans_at = x_at - kGuard + kTokens / kSlabTokens * slab;
   const int block_rows = p.groups_per_block << p.rows_log2;
   const unsigned rows_at = spans_at + 4 * 32;
   const int columns = kCodes ? 2 * block_rows : block_rows;  // words
-  float* const sums = reinterpret_cast<float*>(shared + (rows_at - x_at) + 4 * columns);
+  float* const sums = reinterpret_cast<float*>(shared + (rows_at + kGuard - x_at) + 4 * columns);
 
   const unsigned char* table = p.packed + blockIdx.x * p.table_stride;
   const unsigned stream = blockIdx.x * kWarps + warp;
   const unsigned char* weights = p.weights + static_cast<std::size_t>(stream) * p.pitch;
 
-  auto fetch_x = [&] {
+  // x of kSlabTokens tokens from `first` on.
+  auto fetch_slab = [&](int first) {
+    unsigned* const slab_words = reinterpret_cast<unsigned*>(shared + first / kSlabTokens * slab);
+    unsigned* const words = slab_words + kGuard / 4;
+    const unsigned short* const from = p.x + static_cast<std::size_t>(first) * p.k;
+    const int tokens = p.t - first;
+    if constexpr (kGuard > 0) {
+      if (threadIdx.x < kGuard / 4) slab_words[threadIdx.x] = 0;
+    }
     if (p.x_vectors) {
       if constexpr (kTokens == 1) {
 #pragma unroll 1
-        for (int i = threadIdx.x; i < p.k / 8; i += kThreads) copy16(x_at + i * 16, p.x + i * 8);
+        for (int i = threadIdx.x; i < p.k / 8; i += kThreads) copy16(x_at + i * 16, from + i * 8);
       } else {
 #pragma unroll 1
         for (int i = threadIdx.x; i < p.k / 8; i += kThreads) {
-          uint4 q[kTokens];
+          uint4 q[kSlabTokens];
 #pragma unroll
-          for (int t = 0; t < kTokens; ++t) {
-            q[t] = t < p.t ? *reinterpret_cast<const uint4*>(
-                                 p.x + static_cast<std::size_t>(t) * p.k + i * 8)
-                           : make_uint4(0, 0, 0, 0);
+          for (int t = 0; t < kSlabTokens; ++t) {
+            q[t] = t < tokens ? *reinterpret_cast<const uint4*>(
+                                    from + static_cast<std::size_t>(t) * p.k + i * 8)
+                              : make_uint4(0, 0, 0, 0);
           }
-          unsigned* to = reinterpret_cast<unsigned*>(shared) + i * (8 * kBytes / 4);
+          unsigned* to = words + i * (8 * kBytes / 4);
 #pragma unroll
           for (int j = 0; j < 4; ++j) {
-            unsigned w[kTokens];
+            unsigned w[kSlabTokens];
 #pragma unroll
-            for (int t = 0; t < kTokens; ++t) {
+            for (int t = 0; t < kSlabTokens; ++t) {
               w[t] = j == 0 ? q[t].x : j == 1 ? q[t].y : j == 2 ? q[t].z : q[t].w;
             }
-            if constexpr (kTokens == 2) {
+            if constexpr (kSlabTokens == 2) {
               *reinterpret_cast<uint2*>(to + 2 * j) =
                   make_uint2(__byte_perm(w[0], w[1], 0x5410), __byte_perm(w[0], w[1], 0x7632));
             } else {
@@ -417,42 +299,43 @@ __global__ void __launch_bounds__(kWarps * 32, 1) linear_gap_kernel(const Params
       if (p.k < p.k_padded) {
 #pragma unroll 1
         for (int i = p.k * kBytes / 4 + threadIdx.x; i < p.k_padded * kBytes / 4; i += kThreads) {
-          reinterpret_cast<unsigned*>(shared)[i] = 0;
+          words[i] = 0;
         }
       }
     } else {
 #pragma unroll 1
-      for (int i = threadIdx.x; i < p.k_padded * kTokens; i += kThreads) {
-        const int column = i / kTokens, t = i % kTokens;
+      for (int i = threadIdx.x; i < p.k_padded * kSlabTokens; i += kThreads) {
+        const int column = i / kSlabTokens, t = i % kSlabTokens;
         const unsigned short x =
-            column < p.k && t < p.t ? p.x[static_cast<std::size_t>(t) * p.k + column] : 0;
-        reinterpret_cast<unsigned short*>(shared)[i] = x;
+            column < p.k && t < tokens ? from[static_cast<std::size_t>(t) * p.k + column] : 0;
+        reinterpret_cast<unsigned short*>(words)[i] = x;
       }
     }
   };
   // At once the weights that every warp has; where some have less, all wait for the table.
-  GapUnit<kValues, kBits> unit(weights, lane);
+  Unit unit(weights, lane);
   const unsigned first_chunk = reinterpret_cast<const unsigned*>(table)[lane];
   unsigned start = p.starts[stream * 32 + lane];
-  if (p.least_chunks >= kUnitChunks) {
+  if (p.least_chunks >= Unit::kChunks) {
 #pragma unroll
-    for (int c = 0; c < kUnitChunks; ++c) unit.load(c, 0, kUnitChunks);
+    for (int c = 0; c < Unit::kChunks; ++c) unit.load(c, 0, Unit::kChunks);
   }
 #pragma unroll 1
   for (int i = threadIdx.x; i < 32 + columns; i += kThreads) {
     copy4(spans_at + i * 4, table + 128 + i * 4);
   }
   if (p.overlap) cuda::await_previous();
-  fetch_x();
+  fetch_slab(0);
+  if constexpr (kTokens > kSlabTokens) fetch_slab(kSlabTokens);
   cuda::launch_next();
 
   // The warp's chunks are [begin, begin + count) of the block's.
   const unsigned total = __shfl_sync(~0u, first_chunk, 31);
   const unsigned begin = warp * total / kWarps;
   const int count = static_cast<int>((warp + 1) * total / kWarps - begin);
-  if (p.least_chunks < kUnitChunks) {
+  if (p.least_chunks < Unit::kChunks) {
 #pragma unroll
-    for (int c = 0; c < kUnitChunks; ++c) unit.load(c, 0, count);
+    for (int c = 0; c < Unit::kChunks; ++c) unit.load(c, 0, count);
   }
   int group = __popc(__ballot_sync(~0u, first_chunk <= begin)) - 1;
   // End of the current group among the warp's chunks.
@@ -460,7 +343,7 @@ __global__ void __launch_bounds__(kWarps * 32, 1) linear_gap_kernel(const Params
     return min(static_cast<int>(__shfl_sync(~0u, first_chunk, group + 1) - begin), count);
   };
   int end = count > 0 ? group_end() : 0;
-  unsigned at = x_at + start * kBytes;
+  unsigned at = x_at + start * kBytes - kBefore;
   auto next_start = [&]() -> unsigned {
     if (p.rows_log2 == 5) return 0;
     return reinterpret_cast<const unsigned short*>(
@@ -470,7 +353,7 @@ __global__ void __launch_bounds__(kWarps * 32, 1) linear_gap_kernel(const Params
   asm volatile("cp.async.wait_all;" ::: "memory");
   __syncthreads();
 
-  float sum[4] = {0.f, 0.f, 0.f, 0.f};
+  float sum[sum_count(kTokens)] = {};
   auto store_sums = [&] {
     float* to = sums + (warp + group) * (32 * kTokens) + lane;
     if constexpr (kTokens == 1) {
@@ -480,14 +363,14 @@ __global__ void __launch_bounds__(kWarps * 32, 1) linear_gap_kernel(const Params
       to[32] = sum[1] + sum[3];
     } else {
 #pragma unroll
-      for (int t = 0; t < 4; ++t) to[32 * t] = sum[t];
+      for (int t = 0; t < kTokens; ++t) to[32 * t] = sum[t];
     }
   };
   auto next_group = [&](int chunk) {
     store_sums();
 #pragma unroll
-    for (int t = 0; t < 4; ++t) sum[t] = 0.f;
-    at = x_at + start * kBytes;
+    for (float& s : sum) s = 0.f;
+    at = x_at + start * kBytes - kBefore;
     do {
       ++group;
       end = group_end();
@@ -495,12 +378,12 @@ __global__ void __launch_bounds__(kWarps * 32, 1) linear_gap_kernel(const Params
     if (end < count) start = next_start();
   };
   if (count > 0) {
-    for (int chunk = 0;; chunk += kUnitChunks) {
+    for (int chunk = 0;; chunk += Unit::kChunks) {
       unit.begin();
 #pragma unroll
-      for (int c = 0; c < kUnitChunks; ++c) {
-        multiply_chunk<kTokens>(sum, at, unit, c);
-        unit.load(c, 1, count - chunk - kUnitChunks);
+      for (int c = 0; c < Unit::kChunks; ++c) {
+        multiply_chunk<kBits, kTokens>(sum, at, unit, c, slab);
+        unit.load(c, 1, count - chunk - Unit::kChunks);
         if (__builtin_expect(chunk + c + 1 == end, 0)) {
           if (end == count) goto done;
           next_group(chunk + c + 1);
@@ -547,12 +430,12 @@ done:
     for (int t = 0; t < kTokens; ++t) total_sum[t] *= scale;
     if (!kCodes && p.strays != nullptr && slot < block_rows) {
       const unsigned* begin = reinterpret_cast<const unsigned*>(table) + kTableRows + block_rows;
-      float stray_sum[4] = {0.f, 0.f, 0.f, 0.f};
+      float stray_sum[sum_count(kTokens)] = {};
 #pragma unroll 1
       for (unsigned i = begin[slot] + part; i < begin[slot + 1]; i += 4) {
         const unsigned stray = p.strays[i];
         multiply<kTokens>(stray_sum, x_at + (stray & 0xffff) * kBytes,
-                          __uint_as_float(stray & 0xffff0000u), 0);
+                          __uint_as_float(stray & 0xffff0000u), 0, slab);
       }
 #pragma unroll
       for (int t = 0; t < kTokens; ++t) total_sum[t] += stray_sum[t];
@@ -562,10 +445,10 @@ done:
       total_sum[t] += __shfl_xor_sync(~0u, total_sum[t], 1);
       total_sum[t] += __shfl_xor_sync(~0u, total_sum[t], 2);
     }
-    if (part < p.t && slot < block_rows && row >= 0) {
+    if (slot < block_rows && row >= 0) {
 #pragma unroll
       for (int t = 0; t < kTokens; ++t) {
-        if (t == part) {
+        if (t % 4 == part && t < p.t) {
           p.y[static_cast<std::size_t>(t) * p.n + row] = __float2bfloat16_rn(total_sum[t]);
         }
       }
@@ -714,32 +597,59 @@ __device__ __noinline__ void write_rest(UnpackRows rows, unsigned short* dense, 
   write_some(rows, 0, min(rows.column - rows.base, 8), dense, k);
 }
 
-// Puts 8 places of each row.
-template <class Unit>
-__device__ __forceinline__ void put_chunk(UnpackRows& rows, const UnpackParams& u, const Unit& unit,
-                                          int c) {
-  const int lane = threadIdx.x & 31;
-  // Columns that places take, gaps included.
-  Gaps gaps = unit.gaps(c);
-  gaps.even += 0x01010101u;
-  gaps.odd += 0x01010101u;
-  const unsigned odd_sums = (gaps.even + gaps.odd) * 0x01010101u;  // byte j: of places 0 .. 2j + 1
-  const unsigned even_sums = odd_sums - gaps.odd;
-  const int columns = static_cast<int>(odd_sums >> 24);
+// Leaves room for so many columns more of each row.
+__device__ __forceinline__ void make_room(UnpackRows& rows, const UnpackParams& u, int columns) {
   while (__any_sync(~0u, rows.column + columns - rows.base > kRingColumns)) {
     rows.base = u.vectors ? write_vectors(rows, u.dense, u.packed.k, false)
                           : write_elements(rows, u.dense, u.packed.k);
   }
-  const unsigned at = 2 * rows.column + 16 * lane - 2, own = rows.ring + lane * kRingBytes;
+}
+
+// Puts a chunk of each row.
+template <int kBits, class Unit>
+__device__ __forceinline__ void put_chunk(UnpackRows& rows, const UnpackParams& u, const Unit& unit,
+                                          int c) {
+  const int lane = threadIdx.x & 31;
+  const unsigned own = rows.ring + lane * kRingBytes;
+  const auto put = [&](unsigned at, unsigned v) {
+    store_shared_half((at & (kRingBytes - 1)) | own, v);
+  };
+  if constexpr (kBits == kWindowBits) {
+    make_room(rows, u, 1 << kBits);
+    const unsigned at = 2 * rows.column + 16 * lane - 2;  // of the last place
+    unsigned most = 0;
 #pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    const unsigned v = unit.bf16_pair(c, j, rows.factor);
-    const unsigned a0 = __dp4a(even_sums, 2u << (8 * j), at);
-    const unsigned a1 = __dp4a(odd_sums, 2u << (8 * j), at);
-    store_shared_half((a0 & (kRingBytes - 1)) | own, v);
-    store_shared_half((a1 & (kRingBytes - 1)) | own, v >> 16);
+    for (int q = 0; q < 4; ++q) {
+      const unsigned offsets = unit.offsets(c, q);
+      const unsigned v0 = unit.bf16_pair(c, 2 * q, rows.factor);
+      const unsigned v1 = unit.bf16_pair(c, 2 * q + 1, rows.factor);
+      const unsigned values[4] = {v0 & 0xffff, v1 & 0xffff, v0 >> 16, v1 >> 16};
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const unsigned offset = offsets >> (8 * j) & 0x7f;
+        most = max(most, offset);
+        if ((values[j] & 0x7fff) != 0) put(at + 2 * offset, values[j]);
+      }
+    }
+    rows.column += static_cast<int>(most);
+  } else {
+    // Columns that places take, gaps included.
+    Gaps gaps = unit.gaps(c);
+    gaps.even += 0x01010101u;
+    gaps.odd += 0x01010101u;
+    const unsigned odd_sums = (gaps.even + gaps.odd) * 0x01010101u;  // byte j: places 0 .. 2j + 1
+    const unsigned even_sums = odd_sums - gaps.odd;
+    const int columns = static_cast<int>(odd_sums >> 24);
+    make_room(rows, u, columns);
+    const unsigned at = 2 * rows.column + 16 * lane - 2;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const unsigned v = unit.bf16_pair(c, j, rows.factor);
+      put(__dp4a(even_sums, 2u << (8 * j), at), v);
+      put(__dp4a(odd_sums, 2u << (8 * j), at), v >> 16);
+    }
+    rows.column += columns;
   }
-  rows.column += columns;
 }
 
 // One warp unpacks one stream after the other, without a word to the others: 12 of them leave each
@@ -748,6 +658,8 @@ __device__ __forceinline__ void put_chunk(UnpackRows& rows, const UnpackParams& 
 template <GapValues kValues, int kBits>
 __global__ void __launch_bounds__(kUnpackWarps * 32, 1) gap_unpack_kernel(const UnpackParams u) {
   extern __shared__ __align__(1024) unsigned char rings[];
+  using Unit = GapUnit<kValues, kBits>;
+  constexpr int kChunks = Unit::kChunks;
   const Params& p = u.packed;
   const int lane = threadIdx.x & 31, own = __shfl_sync(~0u, threadIdx.x >> 5, 0);
   unsigned char* const ring = rings + own * (32 * kRingBytes);
@@ -761,14 +673,13 @@ __global__ void __launch_bounds__(kUnpackWarps * 32, 1) gap_unpack_kernel(const 
   const unsigned last = streams * (blockIdx.x + 1) / gridDim.x;
   for (unsigned s = streams * blockIdx.x / gridDim.x + own; s < last; s += kUnpackWarps) {
     const unsigned char* const weights = p.weights + static_cast<std::size_t>(s) * p.pitch;
-    using Unit = GapUnit<kValues, kBits>;
     static_assert(kUnpackUnits == 2);
     Unit units[] = {{weights, lane}, {weights + unit_bytes(kValues, kBits), lane}};
 #pragma unroll
     for (int q = 0; q < kUnpackUnits; ++q) {
 #pragma unroll
-      for (int c = 0; c < kUnitChunks; ++c) {
-        units[q].load(c, 0, u.most_chunks - q * kUnitChunks);
+      for (int c = 0; c < kChunks; ++c) {
+        units[q].load(c, 0, u.most_chunks - q * kChunks);
       }
     }
     const unsigned block = s / u.warps, warp = s % u.warps;
@@ -802,10 +713,10 @@ __global__ void __launch_bounds__(kUnpackWarps * 32, 1) gap_unpack_kernel(const 
       to.base = start & ~7;
     };
     if (count > 0) enter();
-    for (int chunk = 0; chunk < count; chunk += kUnpackUnits * kUnitChunks) {
+    for (int chunk = 0; chunk < count; chunk += kUnpackUnits * kChunks) {
       // Long reads next to each other: of the next units, from memory into L2.
-      const int next = chunk / kUnitChunks + kUnpackUnits;
-      const int ahead = u.most_chunks / kUnitChunks - next;
+      const int next = chunk / kChunks + kUnpackUnits;
+      const int ahead = u.most_chunks / kChunks - next;
       if (lane == 0 && ahead > 0) {
         cuda::prefetch(weights + static_cast<std::size_t>(next) * unit_bytes(kValues, kBits),
                        min(ahead, kUnpackUnits) * unit_bytes(kValues, kBits));
@@ -814,10 +725,10 @@ __global__ void __launch_bounds__(kUnpackWarps * 32, 1) gap_unpack_kernel(const 
       for (int q = 0; q < kUnpackUnits; ++q) {
         units[q].begin();
 #pragma unroll
-        for (int c = 0; c < kUnitChunks; ++c) {
-          const int at = chunk + q * kUnitChunks + c;
+        for (int c = 0; c < kChunks; ++c) {
+          const int at = chunk + q * kChunks + c;
           if (at >= count) continue;
-          put_chunk(to, u, units[q], c);
+          put_chunk<kBits>(to, u, units[q], c);
           if (at + 1 != end) continue;
           // The last lane of a row writes up to its end, the others up to their last place.
           if (end == group_end && lane >= 32 - rows && to.row >= 0) {
@@ -835,8 +746,8 @@ __global__ void __launch_bounds__(kUnpackWarps * 32, 1) gap_unpack_kernel(const 
 #pragma unroll
       for (int q = 0; q < kUnpackUnits; ++q) {
 #pragma unroll
-        for (int c = 0; c < kUnitChunks; ++c) {
-          units[q].load(c, kUnpackUnits, u.most_chunks - chunk - (kUnpackUnits + q) * kUnitChunks);
+        for (int c = 0; c < kChunks; ++c) {
+          units[q].load(c, kUnpackUnits, u.most_chunks - chunk - (kUnpackUnits + q) * kChunks);
         }
         units[q].next(kUnpackUnits);
       }
@@ -877,7 +788,7 @@ __global__ void __launch_bounds__(128)
 
 // ---------- host ----------
 
-using Kernel = void (*)(const Params);
+using Kernel = void (*)(Params);
 
 template <GapValues kValues, int kBits, int kTokens>
 Kernel find_warps(int warps) {
@@ -888,8 +799,12 @@ Kernel find_warps(int warps) {
 
 template <GapValues kValues, int kBits>
 Kernel find_tokens(const GapPlan& plan, int warps) {
-  if (plan.tokens == 1) return find_warps<kValues, kBits, 1>(warps);
-  if (plan.tokens == 2) return find_warps<kValues, kBits, 2>(warps);
+  if constexpr (kBits == kWindowBits) {
+    if (plan.tokens == 8) return find_warps<kValues, kBits, 8>(warps);
+  } else {
+    if (plan.tokens == 1) return find_warps<kValues, kBits, 1>(warps);
+    if (plan.tokens == 2) return find_warps<kValues, kBits, 2>(warps);
+  }
   if constexpr (kValues == GapValues::kBf16) {
     if (plan.tokens == 4) return find_warps<kValues, kBits, 4>(warps);
   }
@@ -902,6 +817,7 @@ auto with_format(const GapLayout& l, F&& f) {
   const auto with_bits = [&]<GapValues kValues>() {
     return l.bits == 3 ? f.template operator()<kValues, 3>() : f.template operator()<kValues, 4>();
   };
+  if (l.bits == kWindowBits) return f.template operator()<GapValues::kBf16, kWindowBits>();
   return l.values == GapValues::kBf16   ? with_bits.template operator()<GapValues::kBf16>()
          : l.values == GapValues::kInt8 ? with_bits.template operator()<GapValues::kInt8>()
                                         : with_bits.template operator()<GapValues::kFp8>();
@@ -919,13 +835,16 @@ int padded(std::int64_t k) { return static_cast<int>((k + 63) / 64 * 64); }
 // x, tables and sums.
 std::size_t shared_bytes(const GapLayout& l, const GapPlan& plan) {
   const int block_rows = l.groups_per_block * (32 / l.lanes_per_row);
-  return round_up(static_cast<std::size_t>(padded(l.k)) * plan.tokens * 2, 16) + 4 * 32 +
+  return static_cast<std::size_t>(slab_bytes(l.bits, plan.tokens, padded(l.k))) *
+             (plan.tokens / slab_tokens(plan.tokens)) +
+         4 * 32 +
          4 * static_cast<std::size_t>(l.values == GapValues::kBf16 ? block_rows : 2 * block_rows) +
          static_cast<std::size_t>(l.warps + l.groups_per_block) * 128 * plan.tokens;
 }
 
 bool layout_ok(const GapLayout& l) {
-  return gap_shape_refusal(l.n, l.k, 1) == nullptr && (l.bits == 3 || l.bits == 4) &&
+  return gap_shape_refusal(l.n, l.k, 1) == nullptr &&
+         (l.bits == 3 || l.bits == 4 || (l.bits == kWindowBits && l.values == GapValues::kBf16)) &&
          (l.lanes_per_row == 1 || l.lanes_per_row == 2 || l.lanes_per_row == 4 ||
           l.lanes_per_row == 8) &&
          (l.values == GapValues::kBf16 ? l.top >= 1 && l.top <= kMostTop : l.top == 0) &&
@@ -938,6 +857,10 @@ cudaError_t usable_multiprocessors(int* count) {
   const cudaError_t error = cuda::multiprocessors(count);
   if (error == cudaSuccess) *count = std::min(*count, kMostSms);
   return error;
+}
+
+int most_tokens(int bits) {
+  return static_cast<int>(bits == kWindowBits ? kWindowMaxTokens : kGapMaxTokens);
 }
 
 Params params_of(const void* packed, const GapLayout& layout) {
@@ -993,9 +916,10 @@ cudaError_t gap_measure(const void* dense, std::int64_t n, std::int64_t k, void*
     gap_top_kernel<<<8 * sms, 256, 0, stream>>>(weights, static_cast<std::size_t>(n) * k,
                                                 top_of_all);
   }
-  gap_count_kernel<<<ceil_div(n, 8), 256, 0, stream>>>(
-      weights, static_cast<int>(n), static_cast<int>(k), padded(k), top_of_all,
-      reinterpret_cast<RowCount*>(base + at.counts));
+  const auto count = layout->bits == kWindowBits ? window_count_kernel : gap_count_kernel;
+  count<<<ceil_div(n, 8), 256, 0, stream>>>(weights, static_cast<int>(n), static_cast<int>(k),
+                                            padded(k), top_of_all,
+                                            reinterpret_cast<RowCount*>(base + at.counts));
   error = cudaGetLastError();
   if (error != cudaSuccess) return error;
   std::vector<RowCount> counts(n);
@@ -1021,10 +945,14 @@ cudaError_t gap_measure(const void* dense, std::int64_t n, std::int64_t k, void*
     l.strays += c.strays;
     for (int b = 0; b < 2; ++b) places[b] += c.places[b];
   }
+  int b = 0;  // which places count: of windows both are the same
   if (l.bits == 0) {
     const int bits = l.values == GapValues::kBf16 ? 16 : 11;  // a place with a gap of 3
     l.bits = places[0] * bits <= places[1] * (bits + 1) ? 3 : 4;
   }
+
+  if (l.bits == 4) b = 1;
+  const int per_chunk = chunk_values(l.bits);
 
   // Fewest lanes a row that leave the multiprocessors evenly busy.
   auto blocks_for = [&](int lanes) {
@@ -1045,13 +973,13 @@ cudaError_t gap_measure(const void* dense, std::int64_t n, std::int64_t k, void*
   }
   l.blocks = blocks_for(l.lanes_per_row);
   if (l.warps == 0) {  // few warps start sooner, more of them have more weights in flight
-    const std::int64_t chunks = places[l.bits - 3] / (32 * kChunkValues * l.blocks);
-    l.warps = chunks < 140 ? 16 : 24;
+    const std::int64_t lane_places = places[b] / (32 * l.blocks);
+    l.warps = lane_places < (l.bits == kWindowBits ? 12000 : 140 * 8) ? 16 : 24;
   }
 
   // Rows of like length share a group; the longest groups go first, each to the block with the
   // fewest chunks so far.
-  const int rows = 32 / l.lanes_per_row, groups = ceil_div(n, rows), b = l.bits - 3;
+  const int rows = 32 / l.lanes_per_row, groups = ceil_div(n, rows);
   std::vector<int> order(n);
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(),
@@ -1059,7 +987,7 @@ cudaError_t gap_measure(const void* dense, std::int64_t n, std::int64_t k, void*
   std::vector<int> group_chunks(groups);
   for (int g = 0; g < groups; ++g) {
     const int longest = counts[order[static_cast<std::size_t>(g) * rows]].places[b];
-    group_chunks[g] = ceil_div(longest, kChunkValues * l.lanes_per_row);
+    group_chunks[g] = ceil_div(longest, per_chunk * l.lanes_per_row);
   }
   std::vector<std::vector<int>> members(l.blocks);
   std::vector<unsigned> totals(l.blocks, 0);
@@ -1078,7 +1006,7 @@ cudaError_t gap_measure(const void* dense, std::int64_t n, std::int64_t k, void*
     l.groups_per_block = std::max(l.groups_per_block, static_cast<int>(members[i].size()));
     l.least_chunks = std::min(l.least_chunks, static_cast<int>(totals[i] / l.warps));
     l.most_chunks = std::max(l.most_chunks, ceil_div(totals[i], l.warps));
-    l.places += static_cast<std::int64_t>(totals[i]) * 32 * kChunkValues;
+    l.places += static_cast<std::int64_t>(totals[i]) * 32 * per_chunk;
   }
   const Parts parts = parts_of(l);
   l.packed_bytes = parts.bytes;
@@ -1172,9 +1100,20 @@ cudaError_t gap_pack(const void* dense, const void* scratch, const GapLayout& la
   p.streams = parts.streams;
   p.pitch = parts.pitch;
   p.strays = parts.strays;
-  const auto kernel = with_format(
-      layout, [&]<GapValues kValues, int kBits>() { return gap_pack_kernel<kValues, kBits>; });
+  p.table_stride = parts.table_stride;
+  const auto kernel = with_format(layout, [&]<GapValues kValues, int kBits>() {
+    if constexpr (kBits == kWindowBits) {
+      return window_pack_kernel;
+    } else {
+      return gap_pack_kernel<kValues, kBits>;
+    }
+  });
   kernel<<<ceil_div(layout.n, 8), 256, 0, stream>>>(p);
+  if (layout.bits == kWindowBits) {
+    window_order_kernel<<<ceil_div(static_cast<std::int64_t>(layout.blocks) * layout.warps,
+                                   kOrderWarps),
+                          kOrderWarps * 32, 0, stream>>>(p, layout.blocks * layout.warps);
+  }
   return cudaGetLastError();
 }
 
@@ -1221,12 +1160,13 @@ std::size_t gap_shared_bytes(const GapLayout& layout, const GapPlan& plan) {
 }
 
 cudaError_t gap_plan(const GapLayout& layout, int t, GapPlan* plan) {
-  if (!layout_ok(layout) || t < 1 || t > kMaxTokens || plan == nullptr) {
+  if (!layout_ok(layout) || t < 1 || t > most_tokens(layout.bits) || plan == nullptr) {
     return cudaErrorInvalidValue;
   }
   GapPlan p;
-  p.tokens = t <= 2 ? t : layout.values == GapValues::kBf16 ? 4 : 2;
-  while (p.tokens > 1 && shared_bytes(layout, p) > kMaxSharedBytes) p.tokens /= 2;
+  const bool windows = layout.bits == kWindowBits;
+  p.tokens = windows ? (t <= 4 ? 4 : 8) : t <= 2 ? t : layout.values == GapValues::kBf16 ? 4 : 2;
+  while (p.tokens > (windows ? 4 : 1) && shared_bytes(layout, p) > kMaxSharedBytes) p.tokens /= 2;
   if (gap_shared_bytes(layout, p) == 0 || shared_bytes(layout, p) > kMaxSharedBytes) {
     return cudaErrorNotSupported;
   }
@@ -1237,37 +1177,29 @@ cudaError_t gap_plan(const GapLayout& layout, int t, GapPlan* plan) {
 cudaError_t gap_run(const void* packed, const GapLayout& layout, const void* x, void* y, int t,
                     const GapPlan& plan, bool overlap_previous, cudaStream_t stream) {
   const Kernel kernel = find_kernel(layout, plan);
-  if (!layout_ok(layout) || kernel == nullptr || t < 1 || t > kMaxTokens || packed == nullptr ||
-      x == nullptr || y == nullptr || reinterpret_cast<std::uintptr_t>(packed) % 128 != 0 ||
+  if (!layout_ok(layout) || kernel == nullptr || t < 1 || t > most_tokens(layout.bits) ||
+      packed == nullptr || x == nullptr || y == nullptr ||
+      reinterpret_cast<std::uintptr_t>(packed) % 128 != 0 ||
       reinterpret_cast<std::uintptr_t>(x) % 2 != 0 ||
       reinterpret_cast<std::uintptr_t>(y) % 2 != 0) {
     return cudaErrorInvalidValue;
   }
   const std::size_t bytes = shared_bytes(layout, plan);
   if (bytes > kMaxSharedBytes) return cudaErrorInvalidValue;
-  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                           static_cast<int>(bytes));
-  if (error != cudaSuccess) return error;
+  const cuda::Launch launch = {.blocks = layout.blocks,
+                               .threads = layout.warps * 32,
+                               .shared_bytes = static_cast<int>(bytes),
+                               .overlap_previous = overlap_previous,
+                               .stream = stream};
   Params p = params_of(packed, layout);
   p.overlap = overlap_previous;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(layout.blocks);
-  config.blockDim = dim3(layout.warps * 32);
-  config.dynamicSmemBytes = bytes;
-  config.stream = stream;
-  cudaLaunchAttribute attribute;
-  config.attrs = &attribute;
-  if (overlap_previous) {
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
-    config.numAttrs = 1;
-  }
+  cudaError_t error = cudaSuccess;
   for (int token = 0; token < t && error == cudaSuccess; token += plan.tokens) {
     p.t = std::min(plan.tokens, t - token);
     p.x = static_cast<const unsigned short*>(x) + token * layout.k;
     p.y = static_cast<__nv_bfloat16*>(y) + token * layout.n;
     p.x_vectors = layout.k % 8 == 0 && reinterpret_cast<std::uintptr_t>(p.x) % 16 == 0;
-    error = cudaLaunchKernelEx(&config, kernel, p);
+    error = cuda::launch(kernel, launch, p);
   }
   return error;
 }
@@ -1288,9 +1220,12 @@ int pack_scales(const GpuLayout* layout, const void* scales, void* packed, GpuSt
                          static_cast<cudaStream_t>(stream));
 }
 
-template <GapValues kValues>
+// `kBits`: 0 if the weight decides.
+template <GapValues kValues, int kBits>
 constexpr GpuLinearKernel shown_as(const char* name) {
-  constexpr int64_t kMost = kValues == GapValues::kBf16 ? kGapMaxTokens : kGapCodesMaxTokens;
+  constexpr int64_t kMost = kBits == kWindowBits          ? kWindowMaxTokens
+                            : kValues == GapValues::kBf16 ? kGapMaxTokens
+                                                          : kGapCodesMaxTokens;
   return {
       .operation = "linear_bitmap",
       .name = name,
@@ -1299,6 +1234,7 @@ constexpr GpuLinearKernel shown_as(const char* name) {
                     GpuStream stream) -> int {
         GapLayout gaps;
         gaps.values = kValues;
+        gaps.bits = kBits;
         const cudaError_t error =
             gap_measure(dense, n, k, scratch, &gaps, static_cast<cudaStream_t>(stream));
         layout->packed_bytes = gaps.packed_bytes;
@@ -1316,7 +1252,7 @@ constexpr GpuLinearKernel shown_as(const char* name) {
                           static_cast<cudaStream_t>(stream));
       },
       .max_tokens = [](const GpuLayout* layout) -> int64_t {
-        return held<GapLayout>(layout).k > kGapMaxInputsOfTokens ? 1 : kMost;
+        return kBits == 0 && held<GapLayout>(layout).k > kGapMaxInputsOfTokens ? 1 : kMost;
       },
       .many_tokens = [](const GpuLayout*) -> int64_t { return 0; },
       .plan = [](const GpuLayout* layout, int64_t tokens, GpuPlan* plan) -> int {
@@ -1338,8 +1274,9 @@ constexpr GpuLinearKernel shown_as(const char* name) {
 
 }  // namespace
 
-const GpuLinearKernel kGap = shown_as<GapValues::kBf16>("cuda_sm90_gap");
-const GpuLinearKernel kGapInt8 = shown_as<GapValues::kInt8>("cuda_sm90_gap_int8");
-const GpuLinearKernel kGapFp8 = shown_as<GapValues::kFp8>("cuda_sm90_gap_fp8");
+const GpuLinearKernel kGap = shown_as<GapValues::kBf16, 0>("cuda_sm90_gap");
+const GpuLinearKernel kWindow = shown_as<GapValues::kBf16, kWindowBits>("cuda_sm90_window");
+const GpuLinearKernel kGapInt8 = shown_as<GapValues::kInt8, 0>("cuda_sm90_gap_int8");
+const GpuLinearKernel kGapFp8 = shown_as<GapValues::kFp8, 0>("cuda_sm90_gap_fp8");
 
 }  // namespace lacuna::kernels::linear_bitmap

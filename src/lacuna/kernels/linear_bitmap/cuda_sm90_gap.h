@@ -15,16 +15,20 @@ namespace lacuna::kernels::linear_bitmap {
 // What is kept: numbers, or codes of 8 bits with one scale a row, which come as bf16 numbers.
 enum class GapValues : int { kBf16, kInt8, kFp8 };
 
+// `bits` of windows: 16 places of a row in any order, each with its distance from the 16 before,
+// put into the order in which the x of 4 tokens meets few banks. 20 bits a place.
+inline constexpr int kWindowBits = 7;
+
 // How one W is packed. `gap_measure` fills it; the packed bytes mean nothing without it.
 struct GapLayout {
   std::int64_t n = 0, k = 0;
   GapValues values = GapValues::kBf16;
-  int bits = 0;           // of one gap: 3 or 4
+  int bits = 0;           // of one gap: 3 or 4; kWindowBits
   int lanes_per_row = 0;  // 1, 2, 4 or 8: a warp holds 32 / lanes_per_row rows
   int warps = 0;          // of one block, which share its weights evenly
   int blocks = 0;
   int groups_per_block = 0;  // most groups (of 32 / lanes_per_row rows) that a block has
-  int least_chunks = 0;      // least and most chunks (8 values a lane) that a warp has
+  int least_chunks = 0;      // least and most chunks (8 or 16 values a lane) that a warp has
   int most_chunks = 0;
   int top = 0;              // exponent of the largest bf16 that isn't a stray
   std::int64_t strays = 0;  // values that do not fit into 13 bits
@@ -35,11 +39,12 @@ struct GapLayout {
 
 // How one launch is done. `gap_plan` fills it; every field may be set by hand to measure others.
 struct GapPlan {
-  int tokens = 0;  // multiplied at a time: 1, 2 or 4
+  int tokens = 0;  // multiplied at a time: 1, 2 or 4; of windows 4 or 8
 };
 
 // Null if this machine and problem can be run, else the reason.
-// @limits compute capability 9.0; 1 <= T <= 4 (codes: 2 at a time); 1 <= N < 2^25;
+// @limits compute capability 9.0; 1 <= T <= 4 (codes: 2 at a time, windows: 1 <= T <= 8); 1 <= N <
+// 2^25;
 //         1 <= K <= 65472, from 2 tokens on K <= 53000 (x must fit in shared memory); K beyond some
 //         25000 reads W twice for 3 or 4
 const char* gap_refusal(std::int64_t n, std::int64_t k, int t, int device);
@@ -48,7 +53,8 @@ const char* gap_refusal(std::int64_t n, std::int64_t k, int t, int device);
 std::size_t gap_scratch_bytes(std::int64_t n);
 
 // Counts what is kept in W (bf16, row-major, zeros already in place) and decides the layout of the
-// `values` that *layout names. Fields that are not 0 on entry are kept: bits, lanes_per_row, warps.
+// `values` that *layout names. Fields that are not 0 on entry are kept: bits (windows are only
+// taken where it names them), lanes_per_row, warps.
 // -0.0 counts as zero. Waits for the stream. The scratch then belongs to this W until `gap_pack` is
 // done.
 // @shape dense [N,K], scratch gap_scratch_bytes(N)
@@ -94,6 +100,7 @@ cudaError_t gap_run(const void* packed, const GapLayout& layout, const void* x, 
 // The same as entries of the library's table. Codes of 8 bits: sums times the scale of the row
 // once.
 extern const GpuLinearKernel kGap;
+extern const GpuLinearKernel kWindow;  // for 3 to 8 tokens
 extern const GpuLinearKernel kGapInt8;
 extern const GpuLinearKernel kGapFp8;
 

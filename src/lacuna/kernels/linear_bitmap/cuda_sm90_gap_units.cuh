@@ -13,6 +13,15 @@
 //   part of the largest, denormal, Inf, NaN) is a stray and lies elsewhere. 4 bits: the fourth bits
 //   of all gaps in 128 bytes ahead, one word a lane.
 //
+//   windows (kWindowBits): 16 places of a lane are a chunk, 2 chunks a unit, 20 bits a place. A
+//   place has no gap but its offset from where the chunk before ended, 7 bits, so that a chunk's
+//   places may stand in any order: in that in which 16 lanes meet few banks of x.
+//                                              0          512        1024       1280
+//                                              +----------+-----------+----------+
+//     lane: 16 bytes, 16 bytes, 8 bytes        | places 0 | .. and 8  | upper    |
+//                                              +----------+-----------+----------+
+//     The lower 3 bits of the offset stand where a gap does; 4 upper bits in the last 8 bytes.
+//
 //   codes of 8 bits: gaps in 3 or 4 planes ahead (gap i of chunk c in bits 4i .. of word c; of 3
 //   bits those of chunk 3 are the fourth bits of the other planes), then the values of 2 chunks in
 //   16 bytes a lane; int8 plus 128.
@@ -30,26 +39,32 @@
 
 namespace lacuna::kernels::linear_bitmap {
 
-inline constexpr int kChunkValues = 8;  // of one lane
-inline constexpr int kUnitChunks = 4;
+inline constexpr int kUpperBytes = 256;   // 8 bytes a lane
 inline constexpr int kPlaneBytes = 128;   // one word a lane
 inline constexpr int kVectorBytes = 512;  // 16 bytes a lane
 inline constexpr int kExponents = 30;     // of fp16's normal numbers
 inline constexpr int kMostTop = 157;      // 2^(top - 30) is a bf16
 
+/// Places of one lane in a chunk, and chunks in a unit.
+__host__ __device__ constexpr int chunk_values(int bits) { return bits == kWindowBits ? 16 : 8; }
+__host__ __device__ constexpr int unit_chunks(int bits) { return bits == kWindowBits ? 2 : 4; }
+
 /// Bytes ahead of a unit's values, and of its first chunks' values.
 __host__ __device__ constexpr int head_bytes(GapValues values, int bits) {
+  if (bits == kWindowBits) return 0;
   return (values == GapValues::kBf16 ? bits - 3 : bits) * kPlaneBytes;
 }
-__host__ __device__ constexpr int value_bytes(GapValues values, int chunks) {
+__host__ __device__ constexpr int value_bytes(GapValues values, int bits, int chunks) {
+  if (bits == kWindowBits) return chunks * (2 * kVectorBytes + kUpperBytes);
   return (values == GapValues::kBf16 ? chunks : (chunks + 1) / 2) * kVectorBytes;
 }
 __host__ __device__ constexpr int unit_bytes(GapValues values, int bits) {
-  return head_bytes(values, bits) + value_bytes(values, kUnitChunks);
+  return head_bytes(values, bits) + value_bytes(values, bits, unit_chunks(bits));
 }
 
 using cuda::load_once16;
 using cuda::load_once4;
+using cuda::load_once8;
 
 __device__ __forceinline__ int exponent_of(unsigned bf16) {
   return static_cast<int>(bf16 >> 7 & 255);
@@ -73,6 +88,19 @@ __device__ __forceinline__ float2 widened(unsigned pair) {
   return v;
 }
 
+/// The upper 13 bits of a place, from a bf16 that fits.
+__device__ __forceinline__ unsigned narrowed(unsigned value, int top) {
+  return (value & 0x8000) | ((value & 0x7fff) - ((top - kExponents) << 7)) << 3;
+}
+
+/// Two places as bf16. `factor`: 2^(top - 30).
+__device__ __forceinline__ unsigned widened_to_bf16(unsigned pair, float factor) {
+  const unsigned tiny = (pair & 0x80008000u) | (pair >> 3 & 0x0fff0fffu);
+  const __nv_bfloat162 v =
+      __hmul2(*reinterpret_cast<const __nv_bfloat162*>(&tiny), __float2bfloat162_rn(factor));
+  return *reinterpret_cast<const unsigned*>(&v);
+}
+
 /// The gaps of a chunk, byte j: of places 2j and 2j + 1.
 struct Gaps {
   unsigned even, odd;
@@ -82,11 +110,12 @@ struct Gaps {
 /// as the chunk is used. (`left`: chunks that there are of the unit asked for.)
 template <GapValues kValues, int kBits>
 struct GapUnit {
+  static constexpr int kChunks = unit_chunks(kBits);
   using Code = std::conditional_t<kValues == GapValues::kFp8, cuda::Fp8, cuda::Int8>;
 
   const unsigned char *head_from, *values_from;
-  unsigned next_planes[kBits], words[kUnitChunks];
-  uint4 values[kUnitChunks / 2];
+  unsigned next_planes[kBits], words[kChunks];
+  uint4 values[kChunks / 2];
 
   __device__ __forceinline__ GapUnit(const unsigned char* stream, int lane)
       : head_from(stream + lane * 4),
@@ -143,7 +172,7 @@ struct GapUnit {
   static __device__ __forceinline__ void put(unsigned char* unit, int c, int i, int lane,
                                              unsigned value, unsigned gap, int) {
     unsigned char* const values = unit + head_bytes(kValues, kBits);
-    values[c / 2 * kVectorBytes + lane * 16 + c % 2 * kChunkValues + i] =
+    values[c / 2 * kVectorBytes + lane * 16 + c % 2 * chunk_values(kBits) + i] =
         static_cast<unsigned char>(Code::encode(static_cast<unsigned short>(value)) ^
                                    (kValues == GapValues::kInt8 ? 0x80 : 0));
     unsigned* const words = reinterpret_cast<unsigned*>(unit + lane * 4);
@@ -160,9 +189,10 @@ struct GapUnit {
 template <int kBits>
 struct GapUnit<GapValues::kBf16, kBits> {
   static constexpr GapValues kValues = GapValues::kBf16;
+  static constexpr int kChunks = unit_chunks(kBits);
   const unsigned char *head_from, *values_from;
   unsigned next_high = 0, high = 0;
-  uint4 places[kUnitChunks];
+  uint4 places[kChunks];
 
   __device__ __forceinline__ GapUnit(const unsigned char* stream, int lane)
       : head_from(stream + lane * 4),
@@ -197,18 +227,14 @@ struct GapUnit<GapValues::kBf16, kBits> {
   }
   /// `factor`: 2^(top - 30).
   __device__ __forceinline__ unsigned bf16_pair(int c, int j, float factor) const {
-    const unsigned tiny = (word(c, j) & 0x80008000u) | (word(c, j) >> 3 & 0x0fff0fffu);
-    const __nv_bfloat162 v =
-        __hmul2(*reinterpret_cast<const __nv_bfloat162*>(&tiny), __float2bfloat162_rn(factor));
-    return *reinterpret_cast<const unsigned*>(&v);
+    return widened_to_bf16(word(c, j), factor);
   }
 
   static __device__ __forceinline__ void put(unsigned char* unit, int c, int i, int lane,
                                              unsigned value, unsigned gap, int top) {
-    const unsigned narrow = (value & 0x8000) | ((value & 0x7fff) - ((top - kExponents) << 7)) << 3;
     unsigned char* const values = unit + head_bytes(kValues, kBits);
     reinterpret_cast<unsigned short*>(values + c * kVectorBytes + lane * 16)[i] =
-        static_cast<unsigned short>((value != 0 ? narrow : 0) | (gap & 7));
+        static_cast<unsigned short>((value != 0 ? narrowed(value, top) : 0) | (gap & 7));
     // Of place i in byte i / 2, the even places' in the low halves.
     if (gap > 7) {
       atomicOr(reinterpret_cast<unsigned*>(unit + lane * 4), 1u << (i / 2 * 8 + i % 2 * 4 + c));
@@ -219,6 +245,68 @@ struct GapUnit<GapValues::kBf16, kBits> {
   __device__ __forceinline__ unsigned word(int c, int j) const {
     const uint4& p = places[c];
     return j == 0 ? p.x : j == 1 ? p.y : j == 2 ? p.z : p.w;
+  }
+};
+
+/// Windows.
+template <>
+struct GapUnit<GapValues::kBf16, kWindowBits> {
+  static constexpr int kChunks = unit_chunks(kWindowBits);
+  static constexpr int kChunkBytes = value_bytes(GapValues::kBf16, kWindowBits, 1);
+  const unsigned char *from, *upper_from;
+  uint4 places[2 * kChunks];
+  uint2 upper[kChunks];
+
+  __device__ __forceinline__ GapUnit(const unsigned char* stream, int lane)
+      : from(stream + lane * 16), upper_from(stream + 2 * kVectorBytes + lane * 8) {}
+
+  __device__ __forceinline__ void load(int c, int unit, int left) {
+    if (c >= left) return;
+    const std::size_t ahead = static_cast<std::size_t>(unit * kChunks + c) * kChunkBytes;
+    places[2 * c] = load_once16(from + ahead);
+    places[2 * c + 1] = load_once16(from + ahead + kVectorBytes);
+    upper[c] = load_once8(upper_from + ahead);
+  }
+  __device__ __forceinline__ void next(int units) {
+    from += units * kChunks * kChunkBytes;
+    upper_from += units * kChunks * kChunkBytes;
+  }
+  __device__ __forceinline__ void begin() {}
+
+  /// Places 2w and 2w + 1.
+  __device__ __forceinline__ unsigned word(int c, int w) const {
+    const uint4& p = places[2 * c + w / 4];
+    return w % 4 == 0 ? p.x : w % 4 == 1 ? p.y : w % 4 == 2 ? p.z : p.w;
+  }
+  /// Offsets of places 4q, 4q + 2, 4q + 1, 4q + 3, a byte each.
+  __device__ __forceinline__ unsigned offsets(int c, int q) const {
+    const unsigned lower = __byte_perm(word(c, 2 * q), word(c, 2 * q + 1), 0x6240);
+    const unsigned four = q < 2 ? upper[c].x : upper[c].y;
+    return (lower & 0x07070707u) | ((q % 2 == 0 ? four << 3 : four >> 1) & 0x78787878u);
+  }
+  /// By 2^(142 - top).
+  __device__ __forceinline__ float2 pair(int c, int w) const {
+    return widened(word(c, w) & 0xfff8fff8u);
+  }
+  __device__ __forceinline__ unsigned bf16_pair(int c, int w, float factor) const {
+    return widened_to_bf16(word(c, w), factor);
+  }
+
+  /// Where the 4 upper bits of place i stand among a lane's 64.
+  static __device__ __forceinline__ int upper_at(int i) {
+    const int q = i / 4, byte = i % 2 * 2 + i / 2 % 2;
+    return q / 2 * 32 + byte * 8 + q % 2 * 4;
+  }
+  /// Packs place i of a lane, in memory that was zero.
+  static __device__ __forceinline__ void put(unsigned char* chunk, int i, int lane, unsigned value,
+                                             unsigned offset, int top) {
+    reinterpret_cast<unsigned short*>(chunk + i / 8 * kVectorBytes + lane * 16)[i % 8] =
+        static_cast<unsigned short>((value != 0 ? narrowed(value, top) : 0) | (offset & 7));
+    const int at = upper_at(i);
+    if (offset > 7) {
+      atomicOr(reinterpret_cast<unsigned*>(chunk + 2 * kVectorBytes + lane * 8) + at / 32,
+               offset >> 3 << (at % 32));
+    }
   }
 };
 

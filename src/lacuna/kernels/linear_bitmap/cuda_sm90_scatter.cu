@@ -167,12 +167,16 @@ struct Scattered {
   static constexpr bool kScaled = false;
   static constexpr int kTileBytes = Form<kPairs>::kTileBytes;
 
-  // Registers are given out four warps at a time: 12 warps leave 168 a thread, 16 128, 20 96,
-  // 24 80.
+  // Registers are given out four warps at a time: 8 warps leave 255 a thread, 12 168, 16 128, 20
+  // 96, 24 80.
   static constexpr int max_warps(int token_tiles, int tiles_per_warp) {
     const int registers = 40 + 4 * token_tiles * tiles_per_warp + 4 * token_tiles +
                           (16 + 3 * kRounds + (kPairs ? 12 : 0)) * tiles_per_warp;
-    return registers <= 84 ? 23 : registers <= 98 ? 19 : registers <= 132 ? 15 : 11;
+    return registers <= 84    ? 23
+           : registers <= 98  ? 19
+           : registers <= 132 ? 15
+           : registers <= 172 ? 11
+                              : 7;
   }
 
   template <int MT>
@@ -711,6 +715,10 @@ cuda::StreamKernel kernel_of(int token_tiles, int tiles_per_warp) {
       return cuda::stream_kernel<Weights, 4, 1>;
     case 4 * 16 + 2:
       return cuda::stream_kernel<Weights, 4, 2>;
+    case 8 * 16 + 1:
+      return cuda::stream_kernel<Weights, 8, 1>;
+    case 8 * 16 + 2:
+      return cuda::stream_kernel<Weights, 8, 2>;
     default:
       return nullptr;
   }
@@ -912,11 +920,11 @@ cudaError_t scatter_plan(const ScatterLayout& layout, int t, ScatterPlan* plan) 
       plan == nullptr) {
     return cudaErrorInvalidValue;
   }
-  static std::atomic<int> known[4][3][16][9];  // [kind][token tiles / 2]
+  static std::atomic<int> known[4][5][16][9];  // [kind][token tiles / 2]
   const int tiles = ceil_div(layout.n, kTileRows), units = ceil_div(layout.k, kUnitColumns);
   ScatterPlan p;
-  p.token_tiles = t <= 8 ? 1 : t <= 16 ? 2 : 4;
-  p.x_warps = t <= 16 ? 2 : 4;
+  p.token_tiles = t <= 8 ? 1 : t <= 16 ? 2 : t <= 32 ? 4 : 8;
+  p.x_warps = t <= 16 ? 2 : t <= 32 ? 4 : 1;
   const int most_of_one = max_warps(layout, p.token_tiles, 1) + 1 - p.x_warps;
   const int most_of_two = max_warps(layout, p.token_tiles, 2) + 1 - p.x_warps;
   int at_once[kMaxCluster + 1] = {};
@@ -940,7 +948,9 @@ cudaError_t scatter_plan(const ScatterLayout& layout, int t, ScatterPlan* plan) 
   // Pairs want many rows in a block, which then read little of x; lists, which keep a warp longer,
   // want warps along K.
   p.cluster = 0;
-  if (t > 16) {
+  if (t > 32) {
+    p.cluster = first_with({1, 2}, 7);
+  } else if (t > 16) {
     p.cluster = first_with({1, 2, 4}, 7);
   } else if (pairs_in(layout)) {
     p.cluster = first_with({2, 4, 8}, 9);
@@ -962,8 +972,13 @@ cudaError_t scatter_plan(const ScatterLayout& layout, int t, ScatterPlan* plan) 
     for (p.k_warps = std::clamp(wanted, 1, std::min(6, part)); p.k_warps >= 1; --p.k_warps) {
       const int warps = p.row_warps * p.k_warps;
       if (t <= 8) p.x_warps = warps < most ? 3 : 2;
+      if (t > 32) p.x_warps = warps < most ? 2 : 1;
       const bool two = part >= (t > 16 ? 4 : 6) * p.k_warps && (p.k_warps <= 2 || t <= 8 || t > 16);
-      for (p.stage_units = two ? 2 : 1; p.stage_units >= 1; --p.stage_units) {
+      const int most_units = t <= 32                          ? (two ? 2 : 1)
+                             : p.k_warps > 1                  ? 1
+                             : pairs_in(layout) && part <= 32 ? 2
+                                                              : 4;
+      for (p.stage_units = most_units; p.stage_units >= 1; --p.stage_units) {
         const int rounds = ceil_div(part, p.stage_units * p.k_warps);
         for (p.x_stages = std::min(t > 16 ? 2 : 3, rounds); p.x_stages >= std::min(2, rounds);
              --p.x_stages) {

@@ -1,4 +1,4 @@
-// y[T,N] = x[T,K] · W[N,K]^T with W sparse without a pattern in bf16, for up to 32 tokens, on
+// y[T,N] = x[T,K] · W[N,K]^T with W sparse without a pattern in bf16, for up to 64 tokens, on
 // tensor cores: kept values are scattered into fragments in shared memory.
 #pragma once
 
@@ -34,7 +34,7 @@ struct ScatterLayout {
 using ScatterPlan = cuda::StreamPlan;
 
 // Null if this machine and problem can be run, else the reason.
-// @limits compute capability 9.0; 1 <= T <= 32; 1 <= N < 2^25; K a multiple of 8, K < 2^20;
+// @limits compute capability 9.0; 1 <= T <= 64; 1 <= N < 2^25; K a multiple of 8, K < 2^20;
 //         x aligned to 16 bytes, the packed weights to 128, y to 8 (N % 4 == 0) or 2 bytes
 const char* scatter_refusal(std::int64_t n, std::int64_t k, int t, int device);
 
