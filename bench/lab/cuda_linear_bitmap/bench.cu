@@ -351,6 +351,14 @@ __global__ void spread_exponents(bf16* w, size_t n, int every) {
       w[i] = __ushort_as_bfloat16((unsigned short)((v & 0x807f) | ((h >> 32) % 148) << 7 | 1));
   }
 }
+__global__ void reference32(const bf16* w, const bf16* x, float* y, int n, int k) {
+  const int row = blockIdx.x, token = blockIdx.y;
+  float sum = 0;
+  for (int i = threadIdx.x; i < k; i += 32)
+    sum += __bfloat162float(w[(size_t)row * k + i]) * __bfloat162float(x[(size_t)token * k + i]);
+  for (int d = 16; d; d >>= 1) sum += __shfl_xor_sync(~0u, sum, d);
+  if (threadIdx.x == 0) y[(size_t)token * n + row] = sum;
+}
 // Every T and plan on one weight, with and without overlap, against float64; x is given with an odd
 // address too. The error may be half a bf16 step of the result and what float32 sums of k products
 // in any order allow.
@@ -495,6 +503,43 @@ static int check_repeats(int bits) {
   printf("repeats under load, bits %d: %d differ\n", bits, moved);
   return moved != 0;
 }
+// The same by the entries of the library's table, for every number of tokens that they take.
+static int check_entry(const lacuna::kernels::GpuLinearKernel& kernel, int n, int k, int* total) {
+  using lacuna::kernels::GpuLayout, lacuna::kernels::GpuPlan;
+  const size_t size = (size_t)n * k;
+  Buffer<bf16> w(size), back(size), x((size_t)kMost * k), y((size_t)kMost * n);
+  Buffer<unsigned char> scratch(kernel.scratch_bytes(n, k));
+  Buffer<float> ref((size_t)kMost * n);
+  gen_unstructured<<<512, 256, 0, st>>>(w.p, n, k, 1.f / sqrtf(k), n + k, 60, 0);
+  gen_x<<<64, 256, 0, st>>>(x.p, x.n, n + 3);
+  GpuLayout layout;
+  CK((cudaError_t)kernel.measure(w.p, n, k, scratch.p, &layout, st));
+  Buffer<unsigned char> packed(layout.packed_bytes);
+  CK((cudaError_t)kernel.pack(&layout, w.p, scratch.p, packed.p, nullptr, st));
+  CK((cudaError_t)kernel.unpack(&layout, packed.p, back.p, st));
+  CK(cudaMemsetAsync(d_count, 0, 4, st));
+  count_unequal<<<256, 256, 0, st>>>((unsigned short*)back.p, (unsigned short*)w.p, size, d_count);
+  unsigned unequal;
+  CK(cudaMemcpyAsync(&unequal, d_count, 4, cudaMemcpyDeviceToHost, st));
+  CK(cudaStreamSynchronize(st));
+  int bad = unequal != 0;
+  const int most = (int)kernel.max_tokens(&layout);
+  for (int t = 1; t <= most; t++) {
+    GpuPlan plan;
+    CK((cudaError_t)kernel.plan(&layout, t, &plan));
+    Buffer<unsigned char> workspace(kernel.workspace_bytes(&layout, &plan) + 1);
+    CK(cudaMemsetAsync(y.p, 0xff, (size_t)n * t * 2, st));
+    CK((cudaError_t)kernel.run(&layout, &plan, packed.p, x.p, y.p, workspace.p, t % 2, st));
+    reference32<<<dim3(n, t), 32, 0, st>>>(w.p, x.p, ref.p, n, k);
+    ++*total;
+    if (!(norm_error(y.p, ref.p, (size_t)n * t) < 2.5e-3)) {
+      bad++;
+      printf("BAD %s %dx%d T=%d\n", kernel.name, n, k, t);
+    }
+  }
+  if (unequal) printf("BAD unpack: %s %dx%d\n", kernel.name, n, k);
+  return bad;
+}
 static int check(const std::string& size) {
   int bad = 0, total = 0;
   if (size == "small") {
@@ -506,6 +551,7 @@ static int check(const std::string& size) {
       }
     for (int t : {1, 2, 4}) bad += check_special(3, t), total++;
     for (int t : {4, 8}) bad += check_special(7, t), total++;
+    bad += check_entry(lb::kWindow, 70, 520, &total);
     printf("check small: %d of %d bad\n", bad, total);
     return bad;
   }
@@ -539,7 +585,11 @@ static int check(const std::string& size) {
     bad += check_repeats(bits);
     total++;
   }
-  bad += check_case({300, 24999, 50, 1, 7, 0, 0}, &total);
+  bad += check_case({300, 24900, 50, 1, 7, 0, 0}, &total);
+  for (const auto* kernel : {&lb::kGap, &lb::kWindow})
+    for (auto [n, k] :
+         {std::pair{1000, 1001}, {4096, 4096}, {300, 10600}, {300, 14336}, {64, 24900}})
+      bad += check_entry(*kernel, n, k, &total);
   bad += check_case({300, 28672, 50, 1, 0, 0, 0}, &total);
   bad += check_case({40, 65472, 70, 1, 0, 0, 0}, &total);
   printf("check: %d of %d bad\n", bad, total);

@@ -47,9 +47,10 @@
 // kernel.
 // - Weights straight into registers: 2 to 9 % faster than through a ring in shared memory, whose
 //   turns decide.
-// Tried and lost: all values in lists at 50 to 70 % (0.93 to 1.23 of dense), slots given so that
-// stores meet fewer banks (nothing to gain: a bank has more values than a lane has slots), units
-// aligned to 128 bytes instead of 32 (equal).
+// - More than 32 tokens: two row tiles a warp, seven warps; x from shared memory decides.
+// Tried and lost: one pass over x for pairs and lists (2 to 9 % slower), all values in lists at 50
+// to 70 % (0.93 to 1.23 of dense), slots given so that stores meet fewer banks (nothing to gain: a
+// bank has more values than a lane has slots), units aligned to 128 bytes instead of 32 (equal).
 #include "lacuna/kernels/linear_bitmap/cuda_sm90_scatter.h"
 
 #include <cuda_bf16.h>
