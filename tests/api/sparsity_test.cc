@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <nlohmann/json.hpp>
+
 #include "support/data.h"
 
 namespace lacuna {
@@ -47,13 +49,13 @@ TEST(SparsityManager, RefusesByNameWhatIsNotThereYet) {
   } cases[] = {
       {[](SparsityConfig& c) { c.pattern = "dynamic"; }, "dynamic"},
       {[](SparsityConfig& c) { c.enable_dynamic = true; }, "enable_dynamic"},
-      {[](SparsityConfig& c) { c.use_gradient = true; }, "use_gradient"},
+      {[](SparsityConfig& c) { c.use_gradient = true, c.pruning_method = "alps"; },
+       "use_gradient: alps has no form"},
       {[](SparsityConfig& c) { c.fuse_with_quant = true; }, "fuse_with_quant: true needs"},
       {[](SparsityConfig& c) { c.quant_dtype = "int3"; }, "quant_dtype"},
       {[](SparsityConfig& c) { c.quant_dtype = "int4", c.format = "csr"; }, "quant_dtype"},
       {[](SparsityConfig& c) { c.dynamic_threshold = 0.2; }, "dynamic_threshold: \"0.2\""},
       {[](SparsityConfig& c) { c.use_hardware_accel = false; }, "use_hardware_accel"},
-      {[](SparsityConfig& c) { c.pruning_method = "gradient"; }, "gradient"},
       {[](SparsityConfig& c) { c.format = "csc"; },
        "SparsityConfig.format: unknown store (got csc"},
       {[](SparsityConfig& c) { c.format = "bsr", c.block_size = 0; }, "block:0x0"},
@@ -70,6 +72,29 @@ TEST(SparsityManager, RefusesByNameWhatIsNotThereYet) {
     ASSERT_FALSE(pruned.ok()) << bad.named;
     EXPECT_EQ(pruned.error().code, Code::kUsage) << bad.named;
     EXPECT_THAT(pruned.error().message, HasSubstr(bad.named));
+  }
+}
+
+TEST(SparsityManager, UsesGradientsWhereItIsAskedTo) {
+  const std::pair<const char*, const char*> cases[] = {
+      {"magnitude", "gradient"},
+      {"gradient", "gradient"},
+      {"wanda", "score=regional solve=none"},
+      {"hessian", "score=fisher solve=exact"},
+  };
+  for (const auto& [method, made] : cases) {
+    SparsityManager manager({.pattern = "n:m",
+                             .pruning_method = method,
+                             .calibration_samples = 2,
+                             .calibration_length = 24,
+                             .use_gradient = true});
+    const auto out = testing::scratch_folder("manager") / "sparse";
+    const auto pruned = manager.prune(demo_model(), out.string());
+    ASSERT_TRUE(pruned.ok()) << method << ": " << pruned.error().message;
+    const auto checkpoint = io::Checkpoint::open(*pruned);
+    ASSERT_TRUE(checkpoint.ok());
+    EXPECT_EQ(checkpoint->config().at("lacuna").at("method"), made);
+    EXPECT_EQ(manager.report().at("avg_sparsity"), 0.5);
   }
 }
 

@@ -86,6 +86,33 @@ TEST(Sweep, WritesWhatPruneWrites) {
   EXPECT_EQ(lacuna_tool(line + " --overwrite").code, 0);
 }
 
+TEST(Sweep, ResumeLeavesFinishedModelsAlone) {
+  const fs::path folder = scratch_folder("sweep_resume");
+  const std::string line =
+      sweep(fmt::format("--methods magnitude,wanda --patterns 0.6 --write {}", folder.string()));
+  const json whole = done(line + " --json").report();
+  const fs::path kept = folder / "wanda-0.6", lost = folder / "magnitude-0.6";
+  const std::string bytes = bytes_of(lost / "model.safetensors");
+  const auto written = fs::last_write_time(kept / "config.json");
+  fs::remove_all(lost);
+  const json again = done(line + " --resume --json").report();
+  EXPECT_EQ(fs::last_write_time(kept / "config.json"), written);
+  EXPECT_EQ(bytes_of(lost / "model.safetensors"), bytes);
+  for (const auto& entry : fs::directory_iterator(folder))
+    EXPECT_THAT(entry.path().string(), Not(HasSubstr(".journal")));
+  for (size_t i = 0; i < 2; ++i)
+    for (const char* key : {"method", "pattern", "sparsity", "layer_error", "bytes"})
+      EXPECT_EQ(again.at("rows")[i].at(key), whole.at("rows")[i].at(key)) << key;
+  // A model of other options is neither taken for this one nor replaced unasked.
+  fs::remove_all(lost);
+  fs::rename(kept, lost);
+  const Output refused = lacuna_tool(line + " --resume");
+  EXPECT_EQ(refused.code, 3) << refused.err;
+  EXPECT_THAT(refused.err, HasSubstr("another finished model"));
+  done(line + " --resume --overwrite");
+  EXPECT_EQ(bytes_of(lost / "model.safetensors"), bytes);
+}
+
 TEST(Sweep, FindsTheFrontierWithAndWithoutCodes) {
   const json report =
       done(sweep(fmt::format("--methods wanda --patterns 0.5 --text {} --length 64 --windows 2 "

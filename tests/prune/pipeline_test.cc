@@ -31,6 +31,7 @@ namespace fs = std::filesystem;
 using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 Calibration random_calibration(int64_t samples, int64_t length, int64_t vocab = 4096) {
   Calibration calibration{"random", {}};
@@ -372,6 +373,115 @@ TEST_F(Pipeline, InterruptedKeepsItsBlocksAndGoesOnToTheSameBytes) {
   ASSERT_TRUE(report.ok()) << report.error().message;
   EXPECT_EQ(weights_of(out_), whole);
   EXPECT_EQ(report->layers[0].name, "model.layers.0.self_attn.q_proj.weight");
+}
+
+TEST_F(Pipeline, PrunesByGradientsAndResumesToTheSameBytes) {
+  for (const char* score : {"gradient", "fisher", "regional"}) {
+    PruneOptions options{.method = "", .score = score};
+    model::set_threads(1);
+    const auto report = prune(model_, out_, options, calibration_);
+    model::set_threads(0);
+    ASSERT_TRUE(report.ok()) << report.error().message;
+    EXPECT_NEAR(report->sparsity, 0.5, 1e-4);
+    const auto whole = weights_of(out_);
+    fs::remove_all(out_);
+    std::atomic<bool> interrupted = false;
+    const auto stop = [&](int64_t done, int64_t total, const std::string& what) {
+      interrupted = interrupted || (what.starts_with("block") && done > total / 2);
+    };
+    EXPECT_EQ(
+        prune(model_, out_, options, calibration_, {.step = stop, .interrupted = &interrupted})
+            .error()
+            .code,
+        Code::kInterrupted);
+    EXPECT_TRUE(fs::exists(out_.string() + ".journal/block-000.safetensors"));
+    options.resume = true;
+    int64_t last = 0, all = 0;
+    const auto count = [&](int64_t done, int64_t total, const std::string&) {
+      last = done, all = total;
+    };
+    const auto resumed = prune(model_, out_, options, calibration_, {.step = count});
+    ASSERT_TRUE(resumed.ok()) << resumed.error().message;
+    EXPECT_EQ(weights_of(out_), whole) << score;
+    // All but the last block's outputs, which nobody reads.
+    EXPECT_EQ(last, all - calibration_.samples()) << score;
+    fs::remove_all(out_);
+    options.resume = false;
+    options.statistics = "somewhere";
+    EXPECT_THAT(prune(model_, out_, options, {}).error().message, HasSubstr("--statistics"));
+  }
+}
+
+TEST_F(Pipeline, SaysWhatAnInterruptBeforeTheBlocksKeeps) {
+  PruneOptions options{.method = "wanda"};
+  options.allocation.by = Allocation::kOwl;
+  std::atomic<bool> interrupted = true;
+  const auto stopped = [&] {
+    const auto report = prune(model_, out_, options, calibration_, {.interrupted = &interrupted});
+    EXPECT_EQ(report.error().code, Code::kInterrupted);
+    return report.error().message;
+  };
+  EXPECT_THAT(stopped(), AllOf(HasSubstr("nothing is kept"), Not(HasSubstr("--resume"))));
+  options.save_statistics = out_.string() + ".statistics";
+  EXPECT_THAT(stopped(), HasSubstr("nothing is kept")) << "the statistics aren't whole";
+  // The allocation comes after the statistics.
+  const auto count = [&](int64_t, int64_t, const std::string& what) {
+    interrupted = what.starts_with("allocation");
+  };
+  const auto later =
+      prune(model_, out_, options, calibration_, {.step = count, .interrupted = &interrupted});
+  EXPECT_THAT(later.error().message,
+              AllOf(HasSubstr("the statistics are kept"), HasSubstr("--resume")));
+  options.resume = true;
+  interrupted = false;
+  EXPECT_TRUE(prune(model_, out_, options, calibration_, {.interrupted = &interrupted}).ok());
+}
+
+TEST_F(Pipeline, RefinesTheWeightsThatItIsToldTo) {
+  PruneOptions options{.method = "wanda", .refine = {"swaps"}};
+  options.refine_target = {"self_attn"};
+  // By statistics of the dense model, so that no layer sees what was done to another.
+  options.save_statistics = out_.string() + ".statistics";
+  ASSERT_TRUE(prune(model_, out_, options, calibration_).ok());
+  PruneOptions all = options, none = options;
+  all.statistics = none.statistics = options.save_statistics;
+  all.save_statistics.clear(), none.save_statistics.clear();
+  all.refine_target.clear(), none.refine_target.clear();
+  none.refine.clear();
+  const fs::path refined = out_.string() + "-all", plain = out_.string() + "-none";
+  ASSERT_TRUE(prune(model_, refined, all, {}).ok());
+  ASSERT_TRUE(prune(model_, plain, none, {}).ok());
+  const auto some = io::Checkpoint::open(out_);
+  for (const char* name :
+       {"model.layers.1.self_attn.v_proj.weight", "model.layers.1.mlp.up_proj.weight"}) {
+    const bool attention = std::string(name).find("self_attn") != std::string::npos;
+    const auto like = io::Checkpoint::open(attention ? refined : plain),
+               unlike = io::Checkpoint::open(attention ? plain : refined);
+    const auto content = [&](const io::Checkpoint& of) {
+      const Tensor tensor = *of.dense(name);
+      return std::string(reinterpret_cast<const char*>(tensor.bytes.data()), tensor.bytes.size());
+    };
+    EXPECT_EQ(content(*some), content(*like)) << name;
+    EXPECT_NE(content(*some), content(*unlike)) << name;
+  }
+  none.refine_target = {"self_attn"};
+  EXPECT_THAT(prune(model_, plain, none, {}).error().message, HasSubstr("refines nothing"));
+}
+
+TEST_F(Pipeline, StoresDenseColumnsBesideAPatternAsABitmap) {
+  PruneOptions options{.method = "sparsegpt"};
+  options.request.rest = format::Pattern::keep_of(2, 4);
+  options.request.sparsity = 0.375;
+  const auto report = prune(model_, out_, options, calibration_);
+  ASSERT_TRUE(report.ok()) << report.error().message;
+  EXPECT_NEAR(report->sparsity, 0.375, 1e-4);
+  const auto sparse = io::Checkpoint::open(out_);
+  EXPECT_EQ(sparse->weights().at("model.layers.0.mlp.up_proj.weight").pattern,
+            format::Pattern::unstructured());
+  EXPECT_EQ(sparse->config().at("lacuna").at("dense_columns_beside"), "2:4");
+  options.allocation.by = Allocation::kOwl;
+  EXPECT_THAT(prune(model_, out_, options, calibration_).error().message,
+              HasSubstr("not with dense columns"));
 }
 
 /// Files of statistics make the solver's work repeatable outside the pipeline.

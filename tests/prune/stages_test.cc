@@ -125,13 +125,15 @@ TEST(Compose, RefusesByNameWhatDoesNotFit) {
 TEST(Compose, EveryPairOfScoreAndSolverHitsItsCounts) {
   const InputStatistics statistics = statistics_of(correlated_inputs(400, 90, 1));
   const at::Tensor weight = random_matrix(40, 90, 2);
+  const at::Tensor gradient = random_matrix(40, 90, 3).abs();
   for (const std::string& score : score_names())
     for (const std::string& solve : solver_names()) {
       const auto method = compose({.score = score, .solve = solve});
       if (!method.ok()) continue;  // what chooses by itself only
       for (const Pattern& pattern :
            {Pattern::unstructured(), Pattern::keep_of(2, 4), Pattern::block(4, 9)}) {
-        const auto pruned = method->prune(weight, statistics, {.pattern = pattern});
+        const auto pruned =
+            method->prune(weight, statistics, {.pattern = pattern, .gradient = gradient});
         ASSERT_TRUE(pruned.ok()) << method->name() << pruned.error().message;
         const int64_t due = pattern.kind == format::PatternKind::kKeepOf ? 40 * 44 : 40 * 90 / 2;
         EXPECT_EQ(dropped(pruned->mask), due) << method->name() << " " << pattern.text();
@@ -141,8 +143,9 @@ TEST(Compose, EveryPairOfScoreAndSolverHitsItsCounts) {
                   0);
         // A given mask is kept by all but ADMM, which starts from it.
         if (score != "own" && solve != "alps")
-          EXPECT_TRUE(at::equal(
-              pruned->mask, prune({.score = score}, weight, statistics, {.pattern = pattern}).mask))
+          EXPECT_TRUE(at::equal(pruned->mask, prune({.score = score}, weight, statistics,
+                                                    {.pattern = pattern, .gradient = gradient})
+                                                  .mask))
               << method->name() << " " << pattern.text();
       }
     }
@@ -155,15 +158,16 @@ TEST(Ria, ScoresAWeightByItsShareOfRowAndColumn) {
   // Norms 4 and 1; their roots 2 and 1.
   const at::Tensor expected =
       at::tensor({2 * (1.f / 4 + 1.f / 4), 3.f / 4 + 1.f, 2 * (1.f + 3.f / 4), 0.f}).view({2, 2});
-  EXPECT_TRUE(at::allclose(ria_score().scores(weight, statistics), expected));
-  EXPECT_TRUE(ria_score().scores(at::zeros({3, 2}), statistics).isfinite().all().item<bool>());
+  EXPECT_TRUE(at::allclose(ria_score().scores({weight, statistics, {}, {}}), expected));
+  const at::Tensor zeros = at::zeros({3, 2});
+  EXPECT_TRUE(ria_score().scores({zeros, statistics, {}, {}}).isfinite().all().item<bool>());
 }
 
 TEST(Hessian, ScoresWhatRemovingOneWeightCosts) {
   const at::Tensor weight = random_matrix(1, 12, 3);
   InputStatistics statistics = statistics_of(correlated_inputs(60, 12, 4));
   ASSERT_TRUE(hessian_score().prepare(statistics, {}).ok());
-  const at::Tensor scores = hessian_score().scores(weight, statistics);
+  const at::Tensor scores = hessian_score().scores({weight, statistics, {}, {}});
   const at::Tensor damped = damped64(statistics.gram, 0.01);
   for (int64_t j = 0; j < 12; ++j) {
     // H = 2/sequences G, and the loss of removing w_j is w_j^2 / [G^-1]_jj.

@@ -33,7 +33,6 @@ Result<format::Pattern> pattern_of(const SparsityConfig& config) {
 
 /// Everything that later work brings is refused by name, never silently ignored.
 Status check_available(const SparsityConfig& config) {
-  if (config.use_gradient) return not_yet("use_gradient", "true");
   if (config.enable_dynamic) return not_yet("enable_dynamic", "true");
   if (config.fuse_with_quant && config.quant_dtype.empty())
     return usage_error(
@@ -44,11 +43,24 @@ Status check_available(const SparsityConfig& config) {
     return not_yet("dynamic_threshold", fmt::format("{}", config.dynamic_threshold));
   if (config.use_hardware_accel != defaults.use_hardware_accel)
     return not_yet("use_hardware_accel", "false");
-  if (config.pruning_method == "gradient") return not_yet("pruning_method", "gradient");
   if (config.backend == "triton" || config.backend == "tensorrt")
     return usage_error("SparsityConfig.backend: there is no {} backend (need auto, cpu or cuda).",
                        config.backend);
   return {};
+}
+
+/// The score that a method takes where it may use gradients.
+Result<std::string> gradient_score_of(const std::string& method) {
+  constexpr std::pair<std::string_view, std::string_view> kForms[] = {{"magnitude", "gradient"},
+                                                                      {"gradient", "gradient"},
+                                                                      {"wanda", "regional"},
+                                                                      {"hessian", "fisher"}};
+  for (const auto& [name, score] : kForms)
+    if (name == method) return std::string(score);
+  return usage_error(
+      "SparsityConfig.use_gradient: {} has no form with gradients (need magnitude, gradient, wanda "
+      "or hessian).",
+      method);
 }
 
 Result<format::Quantization> codes_of(const SparsityConfig& config) {
@@ -71,6 +83,9 @@ Result<api::PruneJob> job_of(const SparsityConfig& config) {
   job.options.request.sparsity =
       config.pattern == "n:m" ? job.options.request.pattern.sparsity() : config.sparsity_ratio;
   job.options.method = config.pruning_method;
+  if (config.use_gradient) {
+    LACUNA_TRY(job.options.score, gradient_score_of(config.pruning_method));
+  }
   job.options.target = config.target_layers;
   job.options.exclude = config.exclude_layers;
   job.options.seed = config.seed;

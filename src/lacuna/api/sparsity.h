@@ -21,14 +21,15 @@ struct SparsityConfig {
   int m = 4;
   std::string pruning_method =
       "magnitude";  ///< as `prune --method`: "magnitude", "wanda", "ria", "dsnot", "hessian",
-                    ///< "sparsegpt", "alps"; "gradient": not yet
+                    ///< "gradient", "sparsegpt", "alps"
   std::vector<std::string>
       target_layers;  ///< unanchored regular expressions; empty = all Linears of the blocks
   std::vector<std::string> exclude_layers;
   std::string calibration_dataset;  ///< a file, a name under LACUNA_DATASETS, or empty: the model's
                                     ///< own samples
   int64_t calibration_samples = 128, calibration_length = 2048;
-  bool use_gradient = false;  ///< not available yet
+  bool use_gradient = false;  ///< scores by gradients: magnitude becomes |w g|, wanda Wanda++'s
+                              ///< regional score, hessian w^2 E[g^2]; other methods are refused
   int block_size = 32;        ///< "block" and "bsr": block_size x block_size
   std::string format =
       "compact";                ///< "compact", "dense", "compressed-tensors", "csr", "coo", "bsr"

@@ -82,7 +82,7 @@ Result<Plan> plan_of(const SweepJob& job, const fs::path& folder) {
                       [&](const auto& other) { return other.out == out; }))
         return usage_error("--methods, --patterns: {} {} is named twice.", method, text);
       if (!job.write.empty() && !job.overwrite && !job.resume) LACUNA_CHECK(io::check_free(out));
-      plan.variants.push_back({out, std::move(options)});
+      plan.variants.push_back({out, std::move(options), job.overwrite});
       plan.rows.push_back({.method = method, .pattern = pattern.text()});
     }
   if (plan.rows.empty()) return usage_error("--methods, --patterns: nothing to sweep.");

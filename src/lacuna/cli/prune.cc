@@ -20,6 +20,23 @@ struct Flags {
   bool zero_points = false;
 };
 
+/// What --pattern takes: a pattern, or "2:4+dense", which is stored as unstructured.
+struct PrunePattern {
+  format::Pattern stored, rest;
+  static Result<PrunePattern> parse(const std::string& text) {
+    constexpr std::string_view kBeside = "+dense";
+    PrunePattern pattern{format::Pattern::unstructured(), {}};
+    if (!text.ends_with(kBeside)) {
+      LACUNA_TRY(pattern.stored, sparse_pattern(text));
+      return pattern;
+    }
+    LACUNA_TRY(pattern.rest, sparse_pattern(text.substr(0, text.size() - kBeside.size())));
+    if (pattern.rest.kind != format::PatternKind::kKeepOf)
+      return usage_error("--pattern: dense columns go with KEEP:OF alone (got {}).", text);
+    return pattern;
+  }
+};
+
 /// --group says two things: what competes for being kept, by name, and how many columns share a
 /// scale, by number.
 Status settle_groups(const Flags& flags, prune::Request& request) {
@@ -75,8 +92,13 @@ Status settle_allocation(Flags& flags, bool sparsity_given) {
 /// What CLI11 can't check flag by flag. `given`: --sparsity was on the command line.
 Status settle(Flags& flags, bool given) {
   prune::Request& request = flags.job.options.request;
-  LACUNA_TRY(request.pattern, sparse_pattern(flags.pattern));
+  LACUNA_TRY(const auto pattern, PrunePattern::parse(flags.pattern));
+  request.pattern = pattern.stored;
+  request.rest = pattern.rest;
   LACUNA_TRY(request.sparsity, settle_sparsity(request.pattern, flags.sparsity, given));
+  if (request.rest.kind != format::PatternKind::kDense && !given)
+    return usage_error("--pattern {}: how many columns stay dense follows from --sparsity.",
+                       flags.pattern);
   LACUNA_CHECK(settle_groups(flags, request));
   LACUNA_TRY(flags.job.options.store, api::parse_store(flags.store));
   LACUNA_CHECK(settle_allocation(flags, given));
@@ -164,7 +186,8 @@ void add_prune(Tool& tool) {
        "--group 64",
        "lacuna prune models/llama -o models/llama-2g --budget bytes=2.1GB --statistics "
        "llama.statistics",
-       "lacuna prune models/llama -o models/llama-70 --sparsity 0.7 --allocate owl"});
+       "lacuna prune models/llama -o models/llama-70 --sparsity 0.7 --allocate owl",
+       "lacuna prune models/llama -o models/llama-50 --score regional --calibration c4.jsonl"});
   static Flags flags;
   static std::vector<std::string> methods;
   for (const auto* method : prune::methods()) methods.emplace_back(method->name());
@@ -177,17 +200,24 @@ void add_prune(Tool& tool) {
                                   "a usual combination of the three stages (docs/methods.md)")
                      ->check(CLI::IsMember(methods))
                      ->capture_default_str();
-  auto* score = verb->add_option("--score", options.score,
-                                 "what ranks the weights (own: the solver's own choice)")
-                    ->check(CLI::IsMember(prune::score_names()));
+  auto* score =
+      verb->add_option("--score", options.score,
+                       "what ranks the weights (own: the solver's own choice; gradient, fisher and "
+                       "regional: by gradients, docs/methods/gradient.md)")
+          ->check(CLI::IsMember(prune::score_names()));
   auto* solve = verb->add_option("--solve", options.solve, "what makes good for dropped weights")
                     ->check(CLI::IsMember(prune::solver_names()));
   verb->add_option("--refine", options.refine, "what betters the result, one after the other")
       ->delimiter(',')
       ->check(CLI::IsMember(prune::refinement_names()));
-  verb->add_option("--pattern", flags.pattern,
-                   "unstructured, KEEP:OF (2:4 keeps two of four) or block:RxC")
-      ->check(accepted_by(sparse_pattern))
+  verb->add_option("--refine-target", options.refine_target,
+                   "only weights whose name matches one of these regular expressions are refined")
+      ->check(accepted_by(parse_regex));
+  verb->add_option(
+          "--pattern", flags.pattern,
+          "unstructured, KEEP:OF (2:4 keeps two of four), block:RxC, or 2:4+dense: 2:4 but "
+          "for the columns that matter most, as many as --sparsity below 0.5 leaves")
+      ->check(accepted_by(PrunePattern::parse))
       ->capture_default_str();
   auto* sparsity = verb->add_option("--sparsity", flags.sparsity, "share of zeros, 0..1")
                        ->check(between(0, 1))

@@ -80,6 +80,8 @@ Status check_allocation(const AllocationOptions& options, const Request& request
         "--allocate, --budget: {} fixes every layer's sparsity; nothing is left to share out. Use "
         "unstructured or block:RxC.",
         request.pattern.text());
+  if (request.rest.kind != format::PatternKind::kDense)
+    return usage_error("--allocate, --budget: not with dense columns. Give --sparsity.");
   if (request.keep_mask)
     return usage_error("--allocate, --budget: --keep-mask leaves nothing to share out.");
   if (!options.budget) return {};

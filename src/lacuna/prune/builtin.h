@@ -9,6 +9,9 @@ const Score& magnitude_score();
 const Score& wanda_score();
 const Score& ria_score();
 const Score& hessian_score();
+const Score& gradient_score();
+const Score& fisher_score();
+const Score& regional_score();
 
 const Solver& no_solver();
 const Solver& sparsegpt_solver();

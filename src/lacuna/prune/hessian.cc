@@ -17,11 +17,11 @@ class Hessian final : public Score {
   Status prepare(InputStatistics& statistics, const Request& request) const override {
     return prepare_factor(statistics, request);
   }
-  at::Tensor scores(const at::Tensor& weight, const InputStatistics& statistics) const override {
+  at::Tensor scores(const Problem& problem) const override {
     // H^-1 = U^T U, so its diagonal is what the squares of U's columns add up to.
-    const InverseFactor& factor = *statistics.factor;
+    const InverseFactor& factor = *problem.statistics.factor;
     const at::Tensor diagonal = factor.upper.square().sum({0}, false, at::kDouble).to(at::kFloat);
-    return (weight.square() / diagonal).masked_fill_(factor.dead, 0);
+    return (problem.weight.square() / diagonal).masked_fill_(factor.dead, 0);
   }
 };
 

@@ -9,9 +9,7 @@ class Magnitude final : public Score {
   std::string_view name() const override { return "magnitude"; }
   Needs needs() const override { return Needs::kNothing; }
   Group default_group() const override { return Group::kLayer; }
-  at::Tensor scores(const at::Tensor& weight, const InputStatistics&) const override {
-    return weight.abs();
-  }
+  at::Tensor scores(const Problem& problem) const override { return problem.weight.abs(); }
 };
 
 }  // namespace

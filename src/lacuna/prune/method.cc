@@ -10,6 +10,7 @@
 #include "lacuna/prune/chunks.h"
 #include "lacuna/prune/coding.h"
 #include "lacuna/prune/damped_gram.h"
+#include "lacuna/prune/hybrid.h"
 #include "lacuna/prune/inverse_factor.h"
 #include "lacuna/prune/selection.h"
 
@@ -74,7 +75,9 @@ Result<Group> parse_group(std::string_view name) {
 
 namespace {
 
-const Score* const kScores[] = {&magnitude_score(), &wanda_score(), &ria_score(), &hessian_score()};
+const Score* const kScores[] = {&magnitude_score(), &wanda_score(),    &ria_score(),
+                                &hessian_score(),   &gradient_score(), &fisher_score(),
+                                &regional_score()};
 const Solver* const kSolvers[] = {&no_solver(), &sparsegpt_solver(), &exact_solver(),
                                   &alps_solver()};
 const Refinement* const kRefinements[] = {&swaps_refinement(), &polish_refinement(),
@@ -113,6 +116,7 @@ Status check_patterns(const Request& request) {
   if (request.pattern.kind == format::PatternKind::kDense)
     return usage_error(
         "--pattern: dense prunes nothing (need unstructured, KEEP:OF or block:RxC).");
+  if (request.rest.kind != format::PatternKind::kDense) LACUNA_CHECK(check_hybrid(request));
   const format::Pattern& pattern = request.pattern;
   const bool keep_of = pattern.kind == format::PatternKind::kKeepOf;
   if ((keep_of && !(0 < pattern.keep && pattern.keep < pattern.of && pattern.of <= 64)) ||
@@ -125,6 +129,18 @@ Status check_patterns(const Request& request) {
         "--group: {} can't be combined with {}, whose groups are fixed. Leave it out.",
         group_name(*request.group), request.pattern.text());
   return {};
+}
+
+/// Scores by gradients need them, unless the mask is there.
+Status check_gradient(Slope slope, const at::Tensor& weight, const Request& request) {
+  if (slope == Slope::kNone || request.keep_mask) return {};
+  const at::Tensor& gradient = request.gradient;
+  if (!gradient.defined() || gradient.sizes() != weight.sizes())
+    return usage_error("gradient: needs one of the weight's shape (got {}).",
+                       gradient.defined() ? "another" : "none");
+  return check_finite(
+      gradient, "gradient",
+      "The calibration passed NaN or infinity through the model: try --dtype float32.");
 }
 
 bool drops_nothing(const at::Tensor& weight, const Request& request) {
@@ -197,6 +213,10 @@ bool Method::needs_inputs() const {
                      [](const auto* each) { return each->needs() != Needs::kNothing; });
 }
 
+bool Method::changes_weights() const { return solver_->changes_weights(); }
+
+Slope Method::slope() const { return score_ != nullptr ? score_->slope() : Slope::kNone; }
+
 uint64_t Method::working_bytes(uint64_t weights, uint64_t squared) const {
   uint64_t most = solver_->working_bytes(weights, squared);
   for (const Refinement* refinement : refinements_)
@@ -239,8 +259,8 @@ Status Method::check(const at::Tensor& weight, const InputStatistics& statistics
 Result<Pruned> Method::run_stages(Problem problem) const {
   const Request& request = problem.request;
   if (score_ != nullptr)
-    problem.mask = select(score_->scores(problem.weight, problem.statistics), request.pattern,
-                          request.sparsity, request.group.value_or(Group::kRow), request.executor);
+    problem.mask = select(score_->scores(problem), request.pattern, request.sparsity,
+                          request.group.value_or(Group::kRow), request.executor);
   LACUNA_TRY(Pruned pruned, solver_->solve(problem));
   for (const Refinement* refinement : refinements_)
     LACUNA_CHECK(refine(*refinement, problem, solver_->changes_weights(), pruned));
@@ -250,6 +270,9 @@ Result<Pruned> Method::run_stages(Problem problem) const {
 Result<Pruned> Method::prune(const at::Tensor& weight, const InputStatistics& given,
                              const Request& asked) const {
   LACUNA_CHECK(check(weight, given, asked));
+  LACUNA_CHECK(check_gradient(slope(), weight, asked));
+  if (asked.rest.kind != format::PatternKind::kDense)
+    return prune_hybrid(*this, weight, given, asked);
   Request request = asked;
   if (!weight.is_cpu()) request.executor = Executor::serial();
   if (request.pattern.kind != format::PatternKind::kKeepOf)
@@ -291,9 +314,10 @@ const std::vector<const Method*>& methods() {
   static const Method ria("ria", &ria_score(), no_solver());
   static const Method dsnot("dsnot", &wanda_score(), no_solver(), {&dsnot_refinement()});
   static const Method hessian("hessian", &hessian_score(), exact_solver());
+  static const Method gradient("gradient", &gradient_score(), no_solver());
   static const Method magnitude("magnitude", &magnitude_score(), no_solver());
   static const std::vector<const Method*> all = {&sparsegpt, &alps,    &wanda,    &ria,
-                                                 &dsnot,     &hessian, &magnitude};
+                                                 &dsnot,     &hessian, &gradient, &magnitude};
   return all;
 }
 

@@ -24,6 +24,14 @@ enum class Group : uint8_t { kRow, kLayer, kBlock128 };
 std::string_view group_name(Group group);
 Result<Group> parse_group(std::string_view name);
 
+/// What a score wants of a weight's gradients over the calibration sequences (gradients.h).
+enum class Slope : uint8_t {
+  kNone,
+  kMean,        ///< the mean of the gradient of a sequence's loss
+  kMeanSquare,  ///< the mean of its square: the diagonal of the empirical Fisher matrix
+  kRegional     ///< root mean square of the gradient of |output of the block|_2
+};
+
 struct InverseFactor;  // inverse_factor.h
 struct DampedGram;     // damped_gram.h
 class Spectrum;        // spectrum.h
@@ -53,13 +61,16 @@ Result<Coding> parse_coding(std::string_view name);
 
 struct Request {
   format::Pattern pattern = format::Pattern::unstructured();
-  double sparsity = 0.5;              ///< share of zeros; follows from the pattern for keep:of
+  double sparsity = 0.5;  ///< share of zeros; follows from the pattern for keep:of
+  format::Pattern rest;  ///< keep:of of the columns that don't stay dense (hybrid.h); none: no such
+                         ///< division
   std::optional<Group> group;         ///< nothing: the method's own
   double damping = 0.01;              ///< relative to the mean of the Gram matrix's diagonal
   format::Quantization quantization;  ///< kept weights become codes of it, if it is one
   Coding coding = Coding::kGptq;
   DType values = DType::kF32;  ///< of the weight in the file; bounds the scales of codes
   bool keep_mask = false;      ///< codes alone, on the non-zeros that are there
+  at::Tensor gradient;         ///< float32 [out, in], as Method::slope() asks for it
   Executor coder;     ///< runs what makes codes, which is on the CPU wherever the weight is
   Executor executor;  ///< runs the solver's own loops on the CPU; results don't depend on it
 };
@@ -100,6 +111,8 @@ class Method {
   std::string_view about() const { return about_; }  ///< one line for people
   bool needs_gram() const;                           ///< InputStatistics::gram must be there
   bool needs_inputs() const;                         ///< calibration is needed at all
+  bool changes_weights() const;                      ///< the solver does, kept ones too
+  Slope slope() const;                               ///< what Request::gradient must hold
   Group default_group() const;
   /// As Stage::working_bytes(), of whichever stage takes most.
   uint64_t working_bytes(uint64_t weights, uint64_t squared) const;

@@ -7,6 +7,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 #include <regex>
+#include <set>
 
 #include "lacuna/core/version.h"
 #include "lacuna/format/compact.h"
@@ -20,6 +21,7 @@
 #include "lacuna/model/decoder.h"
 #include "lacuna/prune/budget.h"
 #include "lacuna/prune/chunks.h"
+#include "lacuna/prune/gradients.h"
 #include "lacuna/prune/grid.h"
 #include "lacuna/prune/journal.h"
 #include "lacuna/prune/phase_clock.h"
@@ -145,6 +147,8 @@ json about_method(const PruneOptions& options, const Method& method,
     about["pattern"] = options.request.pattern.text();
     about["sparsity"] = options.request.sparsity;
   }
+  if (options.request.rest.kind != format::PatternKind::kDense)
+    about["dense_columns_beside"] = options.request.rest.text();
   if (options.request.pattern.kind != format::PatternKind::kKeepOf && !options.request.keep_mask)
     about["group"] = group_name(options.request.group.value_or(method.default_group()));
   if (!options.request.quantization.none()) {
@@ -154,6 +158,7 @@ json about_method(const PruneOptions& options, const Method& method,
   if (method.needs_gram()) about["damping"] = options.request.damping;
   if (!options.allocation.none()) about["allocation"] = about_allocation(options.allocation);
   if (calibration.samples() > 0) about["calibration"] = about_calibration(calibration);
+  if (!options.refine_target.empty()) about["refine_target"] = options.refine_target;
   return about;
 }
 
@@ -283,6 +288,7 @@ class Activations {
   }
 
   int64_t at_once() const { return at_once_; }
+  const at::Tensor& hidden() const { return hidden_; }  ///< [samples, length, hidden]
   const Executor& executor() const { return executor_; }
 
  private:
@@ -440,9 +446,11 @@ json to_json(const LayerReport& layer) {
       {"seconds", layer.seconds}};
 }
 
+/// Of a journal's notes, or of a finished model's config, which leaves the seconds out.
 LayerReport layer_from(const json& layer) {
-  return {layer.at("name"),       layer.at("sparsity"),  layer.at("error"),  layer.at("damping"),
-          layer.at("iterations"), layer.at("fell_back"), layer.at("seconds")};
+  return {layer.at("name"),           layer.at("sparsity"),   layer.at("error"),
+          layer.at("damping"),        layer.at("iterations"), layer.at("fell_back"),
+          layer.value("seconds", 0.0)};
 }
 
 class Run {
@@ -467,6 +475,9 @@ class Run {
   /// @param inputs  statistics of the block, on the device; what is derived from them stays there
   Status prune_from(int64_t layer, InputsByTarget inputs);
   Result<PruneReport> finish();
+  /// After begin(), in place of the blocks and finish(): the report of what OUT holds, if that is
+  /// finished and what this run would write. @errors kBadInput: it is another model
+  Result<std::optional<PruneReport>> finished_before(bool overwrite);
   int64_t layers() const { return spec_.layers; }
 
  private:
@@ -480,11 +491,29 @@ class Run {
   /// Runs the calibration once through the dense blocks; `visit` gets the inputs of each.
   Status dense_pass(
       const std::function<Status(int64_t layer, const InputsByTarget& inputs)>& visit);
+  /// What a score wants of the weights' gradients; none under a mask that is kept.
+  Slope slope() const { return options_.request.keep_mask ? Slope::kNone : method_->slope(); }
+  GradientPlan gradient_plan() const {
+    return {slope(),
+            spec_,
+            calibration_.samples(),
+            calibration_.length(),
+            options_.compute,
+            options_.working_bytes};
+  }
+  /// Those of the model's loss, for all targets.
+  Status collect_loss_gradients();
+  /// Those of a block's own output.
+  Status collect_regional_gradients(int64_t layer, const std::string& what);
   /// Settles the layers' sparsities, where they differ.
   Status allocate();
   Result<std::vector<LayerShare>> measured_shares();
   /// Tells what the budget came to, and warns where that is off.
   Status check_budget();
+  /// Compiles PruneOptions::refine_target.
+  Status choose_refined();
+  /// The method of one layer, without refinements where they are not wanted.
+  const Method& method_for(const std::string& name) const;
   /// What is asked of one layer.
   Request request_of(const std::string& name) const;
   Status embed();
@@ -502,6 +531,10 @@ class Run {
   Result<InputsByTarget> collect_inputs(const model::Block& block,
                                         const std::vector<std::string>& targets,
                                         const std::string& what, bool replace = false);
+  /// What config.json says of the run, before its results.
+  json about_written() const;
+  /// Whether a finished model has the weights that this run would leave alone.
+  Result<bool> keeps_the_others(const io::Checkpoint& finished) const;
   Status write(const Journal& journal);
   /// A weight that is not pruned: as it was, but embedding and output matrix beside codes.
   Result<io::Weight> kept_weight(const std::string& name) const;
@@ -513,13 +546,23 @@ class Run {
   Status step(int64_t count, const std::string& what) {
     done_ += count;
     if (progress_.step) progress_.step(done_, total_, what);
-    if (progress_.interrupted != nullptr && progress_.interrupted->load())
-      return Error{Code::kInterrupted,
-                   fmt::format("{}: interrupted; finished blocks are kept. Go on with the same "
-                               "command and --resume.",
-                               given_out_.string())};
-    return {};
+    if (progress_.interrupted == nullptr || !progress_.interrupted->load()) return {};
+    return Error{Code::kInterrupted, fmt::format("{}: {}", given_out_.string(),
+                                                 what_is_kept(journal_ || resumes_earlier()))};
   }
+  bool resumes_earlier() const { return options_.resume && Journal::exists(out_); }
+  /// After an interrupt. @param blocks  some may be finished
+  std::string what_is_kept(bool blocks) const {
+    const bool statistics = statistics_ && !options_.save_statistics.empty();
+    if (blocks)
+      return "interrupted; finished blocks are kept. Go on with the same command and --resume.";
+    if (statistics)
+      return "interrupted before a block was finished; the statistics are kept. Go on with the "
+             "same command and --resume.";
+    return "interrupted before a block was finished; nothing is kept.";
+  }
+  /// Of the samples through a block before it is pruned.
+  int64_t passes() const { return slope() == Slope::kRegional ? 2 : 1; }
   std::string weight_name(int64_t layer, const std::string& linear) const {
     return spec_.block_prefix(layer) + linear + ".weight";
   }
@@ -537,11 +580,13 @@ class Run {
   std::shared_ptr<const io::OutLock> lock_;
   Calibration calibration_;
   io::DecoderSpec spec_;
-  std::optional<Method> method_;
+  std::optional<Method> method_, unrefined_;  // the second where refine_target names some weights
+  std::vector<std::regex> refined_;
   Targets targets_;
   std::map<std::string, double> allotted_;      // sparsities; none: all as the request says
   std::optional<Activations> activations_;      // none without calibration
   std::optional<StatisticsFolder> statistics_;  // of the dense model; then no activations
+  Gradients gradients_;                         // by weight, until it is pruned
   model::Rotary rotary_;
   PhaseClock clock_;
   Clock::time_point start_;
@@ -563,6 +608,7 @@ Status Run::begin() {
   LACUNA_TRY(method_, method_of(options_));
   LACUNA_TRY(spec_, model::spec_of(checkpoint_));
   LACUNA_TRY(targets_, find_targets(checkpoint_, spec_, options_));
+  LACUNA_CHECK(choose_refined());
   LACUNA_CHECK(check_length(source_.length, spec_));
   if (method_->needs_inputs() && source_.samples == 0 && options_.statistics.empty())
     return usage_error("--method {}: needs calibration (got none). Give --calibration.",
@@ -571,6 +617,12 @@ Status Run::begin() {
     return usage_error("--allocate {}: needs calibration (got none). Give --calibration.",
                        allocation_name(options_.allocation.by));
   LACUNA_CHECK(check_allocation(options_.allocation, options_.request, options_.store));
+  const bool dense = !options_.statistics.empty() || !options_.save_statistics.empty();
+  if ((slope() != Slope::kNone && source_.samples == 0) || (slope() == Slope::kRegional && dense))
+    return usage_error(
+        "--score: gradients of {} need calibration text that runs through the blocks. Leave "
+        "--statistics and --save-statistics out.",
+        method_->name());
   if (options_.request.pattern.kind == format::PatternKind::kKeepOf)
     options_.request.sparsity = options_.request.pattern.sparsity();
   report_.out = given_out_;
@@ -586,6 +638,7 @@ Status Run::begin() {
   LACUNA_CHECK(calibrate());
   LACUNA_CHECK(dense_statistics());
   LACUNA_CHECK(allocate());
+  LACUNA_CHECK(collect_loss_gradients());
   LACUNA_TRY(json about, about_run(checkpoint_, calibration_, options_, *method_, targets_));
   if (statistics_) about["statistics"] = statistics_->about();
   if (!allotted_.empty()) about["allotted"] = allotted_;
@@ -760,6 +813,47 @@ Status Run::allocate() {
   return {};
 }
 
+Status Run::collect_loss_gradients() {
+  if (slope() == Slope::kNone || slope() == Slope::kRegional) return {};
+  clock_.enter("gradients");
+  total_ = spec_.layers * calibration_.samples();
+  LACUNA_TRY(gradients_, loss_gradients(checkpoint_, spec_, calibration_, targets_, gradient_plan(),
+                                        [&](int64_t n) { return step(n, "gradients"); }));
+  done_ = 0;
+  return {};
+}
+
+Status Run::collect_regional_gradients(int64_t layer, const std::string& what) {
+  clock_.enter("gradients");
+  // Of a block of its own: a graph changes how weights are held, and with that the bits of what
+  // comes after.
+  LACUNA_TRY(auto block, model::Block::load(checkpoint_, spec_, layer, options_.compute));
+  LACUNA_TRY(Gradients found,
+             regional_gradients(block, targets_of(layer), rotary_, activations_->hidden(),
+                                gradient_plan(), [&](int64_t n) { return step(n, what); }));
+  for (auto& [linear, gradient] : found)
+    gradients_[weight_name(layer, linear)] = std::move(gradient);
+  return {};
+}
+
+Status Run::choose_refined() {
+  if (options_.refine_target.empty()) return {};
+  LACUNA_TRY(refined_, compile(options_.refine_target, "--refine-target"));
+  PruneOptions plain = options_;
+  plain.refine = {"none"};
+  LACUNA_TRY(unrefined_, method_of(plain));
+  if (unrefined_->name() == method_->name())
+    return usage_error("--refine-target: {} refines nothing. Leave it out.", method_->name());
+  return {};
+}
+
+const Method& Run::method_for(const std::string& name) const {
+  const bool refined = std::any_of(refined_.begin(), refined_.end(), [&](const auto& regex) {
+    return std::regex_search(name, regex);
+  });
+  return refined || !unrefined_ ? *method_ : *unrefined_;
+}
+
 Request Run::request_of(const std::string& name) const {
   Request request = options_.request;
   if (const auto found = allotted_.find(name); found != allotted_.end())
@@ -779,15 +873,14 @@ Status Run::ended(Status done) {
   (void)journal_->remove();  // what stopped the run is the news
   if (done.error().code != Code::kInterrupted) return done;
   return Error{Code::kInterrupted,
-               fmt::format("{}: interrupted before a block was finished; nothing is kept.",
-                           given_out_.string())};
+               fmt::format("{}: {}", given_out_.string(), what_is_kept(/*blocks=*/false))};
 }
 
 Status Run::blocks(const Journal& journal, BlockWriter& writer) {
   total_ = spec_.layers;
   clock_.enter("load");
   if (calibration_.samples() > 0 && !statistics_) {
-    total_ *= 2 * calibration_.samples();
+    total_ *= (1 + passes()) * calibration_.samples();
     LACUNA_CHECK(embed());
   }
   for (int64_t layer = 0; layer < spec_.layers; ++layer) {
@@ -833,7 +926,8 @@ Status Run::resume_block(const Journal& journal, int64_t layer, model::Block* bl
       block->linear(linear).set_weight(model::wrap(found->second)
                                            .to(options_.compute.device, options_.compute.dtype,
                                                /*non_blocking=*/false, /*copy=*/true));
-  return step(calibration_.samples(), fmt::format("block {}/{}", layer + 1, spec_.layers));
+  return step(passes() * calibration_.samples(),
+              fmt::format("block {}/{}", layer + 1, spec_.layers));
 }
 
 Result<InputsByTarget> Run::collect_inputs(const model::Block& block,
@@ -864,9 +958,10 @@ Status Run::prune_block(BlockWriter& writer, int64_t layer, model::Block* block)
   }
   if (block != nullptr) {
     if (targets.empty()) {
-      LACUNA_CHECK(step(calibration_.samples(), what));
+      LACUNA_CHECK(step(passes() * calibration_.samples(), what));
     } else {
       LACUNA_TRY(inputs, collect_inputs(*block, targets, what));
+      if (slope() == Slope::kRegional) LACUNA_CHECK(collect_regional_gradients(layer, what));
     }
   }
   return prune_targets(writer, layer, block, std::move(inputs));
@@ -892,7 +987,8 @@ Result<at::Tensor> Run::prune_linear(const std::string& name, InputStatistics* i
   const auto named = [&](const Error& error) {
     return Error{error.code, fmt::format("{}: {}", name, error.message)};
   };
-  if (inputs != nullptr) {
+  // With dense columns every weight has its own inputs.
+  if (inputs != nullptr && options_.request.rest.kind == format::PatternKind::kDense) {
     clock_.enter("factor");
     const Status ready = method_->prepare(*inputs, options_.request);
     if (!ready.ok()) return named(ready.error());
@@ -905,7 +1001,9 @@ Result<at::Tensor> Run::prune_linear(const std::string& name, InputStatistics* i
   Request request = request_of(name);
   request.values = dense.dtype;
   if (request.keep_mask) request.pattern = checkpoint_.weights().at(name).pattern;
-  auto pruned = method_->prune(weight, inputs ? *inputs : InputStatistics(), request);
+  if (auto gradient = gradients_.extract(name); !gradient.empty())
+    request.gradient = std::move(gradient.mapped());
+  auto pruned = method_for(name).prune(weight, inputs ? *inputs : InputStatistics(), request);
   if (!pruned.ok()) return named(pruned.error());
   // What codes stand for is not rounded.
   const at::Tensor stored = pruned->grid ? pruned->weight.to(weight.device())
@@ -962,6 +1060,57 @@ Result<io::Weight> Run::kept_weight(const std::string& name) const {
   return io::Weight(std::move(coded).value());
 }
 
+json Run::about_written() const {
+  json about = about_method(options_, *method_, calibration_);
+  if (statistics_) {
+    about["statistics"] = "dense";
+    about["calibration"] = statistics_->about().value("calibration", json());
+  }
+  return about;
+}
+
+Result<bool> Run::keeps_the_others(const io::Checkpoint& finished) const {
+  std::set<std::string> pruned;
+  for (int64_t layer = 0; layer < spec_.layers; ++layer)
+    for (const std::string& linear : targets_of(layer)) pruned.insert(weight_name(layer, linear));
+  if (finished.weights().size() != checkpoint_.weights().size()) return false;
+  for (const auto& [name, info] : checkpoint_.weights()) {
+    if (!finished.contains(name)) return false;
+    if (pruned.contains(name)) continue;
+    LACUNA_TRY(const Tensor before, checkpoint_.dense(name));
+    LACUNA_TRY(const Tensor after, finished.dense(name));
+    if (sampled_hashes(before.bytes) != sampled_hashes(after.bytes)) return false;
+  }
+  return true;
+}
+
+Result<std::optional<PruneReport>> Run::finished_before(bool overwrite) {
+  std::error_code failure;
+  if (!options_.resume || resumed_ > 0 || !fs::exists(out_ / "config.json", failure))
+    return std::optional<PruneReport>();
+  LACUNA_TRY(const auto finished, io::Checkpoint::open(out_));
+  const json about = finished.config().value("lacuna", json::object());
+  const json wanted = about_written();
+  bool same = about.contains("layers") && about.contains("sparsity_reached");
+  for (const auto& [key, value] : wanted.items()) same = same && about.value(key, json()) == value;
+  if (same) {
+    LACUNA_TRY(same, keeps_the_others(finished));
+  }
+  if (!same) {
+    if (overwrite) return std::optional<PruneReport>();
+    (void)journal_->remove();
+    return bad_input(
+        "{}: holds another finished model. Move it away, or replace it by --overwrite.",
+        given_out_.string());
+  }
+  LACUNA_CHECK(journal_->remove());
+  for (const json& layer : about.at("layers")) report_.layers.push_back(layer_from(layer));
+  report_.sparsity = about.at("sparsity_reached");
+  report_.bytes_dense = checkpoint_.total_bytes();
+  report_.bytes_out = finished.total_bytes();
+  return std::optional<PruneReport>(std::move(report_));
+}
+
 Status Run::write(const Journal& journal) {
   LACUNA_TRY(auto writer, io::CheckpointWriter::create(out_, writer_options()));
   std::map<std::string, int64_t> pruned;  // weight -> its block
@@ -1009,11 +1158,7 @@ Status Run::write(const Journal& journal) {
   for (const char* key : {"format_version", "weights"})
     if (about.is_object() && about.contains(key)) kept[key] = about[key];
   about = std::move(kept);
-  about.update(about_method(options_, *method_, calibration_));
-  if (statistics_) {
-    about["statistics"] = "dense";
-    about["calibration"] = statistics_->about().value("calibration", json());
-  }
+  about.update(about_written());
   about["sparsity_reached"] = report_.sparsity;
   json& layers = about["layers"] = json::array();
   for (const LayerReport& layer : report_.layers) {
@@ -1107,6 +1252,14 @@ uint64_t planned_peak_bytes(const io::DecoderSpec& spec, const io::Checkpoint& c
     // Half of the working bytes is theirs already.
     pruning +=
         ends + activations + batches.bytes - std::min(batches.bytes, options.working_bytes / 2);
+    if (const auto method = method_of(options); method.ok() && method->slope() != Slope::kNone) {
+      const GradientPlan plan(method->slope(), spec, source.samples, source.length, options.compute,
+                              options.working_bytes);
+      const bool regional = plan.slope == Slope::kRegional;  // a block's, while inputs are held
+      const uint64_t gradients = 4 * block * (regional ? 1 : static_cast<uint64_t>(spec.layers));
+      pruning = gradients + (regional ? pruning + plan.bytes
+                                      : std::max(pruning, ends + mapped + scratches + plan.bytes));
+    }
   }
   if (!source.self) return pruning;
   return std::max(pruning, planned_sampling_bytes(spec, checkpoint, source.samples, source.length,
@@ -1133,18 +1286,27 @@ Result<std::vector<PruneReport>> run_variants(const io::Checkpoint& checkpoint,
   const CalibrationSource none;
   PruneProgress quiet{.interrupted = progress.interrupted};
   std::vector<std::unique_ptr<Run>> runs;
+  std::vector<std::optional<PruneReport>> reports;
+  int64_t layers = 0, unfinished = 0;
   for (const Variant& variant : variants) {
-    runs.push_back(std::make_unique<Run>(checkpoint, none, variant.out, variant.options, quiet));
-    LACUNA_CHECK(runs.back()->begin());
+    auto run = std::make_unique<Run>(checkpoint, none, variant.out, variant.options, quiet);
+    LACUNA_CHECK(run->begin());
+    layers = run->layers();
+    LACUNA_TRY(auto report, run->finished_before(variant.overwrite));
+    if (report) run.reset();
+    unfinished += report ? 0 : 1;
+    runs.push_back(std::move(run));
+    reports.push_back(std::move(report));
   }
   LACUNA_TRY(const auto statistics, StatisticsFolder::open(variants.front().options.statistics));
-  const auto total = runs.front()->layers() * static_cast<int64_t>(runs.size());
+  const int64_t total = layers * unfinished;
   int64_t done = 0;
-  for (int64_t layer = 0; layer < runs.front()->layers(); ++layer) {
+  for (int64_t layer = 0; layer < layers && unfinished > 0; ++layer) {
     LACUNA_TRY(const InputsByTarget inputs, statistics.read(layer));
     for (const auto& [linear, shared] : inputs)
       to_device(*shared, variants.front().options.compute.device);
     for (const auto& run : runs) {
+      if (!run) continue;
       LACUNA_CHECK(run->prune_from(layer, inputs));
       if (progress.step) progress.step(++done, total, fmt::format("block {}", layer + 1));
       if (progress.interrupted != nullptr && progress.interrupted->load())
@@ -1153,13 +1315,15 @@ Result<std::vector<PruneReport>> run_variants(const io::Checkpoint& checkpoint,
                      "--resume."};
     }
   }
-  std::vector<PruneReport> reports;
-  for (auto& run : runs) {
-    LACUNA_TRY(auto report, run->finish());
-    reports.push_back(std::move(report));
-    run.reset();
+  std::vector<PruneReport> all;
+  for (size_t i = 0; i < runs.size(); ++i) {
+    if (!reports[i]) {
+      LACUNA_TRY(reports[i], runs[i]->finish());
+    }
+    all.push_back(std::move(*reports[i]));
+    runs[i].reset();
   }
-  return reports;
+  return all;
 }
 
 }  // namespace

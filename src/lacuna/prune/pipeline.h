@@ -23,6 +23,7 @@ struct PruneOptions {
   std::string method = "sparsegpt";  ///< these four: MethodChoice
   std::string score, solve;
   std::vector<std::string> refine;
+  std::vector<std::string> refine_target;  ///< as `target`: which weights are refined; empty = all
   Request request;
   AllocationOptions allocation;  ///< of the layers' sparsities
   std::vector<std::string>
@@ -82,8 +83,8 @@ struct PruneReport {
   std::string budget;               ///< as asked, or empty
   double budget_reached = 0;        ///< in the budget's unit; 0: nobody measured it
   /// What the seconds went to, in the order in which it was begun (phase_clock.h): calibration,
-  /// load (weights and embeddings), forward (calibration through the blocks), statistics, factor,
-  /// solve, error (of the report), journal, write.
+  /// gradients (of scores that want them), load (weights and embeddings), forward (calibration
+  /// through the blocks), statistics, factor, solve, error (of the report), journal, write.
   std::vector<std::pair<std::string, double>> phases;
   std::vector<LayerReport> layers;
   std::vector<std::string> warnings;
@@ -100,7 +101,7 @@ struct PruneProgress {
 /// - pruning: two blocks + six float32 copies of the largest weight + working bytes; with
 ///   calibration embeddings, activations between the blocks, a float32 square of each input and
 ///   two more of the widest, and what the method's stages say; of a sparse model also its parts and
-///   a dense scratch a thread.
+///   a dense scratch a thread; the gradients that a score wants, and what makes them (gradients.h).
 uint64_t planned_peak_bytes(const io::DecoderSpec& spec, const io::Checkpoint& checkpoint,
                             const CalibrationSource& source, const PruneOptions& options);
 
@@ -126,14 +127,18 @@ Result<PruneReport> prune_model(const io::Checkpoint& checkpoint, const Calibrat
 struct Variant {
   std::filesystem::path out;
   PruneOptions options;  ///< `statistics`: the same folder for all
+  /// Under `resume`, a finished model in `out` that isn't this one is replaced.
+  bool overwrite = false;
 };
 
 /// Prunes a model in many ways from statistics on disk, block by block: what methods derive from a
 /// block's statistics (factors, eigenvectors) serves all variants. Each ends in the same bytes as
 /// prune_model() alone would give it, keeps a journal of its own, and goes on with it under
-/// `resume`; all finished blocks of all variants lie on disk, dense, before the first model is
-/// written.
-/// @return reports in the order of `variants`; their seconds leave out what is shared
+/// `resume`, which also leaves models alone that are finished already (told by what they say of
+/// themselves and samples of the weights that nobody prunes); all finished blocks of all variants
+/// lie on disk, dense, before the first model is written.
+/// @return reports in the order of `variants`; their seconds leave out what is shared, and all
+/// seconds are 0 of a model that was finished before
 /// @errors as prune_model()
 Result<std::vector<PruneReport>> prune_variants(const io::Checkpoint& checkpoint,
                                                 const std::vector<Variant>& variants,

@@ -13,14 +13,14 @@ class Ria final : public Score {
   std::string_view name() const override { return "ria"; }
   Needs needs() const override { return Needs::kNorms; }
   Group default_group() const override { return Group::kLayer; }
-  at::Tensor scores(const at::Tensor& weight, const InputStatistics& statistics) const override {
-    const at::Tensor size = weight.abs();
+  at::Tensor scores(const Problem& problem) const override {
+    const at::Tensor size = problem.weight.abs();
     // A row or a column of zeros has nothing to share out.
     const auto share = [&](int64_t along) {
       const at::Tensor sums = size.sum({along}, /*keepdim=*/true, at::kDouble).to(at::kFloat);
       return size / sums.masked_fill(sums == 0, 1);
     };
-    const at::Tensor norms = statistics.square_sums.to(weight.device()).sqrt();
+    const at::Tensor norms = problem.statistics.square_sums.to(size.device()).sqrt();
     return share(0).add_(share(1)).mul_(norms.sqrt());
   }
 };

@@ -37,8 +37,10 @@ struct Problem {
 class Score : public Stage {
  public:
   virtual Group default_group() const = 0;
+  virtual Slope slope() const { return Slope::kNone; }
+  /// @param problem  without a mask
   /// @return float32 [out, in], finite and not negative
-  virtual at::Tensor scores(const at::Tensor& weight, const InputStatistics& statistics) const = 0;
+  virtual at::Tensor scores(const Problem& problem) const = 0;
 };
 
 /// Makes weights under a mask.

@@ -11,8 +11,8 @@ class Wanda final : public Score {
   std::string_view name() const override { return "wanda"; }
   Needs needs() const override { return Needs::kNorms; }
   Group default_group() const override { return Group::kRow; }
-  at::Tensor scores(const at::Tensor& weight, const InputStatistics& statistics) const override {
-    return weight.abs() * statistics.square_sums.to(weight.device()).sqrt();
+  at::Tensor scores(const Problem& problem) const override {
+    return problem.weight.abs() * problem.statistics.square_sums.to(problem.weight.device()).sqrt();
   }
 };
 
