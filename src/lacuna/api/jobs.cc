@@ -160,7 +160,7 @@ Result<prune::PruneReport> prune(const PruneJob& job, const JobProgress& progres
   const bool there = !job.options.statistics.empty();
   if (!job.options.save_statistics.empty() ||
       (!there && (method.needs_inputs() || job.options.allocation.needs_inputs() ||
-                  !job.calibration_ids.empty()))) {
+                  !job.options.reconstruct.none() || !job.calibration_ids.empty()))) {
     LACUNA_TRY(source, calibration_of(job, opened, progress));
     if (!job.save_calibration_ids.empty())
       source.make = [&job, make = source.make]() -> Result<prune::Calibration> {

@@ -14,7 +14,7 @@ namespace {
 struct Flags {
   api::PruneJob job;
   std::string pattern = "unstructured", quantize, store = "compact", allocate, budget;
-  std::vector<std::string> groups;
+  std::vector<std::string> groups, reconstruct;
   std::string coding = "gptq";
   double sparsity = 0.5;
   bool zero_points = false;
@@ -102,6 +102,8 @@ Status settle(Flags& flags, bool given) {
   LACUNA_CHECK(settle_groups(flags, request));
   LACUNA_TRY(flags.job.options.store, api::parse_store(flags.store));
   LACUNA_CHECK(settle_allocation(flags, given));
+  for (const std::string& objective : flags.reconstruct)
+    LACUNA_CHECK(prune::add_reconstruction(objective, flags.job.options.reconstruct));
   LACUNA_CHECK(prune::method_of(flags.job.options));
   return {};
 }
@@ -148,6 +150,14 @@ std::string solver_line(const prune::PruneReport& report) {
                      fallen, report.layers.size());
 }
 
+/// "KL(dense || pruned) on the calibration 0.4121 -> 0.2071 in 8 epochs"; nothing without.
+std::string reconstruction_line(const prune::PruneReport& report) {
+  if (report.reconstruction.empty()) return {};
+  return fmt::format("KL(dense || pruned) on the calibration {:.4f} -> {:.4f} in {} epochs\n",
+                     report.reconstruction.front(), report.reconstruction.back(),
+                     report.reconstruction.size());
+}
+
 /// "budget bytes=2100000000B: reached 2099999872 (curves)"
 std::string budget_line(const prune::PruneReport& report) {
   if (report.budget.empty()) return {};
@@ -179,6 +189,8 @@ void add_prune(Tool& tool) {
        "lacuna prune models/llama -o models/llama-24 --pattern 2:4 --method alps",
        "lacuna prune models/llama -o models/llama-70 --sparsity 0.7 --score wanda --solve alps "
        "--refine swaps,polish",
+       "lacuna prune models/llama -o models/llama-50 --method alps --reconstruct model "
+       "--calibration c4.jsonl",
        "lacuna prune models/llama -o models/llama-60 --sparsity 0.6 --statistics "
        "llama.statistics",
        "lacuna prune models/llama -o models/llama-24-int4 --pattern 2:4 --method alps --quantize "
@@ -213,6 +225,27 @@ void add_prune(Tool& tool) {
   verb->add_option("--refine-target", options.refine_target,
                    "only weights whose name matches one of these regular expressions are refined")
       ->check(accepted_by(parse_regex));
+  auto* reconstruct =
+      verb->add_option("--reconstruct", flags.reconstruct,
+                       "train the kept weights on the calibration towards the dense model: block "
+                       "(each block's outputs, on the way), model (its predictions, at the end; "
+                       "needs the whole model in memory) or both (docs/methods/reconstruction.md)")
+          ->delimiter(',')
+          ->check(CLI::IsMember({"block", "model"}));
+  verb->add_option("--epochs", options.reconstruct.epochs,
+                   "with --reconstruct: passes over the calibration, of each objective")
+      ->check(between(1, 1000))
+      ->needs(reconstruct)
+      ->capture_default_str();
+  verb->add_option("--learning-rate", options.reconstruct.rate,
+                   "with --reconstruct: the highest of Adam's, reached after a twentieth")
+      ->check(above(0))
+      ->needs(reconstruct)
+      ->capture_default_str();
+  verb->add_option("--batch", options.reconstruct.batch, "with --reconstruct: samples a step")
+      ->check(between(1, 1024))
+      ->needs(reconstruct)
+      ->capture_default_str();
   verb->add_option(
           "--pattern", flags.pattern,
           "unstructured, KEEP:OF (2:4 keeps two of four), block:RxC, or 2:4+dense: 2:4 but "
@@ -302,9 +335,10 @@ void add_prune(Tool& tool) {
     LACUNA_TRY(const auto report, api::prune(flags.job, tool.stoppable_progress()));
     tool.print(
         report::to_json(report),
-        fmt::format("{}{}{}{}: sparsity {:.4f}, {} (dense {}), {:.1f} s\n",
+        fmt::format("{}{}{}{}{}: sparsity {:.4f}, {} (dense {}), {:.1f} s\n",
                     tool.verbose() ? layer_table(report) + phase_line(report) : worst_layer(report),
-                    solver_line(report), budget_line(report), report.out.string(), report.sparsity,
+                    solver_line(report), reconstruction_line(report), budget_line(report),
+                    report.out.string(), report.sparsity,
                     report::bytes_text(static_cast<double>(report.bytes_out)),
                     report::bytes_text(static_cast<double>(report.bytes_dense)), report.seconds));
     return {};

@@ -21,6 +21,9 @@ const std::string& cuda_refusal() {
     if (dladdr(reinterpret_cast<void*>(&at::get_num_threads), &info) == 0 ||
         info.dli_fname == nullptr)
       return "libtorch_cpu could not be located";
+    // torch reads it once, at the first product; without it, it refuses all products while it is
+    // asked for the same bits every time (prune/reconstruct.cc).
+    (void)setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", /*overwrite=*/0);
     const auto library = std::filesystem::path(info.dli_fname).parent_path() / "libtorch_cuda.so";
     if (dlopen(library.c_str(), RTLD_NOW | RTLD_GLOBAL) == nullptr) return dlerror();
     if (!at::hasCUDA()) return "no NVIDIA GPU or driver answers";

@@ -138,6 +138,14 @@ json about_allocation(const AllocationOptions& options) {
   return about;
 }
 
+json about_reconstruction(const ReconstructOptions& options) {
+  return {{"block", options.block},
+          {"model", options.model},
+          {"epochs", options.epochs},
+          {"batch", options.batch},
+          {"learning_rate", options.rate}};
+}
+
 json about_method(const PruneOptions& options, const Method& method,
                   const Calibration& calibration) {
   json about = {{"method", method.name()}, {"seed", options.seed}, {"tool_version", kVersion}};
@@ -156,6 +164,7 @@ json about_method(const PruneOptions& options, const Method& method,
     about["coding"] = coding_name(options.request.coding);
   }
   if (method.needs_gram()) about["damping"] = options.request.damping;
+  if (!options.reconstruct.none()) about["reconstruct"] = about_reconstruction(options.reconstruct);
   if (!options.allocation.none()) about["allocation"] = about_allocation(options.allocation);
   if (calibration.samples() > 0) about["calibration"] = about_calibration(calibration);
   if (!options.refine_target.empty()) about["refine_target"] = options.refine_target;
@@ -265,6 +274,14 @@ class Activations {
   }
 
   int64_t samples() const { return calibration_.samples(); }
+  /// [samples, length, hidden]
+  const at::Tensor& hidden() const { return hidden_; }
+  /// The same states, to go another way from here.
+  Activations copy() const {
+    Activations other = *this;
+    other.hidden_ = hidden_.clone();
+    return other;
+  }
 
   /// Runs all samples through a block. `observe(place)` gives the observer of the batch that runs
   /// at `place` (0 .. at most at_once() - 1); `after(samples)` follows every few batches and may
@@ -404,9 +421,10 @@ Result<MatricesByName> compressed(const Journal::Block& block, const format::Pat
 /// The journal's blocks compressed one after another: the next while the last is written.
 class CompressedBlocks {
  public:
+  /// @param instead  weights by name that take the place of the journal's
   CompressedBlocks(const Journal& journal, const format::Pattern& pattern,
-                   std::vector<int64_t> order)
-      : journal_(journal), pattern_(pattern), order_(std::move(order)) {
+                   std::vector<int64_t> order, const std::map<std::string, Tensor>& instead)
+      : journal_(journal), pattern_(pattern), order_(std::move(order)), instead_(instead) {
     begin();
   }
 
@@ -422,7 +440,10 @@ class CompressedBlocks {
     if (begun_ == order_.size()) return;
     coming_ =
         std::async(std::launch::async, [this, layer = order_[begun_]]() -> Result<MatricesByName> {
-          LACUNA_TRY(const Journal::Block block, journal_.read(layer));
+          LACUNA_TRY(Journal::Block block, journal_.read(layer));
+          for (auto& [name, tensor] : block.tensors)
+            if (const auto found = instead_.find(name); found != instead_.end())
+              tensor = found->second;
           return compressed(block, pattern_);
         });
     ++begun_;
@@ -431,6 +452,7 @@ class CompressedBlocks {
   const Journal& journal_;
   const format::Pattern pattern_;
   const std::vector<int64_t> order_;
+  const std::map<std::string, Tensor>& instead_;
   size_t begun_ = 0;
   std::future<Result<MatricesByName>> coming_;
 };
@@ -518,6 +540,17 @@ class Run {
   Request request_of(const std::string& name) const;
   Status embed();
   Status blocks_or_nothing();
+  /// What the reconstructions need beside calibration, and what they can't be combined with.
+  Status check_reconstruction() const;
+  /// @param weight  of a sample in the progress
+  Training training(const std::string& what, int64_t weight);
+  /// Trains what is finished of a block, and puts it into the block.
+  Status reconstruct_block(int64_t layer, model::Block& block, Journal::Block& finished);
+  /// Trains all blocks of the journal together; what comes of them is in reconstructed_.
+  Status reconstruct_model(const Journal& journal);
+  Result<BlockTraining> training_of(const Journal& journal, int64_t layer) const;
+  /// Few steps at a high rate do harm. @return the warning
+  std::string warn_of_rise(const std::string& what, const std::vector<double>& objectives);
   /// A run that fails before it has finished a block leaves nothing behind.
   Status ended(Status done);
   Status blocks(const Journal& journal, BlockWriter& writer);
@@ -583,10 +616,12 @@ class Run {
   std::optional<Method> method_, unrefined_;  // the second where refine_target names some weights
   std::vector<std::regex> refined_;
   Targets targets_;
-  std::map<std::string, double> allotted_;      // sparsities; none: all as the request says
-  std::optional<Activations> activations_;      // none without calibration
-  std::optional<StatisticsFolder> statistics_;  // of the dense model; then no activations
-  Gradients gradients_;                         // by weight, until it is pruned
+  std::map<std::string, double> allotted_;       // sparsities; none: all as the request says
+  std::optional<Activations> activations_;       // none without calibration
+  std::optional<Activations> dense_;             // of the dense blocks, for a reconstruction
+  std::map<std::string, Tensor> reconstructed_;  // by name, in place of the journal's
+  std::optional<StatisticsFolder> statistics_;   // of the dense model; then no activations
+  Gradients gradients_;                          // by weight, until it is pruned
   model::Rotary rotary_;
   PhaseClock clock_;
   Clock::time_point start_;
@@ -600,6 +635,7 @@ class Run {
 Result<PruneReport> Run::run() {
   LACUNA_CHECK(begin());
   LACUNA_CHECK(blocks_or_nothing());
+  if (options_.reconstruct.model) LACUNA_CHECK(reconstruct_model(*journal_));
   return finish();
 }
 
@@ -616,6 +652,7 @@ Status Run::begin() {
   if (options_.allocation.needs_inputs() && source_.samples == 0 && options_.statistics.empty())
     return usage_error("--allocate {}: needs calibration (got none). Give --calibration.",
                        allocation_name(options_.allocation.by));
+  LACUNA_CHECK(check_reconstruction());
   LACUNA_CHECK(check_allocation(options_.allocation, options_.request, options_.store));
   const bool dense = !options_.statistics.empty() || !options_.save_statistics.empty();
   if ((slope() != Slope::kNone && source_.samples == 0) || (slope() == Slope::kRegional && dense))
@@ -882,6 +919,12 @@ Status Run::blocks(const Journal& journal, BlockWriter& writer) {
   if (calibration_.samples() > 0 && !statistics_) {
     total_ *= (1 + passes()) * calibration_.samples();
     LACUNA_CHECK(embed());
+    const ReconstructOptions& more = options_.reconstruct;
+    const int64_t epochs = more.epochs * (int64_t{more.block} + int64_t{more.model});
+    if (!more.none()) {
+      total_ += spec_.layers * calibration_.samples() * (1 + epochs);
+      dense_.emplace(activations_->copy());
+    }
   }
   for (int64_t layer = 0; layer < spec_.layers; ++layer) {
     const std::string what = fmt::format("block {}/{}", layer + 1, spec_.layers);
@@ -892,6 +935,13 @@ Status Run::blocks(const Journal& journal, BlockWriter& writer) {
     }
     model::Block* const loaded = block ? &*block : nullptr;
     const bool finished = layer < resumed_;
+    if (dense_) {
+      clock_.enter("forward");
+      LACUNA_CHECK(dense_->run(
+          *block, rotary_, /*replace=*/true, [](int64_t) { return model::LinearObserver(); },
+          [&](int64_t samples) { return step(samples, what); }));
+      clock_.enter("load");
+    }
     LACUNA_CHECK(finished ? resume_block(journal, layer, loaded)
                           : prune_block(writer, layer, loaded));
     if (!activations_) {
@@ -926,7 +976,8 @@ Status Run::resume_block(const Journal& journal, int64_t layer, model::Block* bl
       block->linear(linear).set_weight(model::wrap(found->second)
                                            .to(options_.compute.device, options_.compute.dtype,
                                                /*non_blocking=*/false, /*copy=*/true));
-  return step(passes() * calibration_.samples(),
+  const int64_t more = options_.reconstruct.block ? options_.reconstruct.epochs : 0;
+  return step((passes() + more) * calibration_.samples(),
               fmt::format("block {}/{}", layer + 1, spec_.layers));
 }
 
@@ -977,6 +1028,8 @@ Status Run::prune_targets(BlockWriter& writer, int64_t layer, model::Block* bloc
     inputs.erase(linear);  // the last one frees the Gram matrix and its factor
     if (block != nullptr) block->linear(linear).set_weight(pruned.to(options_.compute.dtype));
   }
+  if (options_.reconstruct.block && !targets_of(layer).empty())
+    LACUNA_CHECK(reconstruct_block(layer, *block, finished));
   clock_.enter("journal");
   return writer.write(layer, std::move(finished));
 }
@@ -1044,6 +1097,91 @@ Result<at::Tensor> Run::prune_linear(const std::string& name, InputStatistics* i
   }
   report_.layers.push_back(std::move(layer));
   return stored;
+}
+
+Status Run::check_reconstruction() const {
+  if (options_.reconstruct.none()) return {};
+  if (!options_.statistics.empty() || !options_.save_statistics.empty())
+    return usage_error(
+        "--reconstruct: needs the calibration itself, which runs through the blocks (got "
+        "statistics "
+        "of the dense model). Leave --statistics and --save-statistics out.");
+  if (source_.samples == 0)
+    return usage_error("--reconstruct: needs calibration (got none). Give --calibration.");
+  return {};
+}
+
+Training Run::training(const std::string& what, int64_t weight) {
+  const auto stepped = [this, what, weight](int64_t epoch, int64_t samples) {
+    return step(samples * weight,
+                fmt::format("{}, epoch {}/{}", what, epoch + 1, options_.reconstruct.epochs));
+  };
+  return {options_.reconstruct, options_.compute, rotary_, options_.seed, stepped};
+}
+
+std::string Run::warn_of_rise(const std::string& what, const std::vector<double>& objectives) {
+  report_.warnings.push_back(fmt::format(
+      "{}: the reconstruction's objective rose (from {:.4f} in the first epoch to {:.4f} in the "
+      "last). Give a smaller --learning-rate or more calibration.",
+      what, objectives.front(), objectives.back()));
+  log(report_.warnings.back());
+  return report_.warnings.back();
+}
+
+Status Run::reconstruct_block(int64_t layer, model::Block& block, Journal::Block& finished) {
+  clock_.enter("reconstruct");
+  std::vector<at::Tensor> weights;
+  for (const io::NamedTensor& each : finished.tensors) weights.push_back(model::wrap(each.tensor));
+  BlockTraining trained(block, targets_of(layer), weights, options_.compute);
+  LACUNA_TRY(const auto objectives,
+             train_block(trained, activations_->hidden(), dense_->hidden(),
+                         training(fmt::format("block {}/{}", layer + 1, spec_.layers), 1)));
+  log(
+      fmt::format("block {}: relative error of the outputs {:.5f} in the first epoch, {:.5f} in "
+                  "the last",
+                  layer, objectives.front(), objectives.back()));
+  if (objectives.back() > objectives.front())
+    finished.notes["warnings"].push_back(warn_of_rise(fmt::format("block {}", layer), objectives));
+  trained.release();
+  for (size_t i = 0; i < finished.tensors.size(); ++i) {
+    const at::Tensor stored = trained.weights().rounded(i, weights[i].scalar_type());
+    finished.tensors[i].tensor = model::unwrap(stored);
+    block.linear(targets_of(layer)[i]).set_weight(stored.to(options_.compute.dtype));
+  }
+  return {};
+}
+
+Result<BlockTraining> Run::training_of(const Journal& journal, int64_t layer) const {
+  LACUNA_TRY(model::Block block, model::Block::load(checkpoint_, spec_, layer, options_.compute));
+  LACUNA_TRY(const Journal::Block finished, journal.read(layer));
+  std::vector<at::Tensor> weights;
+  for (const io::NamedTensor& each : finished.tensors) weights.push_back(model::wrap(each.tensor));
+  return BlockTraining(std::move(block), targets_of(layer), weights, options_.compute);
+}
+
+Status Run::reconstruct_model(const Journal& journal) {
+  clock_.enter("reconstruct");
+  activations_.reset();
+  LACUNA_TRY(const auto ends, model::Ends::load(checkpoint_, spec_, options_.compute));
+  std::vector<BlockTraining> blocks;
+  for (int64_t layer = 0; layer < spec_.layers; ++layer) {
+    LACUNA_TRY(BlockTraining block, training_of(journal, layer));
+    blocks.push_back(std::move(block));
+  }
+  LACUNA_TRY(report_.reconstruction, train_model(blocks, ends, calibration_, dense_->hidden(),
+                                                 training("model", spec_.layers)));
+  if (report_.reconstruction.back() > report_.reconstruction.front())
+    warn_of_rise("model", report_.reconstruction);
+  for (int64_t layer = 0; layer < spec_.layers; ++layer) {
+    const BlockTraining& block = blocks[static_cast<size_t>(layer)];
+    for (size_t i = 0; i < block.names().size(); ++i) {
+      const std::string name = weight_name(layer, block.names()[i]);
+      const at::ScalarType dtype = model::scalar_type(checkpoint_.weights().at(name).dtype);
+      reconstructed_[name] = model::unwrap(block.weights().rounded(i, dtype));
+    }
+  }
+  dense_.reset();
+  return {};
 }
 
 Result<io::Weight> Run::kept_weight(const std::string& name) const {
@@ -1122,7 +1260,7 @@ Status Run::write(const Journal& journal) {
     if (const auto found = pruned.find(name);
         found != pruned.end() && (order.empty() || order.back() != found->second))
       order.push_back(found->second);
-  CompressedBlocks blocks(journal, options_.request.pattern, std::move(order));
+  CompressedBlocks blocks(journal, options_.request.pattern, std::move(order), reconstructed_);
   MatricesByName matrices;  // of the block that was read last
   int64_t held = -1, zeros = 0, elements = 0;
   for (const auto& [name, info] : checkpoint_.weights()) {
@@ -1195,6 +1333,10 @@ Result<Method> method_of(const PruneOptions& options) {
     return usage_error(
         "--quantize: only the compact store has codes (got --store {}). Leave it out.",
         io::store_name(options.store));
+  if (codes && !options.reconstruct.none())
+    return usage_error(
+        "--reconstruct: can't be combined with --quantize, whose codes would leave their grid. "
+        "Reconstruct first; then quantise the result by --keep-mask --quantize.");
   return compose({options.method, options.score, options.solve, options.refine, codes});
 }
 
@@ -1259,6 +1401,14 @@ uint64_t planned_peak_bytes(const io::DecoderSpec& spec, const io::Checkpoint& c
       const uint64_t gradients = 4 * block * (regional ? 1 : static_cast<uint64_t>(spec.layers));
       pruning = gradients + (regional ? pruning + plan.bytes
                                       : std::max(pruning, ends + mapped + scratches + plan.bytes));
+    }
+    if (!options.reconstruct.none()) {
+      const uint64_t training = planned_training_bytes(spec, source.samples, source.length,
+                                                       options.reconstruct, options.compute);
+      pruning += activations;  // of the dense model
+      if (options.reconstruct.block) pruning += training / static_cast<uint64_t>(spec.layers);
+      if (options.reconstruct.model)
+        pruning = std::max(pruning, mapped + training + options.working_bytes);
     }
   }
   if (!source.self) return pruning;

@@ -16,6 +16,7 @@
 #include "lacuna/prune/allocation.h"
 #include "lacuna/prune/calibration.h"
 #include "lacuna/prune/method.h"
+#include "lacuna/prune/reconstruct.h"
 
 namespace lacuna::prune {
 
@@ -26,6 +27,7 @@ struct PruneOptions {
   std::vector<std::string> refine_target;  ///< as `target`: which weights are refined; empty = all
   Request request;
   AllocationOptions allocation;  ///< of the layers' sparsities
+  ReconstructOptions reconstruct;
   std::vector<std::string>
       target;  ///< unanchored regular expressions over weight names; empty = all block Linears
   std::vector<std::string> exclude;
@@ -84,9 +86,12 @@ struct PruneReport {
   double budget_reached = 0;        ///< in the budget's unit; 0: nobody measured it
   /// What the seconds went to, in the order in which it was begun (phase_clock.h): calibration,
   /// gradients (of scores that want them), load (weights and embeddings), forward (calibration
-  /// through the blocks), statistics, factor, solve, error (of the report), journal, write.
+  /// through the blocks), statistics, factor, solve, error (of the report), journal, reconstruct,
+  /// write.
   std::vector<std::pair<std::string, double>> phases;
-  std::vector<LayerReport> layers;
+  std::vector<LayerReport> layers;  ///< as the solvers left them, before any reconstruction
+  /// Mean KL(dense || pruned) of every epoch of ReconstructOptions::model, in nats.
+  std::vector<double> reconstruction;
   std::vector<std::string> warnings;
 };
 
@@ -101,7 +106,9 @@ struct PruneProgress {
 /// - pruning: two blocks + six float32 copies of the largest weight + working bytes; with
 ///   calibration embeddings, activations between the blocks, a float32 square of each input and
 ///   two more of the widest, and what the method's stages say; of a sparse model also its parts and
-///   a dense scratch a thread; the gradients that a score wants, and what makes them (gradients.h).
+///   a dense scratch a thread; the gradients that a score wants, and what makes them (gradients.h);
+///   for a reconstruction activations of the dense model too;
+/// - reconstruction of the model: planned_training_bytes().
 uint64_t planned_peak_bytes(const io::DecoderSpec& spec, const io::Checkpoint& checkpoint,
                             const CalibrationSource& source, const PruneOptions& options);
 
@@ -111,8 +118,10 @@ uint64_t planned_peak_bytes(const io::DecoderSpec& spec, const io::Checkpoint& c
 /// blocks are taken from there and activations are recomputed through them, so a killed run ends in
 /// the same bytes. With statistics of the dense model from a folder nothing runs through the
 /// blocks. Values are written in the dtype of the input; biases, norms, embeddings and lm_head as
-/// they were. The plan comes first, then OUT and its journal are checked, then calibration is made.
-/// A run that fails before its first block is finished leaves nothing behind.
+/// they were. With PruneOptions::reconstruct the kept weights are trained further, block by block
+/// before a block is durable, or all together at the end; a run that is stopped in the latter goes
+/// on from the pruned blocks. The plan comes first, then OUT and its journal are checked, then
+/// calibration is made. A run that fails before its first block is finished leaves nothing behind.
 /// @errors kBadInput (NaN in a weight, journal of another run, another run that writes OUT, ...),
 /// kUsage, kInterrupted, kCheckFailed
 Result<PruneReport> prune_model(const io::Checkpoint& checkpoint, const CalibrationSource& source,

@@ -25,6 +25,7 @@ nlohmann::json to_json(const prune::PruneReport& report) {
                          {"planned_peak_bytes", report.planned_peak_bytes},
                          {"warnings", report.warnings},
                          {"layers", std::move(layers)}};
+  if (!report.reconstruction.empty()) json["reconstruction"] = report.reconstruction;
   if (!report.allocation.empty()) json["allocation"] = report.allocation;
   if (!report.budget.empty()) json["budget"] = report.budget;
   if (report.budget_reached > 0) json["budget_reached"] = report.budget_reached;
