@@ -305,7 +305,6 @@ class Activations {
   }
 
   int64_t at_once() const { return at_once_; }
-  const at::Tensor& hidden() const { return hidden_; }  ///< [samples, length, hidden]
   const Executor& executor() const { return executor_; }
 
  private:
