@@ -25,7 +25,6 @@
 #include <atomic>
 #include <cstdint>
 
-#include "lacuna/kernels/cuda/launch.h"
 #include "lacuna/kernels/cuda/sm90_async.h"
 #include "lacuna/kernels/cuda/sm90_stream_plan.h"
 
@@ -134,95 +133,6 @@ __device__ __forceinline__ void multiply(float (&c)[4], const uint4& a, const ui
         "r"(metadata), "n"(kSelector));
 }
 
-// The fragments of a block: its 16 rows x 8 tokens, summed over the parts of K in the shared memory
-// of the blocks of its cluster. Fragment f goes to slot f / cluster of block f % cluster; a block
-// has a row of slots for each K warp of each block.
-struct BlockSums {
-  int fragments, rank, cluster_log2;
-  int slots;  // summed here
-
-  __device__ __forceinline__ BlockSums(int all, int own, int log2)
-      : fragments(all), rank(own), cluster_log2(log2), slots((all + (1 << log2) - 1) >> log2) {}
-
-  __device__ __forceinline__ unsigned bytes_from_others(int k_warps) const {
-    const int own = (fragments - rank + (1 << cluster_log2) - 1) >> cluster_log2;
-    return ((1 << cluster_log2) - 1) * k_warps * own * (kFragmentFloats * 4);
-  }
-  // Where the parts of a K warp of this block stand, here and in every other block.
-  __device__ __forceinline__ unsigned part_at(unsigned sums, int k_warp, int k_warps) const {
-    return sums + (rank * k_warps + k_warp) * slots * (kFragmentFloats * 4);
-  }
-};
-
-// A warp's sums to the blocks that add them up.
-template <int MT, int NT>
-__device__ __forceinline__ void send_sums(const float (&sums)[MT][NT][4], int row_warp,
-                                          unsigned part, unsigned sums_full,
-                                          const BlockSums& block) {
-  const unsigned out = part + (threadIdx.x & 31) * 16;
-  const int cluster = 1 << block.cluster_log2;
-#pragma unroll
-  for (int m = 0; m < MT; ++m)
-#pragma unroll
-    for (int j = 0; j < NT; ++j) {
-      const int f = (row_warp * MT + m) * NT + j;
-      const unsigned q = out + (f >> block.cluster_log2) * (kFragmentFloats * 4);
-      const int owner = f & (cluster - 1);
-      if (owner == block.rank) {
-        store_shared4(q, sums[m][j]);
-      } else {
-        store_cluster4(cluster_address(q, owner), sums[m][j], cluster_address(sums_full, owner));
-      }
-    }
-}
-
-// All warps: add up the parts of K in their order, four rows of one token a lane, and store. A
-// fragment lies as the tensor cores leave it: lane 4g+t has rows g and g+8 of tokens 2t and 2t+1.
-// Neighbours take the four rows in different turns, else they would meet in one bank.
-// `first_tile`: of the block; `warp` of `warps` that share the work.
-template <int NT>
-__device__ __forceinline__ void add_parts(const float* sums, int k_warps, const BlockSums& block,
-                                          int first_tile, __nv_bfloat16* y_of_all, int n, int t,
-                                          int warp, int warps) {
-  const int lane = threadIdx.x & 31;
-  const int parts = k_warps << block.cluster_log2;
-  const int part_floats = block.slots * kFragmentFloats;
-  const int quarter = lane & 3, token_lane = lane >> 2, odd = quarter & 1;
-#pragma unroll 1
-  for (int s = warp; s < block.slots; s += warps) {
-    const int f = (s << block.cluster_log2) + block.rank;
-    if (f >= block.fragments) break;
-    const float* q = sums + s * kFragmentFloats + odd * 64 + (quarter >> 1) * 2 +
-                     (token_lane >> 1) * 4 + (token_lane & 1);
-    float turn[4] = {};
-#pragma unroll 2
-    for (int i = 0; i < parts; ++i) {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) turn[j] += q[(j ^ odd) * 16];
-      q += part_floats;
-    }
-    const float v[4] = {odd ? turn[1] : turn[0], odd ? turn[0] : turn[1], odd ? turn[3] : turn[2],
-                        odd ? turn[2] : turn[3]};
-    const int row = (first_tile + f / NT) * kTileRows + quarter * 4;
-    const int token = (f % NT) * 8 + token_lane;
-    if (token >= t) continue;
-    __nv_bfloat16* y = y_of_all + static_cast<std::size_t>(token) * n + row;
-    if (n % 4 == 0) {
-      const __nv_bfloat162 low = __floats2bfloat162_rn(v[0], v[1]);
-      const __nv_bfloat162 high = __floats2bfloat162_rn(v[2], v[3]);
-      uint2 word;
-      word.x = *reinterpret_cast<const unsigned*>(&low);
-      word.y = *reinterpret_cast<const unsigned*>(&high);
-      if (row < n) *reinterpret_cast<uint2*>(y) = word;
-    } else {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        if (row + i < n) y[i] = __float2bfloat16_rn(v[i]);
-      }
-    }
-  }
-}
-
 // Instructions are cold at every launch: what runs once is kept short (no unrolling, no division)
 // and away from the first copies.
 template <class Weights, int NT, int MT>
@@ -240,7 +150,8 @@ __global__ void __launch_bounds__((Weights::max_warps(NT, MT) + 1) * 32, 1)
   const int span = p.stage_units * p.k_warps;                                // units of one round
   const unsigned x_stride = span * (2 * kUnitColumns) + 16;  // 16 more: ldmatrix meets no conflict
   const unsigned x_stage_bytes = NT * 8 * x_stride;
-  const BlockSums block(p.row_warps * MT * NT, rank, p.cluster_log2);
+  const int block_fragments = p.row_warps * MT * NT;
+  const int slots = (block_fragments + cluster - 1) >> p.cluster_log2;  // fragments summed here
 
   // Barriers: [warp][stage] weights have come; [x stage] x has come; [x stage] x has been read; the
   // sums of the cluster's other blocks have come.
@@ -316,7 +227,8 @@ __global__ void __launch_bounds__((Weights::max_warps(NT, MT) + 1) * 32, 1)
     for (; stage < p.x_first && unit < part; ++stage, unit += span) fetch(unit, stage);
     if (p.cluster_log2 > 0) {
       if (warp == warps && lane == 0) {
-        barrier_expect(sums_full, block.bytes_from_others(p.k_warps));
+        const int fragments = (block_fragments - rank + cluster - 1) >> p.cluster_log2;
+        barrier_expect(sums_full, (cluster - 1) * p.k_warps * fragments * (kFragmentFloats * 4));
       }
       __syncwarp();
       cluster_arrive_relaxed();  // I have started: others may store into my memory.
@@ -408,22 +320,69 @@ __global__ void __launch_bounds__((Weights::max_warps(NT, MT) + 1) * 32, 1)
         barrier_of_warps(2, warps + p.producers);
       }
     }
-    if constexpr (Weights::kScaled) {
+    // Fragment f of the block goes to slot f / cluster of block f % cluster.
+    const unsigned out = shared_base + p.sums_offset + lane * 16 +
+                         (rank * p.k_warps + k_warp) * slots * (kFragmentFloats * 4);
 #pragma unroll
-      for (int m = 0; m < MT; ++m)
+    for (int m = 0; m < MT; ++m)
 #pragma unroll
-        for (int j = 0; j < NT; ++j)
+      for (int j = 0; j < NT; ++j) {
+        const int f = (row_warp * MT + m) * NT + j;
+        if constexpr (Weights::kScaled) {
 #pragma unroll
           for (int i = 0; i < 4; ++i) sums[m][j][i] *= scale[m][i >> 1];
-    }
-    send_sums(sums, row_warp, block.part_at(shared_base + p.sums_offset, k_warp, p.k_warps),
-              sums_full, block);
+        }
+        const unsigned q = out + (f >> p.cluster_log2) * (kFragmentFloats * 4);
+        const int owner = f & (cluster - 1);
+        if (owner == rank) {
+          store_shared4(q, sums[m][j]);
+        } else {
+          store_cluster4(cluster_address(q, owner), sums[m][j], cluster_address(sums_full, owner));
+        }
+      }
   }
   __syncthreads();
   if (p.cluster_log2 > 0) barrier_wait_cluster(sums_full, 0);
 
-  add_parts<NT>(reinterpret_cast<const float*>(shared + p.sums_offset), p.k_warps, block,
-                row_group * p.row_warps * MT, p.y, p.n, p.t, warp, warps + p.producers);
+  // All warps: add up the parts of K in their order, four rows of one token a lane, and store. A
+  // fragment lies as the tensor cores leave it: lane 4g+t has rows g and g+8 of tokens 2t and 2t+1.
+  // Neighbours take the four rows in different turns, else they would meet in one bank.
+  const int parts = p.k_warps << p.cluster_log2;
+  const int part_floats = slots * kFragmentFloats;
+  const int quarter = lane & 3, token_lane = lane >> 2, odd = quarter & 1;
+#pragma unroll 1
+  for (int s = warp; s < slots; s += warps + p.producers) {
+    const int f = (s << p.cluster_log2) + rank;
+    if (f >= block_fragments) break;
+    const float* q = reinterpret_cast<const float*>(shared + p.sums_offset) + s * kFragmentFloats +
+                     odd * 64 + (quarter >> 1) * 2 + (token_lane >> 1) * 4 + (token_lane & 1);
+    float turn[4] = {};
+#pragma unroll 2
+    for (int i = 0; i < parts; ++i) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) turn[j] += q[(j ^ odd) * 16];
+      q += part_floats;
+    }
+    const float v[4] = {odd ? turn[1] : turn[0], odd ? turn[0] : turn[1], odd ? turn[3] : turn[2],
+                        odd ? turn[2] : turn[3]};
+    const int row = (row_group * p.row_warps * MT + f / NT) * kTileRows + quarter * 4;
+    const int token = (f % NT) * 8 + token_lane;
+    if (token >= p.t) continue;
+    __nv_bfloat16* y = p.y + static_cast<std::size_t>(token) * p.n + row;
+    if (p.n % 4 == 0) {
+      const __nv_bfloat162 low = __floats2bfloat162_rn(v[0], v[1]);
+      const __nv_bfloat162 high = __floats2bfloat162_rn(v[2], v[3]);
+      uint2 word;
+      word.x = *reinterpret_cast<const unsigned*>(&low);
+      word.y = *reinterpret_cast<const unsigned*>(&high);
+      if (row < p.n) *reinterpret_cast<uint2*>(y) = word;
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (row + i < p.n) y[i] = __float2bfloat16_rn(v[i]);
+      }
+    }
+  }
 }
 
 // ---------- host ----------
@@ -519,15 +478,29 @@ inline cudaError_t stream_launch(StreamKernel kernel, StreamParams p, const Stre
   p.row_warps_inverse = 65536 / plan.row_warps + 1;
   const int bytes = std::max(shared.bytes, plan.least_shared);
   if (p.units < plan.cluster || bytes > kMaxSharedBytes) return cudaErrorInvalidValue;
-  const int tiles = plan.row_warps * plan.tiles_per_warp;  // of a block
-  return launch(kernel,
-                {.blocks = ceil_div(p.row_tiles, tiles) * plan.cluster,
-                 .threads = (plan.row_warps * plan.k_warps + plan.x_warps) * 32,
-                 .shared_bytes = bytes,
-                 .cluster = plan.cluster,
-                 .overlap_previous = overlap_previous,
-                 .stream = stream},
-                p);
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (error != cudaSuccess) return error;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(ceil_div(p.row_tiles, plan.row_warps * plan.tiles_per_warp) * plan.cluster);
+  config.blockDim = dim3((plan.row_warps * plan.k_warps + plan.x_warps) * 32);
+  config.dynamicSmemBytes = bytes;
+  config.stream = stream;
+  cudaLaunchAttribute attributes[2];
+  config.attrs = attributes;
+  if (plan.cluster > 1) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
+    attributes[config.numAttrs].val.clusterDim.x = plan.cluster;
+    attributes[config.numAttrs].val.clusterDim.y = 1;
+    attributes[config.numAttrs].val.clusterDim.z = 1;
+    ++config.numAttrs;
+  }
+  if (overlap_previous) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[config.numAttrs].val.programmaticStreamSerializationAllowed = 1;
+    ++config.numAttrs;
+  }
+  return cudaLaunchKernelEx(&config, kernel, p);
 }
 
 }  // namespace lacuna::kernels::cuda

@@ -451,7 +451,8 @@ __global__ void __launch_bounds__(max_warps(NT, MT) * 32, 1) coded_kernel(const 
   const int row_group = static_cast<int>(blockIdx.x) >> p.cluster_log2;
   const int first_stage = (rank * p.all_stages) >> p.cluster_log2;
   const int part = (((rank + 1) * p.all_stages) >> p.cluster_log2) - first_stage;
-  const cuda::BlockSums block(p.row_warps * MT * NT, rank, p.cluster_log2);
+  const int block_fragments = p.row_warps * MT * NT;
+  const int slots = (block_fragments + cluster - 1) >> p.cluster_log2;  // fragments summed here
   const int k_warp = (warp * p.row_warps_inverse) >> 16, row_warp = warp - k_warp * p.row_warps;
   const int first_tile = (row_group * p.row_warps + row_warp) * MT;
   const unsigned full = shared_base + 8 * warp * p.ring;
@@ -488,7 +489,9 @@ __global__ void __launch_bounds__(max_warps(NT, MT) * 32, 1) coded_kernel(const 
         fill(filled);
       }
       if (warp == 0 && cluster > 1) {
-        cuda::barrier_expect(sums_full, block.bytes_from_others(p.k_warps));
+        const int fragments = (block_fragments - rank + cluster - 1) >> p.cluster_log2;
+        cuda::barrier_expect(sums_full,
+                             (cluster - 1) * p.k_warps * fragments * (kFragmentFloats * 4));
       }
     }
     __syncwarp();
@@ -645,19 +648,67 @@ __global__ void __launch_bounds__(max_warps(NT, MT) * 32, 1) coded_kernel(const 
       __syncthreads();
     }
   }
+  // Fragment f of the block goes to slot f / cluster of block f % cluster.
+  const unsigned out = shared_base + p.sums_offset + lane * 16 +
+                       (rank * p.k_warps + k_warp) * slots * (kFragmentFloats * 4);
 #pragma unroll
   for (int m = 0; m < MT; ++m)
 #pragma unroll
-    for (int j = 0; j < NT; ++j)
+    for (int j = 0; j < NT; ++j) {
+      const int f = (row_warp * MT + m) * NT + j;
 #pragma unroll
       for (int i = 0; i < 4; ++i) sums[m][j][i] *= scale[m][i >> 1];
-  cuda::send_sums(sums, row_warp, block.part_at(shared_base + p.sums_offset, k_warp, p.k_warps),
-                  sums_full, block);
+      const unsigned q = out + (f >> p.cluster_log2) * (kFragmentFloats * 4);
+      const int owner = f & (cluster - 1);
+      if (owner == rank) {
+        cuda::store_shared4(q, sums[m][j]);
+      } else {
+        cuda::store_cluster4(cuda::cluster_address(q, owner), sums[m][j],
+                             cuda::cluster_address(sums_full, owner));
+      }
+    }
   __syncthreads();
   if (cluster > 1) cuda::barrier_wait_cluster(sums_full, 0);
 
-  cuda::add_parts<NT>(reinterpret_cast<const float*>(shared + p.sums_offset), p.k_warps, block,
-                      row_group * p.row_warps * MT, p.y, static_cast<int>(p.l.n), p.t, warp, warps);
+  // All warps: add up the parts of K in their order, four rows of one token a lane, and store. A
+  // fragment lies as the tensor cores leave it: lane 4g+t has rows g and g+8 of tokens 2t and 2t+1.
+  // Neighbours take the four rows in different turns, else they would meet in one bank.
+  const int parts = p.k_warps << p.cluster_log2;
+  const int part_floats = slots * kFragmentFloats;
+  const int quarter = lane & 3, token_lane = lane >> 2, odd = quarter & 1;
+#pragma unroll 1
+  for (int s = warp; s < slots; s += warps) {
+    const int f = (s << p.cluster_log2) + rank;
+    if (f >= block_fragments) break;
+    const float* q = reinterpret_cast<const float*>(shared + p.sums_offset) + s * kFragmentFloats +
+                     odd * 64 + (quarter >> 1) * 2 + (token_lane >> 1) * 4 + (token_lane & 1);
+    float turn[4] = {};
+#pragma unroll 2
+    for (int i = 0; i < parts; ++i) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) turn[j] += q[(j ^ odd) * 16];
+      q += part_floats;
+    }
+    const float v[4] = {odd ? turn[1] : turn[0], odd ? turn[0] : turn[1], odd ? turn[3] : turn[2],
+                        odd ? turn[2] : turn[3]};
+    const int row = (row_group * p.row_warps * MT + f / NT) * kTileRows + quarter * 4;
+    const int token = (f % NT) * 8 + token_lane;
+    if (token >= p.t) continue;
+    __nv_bfloat16* y = p.y + token * p.l.n + row;
+    if (p.l.n % 4 == 0) {
+      const __nv_bfloat162 low = __floats2bfloat162_rn(v[0], v[1]);
+      const __nv_bfloat162 high = __floats2bfloat162_rn(v[2], v[3]);
+      uint2 word;
+      word.x = *reinterpret_cast<const unsigned*>(&low);
+      word.y = *reinterpret_cast<const unsigned*>(&high);
+      if (row < p.l.n) *reinterpret_cast<uint2*>(y) = word;
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (row + i < p.l.n) y[i] = __float2bfloat16_rn(v[i]);
+      }
+    }
+  }
 }
 
 // ---------- host ----------
@@ -686,7 +737,7 @@ Shared shared_of(const Layout& l, const CodedCut& c, int t) {
 
 template <class Code>
 struct Coded {
-  using Kernel = void (*)(Params);
+  using Kernel = void (*)(const Params);
 
   static Kernel kernel(const CodedCut& c) {
     switch (c.token_tiles * 16 + c.tiles_per_warp) {
@@ -791,7 +842,8 @@ struct Coded {
   // From measured rules (bench/lab/cuda_linear_coded): two blocks share K, a warp has one row tile,
   // and there are up to 28 warps, as many along K as leave fewest rounds. Where so much of the x of
   // more than 8 tokens does not fit, eight blocks share K if they take all rows at once, else four.
-  static bool choose(const Layout& l, int t, const int (&at_once)[kMaxCluster + 1], CodedCut* cut) {
+  static bool choose(const Layout& l, int t, const int (&at_once)[kMaxCluster + 1],
+                     CodedCut* cut) {
     struct Form {
       int cluster, tiles;  // of a warp
     };
@@ -911,19 +963,33 @@ struct Coded {
     p.most_part = ceil_div(l.stages(), c.cluster);
     p.most_part_inverse = (1 << 20) / p.most_part + 1;
     p.overlap = overlap_previous != 0;
-    const cuda::Launch launch = {
-        .blocks = ceil_div(p.row_tiles, c.row_warps * c.tiles_per_warp) * c.cluster,
-        .threads = c.row_warps * c.k_warps * 32,
-        .shared_bytes = std::max(s.bytes, kAloneBytes),
-        .cluster = c.cluster,
-        .overlap_previous = overlap_previous != 0,
-        .stream = static_cast<cudaStream_t>(stream)};
-    cudaError_t error = cudaSuccess;
+    const int bytes = std::max(s.bytes, kAloneBytes);
+    cudaError_t error =
+        cudaFuncSetAttribute(kernel(c), cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(ceil_div(p.row_tiles, c.row_warps * c.tiles_per_warp) * c.cluster);
+    config.blockDim = dim3(c.row_warps * c.k_warps * 32);
+    config.dynamicSmemBytes = bytes;
+    config.stream = static_cast<cudaStream_t>(stream);
+    cudaLaunchAttribute attributes[2];
+    config.attrs = attributes;
+    if (c.cluster > 1) {
+      attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
+      attributes[config.numAttrs].val.clusterDim.x = c.cluster;
+      attributes[config.numAttrs].val.clusterDim.y = 1;
+      attributes[config.numAttrs].val.clusterDim.z = 1;
+      ++config.numAttrs;
+    }
+    if (overlap_previous) {
+      attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+      attributes[config.numAttrs].val.programmaticStreamSerializationAllowed = 1;
+      ++config.numAttrs;
+    }
     for (int first = 0; first < call.tokens && error == cudaSuccess; first += call.each) {
       p.t = std::min(call.each, call.tokens - first);
       p.x = static_cast<const __nv_bfloat16*>(x) + first * l.k;
       p.y = static_cast<__nv_bfloat16*>(y) + first * l.n;
-      error = cuda::launch(kernel(c), launch, p);
+      error = cudaLaunchKernelEx(&config, kernel(c), p);
     }
     return error;
   }
