@@ -190,7 +190,7 @@ TEST_F(GpuWeight24, UnstructuredStaysWithinItsBoundOnAnyShape) {
                     Pattern::unstructured(), /*most_tokens=*/4);
       check_product(outputs, inputs, {1, 2, 3, 4, 5, 8, 9}, /*by_kernel=*/true,
                     Pattern::unstructured(), /*most_tokens=*/8, /*at_once=*/4);  // windows
-      if (inputs % 8 == 0)  // scattered
+      if (inputs % 8 == 0)                                                       // scattered
         check_product(outputs, inputs, {1, 5, 16, 17, 32, 33, 63, 64, 65}, /*by_kernel=*/true,
                       Pattern::unstructured(), /*most_tokens=*/64, /*at_once=*/16);
     }

@@ -2,7 +2,8 @@
 // GPU.
 //   bench --check [small]              tests against float64 and the host; small for sanitizers
 //   bench sweep OUT.csv SHAPES PS TS   times every layout and plan, e.g. sweep s.csv 05 50,80 1,4
-//   bench final OUT.csv SHAPES PS TS   times the planned kernel against the best dense product; [BITS
+//   bench final OUT.csv SHAPES PS TS   times the planned kernel against the best dense product;
+//   [BITS
 //     [WARPS]]: of these layouts, 0 is what the kernel chooses, 7 are windows: final o.csv 012345
 //     70,80 4,8 3,4,7 16,24
 //   bench unpack OUT.csv SHAPES PS     times packing and unpacking; [BITS]
@@ -98,7 +99,9 @@ struct Problem {
   double read_bytes() const {
     double b = 0;
     for (auto& p : packed)
-      b += p.layout.places * (p.layout.bits == 3 ? 2 : p.layout.bits == 4 ? 2.125 : 2.5) +
+      b += p.layout.places * (p.layout.bits == 3   ? 2
+                              : p.layout.bits == 4 ? 2.125
+                                                   : 2.5) +
            4. * p.layout.strays;
     return b / packed.size();
   }
@@ -471,8 +474,8 @@ static int check_special(int bits_, int t) {
 // The same bits 100 times while another stream keeps the memory busy; packing again, too.
 static int check_repeats(int bits) {
   const int n = 6144, k = 4096;
-  Buffer<bf16> w((size_t)n * k), x((size_t)kMost * k), y((size_t)kMost * n), first((size_t)kMost * n),
-      load((size_t)64 << 20);
+  Buffer<bf16> w((size_t)n * k), x((size_t)kMost * k), y((size_t)kMost * n),
+      first((size_t)kMost * n), load((size_t)64 << 20);
   Buffer<unsigned char> scratch(lb::gap_scratch_bytes(n));
   gen_unstructured<<<512, 256, 0, st>>>(w.p, n, k, 1.f / 64, 3, 70, 0);
   gen_x<<<64, 256, 0, st>>>(x.p, (size_t)kMost * k, 4);
@@ -602,8 +605,7 @@ int main(int argc, char** argv) {
   if (!csv) return 2;
   if (mode == "sweep") sweep(argv[3], numbers(argv[4]), numbers(argv[5]));
   const auto more = [&](int i) { return argc > i ? numbers(argv[i]) : vector<int>{0}; };
-  if (mode == "final")
-    final_run(argv[3], numbers(argv[4]), numbers(argv[5]), more(6), more(7));
+  if (mode == "final") final_run(argv[3], numbers(argv[4]), numbers(argv[5]), more(6), more(7));
   if (mode == "unpack") unpack_run(argv[3], numbers(argv[4]), more(5)[0]);
   fclose(csv);
   CK(cudaDeviceSynchronize());

@@ -164,7 +164,11 @@ static lb::ScatterPlan cut_wished(lb::ScatterPlan plan) {
 static vector<lb::ScatterPlan> cuts(const Problem& p, int t) {
   static const int at_once[9] = {0, 132, 66, 0, 30, 0, 0, 0, 15};
   vector<lb::ScatterPlan> all;
-  const int nt = t <= 8 ? 1 : t <= 16 ? 2 : t <= 32 ? 4 : 8, tiles = (p.n + 15) / 16, units = p.k / 128;
+  const int nt = t <= 8    ? 1
+                 : t <= 16 ? 2
+                 : t <= 32 ? 4
+                           : 8,
+            tiles = (p.n + 15) / 16, units = p.k / 128;
   for (int cluster : {1, 2, 4, 8})
     for (int mt : {1, 2}) {
       const int groups = at_once[cluster], part = units / cluster;

@@ -842,8 +842,7 @@ struct Coded {
   // From measured rules (bench/lab/cuda_linear_coded): two blocks share K, a warp has one row tile,
   // and there are up to 28 warps, as many along K as leave fewest rounds. Where so much of the x of
   // more than 8 tokens does not fit, eight blocks share K if they take all rows at once, else four.
-  static bool choose(const Layout& l, int t, const int (&at_once)[kMaxCluster + 1],
-                     CodedCut* cut) {
+  static bool choose(const Layout& l, int t, const int (&at_once)[kMaxCluster + 1], CodedCut* cut) {
     struct Form {
       int cluster, tiles;  // of a warp
     };

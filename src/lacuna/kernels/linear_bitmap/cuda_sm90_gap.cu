@@ -24,9 +24,9 @@
 //              a warp leaves 32 sums for each group it meets; four lanes a row add them up last,
 //              and the strays of the row
 //
-// 3 to 8 tokens: the x of a column is 8 bytes (and 8 more behind those of all columns), and 16 lanes
-// meet in few banks only if packing sees to it. So places stand in windows, in the order that it
-// chose (cuda_sm90_gap_windows.cuh); all else is the same.
+// 3 to 8 tokens: the x of a column is 8 bytes (and 8 more behind those of all columns), and 16
+// lanes meet in few banks only if packing sees to it. So places stand in windows, in the order that
+// it chose (cuda_sm90_gap_windows.cuh); all else is the same.
 //
 // Bytes: 2 for each place (17 bits with gaps of 4; codes 11 or 12), once, evict first; 2 T K of x
 // for every block, from L2.
@@ -174,8 +174,8 @@ __device__ __forceinline__ void multiply_four(float* sum, unsigned address, floa
 }
 
 template <int kTokens>
-__device__ __forceinline__ void multiply(float (&sum)[sum_count(kTokens)], unsigned address, float w,
-                                         int i, unsigned slab) {
+__device__ __forceinline__ void multiply(float (&sum)[sum_count(kTokens)], unsigned address,
+                                         float w, int i, unsigned slab) {
   if constexpr (kTokens == 1) {
     unsigned short x;
     asm volatile("ld.shared.u16 %0, [%1];" : "=h"(x) : "r"(address));
@@ -842,7 +842,8 @@ std::size_t shared_bytes(const GapLayout& l, const GapPlan& plan) {
 }
 
 bool layout_ok(const GapLayout& l) {
-  return gap_shape_refusal(l.n, l.k, 1) == nullptr && (l.bits == 3 || l.bits == 4 || (l.bits == kWindowBits && l.values == GapValues::kBf16)) &&
+  return gap_shape_refusal(l.n, l.k, 1) == nullptr &&
+         (l.bits == 3 || l.bits == 4 || (l.bits == kWindowBits && l.values == GapValues::kBf16)) &&
          (l.lanes_per_row == 1 || l.lanes_per_row == 2 || l.lanes_per_row == 4 ||
           l.lanes_per_row == 8) &&
          (l.values == GapValues::kBf16 ? l.top >= 1 && l.top <= kMostTop : l.top == 0) &&
@@ -915,9 +916,9 @@ cudaError_t gap_measure(const void* dense, std::int64_t n, std::int64_t k, void*
                                                 top_of_all);
   }
   const auto count = layout->bits == kWindowBits ? window_count_kernel : gap_count_kernel;
-  count<<<ceil_div(n, 8), 256, 0, stream>>>(
-      weights, static_cast<int>(n), static_cast<int>(k), padded(k), top_of_all,
-      reinterpret_cast<RowCount*>(base + at.counts));
+  count<<<ceil_div(n, 8), 256, 0, stream>>>(weights, static_cast<int>(n), static_cast<int>(k),
+                                            padded(k), top_of_all,
+                                            reinterpret_cast<RowCount*>(base + at.counts));
   error = cudaGetLastError();
   if (error != cudaSuccess) return error;
   std::vector<RowCount> counts(n);
@@ -1163,9 +1164,7 @@ cudaError_t gap_plan(const GapLayout& layout, int t, GapPlan* plan) {
   }
   GapPlan p;
   const bool windows = layout.bits == kWindowBits;
-  p.tokens = windows                                 ? (t <= 4 ? 4 : 8)
-             : t <= 2                                ? t
-             : layout.values == GapValues::kBf16 ? 4 : 2;
+  p.tokens = windows ? (t <= 4 ? 4 : 8) : t <= 2 ? t : layout.values == GapValues::kBf16 ? 4 : 2;
   while (p.tokens > (windows ? 4 : 1) && shared_bytes(layout, p) > kMaxSharedBytes) p.tokens /= 2;
   if (gap_shared_bytes(layout, p) == 0 || shared_bytes(layout, p) > kMaxSharedBytes) {
     return cudaErrorNotSupported;
@@ -1177,8 +1176,9 @@ cudaError_t gap_plan(const GapLayout& layout, int t, GapPlan* plan) {
 cudaError_t gap_run(const void* packed, const GapLayout& layout, const void* x, void* y, int t,
                     const GapPlan& plan, bool overlap_previous, cudaStream_t stream) {
   const Kernel kernel = find_kernel(layout, plan);
-  if (!layout_ok(layout) || kernel == nullptr || t < 1 || t > most_tokens(layout.bits) || packed == nullptr ||
-      x == nullptr || y == nullptr || reinterpret_cast<std::uintptr_t>(packed) % 128 != 0 ||
+  if (!layout_ok(layout) || kernel == nullptr || t < 1 || t > most_tokens(layout.bits) ||
+      packed == nullptr || x == nullptr || y == nullptr ||
+      reinterpret_cast<std::uintptr_t>(packed) % 128 != 0 ||
       reinterpret_cast<std::uintptr_t>(x) % 2 != 0 ||
       reinterpret_cast<std::uintptr_t>(y) % 2 != 0) {
     return cudaErrorInvalidValue;
@@ -1231,7 +1231,7 @@ int pack_scales(const GpuLayout* layout, const void* scales, void* packed, GpuSt
 // `kBits`: 0 if the weight decides.
 template <GapValues kValues, int kBits>
 constexpr GpuLinearKernel shown_as(const char* name) {
-  constexpr int64_t kMost = kBits == kWindowBits              ? kWindowMaxTokens
+  constexpr int64_t kMost = kBits == kWindowBits          ? kWindowMaxTokens
                             : kValues == GapValues::kBf16 ? kGapMaxTokens
                                                           : kGapCodesMaxTokens;
   return {

@@ -43,7 +43,8 @@ struct GapPlan {
 };
 
 // Null if this machine and problem can be run, else the reason.
-// @limits compute capability 9.0; 1 <= T <= 4 (codes: 2 at a time, windows: 1 <= T <= 8); 1 <= N < 2^25;
+// @limits compute capability 9.0; 1 <= T <= 4 (codes: 2 at a time, windows: 1 <= T <= 8); 1 <= N <
+// 2^25;
 //         1 <= K <= 65472, from 2 tokens on K <= 53000 (x must fit in shared memory); K beyond some
 //         25000 reads W twice for 3 or 4
 const char* gap_refusal(std::int64_t n, std::int64_t k, int t, int device);

@@ -13,9 +13,9 @@
 //   part of the largest, denormal, Inf, NaN) is a stray and lies elsewhere. 4 bits: the fourth bits
 //   of all gaps in 128 bytes ahead, one word a lane.
 //
-//   windows (kWindowBits): 16 places of a lane are a chunk, 2 chunks a unit, 20 bits a place. A place
-//   has no gap but its offset from where the chunk before ended, 7 bits, so that a chunk's places may
-//   stand in any order: in that in which 16 lanes meet few banks of x.
+//   windows (kWindowBits): 16 places of a lane are a chunk, 2 chunks a unit, 20 bits a place. A
+//   place has no gap but its offset from where the chunk before ended, 7 bits, so that a chunk's
+//   places may stand in any order: in that in which 16 lanes meet few banks of x.
 //                                              0          512        1024       1280
 //                                              +----------+-----------+----------+
 //     lane: 16 bytes, 16 bytes, 8 bytes        | places 0 | .. and 8  | upper    |

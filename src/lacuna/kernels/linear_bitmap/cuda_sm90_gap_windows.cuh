@@ -5,8 +5,8 @@
 // Shared memory gives a gather of 8 bytes to 16 lanes at a time, as many turns as the fullest of 16
 // pairs of banks has different columns: 2.8 if they lie anywhere, 1.4 to 1.7 in the order that is
 // found here. One lane after the other puts its places, each where its pair of banks has the fewest
-// columns so far (the same column counts once); where several have, rather beside itself, then where
-// no other pair of banks has more.
+// columns so far (the same column counts once); where several have, rather beside itself, then
+// where no other pair of banks has more.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -143,10 +143,10 @@ __device__ __forceinline__ unsigned least_of_half(unsigned key) {
   return key;
 }
 
-// The order of the places of 16 lanes each. `columns`: of the lane's places; `end`: which of them is
-// the last column. Returns 4 bits a place, the lowest those of place 0: which place to put there.
-// `sets`: 17 words a lane. While places are put, lane l stands for place l % 16 of all lanes, and
-// its words for the pairs of banks: a bit for each column (the same for each 512th).
+// The order of the places of 16 lanes each. `columns`: of the lane's places; `end`: which of them
+// is the last column. Returns 4 bits a place, the lowest those of place 0: which place to put
+// there. `sets`: 17 words a lane. While places are put, lane l stands for place l % 16 of all
+// lanes, and its words for the pairs of banks: a bit for each column (the same for each 512th).
 __device__ __forceinline__ unsigned long long order_of(const unsigned (&columns)[kWindowPlaces],
                                                        int end, unsigned* sets) {
   const int lane = threadIdx.x & 31, own = lane % 16;

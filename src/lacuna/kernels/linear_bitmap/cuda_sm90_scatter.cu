@@ -168,12 +168,16 @@ struct Scattered {
   static constexpr bool kScaled = false;
   static constexpr int kTileBytes = Form<kPairs>::kTileBytes;
 
-  // Registers are given out four warps at a time: 8 warps leave 255 a thread, 12 168, 16 128, 20 96,
-  // 24 80.
+  // Registers are given out four warps at a time: 8 warps leave 255 a thread, 12 168, 16 128, 20
+  // 96, 24 80.
   static constexpr int max_warps(int token_tiles, int tiles_per_warp) {
     const int registers = 40 + 4 * token_tiles * tiles_per_warp + 4 * token_tiles +
                           (16 + 3 * kRounds + (kPairs ? 12 : 0)) * tiles_per_warp;
-    return registers <= 84 ? 23 : registers <= 98 ? 19 : registers <= 132 ? 15 : registers <= 172 ? 11 : 7;
+    return registers <= 84    ? 23
+           : registers <= 98  ? 19
+           : registers <= 132 ? 15
+           : registers <= 172 ? 11
+                              : 7;
   }
 
   template <int MT>
@@ -971,9 +975,10 @@ cudaError_t scatter_plan(const ScatterLayout& layout, int t, ScatterPlan* plan) 
       if (t <= 8) p.x_warps = warps < most ? 3 : 2;
       if (t > 32) p.x_warps = warps < most ? 2 : 1;
       const bool two = part >= (t > 16 ? 4 : 6) * p.k_warps && (p.k_warps <= 2 || t <= 8 || t > 16);
-      const int most_units = t <= 32                                   ? (two ? 2 : 1)
-                             : p.k_warps > 1                           ? 1
-                             : pairs_in(layout) && part <= 32 ? 2 : 4;
+      const int most_units = t <= 32                          ? (two ? 2 : 1)
+                             : p.k_warps > 1                  ? 1
+                             : pairs_in(layout) && part <= 32 ? 2
+                                                              : 4;
       for (p.stage_units = most_units; p.stage_units >= 1; --p.stage_units) {
         const int rounds = ceil_div(part, p.stage_units * p.k_warps);
         for (p.x_stages = std::min(t > 16 ? 2 : 3, rounds); p.x_stages >= std::min(2, rounds);
