@@ -57,13 +57,16 @@ def killed_after(command, seconds):
     return False
 
 
-def disturb(command, seconds, random_):
+def disturb(command, out, seconds, random_):
     """Kills a run and the one that resumes it, unless they are through before; then resumes to the end. How often it killed."""
+    journal = pathlib.Path(f"{out}.journal")
     kills = 0
     for flags in ([], ["--resume"]):
         if not killed_after(command + flags, random_.uniform(0, seconds)):
             return kills
         kills += 1
+        if out.exists() and not journal.exists():  # only the goodbye was cut off
+            return kills
     killed_after(command + ["--resume"], None)
     return kills
 
@@ -91,7 +94,7 @@ def main():
             kills = through = different = 0
             while kills < given.kills:
                 remove(out)
-                came = disturb(command, seconds, random_)
+                came = disturb(command, out, seconds, random_)
                 kills += came
                 through += came == 0
                 different += digests(out) != whole
