@@ -52,8 +52,8 @@ TEST(MaskedAdam, IsAdamOnKeptWeightsAndLeavesZerosAlone) {
     const at::Tensor g = gradient.to(at::kDouble);
     m = 0.9 * m + 0.1 * g;
     v = 0.999 * v + 0.001 * g * g;
-    w = w - 0.01 * (m / (1 - std::pow(0.9, step))) /
-                ((v / (1 - std::pow(0.999, step))).sqrt() + 1e-8);
+    w = w -
+        0.01 * (m / (1 - std::pow(0.9, step))) / ((v / (1 - std::pow(0.999, step))).sqrt() + 1e-8);
   }
   const at::Tensor kept = start != 0, now = adam.working()[0].detach();
   EXPECT_TRUE(at::equal(now != 0, kept));

@@ -572,11 +572,11 @@ class Run {
   io::DecoderSpec spec_;
   std::optional<Method> method_;
   Targets targets_;
-  std::map<std::string, double> allotted_;      // sparsities; none: all as the request says
-  std::optional<Activations> activations_;      // none without calibration
-  std::optional<Activations> dense_;            // of the dense blocks, for a reconstruction
+  std::map<std::string, double> allotted_;       // sparsities; none: all as the request says
+  std::optional<Activations> activations_;       // none without calibration
+  std::optional<Activations> dense_;             // of the dense blocks, for a reconstruction
   std::map<std::string, Tensor> reconstructed_;  // by name, in place of the journal's
-  std::optional<StatisticsFolder> statistics_;  // of the dense model; then no activations
+  std::optional<StatisticsFolder> statistics_;   // of the dense model; then no activations
   model::Rotary rotary_;
   PhaseClock clock_;
   Clock::time_point start_;
@@ -1005,7 +1005,8 @@ Status Run::check_reconstruction() const {
   if (options_.reconstruct.none()) return {};
   if (!options_.statistics.empty() || !options_.save_statistics.empty())
     return usage_error(
-        "--reconstruct: needs the calibration itself, which runs through the blocks (got statistics "
+        "--reconstruct: needs the calibration itself, which runs through the blocks (got "
+        "statistics "
         "of the dense model). Leave --statistics and --save-statistics out.");
   if (source_.samples == 0)
     return usage_error("--reconstruct: needs calibration (got none). Give --calibration.");
@@ -1037,12 +1038,12 @@ Status Run::reconstruct_block(int64_t layer, model::Block& block, Journal::Block
   LACUNA_TRY(const auto objectives,
              train_block(trained, activations_->hidden(), dense_->hidden(),
                          training(fmt::format("block {}/{}", layer + 1, spec_.layers), 1)));
-  log(fmt::format("block {}: relative error of the outputs {:.5f} in the first epoch, {:.5f} in "
+  log(
+      fmt::format("block {}: relative error of the outputs {:.5f} in the first epoch, {:.5f} in "
                   "the last",
                   layer, objectives.front(), objectives.back()));
   if (objectives.back() > objectives.front())
-    finished.notes["warnings"].push_back(
-        warn_of_rise(fmt::format("block {}", layer), objectives));
+    finished.notes["warnings"].push_back(warn_of_rise(fmt::format("block {}", layer), objectives));
   trained.release();
   for (size_t i = 0; i < finished.tensors.size(); ++i) {
     const at::Tensor stored = trained.weights().rounded(i, weights[i].scalar_type());
@@ -1069,8 +1070,8 @@ Status Run::reconstruct_model(const Journal& journal) {
     LACUNA_TRY(BlockTraining block, training_of(journal, layer));
     blocks.push_back(std::move(block));
   }
-  LACUNA_TRY(report_.reconstruction,
-             train_model(blocks, ends, calibration_, dense_->hidden(), training("model", spec_.layers)));
+  LACUNA_TRY(report_.reconstruction, train_model(blocks, ends, calibration_, dense_->hidden(),
+                                                 training("model", spec_.layers)));
   if (report_.reconstruction.back() > report_.reconstruction.front())
     warn_of_rise("model", report_.reconstruction);
   for (int64_t layer = 0; layer < spec_.layers; ++layer) {

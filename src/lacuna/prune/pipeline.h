@@ -117,8 +117,8 @@ uint64_t planned_peak_bytes(const io::DecoderSpec& spec, const io::Checkpoint& c
 /// blocks. Values are written in the dtype of the input; biases, norms, embeddings and lm_head as
 /// they were. With PruneOptions::reconstruct the kept weights are trained further, block by block
 /// before a block is durable, or all together at the end; a run that is stopped in the latter goes
-/// on from the pruned blocks. The plan comes first, then OUT and its journal are checked, then calibration is made.
-/// A run that fails before its first block is finished leaves nothing behind.
+/// on from the pruned blocks. The plan comes first, then OUT and its journal are checked, then
+/// calibration is made. A run that fails before its first block is finished leaves nothing behind.
 /// @errors kBadInput (NaN in a weight, journal of another run, another run that writes OUT, ...),
 /// kUsage, kInterrupted, kCheckFailed
 Result<PruneReport> prune_model(const io::Checkpoint& checkpoint, const CalibrationSource& source,

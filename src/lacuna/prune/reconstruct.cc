@@ -286,8 +286,7 @@ namespace {
 at::Tensor gradients_of(
     const std::vector<BlockTraining>& blocks, const model::Ends& ends,
     const Predictions& predictions, const Calibration& calibration, const at::Tensor& dense,
-    const std::vector<int64_t>& samples, const model::Compute& compute,
-    const model::Rotary& rotary,
+    const std::vector<int64_t>& samples, const model::Compute& compute, const model::Rotary& rotary,
     const std::function<void(size_t block, const std::vector<at::Tensor>& gradients)>& visit) {
   const Executor executor = executor_of(compute);
   const std::vector<Part> parts = parts_of(samples, compute);
@@ -343,14 +342,14 @@ Result<std::vector<double>> train_model(std::vector<BlockTraining>& blocks, cons
   const SameBits same(training.compute.device);
   const Executor executor = executor_of(training.compute);
   const Predictions predictions(ends);
-  return epochs(
-      training, calibration.samples(), [&](const std::vector<int64_t>& samples, double rate) {
-        return gradients_of(blocks, ends, predictions, calibration, dense, samples,
-                            training.compute, training.rotary,
-                            [&](size_t block, const std::vector<at::Tensor>& gradients) {
-                              blocks[block].weights().step(gradients, rate, executor);
-                            });
-      });
+  return epochs(training, calibration.samples(),
+                [&](const std::vector<int64_t>& samples, double rate) {
+                  return gradients_of(blocks, ends, predictions, calibration, dense, samples,
+                                      training.compute, training.rotary,
+                                      [&](size_t block, const std::vector<at::Tensor>& gradients) {
+                                        blocks[block].weights().step(gradients, rate, executor);
+                                      });
+                });
 }
 
 uint64_t planned_training_bytes(const io::DecoderSpec& spec, int64_t samples, int64_t length,
@@ -360,15 +359,14 @@ uint64_t planned_training_bytes(const io::DecoderSpec& spec, int64_t samples, in
   uint64_t block = 0;
   for (const io::LinearSpec& linear : spec.block_linears()) block += number(linear.out * linear.in);
   const int64_t batch = std::min(options.batch, samples);
-  const uint64_t parts =
-      compute.device.is_cpu()
-          ? number(std::min<int64_t>(batch, model::torch_executor().threads))
-          : 1;
+  const uint64_t parts = compute.device.is_cpu()
+                             ? number(std::min<int64_t>(batch, model::torch_executor().threads))
+                             : 1;
   const uint64_t tokens = number(batch * length);
   // Masters, two moments, a mask and the copies that products read; gradients of one block.
   const uint64_t weights = number(spec.layers) * block * (13 + element) +
-                           block * number(batch) * (4 + element) + number(spec.vocab) *
-                           number(spec.embedding_width) * 2 * element;
+                           block * number(batch) * (4 + element) +
+                           number(spec.vocab) * number(spec.embedding_width) * 2 * element;
   const uint64_t dense = number(samples * length * spec.hidden) * element;
   const uint64_t inputs = tokens * number((spec.layers + 2) * spec.hidden) * element;
   // What one block keeps for its gradients: about twelve hidden states (norms in float32) and four
