@@ -1,6 +1,7 @@
 #include "lacuna/prune/reconstruct.h"
 
 #include <ATen/Context.h>
+#include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 #include <dlfcn.h>
 #include <torch/csrc/autograd/autograd.h>
@@ -46,7 +47,10 @@ class SameBits {
 /// many threads as the process has.
 class AloneHere {
  public:
-  AloneHere() : before_(set() != nullptr ? set()(1) : 0) {}
+  AloneHere() {
+    (void)at::get_num_threads();  // a thread's first call sets up MKL, and would undo this
+    if (set() != nullptr) before_ = set()(1);
+  }
   ~AloneHere() {
     if (set() != nullptr) set()(before_);
   }
@@ -60,7 +64,7 @@ class AloneHere {
         reinterpret_cast<Set>(dlsym(RTLD_DEFAULT, "MKL_Set_Num_Threads_Local"));
     return found;
   }
-  int before_;
+  int before_ = 0;
 };
 
 Executor executor_of(const model::Compute& compute) {
