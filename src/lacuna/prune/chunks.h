@@ -9,6 +9,7 @@
 #include <mutex>
 
 #include "lacuna/core/executor.h"
+#include "lacuna/prune/one_thread.h"
 
 namespace lacuna::prune {
 
@@ -23,6 +24,7 @@ void parallel_chunks(const Executor& executor, int64_t n, F&& f) {
   // entering one, so there are always two.
   executor.parallel_for(std::max<int64_t>(n, 2), [&](int64_t chunk) {
     if (chunk >= n) return;
+    const AloneHere alone;
     try {
       f(chunk);
     } catch (...) {  // must not cross the border of a thread

@@ -3,10 +3,8 @@
 #include <torch/csrc/autograd/autograd.h>
 
 #include <algorithm>
-#include <exception>
-#include <thread>
 
-#include "lacuna/prune/one_thread.h"
+#include "lacuna/prune/chunks.h"
 
 namespace lacuna::prune {
 namespace {
@@ -14,30 +12,10 @@ namespace {
 // Predictions whose logits exist at a time.
 constexpr int64_t kLogitsAtOnce = 256;
 
-/// Calls f(0) .. f(n-1). On a CPU each has a thread, on which torch and MKL have no other: in a
-/// parallel region of torch MKL cuts long sums by the number of threads (one_thread.h), and
-/// gradients are sums over thousands of tokens or words.
+/// Calls f(0) .. f(n-1): each alone on a thread on a CPU, one after the other on a GPU.
 template <class F>
 void each_alone(at::Device device, int64_t n, const F& f) {
-  if (!device.is_cpu()) {
-    for (int64_t i = 0; i < n; ++i) f(i);
-    return;
-  }
-  const OneThread alone;
-  std::vector<std::exception_ptr> thrown(static_cast<size_t>(n));
-  std::vector<std::thread> threads;
-  for (int64_t i = 0; i < n; ++i)
-    threads.emplace_back([&, i] {
-      at::set_num_threads(1);  // a new thread's share of OpenMP is its own
-      try {
-        f(i);
-      } catch (...) {  // must not leave the thread
-        thrown[static_cast<size_t>(i)] = std::current_exception();
-      }
-    });
-  for (std::thread& thread : threads) thread.join();
-  for (const std::exception_ptr& each : thrown)
-    if (each) std::rethrow_exception(each);
+  parallel_chunks(device.is_cpu() ? model::torch_executor() : Executor::serial(), n, f);
 }
 
 /// Sums over sequences of one block's gradients, in the order of the sequences.

@@ -1,7 +1,8 @@
-// LAPACK on one thread.
+// MKL on one thread: of the whole process, or for a thread of a parallel region.
 #pragma once
 
 #include <ATen/Parallel.h>
+#include <dlfcn.h>
 
 #include <mutex>
 
@@ -26,6 +27,31 @@ class OneThread {
   }
   std::lock_guard<std::mutex> lock_;
   int threads_;
+};
+
+/// As long as it lives, MKL works for this thread as it does with one thread alone. In a parallel
+/// region it has one anyway, but torch forbids it to know, and it would cut its products for as
+/// many threads as the process has.
+class AloneHere {
+ public:
+  AloneHere() {
+    (void)at::get_num_threads();  // a thread's first call sets up MKL, and would undo this
+    if (set() != nullptr) before_ = set()(1);
+  }
+  ~AloneHere() {
+    if (set() != nullptr) set()(before_);
+  }
+  AloneHere(const AloneHere&) = delete;
+  AloneHere& operator=(const AloneHere&) = delete;
+
+ private:
+  using Set = int (*)(int threads);  // 0: as the process has it; @return what was set before
+  static Set set() {                 // of the MKL inside libtorch_cpu; a build may have none
+    static const auto found =
+        reinterpret_cast<Set>(dlsym(RTLD_DEFAULT, "MKL_Set_Num_Threads_Local"));
+    return found;
+  }
+  int before_ = 0;
 };
 
 }  // namespace lacuna::prune

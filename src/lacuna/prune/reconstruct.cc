@@ -3,7 +3,6 @@
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
-#include <dlfcn.h>
 #include <torch/csrc/autograd/autograd.h>
 
 #include <algorithm>
@@ -40,31 +39,6 @@ class SameBits {
 
  private:
   bool on_, before_ = false, before_fill_ = false;
-};
-
-/// As long as it lives, MKL works for this thread as it does with one thread alone. In a parallel
-/// region it has one anyway, but torch forbids it to know, and it would cut its products for as
-/// many threads as the process has.
-class AloneHere {
- public:
-  AloneHere() {
-    (void)at::get_num_threads();  // a thread's first call sets up MKL, and would undo this
-    if (set() != nullptr) before_ = set()(1);
-  }
-  ~AloneHere() {
-    if (set() != nullptr) set()(before_);
-  }
-  AloneHere(const AloneHere&) = delete;
-  AloneHere& operator=(const AloneHere&) = delete;
-
- private:
-  using Set = int (*)(int threads);  // 0: as the process has it; @return what was set before
-  static Set set() {                 // of the MKL inside libtorch_cpu; a build may have none
-    static const auto found =
-        reinterpret_cast<Set>(dlsym(RTLD_DEFAULT, "MKL_Set_Num_Threads_Local"));
-    return found;
-  }
-  int before_ = 0;
 };
 
 Executor executor_of(const model::Compute& compute) {
@@ -263,7 +237,6 @@ Result<std::vector<double>> train_block(BlockTraining& block, const at::Tensor& 
     std::vector<at::Tensor> values(parts.size());
     parallel_chunks(executor, static_cast<int64_t>(parts.size()), [&](int64_t place) {
       const auto i = static_cast<size_t>(place);
-      const AloneHere alone;
       const at::AutoGradMode on(true);
       const auto& working = block.weights().working();
       const at::Tensor outputs = block.block().forward(rows_of(inputs, parts[i]), training.rotary);
@@ -296,7 +269,6 @@ at::Tensor gradients_of(
   std::vector<Objective> objectives(parts.size());
   parallel_chunks(executor, places, [&](int64_t place) {
     const auto i = static_cast<size_t>(place);
-    const AloneHere alone;
     at::Tensor x;
     {
       const at::NoGradGuard off;
@@ -312,7 +284,6 @@ at::Tensor gradients_of(
     std::vector<std::vector<at::Tensor>> gradients(parts.size());
     parallel_chunks(executor, places, [&](int64_t place) {
       const auto i = static_cast<size_t>(place);
-      const AloneHere alone;
       gradients[i] = blocks[block].backward(inputs[i][block], rotary, objectives[i].gradient);
       objectives[i].gradient = gradients[i].front();
       inputs[i].pop_back();
