@@ -26,21 +26,23 @@ const Method& method(std::string_view name) { return **find_method(name); }
 /// DSnoT knows no blocks.
 bool takes_blocks(const Method& method) { return method.name() != "dsnot"; }
 
+/// With a gradient for those that want one.
 Pruned prune(std::string_view name, const at::Tensor& weight, const InputStatistics& statistics,
-             const Request& request) {
+             Request request) {
+  request.gradient = random_matrix(weight.size(0), weight.size(1), 99);
   auto pruned = method(name).prune(weight, statistics, request);
   EXPECT_TRUE(pruned.ok()) << (pruned.ok() ? "" : pruned.error().message);
   return *pruned;
 }
 
 TEST(Methods, AreFoundByNameAndAnUnknownNameListsThem) {
-  EXPECT_EQ(methods().size(), 7u);
+  EXPECT_EQ(methods().size(), 8u);
   for (const Method* known : methods()) EXPECT_EQ(*find_method(known->name()), known);
   const auto unknown = find_method("alps2");
   ASSERT_FALSE(unknown.ok());
   EXPECT_EQ(unknown.error().code, Code::kUsage);
   EXPECT_THAT(unknown.error().message,
-              HasSubstr("sparsegpt, alps, wanda, ria, dsnot, hessian, magnitude"));
+              HasSubstr("sparsegpt, alps, wanda, ria, dsnot, hessian, gradient, magnitude"));
   EXPECT_FALSE(parse_group("columns").ok());
   EXPECT_EQ(*parse_group("block128"), Group::kBlock128);
 }
