@@ -13,12 +13,9 @@
 #include <memory>
 
 #include "codes.h"
-#include "lacuna/kernels/cuda/sm90_stream_plan.h"
 #include "lacuna/kernels/linear_dense/cuda_sm90_coded.h"
 #include "lacuna/kernels/linear_nm/cuda_sm90_coded.h"
-
-namespace k = lacuna::kernels;
-using Plan = k::cuda::StreamPlan;
+#include "plans.h"
 
 static FILE* csv;
 
@@ -32,48 +29,6 @@ static const Kernel kKernels[] = {{"2:4 fp8", &k::linear_nm::kFp8, true, true},
                                   {"2:4 int8", &k::linear_nm::kInt8, true, false},
                                   {"dense int8", &k::linear_dense::kInt8, false, false}};
 constexpr int kCount = 4;
-
-// ---------- a packed weight ----------
-struct Packed {
-  const Kernel* kernel;
-  int n, k;
-  k::GpuLayout layout;
-  vector<unsigned char*> copies;
-  Packed(const Kernel& kernel_, int n_, int k_) : kernel(&kernel_), n(n_), k(k_) {
-    CK((cudaError_t)kernel->kernel->measure(nullptr, n, k, nullptr, &layout, st));
-  }
-  ~Packed() {
-    for (auto p : copies) cudaFree(p);
-  }
-  void add(const bf16* codes, const bf16* scales, k::GpuPackReport* report) {
-    unsigned char* p;
-    CK(cudaMalloc(&p, layout.packed_bytes));
-    CK((cudaError_t)kernel->kernel->pack(&layout, codes, nullptr, p, report, st));
-    CK((cudaError_t)kernel->kernel->pack_scales(&layout, scales, p, st));
-    copies.push_back(p);
-  }
-  k::GpuPlan plan(int t) const {
-    k::GpuPlan p;
-    CK((cudaError_t)kernel->kernel->plan(&layout, t, &p));
-    return p;
-  }
-  cudaError_t run(int i, const k::GpuPlan& plan, const bf16* x, bf16* y, bool pdl) const {
-    return (cudaError_t)kernel->kernel->run(&layout, &plan, copies[i % copies.size()], x, y,
-                                            nullptr, pdl, st);
-  }
-};
-// What the kernels hold in a plan.
-struct Call {
-  int64_t t;
-  Plan plan;
-};
-static std::string name_of(const k::GpuPlan& held) {
-  const Plan p = k::held<Call>(&held).plan;
-  char b[96];
-  snprintf(b, sizeof b, "NT%d MT%d RW%d KW%d U%d S%d X%d C%d P%d", p.token_tiles, p.tiles_per_warp,
-           p.row_warps, p.k_warps, p.stage_units, p.stages, p.x_stages, p.cluster, p.x_warps);
-  return b;
-}
 
 // ---------- one shape ----------
 struct Problem {
@@ -93,7 +48,7 @@ struct Problem {
     first.resize(kCount);
     packed.resize(kCount);
     for (int q : kernels) {
-      packed[q] = std::make_unique<Packed>(kKernels[q], n, k);
+      packed[q] = std::make_unique<Packed>(*kKernels[q].kernel, n, k);
       const int copies = std::max<int>(3, 1100000000 / packed[q]->layout.packed_bytes + 1);
       for (int i = 0; i < copies; i++) {
         gen_codes<<<2048, 256, 0, st>>>(codes, count / 4, 77 + i, kKernels[q].sparse,
@@ -241,42 +196,6 @@ static void final_run(const char* shapes, const vector<int>& ts) {
   }
 }
 
-// Cuts of one wave of blocks.
-static vector<k::GpuPlan> cuts(const Packed& w, int t) {
-  vector<k::GpuPlan> all;
-  const int nt = t <= 8 ? 1 : t <= 16 ? 2 : t <= 32 ? 4 : 8;
-  const int tiles = (w.n + 15) / 16, units = w.k / 128;
-  for (int cluster : {1, 2, 4})
-    for (int mt : {1, 2}) {
-      const int groups = cluster == 1 ? 132 : cluster == 2 ? 66 : 30;
-      const int rw = ((tiles + groups - 1) / groups + mt - 1) / mt, part = units / cluster;
-      for (int kw : {1, 2, 3, 4, 6, 8, 12}) {
-        if (kw > part || rw * kw < 7 || rw * kw > 30) continue;
-        for (int su : {1, 2})
-          for (int stages : {2, 3})
-            for (int xw : {2, 3, 4}) {
-              Plan p;
-              const int rounds = (part + su * kw - 1) / (su * kw);
-              if (rounds < 2 || stages > rounds || (xw == 4 && nt < 8) || (xw == 3 && nt > 2))
-                continue;
-              p.token_tiles = nt;
-              p.cluster = cluster;
-              p.tiles_per_warp = mt;
-              p.row_warps = rw;
-              p.k_warps = kw;
-              p.stage_units = su;
-              p.stages = stages;
-              p.x_stages = std::min(3, rounds);
-              p.x_warps = xw;
-              p.least_shared = 116 * 1024;
-              k::GpuPlan held;
-              k::hold(&held, Call{t, p});
-              all.push_back(held);
-            }
-      }
-    }
-  return all;
-}
 static void sweep(const char* shapes, const vector<int>& ts, const vector<int>& kernels) {
   fprintf(csv, "kernel,n,k,t,plan,us,overlap_us\n");
   for (const char* s = shapes; *s; s++) {
@@ -298,7 +217,7 @@ static void sweep(const char* shapes, const vector<int>& ts, const vector<int>& 
         };
         vector<Row> rows;
         int wrong = 0, refused = 0;
-        for (const auto& c : cuts(w, t)) {
+        for (const auto& c : cuts(w.n, w.k, t, /*least_warps=*/7, {1, 2})) {
           const double e = p.check(q, t, c, false);
           if (e < 0) {
             refused++;
@@ -356,7 +275,7 @@ static int exact(const Kernel& kernel, int n, int k, const vector<int>& ts, bool
   for (int r = 0; r < n; r++) s[r] = bits(ldexpf(1, r % 5 - 2));
   for (size_t i = 0; i < x.size(); i++) xf[i] = int(rnd() % 17) - 8, x[i] = bits(xf[i]);
   Buffer<unsigned short> dw(w), ds(s), dx(x);
-  Packed packed(kernel, n, k);
+  Packed packed(*kernel.kernel, n, k);
   Buffer<k::GpuPackReport> report(1);
   packed.add((const bf16*)dw.p, (const bf16*)ds.p, report.p);
   int bad = 0;
@@ -423,7 +342,7 @@ static int check_codes(const Kernel& kernel) {
     if (i % 4 < 2 && std::isfinite(v) && v != 0) w[i] = bits(v);
   }
   Buffer<unsigned short> dw(w), ds(s), back(w.size()), y(n);
-  Packed packed(kernel, n, k);
+  Packed packed(*kernel.kernel, n, k);
   packed.add((const bf16*)dw.p, (const bf16*)ds.p, nullptr);
   CK((cudaError_t)kernel.kernel->unpack(&packed.layout, packed.copies[0], back.p, st));
   CK(cudaStreamSynchronize(st));
@@ -453,7 +372,7 @@ static int check_random(const Kernel& kernel, int n, int k, int t, float x_scale
   auto hx = x.read();
   for (bf16& v : hx) v = __float2bfloat16(__bfloat162float(v) * x_scale);
   CK(cudaMemcpy(x.p, hx.data(), hx.size() * 2, cudaMemcpyHostToDevice));
-  Packed packed(kernel, n, k);
+  Packed packed(*kernel.kernel, n, k);
   packed.add(w.p, s.p, nullptr);
   reference64<<<dim3(n, t), 128, 0, st>>>(w.p, x.p, want.p, mag.p, n, k, t);
   CK(packed.run(0, packed.plan(t), x.p, y.p, false));
@@ -480,7 +399,7 @@ static int check_repeats(const Kernel& kernel) {
   gen_codes<<<512, 256, 0, st>>>(w.p, (size_t)n * k / 4, 3, kernel.sparse, kernel.fp8);
   gen_scales<<<64, 256, 0, st>>>(s.p, n);
   gen_x<<<64, 256, 0, st>>>(x.p, x.n, 4);
-  Packed packed(kernel, n, k);
+  Packed packed(*kernel.kernel, n, k);
   packed.add(w.p, s.p, nullptr);
   cudaStream_t other;
   CK(cudaStreamCreateWithFlags(&other, cudaStreamNonBlocking));
@@ -506,7 +425,7 @@ static int check_violation() {
   for (int c : {8, 9, 11}) w[7 * k + c] = bits(3.f);
   Buffer<unsigned short> dw(w), ds(s);
   Buffer<k::GpuPackReport> report(1);
-  Packed packed(kKernels[0], n, k);
+  Packed packed(*kKernels[0].kernel, n, k);
   packed.add((const bf16*)dw.p, (const bf16*)ds.p, report.p);
   CK(cudaStreamSynchronize(st));
   const auto r = report.read()[0];

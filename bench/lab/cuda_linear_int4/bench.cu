@@ -7,12 +7,8 @@
 //   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -Isrc -cudart static
 //     bench/lab/cuda_linear_int4/bench.cu src/lacuna/kernels/linear_nm/cuda_sm90_int4.cu
 //     -lcublas -lcublasLt -o build/gpu/bench
-#include "../cuda_harness.h"
-#include "lacuna/kernels/cuda/sm90_stream_plan.h"
+#include "../cuda_linear_coded/plans.h"
 #include "lacuna/kernels/linear_nm/cuda_sm90_int4.h"
-
-namespace k = lacuna::kernels;
-using Plan = k::cuda::StreamPlan;
 
 static const k::GpuLinearKernel& kernel = k::linear_nm::kInt4;
 static FILE* csv;
@@ -64,43 +60,6 @@ __global__ void reference_groups(const bf16* w, const bf16* s, const bf16* x, do
   mag[(size_t)t * n + row] = sums[1][0];
 }
 
-// ---------- a packed weight ----------
-struct Call {  // what the kernel holds in a plan
-  int64_t t;
-  Plan plan;
-};
-static std::string name_of(const k::GpuPlan& held) {
-  const Plan p = k::held<Call>(&held).plan;
-  char b[96];
-  snprintf(b, sizeof b, "NT%d MT%d RW%d KW%d U%d S%d X%d C%d P%d", p.token_tiles, p.tiles_per_warp,
-           p.row_warps, p.k_warps, p.stage_units, p.stages, p.x_stages, p.cluster, p.x_warps);
-  return b;
-}
-struct Packed {
-  k::GpuLayout layout;
-  vector<unsigned char*> copies;
-  Packed(int n, int k) { CK((cudaError_t)kernel.measure(nullptr, n, k, nullptr, &layout, st)); }
-  ~Packed() {
-    for (auto p : copies) cudaFree(p);
-  }
-  void add(const bf16* codes, const bf16* scales, k::GpuPackReport* report) {
-    unsigned char* p;
-    CK(cudaMalloc(&p, layout.packed_bytes));
-    CK((cudaError_t)kernel.pack(&layout, codes, nullptr, p, report, st));
-    CK((cudaError_t)kernel.pack_scales(&layout, scales, p, st));
-    copies.push_back(p);
-  }
-  k::GpuPlan plan(int t) const {
-    k::GpuPlan p;
-    CK((cudaError_t)kernel.plan(&layout, t, &p));
-    return p;
-  }
-  cudaError_t run(int i, const k::GpuPlan& plan, const bf16* x, bf16* y, bool pdl) const {
-    return (cudaError_t)kernel.run(&layout, &plan, copies[i % copies.size()], x, y, nullptr, pdl,
-                                   st);
-  }
-};
-
 // ---------- one shape ----------
 struct Problem {
   int n, k;
@@ -109,7 +68,7 @@ struct Problem {
   bf16 *codes, *first, *scales, *x, *y;
   double *want, *mag;
   float* plain;  // the dense product
-  Problem(int n_, int k_, bool rivals) : n(n_), k(k_), packed(n_, k_) {
+  Problem(int n_, int k_, bool rivals) : n(n_), k(k_), packed(kernel, n_, k_) {
     const size_t count = (size_t)n * k;
     CK(cudaMalloc(&codes, count * 2));
     CK(cudaMalloc(&first, count * 2));
@@ -198,42 +157,6 @@ static void final_run(const char* shapes, const vector<int>& ts) {
   }
 }
 
-// Cuts of one wave of blocks.
-static vector<k::GpuPlan> cuts(int n, int k, int t) {
-  vector<k::GpuPlan> all;
-  const int nt = t <= 8 ? 1 : t <= 16 ? 2 : t <= 32 ? 4 : 8;
-  const int tiles = (n + 15) / 16, units = k / 128;
-  for (int cluster : {1, 2, 4})
-    for (int mt : {1, 2}) {
-      const int groups = cluster == 1 ? 132 : cluster == 2 ? 66 : 30;
-      const int rw = ((tiles + groups - 1) / groups + mt - 1) / mt, part = units / cluster;
-      for (int kw : {1, 2, 3, 4, 6, 8, 12}) {
-        if (kw > part || rw * kw < 4 || rw * kw > 30) continue;
-        for (int su : {1, 2, 4})
-          for (int stages : {2, 3})
-            for (int xw : {2, 3, 4}) {
-              Plan p;
-              const int rounds = (part + su * kw - 1) / (su * kw);
-              if (rounds < 2 || stages > rounds || (xw == 4 && nt < 8) || (xw == 3 && nt > 2))
-                continue;
-              p.token_tiles = nt;
-              p.cluster = cluster;
-              p.tiles_per_warp = mt;
-              p.row_warps = rw;
-              p.k_warps = kw;
-              p.stage_units = su;
-              p.stages = stages;
-              p.x_stages = std::min(3, rounds);
-              p.x_warps = xw;
-              p.least_shared = 116 * 1024;
-              k::GpuPlan held;
-              k::hold(&held, Call{t, p});
-              all.push_back(held);
-            }
-      }
-    }
-  return all;
-}
 static void sweep(const char* shapes, const vector<int>& ts) {
   fprintf(csv, "n,k,t,plan,us,overlap_us\n");
   for (const char* s = shapes; *s; s++) {
@@ -253,7 +176,7 @@ static void sweep(const char* shapes, const vector<int>& ts) {
       };
       vector<Row> rows;
       int wrong = 0, refused = 0;
-      for (const auto& c : cuts(sh.n, sh.k, t)) {
+      for (const auto& c : cuts(sh.n, sh.k, t, /*least_warps=*/4, {1, 2, 4})) {
         const double e = p.check(t, c, false);
         if (e < 0) {
           refused++;
@@ -306,7 +229,7 @@ static int exact(int n, int k, const vector<int>& ts, bool pdl, const Plan* give
     for (int g = 0; g < groups; g++) s[(size_t)r * groups + g] = bits(scale(r, 64 * g));
   for (size_t i = 0; i < x.size(); i++) xf[i] = int(rnd() % 17) - 8, x[i] = bits(xf[i]);
   Buffer<unsigned short> dw(w), ds(s);
-  Packed packed(n, k);
+  Packed packed(kernel, n, k);
   Buffer<k::GpuPackReport> report(1);
   packed.add((const bf16*)dw.p, (const bf16*)ds.p, report.p);
   int bad = 0;
@@ -367,7 +290,7 @@ static int check_random(int n, int k, int t) {
   gen_codes<<<512, 256, 0, st>>>(w.p, (size_t)n * k / 4, n + k);
   gen_scales<<<64, 256, 0, st>>>(s.p, s.n);
   gen_x<<<64, 256, 0, st>>>(x.p, x.n, t * 7 + n);
-  Packed packed(n, k);
+  Packed packed(kernel, n, k);
   packed.add(w.p, s.p, nullptr);
   reference_groups<<<dim3(n, t), 128, 0, st>>>(w.p, s.p, x.p, want.p, mag.p, n, k);
   CK(packed.run(0, packed.plan(t), x.p, y.p, false));
@@ -393,7 +316,7 @@ static int check_repeats() {
   gen_codes<<<512, 256, 0, st>>>(w.p, (size_t)n * k / 4, 3);
   gen_scales<<<64, 256, 0, st>>>(s.p, s.n);
   gen_x<<<64, 256, 0, st>>>(x.p, x.n, 4);
-  Packed packed(n, k);
+  Packed packed(kernel, n, k);
   packed.add(w.p, s.p, nullptr);
   cudaStream_t other;
   CK(cudaStreamCreateWithFlags(&other, cudaStreamNonBlocking));
