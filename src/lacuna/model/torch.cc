@@ -81,6 +81,10 @@ std::string what(const std::exception& error) {
   return torch != nullptr ? torch->what_without_backtrace() : error.what();
 }
 
+Executor executor_for(at::Device device) {
+  return device.is_cpu() ? torch_executor() : Executor::serial();
+}
+
 Executor torch_executor() {
   // torch's pool is libgomp's. We enter it through libgomp's own entry point in the copy that torch
   // has loaded: compiling with -fopenmp could link a second one, and two pools fight for the cores.

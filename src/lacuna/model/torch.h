@@ -62,5 +62,7 @@ std::string what(const std::exception& error);
 void set_threads(int threads);
 /// Chunks on torch's own pool.
 Executor torch_executor();
+/// Who cuts up work on a device: torch_executor() on a CPU; a GPU is asked by one thread.
+Executor executor_for(at::Device device);
 
 }  // namespace lacuna::model

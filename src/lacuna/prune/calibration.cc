@@ -206,8 +206,7 @@ Result<Calibration> calibration_from_model(const model::Decoder& decoder, int64_
     if (progress) progress(drawn, samples * length);
     return interrupted == nullptr || !interrupted->load();
   };
-  const Executor executor =
-      decoder.compute().device.is_cpu() ? model::torch_executor() : Executor::serial();
+  const Executor executor = model::executor_for(decoder.compute().device);
   parallel_chunks(executor, (samples + batch - 1) / batch, [&](int64_t chunk) {
     std::vector<std::vector<int32_t>*> rows;
     for (int64_t i = chunk * batch; i < std::min(samples, (chunk + 1) * batch); ++i)
@@ -223,7 +222,7 @@ uint64_t planned_sampling_bytes(const io::DecoderSpec& spec, const io::Checkpoin
                                 int64_t samples, int64_t length, const model::Compute& compute) {
   const auto element = static_cast<uint64_t>(c10::elementSize(compute.dtype));
   const int64_t batch = std::min(samples, sequences_at_once(spec, length, compute));
-  const int64_t threads = compute.device.is_cpu() ? model::torch_executor().threads : 1;
+  const int64_t threads = model::executor_for(compute.device).threads;
   const auto at_once = static_cast<uint64_t>(std::min((samples + batch - 1) / batch, threads));
   // Logits, and in float64 themselves, their softmax and its sums.
   const uint64_t logits = static_cast<uint64_t>(spec.vocab) * (element + 3 * 8);

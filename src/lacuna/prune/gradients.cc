@@ -12,12 +12,6 @@ namespace {
 // Predictions whose logits exist at a time.
 constexpr int64_t kLogitsAtOnce = 256;
 
-/// Calls f(0) .. f(n-1): each alone on a thread on a CPU, one after the other on a GPU.
-template <class F>
-void each_alone(at::Device device, int64_t n, const F& f) {
-  parallel_chunks(device.is_cpu() ? model::torch_executor() : Executor::serial(), n, f);
-}
-
 /// Sums over sequences of one block's gradients, in the order of the sequences.
 class GradientSums {
  public:
@@ -87,7 +81,7 @@ class Backward {
     for (int64_t first = 0; first < x.size(0); first += plan_.at_once) {
       const int64_t n = std::min(plan_.at_once, x.size(0) - first);
       std::vector<std::vector<at::Tensor>> found(static_cast<size_t>(n));
-      each_alone(plan_.compute.device, n, [&](int64_t place) {
+      parallel_chunks(model::executor_for(plan_.compute.device), n, [&](int64_t place) {
         const int64_t i = first + place;
         const at::Tensor input = x.narrow(0, i, 1).detach().requires_grad_(dx != nullptr);
         std::vector<at::Tensor> of = leaves_;
@@ -162,7 +156,8 @@ class LossGradients {
 
   Status add(const model::Ends& ends, const at::Tensor& ids) {
     std::vector<at::Tensor> inputs(1);
-    each_alone(plan_.compute.device, 1, [&](int64_t) { inputs[0] = ends.embed(ids); });
+    parallel_chunks(model::executor_for(plan_.compute.device), 1,
+                    [&](int64_t) { inputs[0] = ends.embed(ids); });
     for (int64_t layer = 0; layer < spec_.layers; ++layer) {
       LACUNA_TRY(const auto block, load(layer));
       inputs.push_back(forward(block, inputs.back()));
@@ -208,8 +203,8 @@ class LossGradients {
   template <class F>
   void each_sequence(int64_t n, const F& f) const {
     for (int64_t first = 0; first < n; first += plan_.at_once)
-      each_alone(plan_.compute.device, std::min(plan_.at_once, n - first),
-                 [&](int64_t place) { f(first + place); });
+      parallel_chunks(model::executor_for(plan_.compute.device), std::min(plan_.at_once, n - first),
+                      [&](int64_t place) { f(first + place); });
   }
   at::Tensor forward(const model::Block& block, const at::Tensor& x) const {
     at::Tensor out = at::empty_like(x);
@@ -249,7 +244,7 @@ GradientPlan::GradientPlan(Slope of, const io::DecoderSpec& spec, int64_t sample
                          std::max<uint64_t>(element, 4);
   const uint64_t logits = 3 * kLogitsAtOnce * static_cast<uint64_t>(spec.vocab) * 4;
   const uint64_t one = std::max(graph + weights * 4, logits);
-  const int64_t threads = compute.device.is_cpu() ? model::torch_executor().threads : 1;
+  const int64_t threads = model::executor_for(compute.device).threads;
   const auto fit = [&](uint64_t each, int64_t most) {
     return std::clamp<int64_t>(static_cast<int64_t>(working_bytes / 2 / each), 1, most);
   };

@@ -254,7 +254,7 @@ class Activations {
   Activations(const Calibration& calibration, const io::DecoderSpec& spec,
               const PruneOptions& options)
       : calibration_(calibration), compute_(options.compute) {
-    executor_ = compute_.device.is_cpu() ? model::torch_executor() : Executor::serial();
+    executor_ = model::executor_for(compute_.device);
     const Batches batches(calibration.samples(), calibration.length(), spec, options);
     batch_ = batches.batch, at_once_ = batches.at_once;
   }
@@ -484,8 +484,7 @@ class Run {
         options_(options),
         progress_(progress),
         clock_(options.compute.device) {
-    options_.request.executor =
-        options.compute.device.is_cpu() ? model::torch_executor() : Executor::serial();
+    options_.request.executor = model::executor_for(options.compute.device);
     options_.request.coder = model::torch_executor();
   }
 

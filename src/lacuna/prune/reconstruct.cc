@@ -41,10 +41,6 @@ class SameBits {
   bool on_, before_ = false, before_fill_ = false;
 };
 
-Executor executor_of(const model::Compute& compute) {
-  return compute.device.is_cpu() ? model::torch_executor() : Executor::serial();
-}
-
 /// Samples of a step that run together: on the CPU each alone on a thread, on a GPU all.
 int64_t samples_together(const model::Compute& compute, int64_t batch) {
   return compute.device.is_cpu() ? 1 : batch;
@@ -229,7 +225,7 @@ void BlockTraining::release() {
 Result<std::vector<double>> train_block(BlockTraining& block, const at::Tensor& inputs,
                                         const at::Tensor& targets, const Training& training) {
   const SameBits same(training.compute.device);
-  const Executor executor = executor_of(training.compute);
+  const Executor executor = model::executor_for(training.compute.device);
   return epochs(training, inputs.size(0), [&](const std::vector<int64_t>& samples, double rate) {
     const std::vector<Part> parts = parts_of(samples, training.compute);
     const int64_t tokens = static_cast<int64_t>(samples.size()) * inputs.size(1);
@@ -261,7 +257,7 @@ at::Tensor gradients_of(
     const Predictions& predictions, const Calibration& calibration, const at::Tensor& dense,
     const std::vector<int64_t>& samples, const model::Compute& compute, const model::Rotary& rotary,
     const std::function<void(size_t block, const std::vector<at::Tensor>& gradients)>& visit) {
-  const Executor executor = executor_of(compute);
+  const Executor executor = model::executor_for(compute.device);
   const std::vector<Part> parts = parts_of(samples, compute);
   const auto places = static_cast<int64_t>(parts.size());
   const int64_t tokens = static_cast<int64_t>(samples.size()) * calibration.length();
@@ -311,7 +307,7 @@ Result<std::vector<double>> train_model(std::vector<BlockTraining>& blocks, cons
                                         const Calibration& calibration, const at::Tensor& dense,
                                         const Training& training) {
   const SameBits same(training.compute.device);
-  const Executor executor = executor_of(training.compute);
+  const Executor executor = model::executor_for(training.compute.device);
   const Predictions predictions(ends);
   return epochs(training, calibration.samples(),
                 [&](const std::vector<int64_t>& samples, double rate) {
