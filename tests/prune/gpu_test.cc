@@ -154,6 +154,27 @@ TEST_F(PruneOnAGpu, LosesAsLittleAsOnACpuAndRepeatsItsBits) {
   }
 }
 
+TEST_F(PruneOnAGpu, AlpsLosesAsLittleWithRoundedProductsAndRepeatsItsBits) {
+  const at::Tensor weight = random_matrix(300, 700, 19);
+  const InputStatistics statistics = statistics_of(correlated_inputs(1500, 700, 20));
+  const Method& method = **find_method("alps");
+  for (const Pattern& pattern : {Pattern::unstructured(), Pattern::keep_of(2, 4)})
+    for (const bool rounded : {false, true}) {
+      const Request request{.pattern = pattern, .rounded_products = rounded};
+      const auto cpu = method.prune(weight, statistics, {.pattern = pattern});
+      const auto gpu = method.prune(weight.to(kGpu), on_gpu(statistics), request);
+      ASSERT_TRUE(cpu.ok() && gpu.ok());
+      EXPECT_EQ(testing::dropped(gpu->mask), testing::dropped(cpu->mask));
+      EXPECT_FALSE(gpu->fell_back);
+      const double lost = relative_error(weight, cpu->weight, statistics.gram);
+      EXPECT_NEAR(relative_error(weight.to(kGpu), gpu->weight, statistics.gram.to(kGpu)), lost,
+                  (rounded ? 5e-3 : 1e-3) * lost)
+          << pattern.text() << (rounded ? " rounded" : "");
+      const auto again = method.prune(weight.to(kGpu), on_gpu(statistics), request);
+      EXPECT_TRUE(at::equal(again->weight, gpu->weight)) << pattern.text();
+    }
+}
+
 void expect_phases_add_up(at::Device device) {
   const auto start = std::chrono::steady_clock::now();
   PhaseClock clock(device);

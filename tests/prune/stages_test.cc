@@ -204,11 +204,11 @@ TEST(Spectrum, InvertsForAnyRho) {
       at::Tensor shifted = damped->unit.to(at::kDouble).clone();
       shifted.diagonal().add_(rho);
       const at::Tensor product =
-          at::mm(spectrum->inverse(rho, Executor::serial()).to(at::kDouble), shifted);
+          at::mm(spectrum->shrinkage(rho, Executor::serial()).to(at::kDouble), shifted) / rho;
       EXPECT_TRUE(at::allclose(product, at::eye(n, at::kDouble), 0, 2e-4)) << n << " " << rho;
     }
-    EXPECT_TRUE(spectrum->inverse(0.1, Executor::serial())
-                    .is_same(spectrum->inverse(0.1, Executor::serial())));
+    EXPECT_TRUE(spectrum->shrinkage(0.1, Executor::serial())
+                    .is_same(spectrum->shrinkage(0.1, Executor::serial())));
   }
 }
 

@@ -3,6 +3,7 @@
 #include "lacuna/prune/builtin.h"
 #include "lacuna/prune/chunks.h"
 #include "lacuna/prune/damped_gram.h"
+#include "lacuna/prune/rounded_products.h"
 #include "lacuna/prune/selection.h"
 #include "lacuna/prune/spectrum.h"
 
@@ -45,14 +46,16 @@ class Schedule {
 /// Alternating directions: B fits the outputs freely, D is the nearest matrix under the pattern, V
 /// the multipliers of B = D. After each step D = S on the mask and V = rho S off it, with
 /// S = B + V / rho, so that S and the mask are the whole state.
+/// B = (B0 G + rho D - V) (G + rho I)^-1 is written as B0 + (D - B0 - V / rho) rho (G + rho I)^-1:
+/// one product with a matrix of norm 1 at most, whose rounding stays as small as what it multiplies,
+/// where the first form subtracts large numbers from each other.
 class Admm {
  public:
   Admm(const Problem& problem, const DampedGram& gram, const Spectrum& spectrum)
       : request_(problem.request),
-        gram_(gram),
         spectrum_(spectrum),
+        rounded_products_(gram.rounded_products),
         dense_(gram.scaled(problem.weight).contiguous()),
-        target_(times_gram(dense_, gram, request_.executor)),
         free_(at::empty_like(dense_)) {
     start_mask_ = problem.mask.defined() ? problem.mask : project(dense_);
   }
@@ -104,17 +107,17 @@ class Admm {
   }
 
   void step() {
-    const double rho = schedule_.rho();
-    const at::Tensor inverse = spectrum_.inverse(rho, request_.executor);
+    const double rho = schedule_.rho(), pulled = multiplier_ / rho;
+    const at::Tensor shrinkage = spectrum_.shrinkage(rho, request_.executor);
+    const RoundedProducts rounded(rounded_products_);
     at::Tensor mask = rowwise() ? at::empty_like(mask_) : mask_;
     row_strips(dense_, request_.executor, [&](int64_t first, int64_t count) {
       at::Tensor state = state_.narrow(0, first, count), free = free_.narrow(0, first, count);
+      const at::Tensor dense = dense_.narrow(0, first, count);
       const at::Tensor kept = state * mask_.narrow(0, first, count);
       const at::Tensor rest = state - kept;
-      const at::Tensor right =
-          target_.narrow(0, first, count).add(kept, rho).sub_(rest, multiplier_);
-      at::mm_out(free, right, inverse);
-      at::add_out(state, free, rest, multiplier_ / rho);
+      at::addmm_out(free, dense, (kept - dense).sub_(rest, pulled), shrinkage);
+      at::add_out(state, free, rest, pulled);
       if (rowwise())
         mask.narrow(0, first, count)
             .copy_(select(state.abs(), request_.pattern, request_.sparsity, Group::kRow));
@@ -124,9 +127,9 @@ class Admm {
   }
 
   const Request& request_;
-  const DampedGram& gram_;
   const Spectrum& spectrum_;
-  const at::Tensor dense_, target_;  // scaled weights B0, and B0 G
+  const bool rounded_products_;
+  const at::Tensor dense_;  // scaled weights B0
   at::Tensor start_mask_;
   at::Tensor state_, mask_, free_;  // S, where D is, B
   double multiplier_ = 0;           // V = multiplier_ * S off the mask
@@ -156,8 +159,8 @@ class Alps final : public Solver {
     return {};
   }
 
-  /// Scaled weights, their targets, both sides of the iteration; the eigenvectors and what finds
-  /// them in float64, an inverse and its half.
+  /// Scaled weights, both sides of the iteration, what a strip multiplies; the eigenvectors and
+  /// what finds them in float64, a shrinkage and its half.
   uint64_t working_bytes(uint64_t weights, uint64_t squared) const override {
     return 4 * 4 * weights + (4 * 8 + 4 * 4) * squared + Spectrum::kRememberedBytes;
   }

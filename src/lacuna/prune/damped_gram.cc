@@ -4,9 +4,12 @@
 #include <numeric>
 
 #include "lacuna/prune/chunks.h"
+#include "lacuna/prune/rounded_products.h"
 
 namespace lacuna::prune {
 namespace {
+
+constexpr int64_t kBetweenTrueResiduals = 10;
 
 /// Row by row sum of a * b. @shape [out, n] -> [out, 1]
 at::Tensor dots(const at::Tensor& a, const at::Tensor& b) {
@@ -33,11 +36,20 @@ void strip(const DampedGram& gram, const at::Tensor& dense, const at::Tensor& ke
   const at::Tensor enough = size * (tolerance * tolerance);
   for (int64_t step = 0; step < steps; ++step) {
     if ((size <= enough).all().item<bool>()) break;
-    const at::Tensor image = at::mm(direction, gram.unit).mul_(kept);
+    at::Tensor image;
+    {
+      const RoundedProducts rounded(gram.rounded_products);
+      image = at::mm(direction, gram.unit).mul_(kept);
+    }
     const at::Tensor curvature = dots(direction, image);
     const at::Tensor length = at::where(curvature > 0, size / curvature, 0);
     scaled.addcmul_(direction, length);
-    residual.addcmul_(image, length, -1);
+    if (gram.rounded_products && (step + 1) % kBetweenTrueResiduals == 0) {
+      errors_of(gram, dense, scaled, residual);
+      residual.mul_(kept);
+    } else {
+      residual.addcmul_(image, length, -1);
+    }
     const at::Tensor now = dots(residual, residual);
     const at::Tensor turn = at::where(size > 0, now / size, 0);
     direction.mul_(turn).add_(residual);

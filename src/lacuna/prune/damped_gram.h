@@ -18,6 +18,7 @@ struct DampedGram {
   at::Tensor unit;   ///< float32 [in, in], symmetric
   at::Tensor norms;  ///< float32 [in], > 0: roots of the damped diagonal
   double damping = 0;
+  bool rounded_products = false;  ///< as Request has it
 
   at::Tensor scaled(const at::Tensor& weight) const { return weight * norms; }
   /// Back again; exact zeros where the mask says so.
@@ -39,7 +40,8 @@ at::Tensor times_gram(const at::Tensor& a, const DampedGram& gram, const Executo
 
 /// Conjugate gradients for all outputs at once, each on its own kept weights; the unit diagonal is
 /// the preconditioner. An output whose error rounding would raise keeps the weights it had, so no
-/// output's error grows. Stops when every residual is `tolerance` of what it was.
+/// output's error grows. Where products are rounded every tenth residual is the true one, and so
+/// are the errors that are compared. Stops when every residual is `tolerance` of what it was.
 /// @param dense   float32 [out, in], scaled: what the outputs are to be
 /// @param mask    bool [out, in]
 /// @param scaled  float32 [out, in], contiguous, zero where the mask is false: where it starts, and

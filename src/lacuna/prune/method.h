@@ -71,6 +71,9 @@ struct Request {
   DType values = DType::kF32;  ///< of the weight in the file; bounds the scales of codes
   bool keep_mask = false;      ///< codes alone, on the non-zeros that are there
   at::Tensor gradient;         ///< float32 [out, in], as Method::slope() asks for it
+  /// Products that steer a search may be rounded (rounded_products.h): the model itself is held in
+  /// 16 bits, and on a GPU.
+  bool rounded_products = false;
   Executor coder;     ///< runs what makes codes, which is on the CPU wherever the weight is
   Executor executor;  ///< runs the solver's own loops on the CPU; results don't depend on it
 };

@@ -486,6 +486,8 @@ class Run {
         clock_(options.compute.device) {
     options_.request.executor = model::executor_for(options.compute.device);
     options_.request.coder = model::torch_executor();
+    options_.request.rounded_products =
+        options.compute.device.is_cuda() && options.compute.dtype != at::kFloat;
   }
 
   Result<PruneReport> run();
