@@ -44,7 +44,7 @@ void strip(const DampedGram& gram, const at::Tensor& dense, const at::Tensor& ke
     const at::Tensor curvature = dots(direction, image);
     const at::Tensor length = at::where(curvature > 0, size / curvature, 0);
     scaled.addcmul_(direction, length);
-    if (gram.rounded_products && (step + 1) % kBetweenTrueResiduals == 0) {
+    if (gram.rounded_products && (step + 1) % kBetweenTrueResiduals == 0 && step + 1 < steps) {
       errors_of(gram, dense, scaled, residual);
       residual.mul_(kept);
     } else {
