@@ -7,6 +7,7 @@ import argparse
 import json
 import pathlib
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -83,6 +84,8 @@ def main():
     results = flags.out / "results"
     results.mkdir(parents=True, exist_ok=True)
     tool = Tool(flags.lacuna, results)
+    for journal in flags.out.glob("*.journal"):  # of a demo that was interrupted
+        shutil.rmtree(journal)
     dense = flags.model
     if flags.gguf:
         dense = flags.out / "dense"

@@ -5,6 +5,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "lacuna/model/torch.h"
 #include "support/data.h"
 
 namespace lacuna {
@@ -121,26 +122,70 @@ TEST(SparsityManager, QuantisesWhatItPruned) {
   }
 }
 
-TEST(SparsityManager, FusesPruningAndQuantising) {
-  // The seed's joint configuration, for a small model.
-  SparsityManager manager({.pattern = "n:m",
-                           .n = 2,
-                           .m = 4,
-                           .pruning_method = "wanda",
-                           .calibration_samples = 4,
-                           .calibration_length = 32,
-                           .fuse_with_quant = true,
-                           .quant_dtype = "int4"});
-  const auto out = testing::scratch_folder("manager") / "sparse";
-  const auto pruned = manager.prune(demo_model(), out.string());
-  ASSERT_TRUE(pruned.ok()) << pruned.error().message;
-  const auto checkpoint = io::Checkpoint::open(*pruned);
-  ASSERT_TRUE(checkpoint.ok()) << checkpoint.error().message;
-  const io::WeightInfo& info = checkpoint->weights().at("model.layers.0.mlp.up_proj.weight");
-  EXPECT_EQ(info.pattern, format::Pattern::keep_of(2, 4));
-  EXPECT_EQ(info.quantization.text(), "int4g64");
+/// The configurations that the interface was asked for with, for a small model and few tokens.
+TEST(SparsityManager, RunsTheConfigurationsItWasAskedFor) {
+  const auto folder = testing::scratch_folder("manager");
+  std::filesystem::create_directories(folder / "sets/wikitext-2");
+  for (const char* name : {"wikitext-2/wiki.train.tokens", "c4.txt"})
+    std::filesystem::copy(testing::source_folder() / "README.md", folder / "sets" / name);
+  ::setenv("LACUNA_DATASETS", (folder / "sets").c_str(), 1);
+  const std::string layer = "model.layers.3.mlp.up_proj.weight";
+
+  SparsityConfig structured{
+      .pattern = "n:m",
+      .n = 2,
+      .m = 4,
+      .pruning_method = "magnitude",
+      .target_layers = {"self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj"},
+      .backend = "cuda",
+      .use_hardware_accel = true,
+  };
+  const bool gpu = model::open_device("cuda").ok();
+  if (!gpu) {
+    const auto refused = SparsityManager(structured).prune(demo_model(), (folder / "a").string());
+    ASSERT_FALSE(refused.ok());
+    EXPECT_EQ(refused.error().code, Code::kNotPossible);
+    EXPECT_THAT(refused.error().message, HasSubstr("cpu"));
+    structured.backend = "auto";
+  }
+  SparsityManager manager(structured);
+  const auto sparse = manager.prune(demo_model(), (folder / "a").string());
+  ASSERT_TRUE(sparse.ok()) << sparse.error().message;
+  ASSERT_TRUE(manager.load_sparse_model(*sparse).ok());
   EXPECT_EQ(manager.report().at("avg_sparsity"), 0.5);
-  EXPECT_TRUE(manager.verify_sparsity(*pruned).ok());
+
+  SparsityManager sparsegpt({.pattern = "unstructured",
+                             .sparsity_ratio = 0.5,
+                             .pruning_method = "sparsegpt",
+                             .exclude_layers = {"embed_tokens", "lm_head"},
+                             .calibration_dataset = "wikitext-2",
+                             .calibration_samples = 4,
+                             .calibration_length = 64,
+                             .format = "csr"});
+  const auto exchanged = sparsegpt.prune(demo_model(), (folder / "b").string());
+  ASSERT_TRUE(exchanged.ok()) << exchanged.error().message;
+  const auto zeros = sparsegpt.verify_sparsity(*exchanged);
+  ASSERT_TRUE(zeros.ok()) << zeros.error().message;
+  EXPECT_NEAR(zeros->at(layer), 0.5, 1e-5);
+  EXPECT_EQ(io::Checkpoint::open(*exchanged)->weights().at(layer).form.text(), "csr");
+
+  SparsityManager joint({.pattern = "n:m",
+                         .n = 2,
+                         .m = 4,
+                         .pruning_method = "wanda",
+                         .calibration_dataset = "c4",
+                         .calibration_samples = 4,
+                         .calibration_length = 64,
+                         .fuse_with_quant = true,
+                         .quant_dtype = "int4"});
+  const auto codes = joint.prune(demo_model(), (folder / "c").string());
+  ASSERT_TRUE(codes.ok()) << codes.error().message;
+  const io::Checkpoint checkpoint = *io::Checkpoint::open(*codes);
+  EXPECT_EQ(checkpoint.weights().at(layer).quantization.text(), "int4g64");
+  EXPECT_EQ(checkpoint.weights().at(layer).pattern, format::Pattern::keep_of(2, 4));
+  EXPECT_EQ(joint.report().at("avg_sparsity"), 0.5);
+  EXPECT_TRUE(joint.load_sparse_model(*codes).ok());
+  ::unsetenv("LACUNA_DATASETS");
 }
 
 TEST(SparsityManager, WritesTheFormatsThatOtherProgramsRead) {

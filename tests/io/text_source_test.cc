@@ -54,12 +54,15 @@ TEST(FindDataset, FindsPathsAndNamesAndSaysWhereItLooked) {
   fs::create_directories(folder / "c4");
   put_text(folder / "c4/train.txt", "x");
   put_text(folder / "wiki.jsonl", "x");
+  fs::create_directories(folder / "wikitext-2");
+  put_text(folder / "wikitext-2/wiki.train.tokens", "x");
   ::unsetenv("LACUNA_DATASETS");
   EXPECT_EQ(find_dataset((folder / "wiki.jsonl").string()).value(), folder / "wiki.jsonl");
   EXPECT_THAT(message_of(find_dataset("c4")), AllOf(HasSubstr("c4"), HasSubstr("LACUNA_DATASETS")));
   ::setenv("LACUNA_DATASETS", folder.c_str(), 1);
   EXPECT_EQ(find_dataset("c4").value(), folder / "c4/train.txt");
   EXPECT_EQ(find_dataset("wiki").value(), folder / "wiki.jsonl");
+  EXPECT_EQ(find_dataset("wikitext-2").value(), folder / "wikitext-2/wiki.train.tokens");
   EXPECT_THAT(message_of(find_dataset("ptb")),
               AllOf(HasSubstr((folder / "ptb.txt").string()),
                     HasSubstr((folder / "ptb/train.txt").string())));

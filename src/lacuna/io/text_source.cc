@@ -60,7 +60,8 @@ Result<fs::path> find_dataset(const std::string& name_or_path) {
   // An absolute path would leave the folder.
   if (root != nullptr && *root != '\0' && !fs::path(name_or_path).is_absolute()) {
     const fs::path base = fs::path(root) / name_or_path;
-    for (const char* suffix : {"", ".txt", ".jsonl", "/train.txt", "/train.jsonl"}) {
+    for (const char* suffix : {"", ".txt", ".jsonl", "/train.txt", "/train.jsonl",
+                               "/wiki.train.raw", "/wiki.train.tokens"}) {  // as WikiText comes
       fs::path candidate = base;
       candidate += suffix;
       if (is_file(candidate)) return candidate;

@@ -47,8 +47,8 @@ class Schedule {
 /// the multipliers of B = D. After each step D = S on the mask and V = rho S off it, with
 /// S = B + V / rho, so that S and the mask are the whole state.
 /// B = (B0 G + rho D - V) (G + rho I)^-1 is written as B0 + (D - B0 - V / rho) rho (G + rho I)^-1:
-/// one product with a matrix of norm 1 at most, whose rounding stays as small as what it multiplies,
-/// where the first form subtracts large numbers from each other.
+/// one product with a matrix of norm 1 at most, whose rounding stays as small as what it
+/// multiplies, where the first form subtracts large numbers from each other.
 class Admm {
  public:
   Admm(const Problem& problem, const DampedGram& gram, const Spectrum& spectrum)

@@ -26,7 +26,8 @@ Spectrum::Spectrum(Spectrum&& other) noexcept
 Result<Spectrum> Spectrum::of(const DampedGram& gram) {
   at::Tensor values, vectors;
   const auto decompose = [&] {
-    std::tie(values, vectors) = at::linalg_eigh(gram.unit.to(gram.rounded_products ? at::kFloat : at::kDouble));
+    std::tie(values, vectors) =
+        at::linalg_eigh(gram.unit.to(gram.rounded_products ? at::kFloat : at::kDouble));
     values = values.clamp_min_(0).to(at::kFloat);
     vectors = vectors.to(at::kFloat).contiguous();
   };
