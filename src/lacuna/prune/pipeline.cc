@@ -6,16 +6,13 @@
 #include <future>
 #include <map>
 #include <nlohmann/json.hpp>
-#include <regex>
 #include <set>
 
 #include "lacuna/core/version.h"
 #include "lacuna/format/compact.h"
-#include "lacuna/format/element.h"
 #include "lacuna/format/quantize.h"
 #include "lacuna/io/checksums.h"
 #include "lacuna/io/file.h"
-#include "lacuna/io/misfit.h"
 #include "lacuna/io/out_folder.h"
 #include "lacuna/io/safetensors.h"
 #include "lacuna/model/decoder.h"
@@ -27,6 +24,7 @@
 #include "lacuna/prune/phase_clock.h"
 #include "lacuna/prune/statistics.h"
 #include "lacuna/prune/statistics_folder.h"
+#include "lacuna/prune/targets.h"
 
 namespace lacuna::prune {
 namespace fs = std::filesystem;
@@ -39,62 +37,7 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-// ---- what is pruned -----------------------------------------------------------------------------
-
-Result<std::vector<std::regex>> compile(const std::vector<std::string>& texts, const char* flag) {
-  std::vector<std::regex> compiled;
-  for (const std::string& text : texts) {
-    try {
-      compiled.emplace_back(text);
-    } catch (const std::regex_error& error) {
-      return usage_error("{}: not a regular expression (got \"{}\": {}).", flag, text,
-                         error.what());
-    }
-  }
-  return compiled;
-}
-
-/// Names of the Linears to prune, relative to their block, for every block.
-using Targets = std::vector<std::vector<std::string>>;
-
-/// Of a weight that is to be stored sparse: told now, not when all blocks are pruned.
-Status check_target(const io::Checkpoint& checkpoint, const io::DecoderSpec::BlockWeight& weight) {
-  const auto& [name, layer, linear] = weight;
-  if (const auto line = io::misfit(checkpoint, name, {linear.out, linear.in}))
-    return bad_input("{}: {}. Is config.json that of these weights?", checkpoint.folder().string(),
-                     *line);
-  const DType dtype = checkpoint.weights().at(name).dtype;
-  if (!format::storable(dtype))
-    return bad_input(
-        "{}: tensor \"{}\" has a type that no sparse store holds (got {}; need float32, bfloat16 "
-        "or float16). Convert the model, or leave the tensor out by --exclude.",
-        checkpoint.folder().string(), name, long_name(dtype));
-  return {};
-}
-
-Result<Targets> find_targets(const io::Checkpoint& checkpoint, const io::DecoderSpec& spec,
-                             const PruneOptions& options) {
-  LACUNA_TRY(const auto wanted, compile(options.target, "--target"));
-  LACUNA_TRY(const auto unwanted, compile(options.exclude, "--exclude"));
-  Targets targets(static_cast<size_t>(spec.layers));
-  bool any = false;
-  for (const auto& weight : spec.block_weights()) {
-    const auto matches = [&](const std::regex& regex) {
-      return std::regex_search(weight.name, regex);
-    };
-    if (!wanted.empty() && std::none_of(wanted.begin(), wanted.end(), matches)) continue;
-    if (std::any_of(unwanted.begin(), unwanted.end(), matches)) continue;
-    LACUNA_CHECK(check_target(checkpoint, weight));
-    targets[static_cast<size_t>(weight.layer)].push_back(weight.linear.name);
-    any = true;
-  }
-  if (!any)
-    return usage_error(
-        "--target, --exclude: no Linear of the model is left to prune. Names look like "
-        "\"{}{}.weight\".",
-        spec.block_prefix(0), spec.q.name);
-  return targets;
-}
+// ---- what is checked -------------------------------------------------------------------------------
 
 Status check_length(int64_t length, const io::DecoderSpec& spec) {
   if (length > spec.max_positions)
@@ -885,10 +828,7 @@ Status Run::choose_refined() {
 }
 
 const Method& Run::method_for(const std::string& name) const {
-  const bool refined = std::any_of(refined_.begin(), refined_.end(), [&](const auto& regex) {
-    return std::regex_search(name, regex);
-  });
-  return refined || !unrefined_ ? *method_ : *unrefined_;
+  return !unrefined_ || any_matches(refined_, name) ? *method_ : *unrefined_;
 }
 
 Request Run::request_of(const std::string& name) const {
@@ -1338,17 +1278,6 @@ Result<Method> method_of(const PruneOptions& options) {
         "--reconstruct: can't be combined with --quantize, whose codes would leave their grid. "
         "Reconstruct first; then quantise the result by --keep-mask --quantize.");
   return compose({options.method, options.score, options.solve, options.refine, codes});
-}
-
-Result<std::vector<std::string>> target_names(const io::Checkpoint& checkpoint,
-                                              const io::DecoderSpec& spec,
-                                              const PruneOptions& options) {
-  LACUNA_TRY(const Targets targets, find_targets(checkpoint, spec, options));
-  std::vector<std::string> names;
-  for (int64_t layer = 0; layer < spec.layers; ++layer)
-    for (const std::string& linear : targets[static_cast<size_t>(layer)])
-      names.push_back(spec.block_prefix(layer) + linear + ".weight");
-  return names;
 }
 
 uint64_t planned_peak_bytes(const io::DecoderSpec& spec, const io::Checkpoint& checkpoint,
