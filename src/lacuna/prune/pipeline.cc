@@ -16,6 +16,7 @@
 #include "lacuna/io/out_folder.h"
 #include "lacuna/io/safetensors.h"
 #include "lacuna/model/decoder.h"
+#include "lacuna/prune/activations.h"
 #include "lacuna/prune/budget.h"
 #include "lacuna/prune/chunks.h"
 #include "lacuna/prune/gradients.h"
@@ -166,97 +167,6 @@ Result<json> about_run(const io::Checkpoint& checkpoint, const Calibration& cali
 }
 
 // ---- calibration activations --------------------------------------------------------------------
-
-/// How many samples run through a block together, and how many such batches at once.
-struct Batches {
-  int64_t batch = 1, at_once = 1;
-  uint64_t bytes = 0;  ///< that a block holds of all of them
-
-  Batches(int64_t samples, int64_t length, const io::DecoderSpec& spec,
-          const PruneOptions& options) {
-    const bool cpu = options.compute.device.is_cpu();
-    const int64_t tokens_at_once = cpu ? 512 : 8192;
-    batch = std::clamp<int64_t>(tokens_at_once / length, 1, samples);
-    // Inputs kept for the statistics in float32, and what attention and the products of the MLP
-    // make on the way.
-    const auto element = static_cast<uint64_t>(c10::elementSize(options.compute.dtype));
-    const uint64_t width = static_cast<uint64_t>(3 * spec.hidden + spec.intermediate) * 4 +
-                           static_cast<uint64_t>(6 * spec.hidden + 3 * spec.intermediate) * element;
-    const uint64_t one = std::max<uint64_t>(static_cast<uint64_t>(batch * length) * width, 1);
-    const auto fit = static_cast<int64_t>(options.working_bytes / 2 / one);
-    at_once = std::clamp<int64_t>(fit, 1, cpu ? model::torch_executor().threads : 1);
-    bytes = static_cast<uint64_t>(at_once) * one;
-  }
-};
-
-/// Hidden states of all calibration samples at one place between the blocks. Samples run through a
-/// block in batches of fixed size, each on one thread, several at a time: the bits depend neither
-/// on the threads nor on how many run at once.
-class Activations {
- public:
-  Activations(const Calibration& calibration, const io::DecoderSpec& spec,
-              const PruneOptions& options)
-      : calibration_(calibration), compute_(options.compute) {
-    executor_ = model::executor_for(compute_.device);
-    const Batches batches(calibration.samples(), calibration.length(), spec, options);
-    batch_ = batches.batch, at_once_ = batches.at_once;
-  }
-
-  void embed(const model::Ends& ends) {
-    for (int64_t first = 0; first < samples(); first += batch_) {
-      std::vector<at::Tensor> rows;
-      for (int64_t i = first; i < std::min(samples(), first + batch_); ++i) {
-        const auto& ids = calibration_.ids[static_cast<size_t>(i)];
-        rows.push_back(at::tensor(at::ArrayRef<int32_t>(ids), at::kInt).to(at::kLong));
-      }
-      const at::Tensor hidden = ends.embed(at::stack(rows).to(compute_.device));
-      if (!hidden_.defined())
-        hidden_ = at::empty({samples(), hidden.size(1), hidden.size(2)}, hidden.options());
-      hidden_.narrow(0, first, hidden.size(0)).copy_(hidden);
-    }
-  }
-
-  int64_t samples() const { return calibration_.samples(); }
-  /// [samples, length, hidden]
-  const at::Tensor& hidden() const { return hidden_; }
-  /// The same states, to go another way from here.
-  Activations copy() const {
-    Activations other = *this;
-    other.hidden_ = hidden_.clone();
-    return other;
-  }
-
-  /// Runs all samples through a block. `observe(place)` gives the observer of the batch that runs
-  /// at `place` (0 .. at most at_once() - 1); `after(samples)` follows every few batches and may
-  /// stop the pass.
-  template <class Observe, class After>
-  Status run(const model::Block& block, const model::Rotary& rotary, bool replace,
-             const Observe& observe, const After& after) {
-    for (int64_t first = 0; first < samples(); first += batch_ * at_once_) {
-      const int64_t last = std::min(samples(), first + batch_ * at_once_);
-      parallel_chunks(executor_, (last - first + batch_ - 1) / batch_, [&](int64_t place) {
-        const int64_t begin = first + place * batch_;
-        const at::Tensor batch = hidden_.narrow(0, begin, std::min(batch_, last - begin));
-        const model::LinearObserver observer = observe(place);
-        const at::Tensor out =
-            block.forward(batch, rotary, nullptr, observer ? &observer : nullptr);
-        if (replace) batch.copy_(out);
-      });
-      LACUNA_CHECK(after(last - first));
-    }
-    return {};
-  }
-
-  int64_t at_once() const { return at_once_; }
-  const Executor& executor() const { return executor_; }
-
- private:
-  const Calibration& calibration_;
-  model::Compute compute_;
-  Executor executor_;
-  int64_t batch_ = 1, at_once_ = 1;
-  at::Tensor hidden_;  // [samples, length, hidden]
-};
 
 /// Collects the distinct inputs of a block's targets: q, k and v share one, gate and up another.
 class InputCollector {
@@ -565,7 +475,6 @@ class Run {
   std::map<std::string, Tensor> reconstructed_;  // by name, in place of the journal's
   std::optional<StatisticsFolder> statistics_;   // of the dense model; then no activations
   Gradients gradients_;                          // by weight, until it is pruned
-  model::Rotary rotary_;
   PhaseClock clock_;
   Clock::time_point start_;
   std::optional<Journal> journal_;
@@ -669,10 +578,7 @@ Status Run::calibrate() {
 }
 
 Status Run::embed() {
-  activations_.emplace(calibration_, spec_, options_);
-  LACUNA_TRY(const auto ends, model::Ends::load(checkpoint_, spec_, options_.compute));
-  activations_->embed(ends);
-  if (spec_.positions == io::Positions::kRotary) rotary_ = model::Rotary(spec_, options_.compute);
+  LACUNA_TRY(activations_, Activations::embed(checkpoint_, spec_, calibration_, options_));
   return {};
 }
 
@@ -809,8 +715,9 @@ Status Run::collect_regional_gradients(int64_t layer, const std::string& what) {
   // comes after.
   LACUNA_TRY(auto block, model::Block::load(checkpoint_, spec_, layer, options_.compute));
   LACUNA_TRY(Gradients found,
-             regional_gradients(block, targets_of(layer), rotary_, activations_->hidden(),
-                                gradient_plan(), [&](int64_t n) { return step(n, what); }));
+             regional_gradients(block, targets_of(layer), activations_->rotary(),
+                                activations_->hidden(), gradient_plan(),
+                                [&](int64_t n) { return step(n, what); }));
   for (auto& [linear, gradient] : found)
     gradients_[weight_name(layer, linear)] = std::move(gradient);
   return {};
@@ -877,9 +784,7 @@ Status Run::blocks(const Journal& journal, BlockWriter& writer) {
     const bool finished = layer < resumed_;
     if (dense_) {
       clock_.enter("forward");
-      LACUNA_CHECK(dense_->run(
-          *block, rotary_, /*replace=*/true, [](int64_t) { return model::LinearObserver(); },
-          [&](int64_t samples) { return step(samples, what); }));
+      LACUNA_CHECK(dense_->forward(*block, [&](int64_t samples) { return step(samples, what); }));
       clock_.enter("load");
     }
     LACUNA_CHECK(finished ? resume_block(journal, layer, loaded)
@@ -888,9 +793,8 @@ Status Run::blocks(const Journal& journal, BlockWriter& writer) {
       LACUNA_CHECK(step(1, what));
     } else if (layer + 1 < spec_.layers) {  // nobody reads the last block's outputs
       clock_.enter("forward");
-      LACUNA_CHECK(activations_->run(
-          *block, rotary_, /*replace=*/true, [](int64_t) { return model::LinearObserver(); },
-          [&](int64_t samples) { return step(samples, what); }));
+      LACUNA_CHECK(
+          activations_->forward(*block, [&](int64_t samples) { return step(samples, what); }));
     }
     block.reset();
     for (const std::string& linear : targets_of(layer))
@@ -927,7 +831,7 @@ Result<InputsByTarget> Run::collect_inputs(const model::Block& block,
   InputCollector collector(targets, activations_->at_once());
   clock_.enter("forward");
   LACUNA_CHECK(activations_->run(
-      block, rotary_, replace, [&](int64_t place) { return collector.observer(place); },
+      block, replace, [&](int64_t place) { return collector.observer(place); },
       [&](int64_t samples) {
         clock_.enter("statistics");
         collector.add(activations_->executor());
@@ -1056,7 +960,7 @@ Training Run::training(const std::string& what, int64_t weight) {
     return step(samples * weight,
                 fmt::format("{}, epoch {}/{}", what, epoch + 1, options_.reconstruct.epochs));
   };
-  return {options_.reconstruct, options_.compute, rotary_, options_.seed, stepped};
+  return {options_.reconstruct, options_.compute, dense_->rotary(), options_.seed, stepped};
 }
 
 std::string Run::warn_of_rise(const std::string& what, const std::vector<double>& objectives) {
