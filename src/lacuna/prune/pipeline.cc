@@ -22,7 +22,9 @@
 #include "lacuna/prune/gradients.h"
 #include "lacuna/prune/grid.h"
 #include "lacuna/prune/journal.h"
+#include "lacuna/prune/passes.h"
 #include "lacuna/prune/phase_clock.h"
+#include "lacuna/prune/progress.h"
 #include "lacuna/prune/statistics.h"
 #include "lacuna/prune/statistics_folder.h"
 #include "lacuna/prune/targets.h"
@@ -38,7 +40,6 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-// ---- what is checked -------------------------------------------------------------------------------
 
 Status check_length(int64_t length, const io::DecoderSpec& spec) {
   if (length > spec.max_positions)
@@ -335,7 +336,7 @@ class Run {
         source_(source),
         given_out_(io::folder_path(out)),
         options_(options),
-        progress_(progress),
+        progress_(progress, given_out_),
         clock_(options.compute.device) {
     options_.request.executor = model::executor_for(options.compute.device);
     options_.request.coder = model::torch_executor();
@@ -366,15 +367,10 @@ class Run {
   /// Runs the calibration once through the dense blocks; `visit` gets the inputs of each.
   Status dense_pass(
       const std::function<Status(int64_t layer, const InputsByTarget& inputs)>& visit);
-  /// What a score wants of the weights' gradients; none under a mask that is kept.
-  Slope slope() const { return options_.request.keep_mask ? Slope::kNone : method_->slope(); }
   GradientPlan gradient_plan() const {
-    return {slope(),
-            spec_,
-            calibration_.samples(),
-            calibration_.length(),
-            options_.compute,
-            options_.working_bytes};
+    return {passes_.slope,          spec_,
+            calibration_.samples(), calibration_.length(),
+            options_.compute,       options_.working_bytes};
   }
   /// Those of the model's loss, for all targets.
   Status collect_loss_gradients();
@@ -425,30 +421,6 @@ class Run {
   /// A weight that is not pruned: as it was, but embedding and output matrix beside codes.
   Result<io::Weight> kept_weight(const std::string& name) const;
 
-  void log(const std::string& line) const {
-    if (progress_.log) progress_.log(line);
-  }
-  /// Counts what is done and stops when the user asks for it.
-  Status step(int64_t count, const std::string& what) {
-    done_ += count;
-    if (progress_.step) progress_.step(done_, total_, what);
-    if (progress_.interrupted == nullptr || !progress_.interrupted->load()) return {};
-    return Error{Code::kInterrupted, fmt::format("{}: {}", given_out_.string(),
-                                                 what_is_kept(journal_ || resumes_earlier()))};
-  }
-  bool resumes_earlier() const { return options_.resume && Journal::exists(out_); }
-  /// After an interrupt. @param blocks  some may be finished
-  std::string what_is_kept(bool blocks) const {
-    const bool statistics = statistics_ && !options_.save_statistics.empty();
-    if (blocks)
-      return "interrupted; finished blocks are kept. Go on with the same command and --resume.";
-    if (statistics)
-      return "interrupted before a block was finished; the statistics are kept. Go on with the "
-             "same command and --resume.";
-    return "interrupted before a block was finished; nothing is kept.";
-  }
-  /// Of the samples through a block before it is pruned.
-  int64_t passes() const { return slope() == Slope::kRegional ? 2 : 1; }
   std::string weight_name(int64_t layer, const std::string& linear) const {
     return spec_.block_prefix(layer) + linear + ".weight";
   }
@@ -460,7 +432,7 @@ class Run {
   const CalibrationSource& source_;
   const fs::path given_out_;
   PruneOptions options_;
-  const PruneProgress& progress_;
+  Progress progress_;
 
   fs::path out_;  // absolute
   std::shared_ptr<const io::OutLock> lock_;
@@ -468,6 +440,7 @@ class Run {
   io::DecoderSpec spec_;
   std::optional<Method> method_, unrefined_;  // the second where refine_target names some weights
   std::vector<std::regex> refined_;
+  Passes passes_;
   Targets targets_;
   std::map<std::string, double> allotted_;       // sparsities; none: all as the request says
   std::optional<Activations> activations_;       // none without calibration
@@ -481,7 +454,6 @@ class Run {
   std::optional<BlockWriter> writer_;  // of prune_from()
   int64_t resumed_ = 0;                // blocks that an earlier process finished
   PruneReport report_;
-  int64_t done_ = 0, total_ = 0;
 };
 
 Result<PruneReport> Run::run() {
@@ -495,6 +467,7 @@ Status Run::begin() {
   start_ = Clock::now();
   LACUNA_TRY(method_, method_of(options_));
   LACUNA_TRY(spec_, model::spec_of(checkpoint_));
+  passes_ = Passes(spec_, source_.samples, options_, method_->slope());
   LACUNA_TRY(targets_, find_targets(checkpoint_, spec_, options_));
   LACUNA_CHECK(choose_refined());
   LACUNA_CHECK(check_length(source_.length, spec_));
@@ -506,8 +479,8 @@ Status Run::begin() {
                        allocation_name(options_.allocation.by));
   LACUNA_CHECK(check_reconstruction());
   LACUNA_CHECK(check_allocation(options_.allocation, options_.request, options_.store));
-  const bool dense = !options_.statistics.empty() || !options_.save_statistics.empty();
-  if ((slope() != Slope::kNone && source_.samples == 0) || (slope() == Slope::kRegional && dense))
+  if ((passes_.slope != Slope::kNone && source_.samples == 0) ||
+      (passes_.regional_gradients() && passes_.on_disk))
     return usage_error(
         "--score: gradients of {} need calibration text that runs through the blocks. Leave "
         "--statistics and --save-statistics out.",
@@ -517,12 +490,13 @@ Status Run::begin() {
   report_.out = given_out_;
   report_.quantization = options_.request.quantization.text();
   report_.planned_peak_bytes = planned_peak_bytes(spec_, checkpoint_, source_, options_);
-  log(fmt::format("peak memory: at most {:.2f} GiB",
-                  static_cast<double>(report_.planned_peak_bytes) / (1 << 30)));
+  progress_.log(fmt::format("peak memory: at most {:.2f} GiB",
+                            static_cast<double>(report_.planned_peak_bytes) / (1 << 30)));
   LACUNA_TRY(out_, io::out_folder(given_out_));
   LACUNA_CHECK(io::check_not_source(out_, checkpoint_.folder()));
   LACUNA_TRY(lock_, io::OutLock::take(out_));
   LACUNA_CHECK(Journal::check(out_, options_.resume));
+  progress_.blocks_kept = options_.resume && Journal::exists(out_);
   LACUNA_CHECK(probe_out());
   LACUNA_CHECK(calibrate());
   LACUNA_CHECK(dense_statistics());
@@ -532,10 +506,11 @@ Status Run::begin() {
   if (statistics_) about["statistics"] = statistics_->about();
   if (!allotted_.empty()) about["allotted"] = allotted_;
   LACUNA_TRY(journal_, Journal::open(out_, about, options_.resume));
+  progress_.blocks_kept = true;
   resumed_ = journal_->finished_blocks();
   if (journal_->finished_blocks() > 0)
-    log(fmt::format("resuming: {} of {} blocks are finished", journal_->finished_blocks(),
-                    spec_.layers));
+    progress_.log(fmt::format("resuming: {} of {} blocks are finished", journal_->finished_blocks(),
+                              spec_.layers));
   return {};
 }
 
@@ -593,6 +568,7 @@ Status Run::dense_statistics() {
   if (statistics_->about().value("model", json()) != model)
     return bad_input("{}: statistics of another model. Collect them from {}.", folder.string(),
                      checkpoint_.folder().string());
+  progress_.statistics_kept = !options_.save_statistics.empty();
   return {};
 }
 
@@ -612,7 +588,7 @@ Status Run::collect_dense_statistics() {
 
 Status Run::dense_pass(
     const std::function<Status(int64_t layer, const InputsByTarget& inputs)>& visit) {
-  total_ = spec_.layers * calibration_.samples();
+  progress_.begin(passes_.dense_pass());
   clock_.enter("load");
   LACUNA_CHECK(embed());
   std::vector<std::string> all;
@@ -626,7 +602,6 @@ Status Run::dense_pass(
     for (const std::string& linear : all) checkpoint_.release(weight_name(layer, linear));
   }
   activations_.reset();
-  done_ = 0;
   return {};
 }
 
@@ -661,7 +636,7 @@ Result<std::vector<LayerShare>> Run::measured_shares() {
     LACUNA_CHECK(dense_pass(add_block));
     return all;
   }
-  total_ = spec_.layers;
+  progress_.begin(spec_.layers);
   for (int64_t layer = 0; layer < spec_.layers; ++layer) {
     InputsByTarget inputs;
     if (options_.allocation.needs_inputs()) {
@@ -672,9 +647,8 @@ Result<std::vector<LayerShare>> Run::measured_shares() {
     LACUNA_CHECK(add_block(layer, inputs));
     for (const std::string& linear : targets_of(layer))
       checkpoint_.release(weight_name(layer, linear));
-    LACUNA_CHECK(step(1, fmt::format("allocation {}/{}", layer + 1, spec_.layers)));
+    LACUNA_CHECK(progress_.step(1, fmt::format("allocation {}/{}", layer + 1, spec_.layers)));
   }
-  done_ = 0;
   return all;
 }
 
@@ -694,18 +668,17 @@ Status Run::allocate() {
   report_.allocation = allocation_name(wanted.by);
   if (wanted.budget) report_.budget = wanted.budget->text();
   const auto [least, most] = std::minmax_element(sparsities.begin(), sparsities.end());
-  log(fmt::format("allocation {}: sparsity {:.4f}, of the layers {:.4f} to {:.4f}",
-                  report_.allocation, options_.request.sparsity, *least, *most));
+  progress_.log(fmt::format("allocation {}: sparsity {:.4f}, of the layers {:.4f} to {:.4f}",
+                            report_.allocation, options_.request.sparsity, *least, *most));
   return {};
 }
 
 Status Run::collect_loss_gradients() {
-  if (slope() == Slope::kNone || slope() == Slope::kRegional) return {};
+  if (!passes_.loss_gradients()) return {};
   clock_.enter("gradients");
-  total_ = spec_.layers * calibration_.samples();
+  progress_.begin(passes_.dense_pass());
   LACUNA_TRY(gradients_, loss_gradients(checkpoint_, spec_, calibration_, targets_, gradient_plan(),
-                                        [&](int64_t n) { return step(n, "gradients"); }));
-  done_ = 0;
+                                        [&](int64_t n) { return progress_.step(n, "gradients"); }));
   return {};
 }
 
@@ -714,10 +687,10 @@ Status Run::collect_regional_gradients(int64_t layer, const std::string& what) {
   // Of a block of its own: a graph changes how weights are held, and with that the bits of what
   // comes after.
   LACUNA_TRY(auto block, model::Block::load(checkpoint_, spec_, layer, options_.compute));
-  LACUNA_TRY(Gradients found,
-             regional_gradients(block, targets_of(layer), activations_->rotary(),
-                                activations_->hidden(), gradient_plan(),
-                                [&](int64_t n) { return step(n, what); }));
+  LACUNA_TRY(
+      Gradients found,
+      regional_gradients(block, targets_of(layer), activations_->rotary(), activations_->hidden(),
+                         gradient_plan(), [&](int64_t n) { return progress_.step(n, what); }));
   for (auto& [linear, gradient] : found)
     gradients_[weight_name(layer, linear)] = std::move(gradient);
   return {};
@@ -756,22 +729,15 @@ Status Run::ended(Status done) {
   if (done.ok() || journal_->finished_blocks() > 0) return done;
   (void)journal_->remove();  // what stopped the run is the news
   if (done.error().code != Code::kInterrupted) return done;
-  return Error{Code::kInterrupted,
-               fmt::format("{}: {}", given_out_.string(), what_is_kept(/*blocks=*/false))};
+  return progress_.interrupted(/*blocks=*/false);
 }
 
 Status Run::blocks(const Journal& journal, BlockWriter& writer) {
-  total_ = spec_.layers;
+  progress_.begin(passes_.all_blocks());
   clock_.enter("load");
-  if (calibration_.samples() > 0 && !statistics_) {
-    total_ *= (1 + passes()) * calibration_.samples();
+  if (passes_.through_blocks()) {
     LACUNA_CHECK(embed());
-    const ReconstructOptions& more = options_.reconstruct;
-    const int64_t epochs = more.epochs * (int64_t{more.block} + int64_t{more.model});
-    if (!more.none()) {
-      total_ += spec_.layers * calibration_.samples() * (1 + epochs);
-      dense_.emplace(activations_->copy());
-    }
+    if (!options_.reconstruct.none()) dense_.emplace(activations_->copy());
   }
   for (int64_t layer = 0; layer < spec_.layers; ++layer) {
     const std::string what = fmt::format("block {}/{}", layer + 1, spec_.layers);
@@ -784,17 +750,18 @@ Status Run::blocks(const Journal& journal, BlockWriter& writer) {
     const bool finished = layer < resumed_;
     if (dense_) {
       clock_.enter("forward");
-      LACUNA_CHECK(dense_->forward(*block, [&](int64_t samples) { return step(samples, what); }));
+      LACUNA_CHECK(
+          dense_->forward(*block, [&](int64_t samples) { return progress_.step(samples, what); }));
       clock_.enter("load");
     }
     LACUNA_CHECK(finished ? resume_block(journal, layer, loaded)
                           : prune_block(writer, layer, loaded));
     if (!activations_) {
-      LACUNA_CHECK(step(1, what));
+      LACUNA_CHECK(progress_.step(1, what));
     } else if (layer + 1 < spec_.layers) {  // nobody reads the last block's outputs
       clock_.enter("forward");
-      LACUNA_CHECK(
-          activations_->forward(*block, [&](int64_t samples) { return step(samples, what); }));
+      LACUNA_CHECK(activations_->forward(
+          *block, [&](int64_t samples) { return progress_.step(samples, what); }));
     }
     block.reset();
     for (const std::string& linear : targets_of(layer))
@@ -820,9 +787,8 @@ Status Run::resume_block(const Journal& journal, int64_t layer, model::Block* bl
       block->linear(linear).set_weight(model::wrap(found->second)
                                            .to(options_.compute.device, options_.compute.dtype,
                                                /*non_blocking=*/false, /*copy=*/true));
-  const int64_t more = options_.reconstruct.block ? options_.reconstruct.epochs : 0;
-  return step((passes() + more) * calibration_.samples(),
-              fmt::format("block {}/{}", layer + 1, spec_.layers));
+  return progress_.step(passes_.until_finished(),
+                        fmt::format("block {}/{}", layer + 1, spec_.layers));
 }
 
 Result<InputsByTarget> Run::collect_inputs(const model::Block& block,
@@ -836,7 +802,7 @@ Result<InputsByTarget> Run::collect_inputs(const model::Block& block,
         clock_.enter("statistics");
         collector.add(activations_->executor());
         clock_.enter("forward");
-        return step(samples, what);
+        return progress_.step(samples, what);
       }));
   clock_.enter("statistics");
   return collector.take();
@@ -853,10 +819,10 @@ Status Run::prune_block(BlockWriter& writer, int64_t layer, model::Block* block)
   }
   if (block != nullptr) {
     if (targets.empty()) {
-      LACUNA_CHECK(step(passes() * calibration_.samples(), what));
+      LACUNA_CHECK(progress_.step(passes_.until_pruned(), what));
     } else {
       LACUNA_TRY(inputs, collect_inputs(*block, targets, what));
-      if (slope() == Slope::kRegional) LACUNA_CHECK(collect_regional_gradients(layer, what));
+      if (passes_.regional_gradients()) LACUNA_CHECK(collect_regional_gradients(layer, what));
     }
   }
   return prune_targets(writer, layer, block, std::move(inputs));
@@ -928,7 +894,7 @@ Result<at::Tensor> Run::prune_linear(const std::string& name, InputStatistics* i
   for (const std::string& warning : pruned->warnings) {
     report_.warnings.push_back(fmt::format("{}: {}", name, warning));
     finished.notes["warnings"].push_back(report_.warnings.back());
-    log(report_.warnings.back());
+    progress_.log(report_.warnings.back());
   }
   finished.notes["layers"].push_back(to_json(layer));
   clock_.enter("journal");
@@ -945,7 +911,7 @@ Result<at::Tensor> Run::prune_linear(const std::string& name, InputStatistics* i
 
 Status Run::check_reconstruction() const {
   if (options_.reconstruct.none()) return {};
-  if (!options_.statistics.empty() || !options_.save_statistics.empty())
+  if (passes_.on_disk)
     return usage_error(
         "--reconstruct: needs the calibration itself, which runs through the blocks (got "
         "statistics "
@@ -957,8 +923,8 @@ Status Run::check_reconstruction() const {
 
 Training Run::training(const std::string& what, int64_t weight) {
   const auto stepped = [this, what, weight](int64_t epoch, int64_t samples) {
-    return step(samples * weight,
-                fmt::format("{}, epoch {}/{}", what, epoch + 1, options_.reconstruct.epochs));
+    return progress_.step(samples * weight, fmt::format("{}, epoch {}/{}", what, epoch + 1,
+                                                        options_.reconstruct.epochs));
   };
   return {options_.reconstruct, options_.compute, dense_->rotary(), options_.seed, stepped};
 }
@@ -968,7 +934,7 @@ std::string Run::warn_of_rise(const std::string& what, const std::vector<double>
       "{}: the reconstruction's objective rose (from {:.4f} in the first epoch to {:.4f} in the "
       "last). Give a smaller --learning-rate or more calibration.",
       what, objectives.front(), objectives.back()));
-  log(report_.warnings.back());
+  progress_.log(report_.warnings.back());
   return report_.warnings.back();
 }
 
@@ -980,7 +946,7 @@ Status Run::reconstruct_block(int64_t layer, model::Block& block, Journal::Block
   LACUNA_TRY(const auto objectives,
              train_block(trained, activations_->hidden(), dense_->hidden(),
                          training(fmt::format("block {}/{}", layer + 1, spec_.layers), 1)));
-  log(
+  progress_.log(
       fmt::format("block {}: relative error of the outputs {:.5f} in the first epoch, {:.5f} in "
                   "the last",
                   layer, objectives.front(), objectives.back()));
@@ -1163,7 +1129,7 @@ Status Run::check_budget() {
       fmt::format("the budget {} came to {:.6g}: more weights are zero than were dropped, or whole "
                   "blocks don't come out even",
                   budget->text(), report_.budget_reached));
-  log(report_.warnings.back());
+  progress_.log(report_.warnings.back());
   return {};
 }
 
@@ -1182,72 +1148,6 @@ Result<Method> method_of(const PruneOptions& options) {
         "--reconstruct: can't be combined with --quantize, whose codes would leave their grid. "
         "Reconstruct first; then quantise the result by --keep-mask --quantize.");
   return compose({options.method, options.score, options.solve, options.refine, codes});
-}
-
-uint64_t planned_peak_bytes(const io::DecoderSpec& spec, const io::Checkpoint& checkpoint,
-                            const CalibrationSource& source, const PruneOptions& options) {
-  const auto element = static_cast<uint64_t>(c10::elementSize(options.compute.dtype));
-  const auto squared = [](int64_t n) { return static_cast<uint64_t>(n * n); };
-  uint64_t block = 0, largest = 0, widest = 0;
-  for (const io::LinearSpec& linear : spec.block_linears()) {
-    const auto weights = static_cast<uint64_t>(linear.out * linear.in);
-    block += weights;
-    largest = std::max(largest, weights);
-    widest = std::max(widest, squared(linear.in));
-  }
-  uint64_t mapped = 0;  // parts of compact weights, whose pages nobody gives back
-  for (const auto& [name, info] : checkpoint.weights())
-    if (info.store != io::Store::kDense) mapped += info.bytes;
-  const uint64_t scratches =
-      mapped == 0 ? 0 : static_cast<uint64_t>(model::torch_executor().threads) * largest * element;
-  // The block that is loaded, what is finished of it, and what a solver makes of its largest weight
-  // in float32: the weight, its new self, scores, and their products for the error.
-  uint64_t pruning = mapped + scratches + 2 * block * std::max<uint64_t>(element, 4) +
-                     6 * largest * 4 + options.working_bytes;
-  const bool on_disk = !options.statistics.empty() || !options.save_statistics.empty();
-  if (source.samples > 0 || on_disk) {
-    const uint64_t grams = squared(spec.q.in) + squared(spec.o.in) + squared(spec.up.in) +
-                           squared(spec.down.in) + 2 * widest;  // and one that is factored
-    pruning += grams * 4;
-    if (on_disk) pruning += grams * 2;  // their upper triangles, as they lie in the file
-    if (const auto method = method_of(options); method.ok())
-      pruning += method->working_bytes(largest, widest);
-  }
-  if (source.samples > 0) {
-    uint64_t ends = 0;
-    for (const std::string* name : {&spec.embedding, &spec.position_embedding, &spec.lm_head,
-                                    &spec.project_in, &spec.project_out}) {
-      const auto found = checkpoint.weights().find(*name + ".weight");
-      if (found != checkpoint.weights().end())  // a tied head has none
-        ends += static_cast<uint64_t>(element_count(found->second.shape).value_or(0)) * element;
-    }
-    const uint64_t activations =
-        static_cast<uint64_t>(source.samples * source.length * spec.hidden) * element;
-    const Batches batches(source.samples, source.length, spec, options);
-    // Half of the working bytes is theirs already.
-    pruning +=
-        ends + activations + batches.bytes - std::min(batches.bytes, options.working_bytes / 2);
-    if (const auto method = method_of(options); method.ok() && method->slope() != Slope::kNone) {
-      const GradientPlan plan(method->slope(), spec, source.samples, source.length, options.compute,
-                              options.working_bytes);
-      const bool regional = plan.slope == Slope::kRegional;  // a block's, while inputs are held
-      const uint64_t gradients = 4 * block * (regional ? 1 : static_cast<uint64_t>(spec.layers));
-      pruning = gradients + (regional ? pruning + plan.bytes
-                                      : std::max(pruning, ends + mapped + scratches + plan.bytes));
-    }
-    if (!options.reconstruct.none()) {
-      const uint64_t training = planned_training_bytes(spec, source.samples, source.length,
-                                                       options.reconstruct, options.compute);
-      pruning += activations;  // of the dense model
-      if (options.reconstruct.block) pruning += training / static_cast<uint64_t>(spec.layers);
-      if (options.reconstruct.model)
-        pruning = std::max(pruning, mapped + training + options.working_bytes);
-    }
-  }
-  if (!source.self) return pruning;
-  return std::max(pruning, planned_sampling_bytes(spec, checkpoint, source.samples, source.length,
-                                                  *source.self) +
-                               options.working_bytes);
 }
 
 Result<PruneReport> prune_model(const io::Checkpoint& checkpoint, const CalibrationSource& source,
