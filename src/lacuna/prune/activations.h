@@ -33,7 +33,8 @@ class Activations {
   Status run(const model::Block& block, bool replace, const ObserverAt& observe,
              const After& after);
   Status forward(const model::Block& block, const After& after) {
-    return run(block, /*replace=*/true, [](int64_t) { return model::LinearObserver(); }, after);
+    return run(
+        block, /*replace=*/true, [](int64_t) { return model::LinearObserver(); }, after);
   }
 
   /// [samples, length, hidden]

@@ -27,6 +27,10 @@ class Progress {
     if (told_.interrupted == nullptr || !told_.interrupted->load()) return {};
     return interrupted(blocks_kept);
   }
+  /// step() as whoever counts samples calls it.
+  std::function<Status(int64_t samples)> counter(const std::string& what) {
+    return [this, what](int64_t samples) { return step(samples, what); };
+  }
   /// What an interrupt leaves. @param blocks  some may be finished
   Error interrupted(bool blocks) const {
     const char* kept =
