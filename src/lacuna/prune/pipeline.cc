@@ -1,100 +1,25 @@
 #include "lacuna/prune/pipeline.h"
 
-#include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <future>
-#include <map>
-#include <nlohmann/json.hpp>
-#include <regex>
-#include <set>
 
-#include "lacuna/core/version.h"
-#include "lacuna/format/compact.h"
-#include "lacuna/format/element.h"
-#include "lacuna/format/quantize.h"
-#include "lacuna/io/checksums.h"
-#include "lacuna/io/file.h"
-#include "lacuna/io/misfit.h"
-#include "lacuna/io/out_folder.h"
-#include "lacuna/io/safetensors.h"
 #include "lacuna/model/decoder.h"
+#include "lacuna/prune/about.h"
+#include "lacuna/prune/activations.h"
+#include "lacuna/prune/allocation_pass.h"
 #include "lacuna/prune/budget.h"
-#include "lacuna/prune/chunks.h"
-#include "lacuna/prune/gradients.h"
-#include "lacuna/prune/grid.h"
+#include "lacuna/prune/finished_model.h"
+#include "lacuna/prune/gradient_pass.h"
 #include "lacuna/prune/journal.h"
-#include "lacuna/prune/phase_clock.h"
-#include "lacuna/prune/statistics.h"
-#include "lacuna/prune/statistics_folder.h"
+#include "lacuna/prune/prune_linear.h"
+#include "lacuna/prune/reconstruction_pass.h"
+#include "lacuna/prune/run.h"
+#include "lacuna/prune/statistics_pass.h"
 
 namespace lacuna::prune {
 namespace fs = std::filesystem;
 using nlohmann::json;
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-// ---- what is pruned -----------------------------------------------------------------------------
-
-Result<std::vector<std::regex>> compile(const std::vector<std::string>& texts, const char* flag) {
-  std::vector<std::regex> compiled;
-  for (const std::string& text : texts) {
-    try {
-      compiled.emplace_back(text);
-    } catch (const std::regex_error& error) {
-      return usage_error("{}: not a regular expression (got \"{}\": {}).", flag, text,
-                         error.what());
-    }
-  }
-  return compiled;
-}
-
-/// Names of the Linears to prune, relative to their block, for every block.
-using Targets = std::vector<std::vector<std::string>>;
-
-/// Of a weight that is to be stored sparse: told now, not when all blocks are pruned.
-Status check_target(const io::Checkpoint& checkpoint, const io::DecoderSpec::BlockWeight& weight) {
-  const auto& [name, layer, linear] = weight;
-  if (const auto line = io::misfit(checkpoint, name, {linear.out, linear.in}))
-    return bad_input("{}: {}. Is config.json that of these weights?", checkpoint.folder().string(),
-                     *line);
-  const DType dtype = checkpoint.weights().at(name).dtype;
-  if (!format::storable(dtype))
-    return bad_input(
-        "{}: tensor \"{}\" has a type that no sparse store holds (got {}; need float32, bfloat16 "
-        "or float16). Convert the model, or leave the tensor out by --exclude.",
-        checkpoint.folder().string(), name, long_name(dtype));
-  return {};
-}
-
-Result<Targets> find_targets(const io::Checkpoint& checkpoint, const io::DecoderSpec& spec,
-                             const PruneOptions& options) {
-  LACUNA_TRY(const auto wanted, compile(options.target, "--target"));
-  LACUNA_TRY(const auto unwanted, compile(options.exclude, "--exclude"));
-  Targets targets(static_cast<size_t>(spec.layers));
-  bool any = false;
-  for (const auto& weight : spec.block_weights()) {
-    const auto matches = [&](const std::regex& regex) {
-      return std::regex_search(weight.name, regex);
-    };
-    if (!wanted.empty() && std::none_of(wanted.begin(), wanted.end(), matches)) continue;
-    if (std::any_of(unwanted.begin(), unwanted.end(), matches)) continue;
-    LACUNA_CHECK(check_target(checkpoint, weight));
-    targets[static_cast<size_t>(weight.layer)].push_back(weight.linear.name);
-    any = true;
-  }
-  if (!any)
-    return usage_error(
-        "--target, --exclude: no Linear of the model is left to prune. Names look like "
-        "\"{}{}.weight\".",
-        spec.block_prefix(0), spec.q.name);
-  return targets;
-}
 
 Status check_length(int64_t length, const io::DecoderSpec& spec) {
   if (length > spec.max_positions)
@@ -114,379 +39,41 @@ Status check_calibration(const Calibration& calibration, const io::DecoderSpec& 
   return {};
 }
 
-// ---- which run this is --------------------------------------------------------------------------
-
-std::string hash_of(const Calibration& calibration) {
-  std::vector<int32_t> flat;
-  for (const auto& row : calibration.ids) flat.insert(flat.end(), row.begin(), row.end());
-  return calibration.ids.empty() ? "" : io::whole_checksum(Bytes::take(std::move(flat)));
+/// What of the options can't be done together, or not without calibration.
+Status check_options(const Run& run) {
+  const PruneOptions& options = run.options;
+  const bool calibrated = run.passes.samples > 0;
+  if (run.method->needs_inputs() && !calibrated && options.statistics.empty())
+    return usage_error("--method {}: needs calibration (got none). Give --calibration.",
+                       run.method->name());
+  if (options.allocation.needs_inputs() && !calibrated && options.statistics.empty())
+    return usage_error("--allocate {}: needs calibration (got none). Give --calibration.",
+                       allocation_name(options.allocation.by));
+  if (!options.reconstruct.none() && run.passes.on_disk)
+    return usage_error(
+        "--reconstruct: needs the calibration itself, which runs through the blocks (got "
+        "statistics of the dense model). Leave --statistics and --save-statistics out.");
+  if (!options.reconstruct.none() && !calibrated)
+    return usage_error("--reconstruct: needs calibration (got none). Give --calibration.");
+  LACUNA_CHECK(check_allocation(options.allocation, options.request, options.store));
+  if ((run.passes.slope != Slope::kNone && !calibrated) ||
+      (run.passes.regional_gradients() && run.passes.on_disk))
+    return usage_error(
+        "--score: gradients of {} need calibration text that runs through the blocks. Leave "
+        "--statistics and --save-statistics out.",
+        run.method->name());
+  return {};
 }
 
-json about_calibration(const Calibration& calibration) {
-  return {{"source", calibration.source},
-          {"samples", calibration.samples()},
-          {"length", calibration.length()},
-          {"hash", hash_of(calibration)}};
-}
-
-json about_allocation(const AllocationOptions& options) {
-  json about = {{"by", allocation_name(options.by)}};
-  if (options.budget) about["budget"] = options.budget->text();
-  if (options.by == Allocation::kOwl)
-    about.update({{"multiple", options.owl_multiple}, {"lambda", options.owl_lambda}});
-  if (options.by == Allocation::kError) about["width"] = options.error_width;
-  return about;
-}
-
-json about_reconstruction(const ReconstructOptions& options) {
-  return {{"block", options.block},
-          {"model", options.model},
-          {"epochs", options.epochs},
-          {"batch", options.batch},
-          {"learning_rate", options.rate}};
-}
-
-json about_method(const PruneOptions& options, const Method& method,
-                  const Calibration& calibration) {
-  json about = {{"method", method.name()}, {"seed", options.seed}, {"tool_version", kVersion}};
-  if (options.request.keep_mask) {
-    about["mask"] = "kept";
-  } else {
-    about["pattern"] = options.request.pattern.text();
-    about["sparsity"] = options.request.sparsity;
-  }
-  if (options.request.rest.kind != format::PatternKind::kDense)
-    about["dense_columns_beside"] = options.request.rest.text();
-  if (options.request.pattern.kind != format::PatternKind::kKeepOf && !options.request.keep_mask)
-    about["group"] = group_name(options.request.group.value_or(method.default_group()));
-  if (!options.request.quantization.none()) {
-    about["quantization"] = options.request.quantization.text();
-    about["coding"] = coding_name(options.request.coding);
-  }
-  if (method.needs_gram()) about["damping"] = options.request.damping;
-  if (!options.reconstruct.none()) about["reconstruct"] = about_reconstruction(options.reconstruct);
-  if (!options.allocation.none()) about["allocation"] = about_allocation(options.allocation);
-  if (calibration.samples() > 0) about["calibration"] = about_calibration(calibration);
-  if (!options.refine_target.empty()) about["refine_target"] = options.refine_target;
-  return about;
-}
-
-/// Hashes of a tensor's first, middle and last 64 KiB; of a smaller one, of all of it.
-std::vector<std::string> sampled_hashes(const Bytes& bytes) {
-  constexpr size_t kSample = size_t{64} << 10;
-  std::vector<size_t> starts = {0};
-  if (bytes.size() > kSample) starts = {0, (bytes.size() - kSample) / 2, bytes.size() - kSample};
-  std::vector<std::string> hashes;
-  for (const size_t start : starts) {
-    const Bytes sample = bytes.slice(start, std::min(kSample, bytes.size() - start));
-    hashes.push_back(io::whole_checksum(sample));
-    io::release_pages(sample);
-  }
-  return hashes;
-}
-
-/// Which weights these are, whatever their folder and times: for each file its size and a hash over
-/// name, dtype, shape and sampled_hashes() of every tensor. A change shows when it touches one of
-/// the samples, so any training does; a value changed by hand between them does not.
-Result<json> about_model(const io::Checkpoint& checkpoint) {
-  json about = json::object();
-  for (const auto& entry : fs::directory_iterator(checkpoint.folder())) {
-    if (entry.path().extension() != ".safetensors") continue;
-    LACUNA_TRY(const auto file, io::SafetensorsFile::open(entry.path()));
-    json tensors = json::object();
-    for (const auto& described : file.entries()) {
-      LACUNA_TRY(const Tensor tensor, file.tensor(described.name));
-      tensors[described.name] = {safetensors_name(tensor.dtype), tensor.shape,
-                                 sampled_hashes(tensor.bytes)};
-    }
-    const std::string text = tensors.dump();
-    about[entry.path().filename().string()] = {
-        fs::file_size(entry.path()),
-        io::whole_checksum(Bytes::take(std::vector<char>(text.begin(), text.end())))};
-  }
-  return about;
-}
-
-/// Everything that decides the bytes of the journal; of the weights, about_model() and the times of
-/// their files.
-Result<json> about_run(const io::Checkpoint& checkpoint, const Calibration& calibration,
-                       const PruneOptions& options, const Method& method, const Targets& targets) {
-  json about = about_method(options, method, calibration);
-  about["compute"] = {options.compute.device.str(), c10::toString(options.compute.dtype)};
-  about["targets"] = targets;
-  about["config"] = checkpoint.config();
-  LACUNA_TRY(about["model"], about_model(checkpoint));
-  for (const auto& [file, parts] : about["model"].items())
-    about["times"][file] =
-        fs::last_write_time(checkpoint.folder() / file).time_since_epoch().count();
-  return about;
-}
-
-// ---- calibration activations --------------------------------------------------------------------
-
-/// How many samples run through a block together, and how many such batches at once.
-struct Batches {
-  int64_t batch = 1, at_once = 1;
-  uint64_t bytes = 0;  ///< that a block holds of all of them
-
-  Batches(int64_t samples, int64_t length, const io::DecoderSpec& spec,
-          const PruneOptions& options) {
-    const bool cpu = options.compute.device.is_cpu();
-    const int64_t tokens_at_once = cpu ? 512 : 8192;
-    batch = std::clamp<int64_t>(tokens_at_once / length, 1, samples);
-    // Inputs kept for the statistics in float32, and what attention and the products of the MLP
-    // make on the way.
-    const auto element = static_cast<uint64_t>(c10::elementSize(options.compute.dtype));
-    const uint64_t width = static_cast<uint64_t>(3 * spec.hidden + spec.intermediate) * 4 +
-                           static_cast<uint64_t>(6 * spec.hidden + 3 * spec.intermediate) * element;
-    const uint64_t one = std::max<uint64_t>(static_cast<uint64_t>(batch * length) * width, 1);
-    const auto fit = static_cast<int64_t>(options.working_bytes / 2 / one);
-    at_once = std::clamp<int64_t>(fit, 1, cpu ? model::torch_executor().threads : 1);
-    bytes = static_cast<uint64_t>(at_once) * one;
-  }
-};
-
-/// Hidden states of all calibration samples at one place between the blocks. Samples run through a
-/// block in batches of fixed size, each on one thread, several at a time: the bits depend neither
-/// on the threads nor on how many run at once.
-class Activations {
+class Pipeline {
  public:
-  Activations(const Calibration& calibration, const io::DecoderSpec& spec,
-              const PruneOptions& options)
-      : calibration_(calibration), compute_(options.compute) {
-    executor_ = model::executor_for(compute_.device);
-    const Batches batches(calibration.samples(), calibration.length(), spec, options);
-    batch_ = batches.batch, at_once_ = batches.at_once;
-  }
-
-  void embed(const model::Ends& ends) {
-    for (int64_t first = 0; first < samples(); first += batch_) {
-      std::vector<at::Tensor> rows;
-      for (int64_t i = first; i < std::min(samples(), first + batch_); ++i) {
-        const auto& ids = calibration_.ids[static_cast<size_t>(i)];
-        rows.push_back(at::tensor(at::ArrayRef<int32_t>(ids), at::kInt).to(at::kLong));
-      }
-      const at::Tensor hidden = ends.embed(at::stack(rows).to(compute_.device));
-      if (!hidden_.defined())
-        hidden_ = at::empty({samples(), hidden.size(1), hidden.size(2)}, hidden.options());
-      hidden_.narrow(0, first, hidden.size(0)).copy_(hidden);
-    }
-  }
-
-  int64_t samples() const { return calibration_.samples(); }
-  /// [samples, length, hidden]
-  const at::Tensor& hidden() const { return hidden_; }
-  /// The same states, to go another way from here.
-  Activations copy() const {
-    Activations other = *this;
-    other.hidden_ = hidden_.clone();
-    return other;
-  }
-
-  /// Runs all samples through a block. `observe(place)` gives the observer of the batch that runs
-  /// at `place` (0 .. at most at_once() - 1); `after(samples)` follows every few batches and may
-  /// stop the pass.
-  template <class Observe, class After>
-  Status run(const model::Block& block, const model::Rotary& rotary, bool replace,
-             const Observe& observe, const After& after) {
-    for (int64_t first = 0; first < samples(); first += batch_ * at_once_) {
-      const int64_t last = std::min(samples(), first + batch_ * at_once_);
-      parallel_chunks(executor_, (last - first + batch_ - 1) / batch_, [&](int64_t place) {
-        const int64_t begin = first + place * batch_;
-        const at::Tensor batch = hidden_.narrow(0, begin, std::min(batch_, last - begin));
-        const model::LinearObserver observer = observe(place);
-        const at::Tensor out =
-            block.forward(batch, rotary, nullptr, observer ? &observer : nullptr);
-        if (replace) batch.copy_(out);
-      });
-      LACUNA_CHECK(after(last - first));
-    }
-    return {};
-  }
-
-  int64_t at_once() const { return at_once_; }
-  const Executor& executor() const { return executor_; }
-
- private:
-  const Calibration& calibration_;
-  model::Compute compute_;
-  Executor executor_;
-  int64_t batch_ = 1, at_once_ = 1;
-  at::Tensor hidden_;  // [samples, length, hidden]
-};
-
-/// Collects the distinct inputs of a block's targets: q, k and v share one, gate and up another.
-class InputCollector {
- public:
-  InputCollector(const std::vector<std::string>& targets, int64_t places)
-      : targets_(targets), seen_(static_cast<size_t>(places)) {}
-
-  model::LinearObserver observer(int64_t place) {
-    return [this, place](std::string_view name, const at::Tensor& input) {
-      const auto target = std::find(targets_.begin(), targets_.end(), name);
-      if (target == targets_.end()) return;
-      // Inputs are held until they are added, so that no two share an address by chance.
-      Seen& seen = seen_[static_cast<size_t>(place)];
-      const auto same =
-          std::find_if(seen.inputs.begin(), seen.inputs.end(),
-                       [&](const at::Tensor& held) { return held.data_ptr() == input.data_ptr(); });
-      seen.input_of[std::string(name)] = static_cast<size_t>(same - seen.inputs.begin());
-      if (same == seen.inputs.end()) seen.inputs.push_back(input);
-    };
-  }
-
-  /// Adds what the observers saw, in the order of the places.
-  void add(const Executor& executor) {
-    for (Seen& seen : seen_) {
-      if (seen.inputs.empty()) continue;
-      if (sums_.empty()) {
-        input_of_ = seen.input_of;
-        for (const at::Tensor& input : seen.inputs)
-          sums_.emplace_back(input.size(-1), input.device());
-      }
-      for (size_t i = 0; i < sums_.size(); ++i) sums_[i].queue(seen.inputs[i]);
-      seen = {};
-    }
-    add_queued(sums_, executor);
-  }
-
-  /// Inputs by target; targets of one input share the object.
-  InputsByTarget take() {
-    std::vector<std::shared_ptr<InputStatistics>> all;
-    for (GramSum& sum : sums_) all.push_back(std::make_shared<InputStatistics>(sum.take()));
-    sums_.clear();
-    InputsByTarget by_target;
-    for (const auto& [name, index] : input_of_) by_target[name] = all[index];
-    return by_target;
-  }
-
- private:
-  struct Seen {
-    std::vector<at::Tensor> inputs;
-    std::map<std::string, size_t> input_of;
-  };
-  const std::vector<std::string>& targets_;
-  std::vector<Seen> seen_;
-  std::map<std::string, size_t> input_of_;
-  std::vector<GramSum> sums_;
-};
-
-/// Statistics from a folder go where the weights are, each once.
-void to_device(InputStatistics& statistics, at::Device device) {
-  for (at::Tensor* each : {&statistics.gram, &statistics.square_sums, &statistics.sums})
-    *each = each->to(device);
-}
-
-// ---- what is written ----------------------------------------------------------------------------
-
-/// Writes the journal's blocks, each while the next one is under work.
-class BlockWriter {
- public:
-  explicit BlockWriter(Journal& journal) : journal_(journal) {}
-  /// @errors those of the block before: as Journal::write()
-  Status write(int64_t layer, Journal::Block finished) {
-    LACUNA_CHECK(wait());
-    writing_ = std::async(std::launch::async, [this, layer, block = std::move(finished)] {
-      return journal_.write(layer, block);
-    });
-    return {};
-  }
-  /// Until all is durable.
-  Status wait() { return writing_.valid() ? writing_.get() : Status(); }
-
- private:
-  Journal& journal_;
-  std::future<Status> writing_;
-};
-
-using MatricesByName = std::map<std::string, format::CompactMatrix>;
-
-/// The pruned weights of a block in the store's form, all at a time; codes are in it already.
-Result<MatricesByName> compressed(const Journal::Block& block, const format::Pattern& pattern) {
-  LACUNA_TRY(MatricesByName coded, block.coded());
-  if (!coded.empty()) return coded;
-  std::vector<std::optional<Result<format::CompactMatrix>>> results(block.tensors.size());
-  parallel_chunks(model::torch_executor(), static_cast<int64_t>(results.size()), [&](int64_t i) {
-    const auto place = static_cast<size_t>(i);
-    results[place].emplace(format::compress(block.tensors[place].tensor, pattern));
-  });
-  MatricesByName matrices;
-  for (size_t i = 0; i < results.size(); ++i) {
-    LACUNA_TRY(matrices[block.tensors[i].name], std::move(*results[i]));
-  }
-  return matrices;
-}
-
-/// The journal's blocks compressed one after another: the next while the last is written.
-class CompressedBlocks {
- public:
-  /// @param instead  weights by name that take the place of the journal's
-  CompressedBlocks(const Journal& journal, const format::Pattern& pattern,
-                   std::vector<int64_t> order, const std::map<std::string, Tensor>& instead)
-      : journal_(journal), pattern_(pattern), order_(std::move(order)), instead_(instead) {
-    begin();
-  }
-
-  /// Of the next block in the order. @errors as Journal::read(); kCheckFailed
-  Result<MatricesByName> next() {
-    Result<MatricesByName> matrices = coming_.get();
-    begin();
-    return matrices;
-  }
-
- private:
-  void begin() {
-    if (begun_ == order_.size()) return;
-    coming_ =
-        std::async(std::launch::async, [this, layer = order_[begun_]]() -> Result<MatricesByName> {
-          LACUNA_TRY(Journal::Block block, journal_.read(layer));
-          for (auto& [name, tensor] : block.tensors)
-            if (const auto found = instead_.find(name); found != instead_.end())
-              tensor = found->second;
-          return compressed(block, pattern_);
-        });
-    ++begun_;
-  }
-
-  const Journal& journal_;
-  const format::Pattern pattern_;
-  const std::vector<int64_t> order_;
-  const std::map<std::string, Tensor>& instead_;
-  size_t begun_ = 0;
-  std::future<Result<MatricesByName>> coming_;
-};
-
-// ---- the run ------------------------------------------------------------------------------------
-
-constexpr double kNoticeable = 0.005;  // of a sparsity that was missed: worth a warning
-
-json to_json(const LayerReport& layer) {
-  return {
-      {"name", layer.name},       {"sparsity", layer.sparsity},     {"error", layer.error},
-      {"damping", layer.damping}, {"iterations", layer.iterations}, {"fell_back", layer.fell_back},
-      {"seconds", layer.seconds}};
-}
-
-/// Of a journal's notes, or of a finished model's config, which leaves the seconds out.
-LayerReport layer_from(const json& layer) {
-  return {layer.at("name"),           layer.at("sparsity"),   layer.at("error"),
-          layer.at("damping"),        layer.at("iterations"), layer.at("fell_back"),
-          layer.value("seconds", 0.0)};
-}
-
-class Run {
- public:
-  Run(const io::Checkpoint& checkpoint, const CalibrationSource& source, const fs::path& out,
-      const PruneOptions& options, const PruneProgress& progress)
-      : checkpoint_(checkpoint),
-        source_(source),
-        given_out_(io::folder_path(out)),
-        options_(options),
-        progress_(progress),
-        clock_(options.compute.device) {
-    options_.request.executor = model::executor_for(options.compute.device);
-    options_.request.coder = model::torch_executor();
-    options_.request.rounded_products =
+  Pipeline(const io::Checkpoint& checkpoint, const CalibrationSource& source, const fs::path& out,
+           const PruneOptions& options, const PruneProgress& progress)
+      : source_(source), run_(checkpoint, out, options, progress) {
+    Request& request = run_.options.request;
+    request.executor = model::executor_for(options.compute.device);
+    request.coder = model::torch_executor();
+    request.rounded_products =
         options.compute.device.is_cuda() && options.compute.dtype != at::kFloat;
   }
 
@@ -497,829 +84,216 @@ class Run {
   /// @param inputs  statistics of the block, on the device; what is derived from them stays there
   Status prune_from(int64_t layer, InputsByTarget inputs);
   Result<PruneReport> finish();
-  /// After begin(), in place of the blocks and finish(): the report of what OUT holds, if that is
-  /// finished and what this run would write. @errors kBadInput: it is another model
-  Result<std::optional<PruneReport>> finished_before(bool overwrite);
-  int64_t layers() const { return spec_.layers; }
+  /// After begin(), in place of the blocks and finish(): as finished_model.h has it.
+  Result<std::optional<PruneReport>> finished_before(bool overwrite) {
+    return prune::finished_before(run_, *journal_, overwrite);
+  }
+  int64_t layers() const { return run_.spec.layers; }
 
  private:
-  io::CheckpointWriter::Options writer_options() const;
-  Status probe_out() const;
   Status calibrate();
-  /// Opens the statistics of the dense model, if they are asked for, after they are collected, if
-  /// that is asked for.
-  Status dense_statistics();
-  Status collect_dense_statistics();
-  /// Runs the calibration once through the dense blocks; `visit` gets the inputs of each.
-  Status dense_pass(
-      const std::function<Status(int64_t layer, const InputsByTarget& inputs)>& visit);
-  /// What a score wants of the weights' gradients; none under a mask that is kept.
-  Slope slope() const { return options_.request.keep_mask ? Slope::kNone : method_->slope(); }
-  GradientPlan gradient_plan() const {
-    return {slope(),
-            spec_,
-            calibration_.samples(),
-            calibration_.length(),
-            options_.compute,
-            options_.working_bytes};
-  }
-  /// Those of the model's loss, for all targets.
-  Status collect_loss_gradients();
-  /// Those of a block's own output.
-  Status collect_regional_gradients(int64_t layer, const std::string& what);
-  /// Settles the layers' sparsities, where they differ.
-  Status allocate();
-  Result<std::vector<LayerShare>> measured_shares();
-  /// Tells what the budget came to, and warns where that is off.
-  Status check_budget();
-  /// Compiles PruneOptions::refine_target.
-  Status choose_refined();
-  /// The method of one layer, without refinements where they are not wanted.
-  const Method& method_for(const std::string& name) const;
-  /// What is asked of one layer.
-  Request request_of(const std::string& name) const;
-  Status embed();
   Status blocks_or_nothing();
-  /// What the reconstructions need beside calibration, and what they can't be combined with.
-  Status check_reconstruction() const;
-  /// @param weight  of a sample in the progress
-  Training training(const std::string& what, int64_t weight);
-  /// Trains what is finished of a block, and puts it into the block.
-  Status reconstruct_block(int64_t layer, model::Block& block, Journal::Block& finished);
-  /// Trains all blocks of the journal together; what comes of them is in reconstructed_.
-  Status reconstruct_model(const Journal& journal);
-  Result<BlockTraining> training_of(const Journal& journal, int64_t layer) const;
-  /// Few steps at a high rate do harm. @return the warning
-  std::string warn_of_rise(const std::string& what, const std::vector<double>& objectives);
+  /// Until all that was finished is durable. @errors as Journal::write()
+  Status written() { return writing_.valid() ? writing_.get() : Status(); }
   /// A run that fails before it has finished a block leaves nothing behind.
   Status ended(Status done);
-  Status blocks(const Journal& journal, BlockWriter& writer);
-  Status resume_block(const Journal& journal, int64_t layer, model::Block* block);
-  Status prune_block(BlockWriter& writer, int64_t layer, model::Block* block);
-  Status prune_targets(BlockWriter& writer, int64_t layer, model::Block* block,
-                       InputsByTarget inputs);
-  /// @return the pruned weight in the dtype of the file
-  Result<at::Tensor> prune_linear(const std::string& name, InputStatistics* inputs,
-                                  Journal::Block& finished);
-  Result<InputsByTarget> collect_inputs(const model::Block& block,
-                                        const std::vector<std::string>& targets,
-                                        const std::string& what, bool replace = false);
-  /// What config.json says of the run, before its results.
-  json about_written() const;
-  /// Whether a finished model has the weights that this run would leave alone.
-  Result<bool> keeps_the_others(const io::Checkpoint& finished) const;
-  Status write(const Journal& journal);
-  /// A weight that is not pruned: as it was, but embedding and output matrix beside codes.
-  Result<io::Weight> kept_weight(const std::string& name) const;
+  Status blocks();
+  Status resume_block(int64_t layer, model::Block* block);
+  Status prune_block(int64_t layer, model::Block* block);
+  Status prune_targets(int64_t layer, model::Block* block, InputsByTarget inputs);
 
-  void log(const std::string& line) const {
-    if (progress_.log) progress_.log(line);
-  }
-  /// Counts what is done and stops when the user asks for it.
-  Status step(int64_t count, const std::string& what) {
-    done_ += count;
-    if (progress_.step) progress_.step(done_, total_, what);
-    if (progress_.interrupted == nullptr || !progress_.interrupted->load()) return {};
-    return Error{Code::kInterrupted, fmt::format("{}: {}", given_out_.string(),
-                                                 what_is_kept(journal_ || resumes_earlier()))};
-  }
-  bool resumes_earlier() const { return options_.resume && Journal::exists(out_); }
-  /// After an interrupt. @param blocks  some may be finished
-  std::string what_is_kept(bool blocks) const {
-    const bool statistics = statistics_ && !options_.save_statistics.empty();
-    if (blocks)
-      return "interrupted; finished blocks are kept. Go on with the same command and --resume.";
-    if (statistics)
-      return "interrupted before a block was finished; the statistics are kept. Go on with the "
-             "same command and --resume.";
-    return "interrupted before a block was finished; nothing is kept.";
-  }
-  /// Of the samples through a block before it is pruned.
-  int64_t passes() const { return slope() == Slope::kRegional ? 2 : 1; }
-  std::string weight_name(int64_t layer, const std::string& linear) const {
-    return spec_.block_prefix(layer) + linear + ".weight";
-  }
-  const std::vector<std::string>& targets_of(int64_t layer) const {
-    return targets_[static_cast<size_t>(layer)];
-  }
-
-  const io::Checkpoint& checkpoint_;
   const CalibrationSource& source_;
-  const fs::path given_out_;
-  PruneOptions options_;
-  const PruneProgress& progress_;
-
-  fs::path out_;  // absolute
-  std::shared_ptr<const io::OutLock> lock_;
-  Calibration calibration_;
-  io::DecoderSpec spec_;
-  std::optional<Method> method_, unrefined_;  // the second where refine_target names some weights
-  std::vector<std::regex> refined_;
-  Targets targets_;
-  std::map<std::string, double> allotted_;       // sparsities; none: all as the request says
+  Run run_;
+  std::chrono::steady_clock::time_point start_;
   std::optional<Activations> activations_;       // none without calibration
   std::optional<Activations> dense_;             // of the dense blocks, for a reconstruction
   std::map<std::string, Tensor> reconstructed_;  // by name, in place of the journal's
-  std::optional<StatisticsFolder> statistics_;   // of the dense model; then no activations
-  Gradients gradients_;                          // by weight, until it is pruned
-  model::Rotary rotary_;
-  PhaseClock clock_;
-  Clock::time_point start_;
   std::optional<Journal> journal_;
-  std::optional<BlockWriter> writer_;  // of prune_from()
-  int64_t resumed_ = 0;                // blocks that an earlier process finished
-  PruneReport report_;
-  int64_t done_ = 0, total_ = 0;
+  std::future<Status> writing_;  // of a block, while the next one is under work
+  int64_t resumed_ = 0;          // blocks that an earlier process finished
 };
 
-Result<PruneReport> Run::run() {
+Result<PruneReport> Pipeline::run() {
   LACUNA_CHECK(begin());
   LACUNA_CHECK(blocks_or_nothing());
-  if (options_.reconstruct.model) LACUNA_CHECK(reconstruct_model(*journal_));
+  if (run_.options.reconstruct.model) {
+    activations_.reset();
+    LACUNA_TRY(reconstructed_, reconstruct_model(run_, *journal_, *dense_));
+    dense_.reset();
+  }
   return finish();
 }
 
-Status Run::begin() {
-  start_ = Clock::now();
-  LACUNA_TRY(method_, method_of(options_));
-  LACUNA_TRY(spec_, model::spec_of(checkpoint_));
-  LACUNA_TRY(targets_, find_targets(checkpoint_, spec_, options_));
-  LACUNA_CHECK(choose_refined());
-  LACUNA_CHECK(check_length(source_.length, spec_));
-  if (method_->needs_inputs() && source_.samples == 0 && options_.statistics.empty())
-    return usage_error("--method {}: needs calibration (got none). Give --calibration.",
-                       method_->name());
-  if (options_.allocation.needs_inputs() && source_.samples == 0 && options_.statistics.empty())
-    return usage_error("--allocate {}: needs calibration (got none). Give --calibration.",
-                       allocation_name(options_.allocation.by));
-  LACUNA_CHECK(check_reconstruction());
-  LACUNA_CHECK(check_allocation(options_.allocation, options_.request, options_.store));
-  const bool dense = !options_.statistics.empty() || !options_.save_statistics.empty();
-  if ((slope() != Slope::kNone && source_.samples == 0) || (slope() == Slope::kRegional && dense))
-    return usage_error(
-        "--score: gradients of {} need calibration text that runs through the blocks. Leave "
-        "--statistics and --save-statistics out.",
-        method_->name());
-  if (options_.request.pattern.kind == format::PatternKind::kKeepOf)
-    options_.request.sparsity = options_.request.pattern.sparsity();
-  report_.out = given_out_;
-  report_.quantization = options_.request.quantization.text();
-  report_.planned_peak_bytes = planned_peak_bytes(spec_, checkpoint_, source_, options_);
-  log(fmt::format("peak memory: at most {:.2f} GiB",
-                  static_cast<double>(report_.planned_peak_bytes) / (1 << 30)));
-  LACUNA_TRY(out_, io::out_folder(given_out_));
-  LACUNA_CHECK(io::check_not_source(out_, checkpoint_.folder()));
-  LACUNA_TRY(lock_, io::OutLock::take(out_));
-  LACUNA_CHECK(Journal::check(out_, options_.resume));
-  LACUNA_CHECK(probe_out());
+Status Pipeline::begin() {
+  start_ = std::chrono::steady_clock::now();
+  PruneOptions& options = run_.options;
+  LACUNA_TRY(run_.method, method_of(options));
+  LACUNA_TRY(run_.spec, model::spec_of(run_.checkpoint));
+  run_.passes = Passes(run_.spec, source_.samples, options, run_.method->slope());
+  LACUNA_TRY(run_.targets, find_targets(run_.checkpoint, run_.spec, options));
+  LACUNA_CHECK(choose_refined(run_));
+  LACUNA_CHECK(check_length(source_.length, run_.spec));
+  LACUNA_CHECK(check_options(run_));
+  if (options.request.pattern.kind == format::PatternKind::kKeepOf)
+    options.request.sparsity = options.request.pattern.sparsity();
+  run_.report.out = run_.given_out;
+  run_.report.quantization = options.request.quantization.text();
+  run_.report.planned_peak_bytes = planned_peak_bytes(run_.spec, run_.checkpoint, source_, options);
+  run_.progress.log(fmt::format("peak memory: at most {:.2f} GiB",
+                                static_cast<double>(run_.report.planned_peak_bytes) / (1 << 30)));
+  LACUNA_TRY(run_.out, io::out_folder(run_.given_out));
+  LACUNA_CHECK(io::check_not_source(run_.out, run_.checkpoint.folder()));
+  LACUNA_TRY(run_.lock, io::OutLock::take(run_.out));
+  LACUNA_CHECK(Journal::check(run_.out, options.resume));
+  run_.progress.blocks_kept = options.resume && Journal::exists(run_.out);
+  LACUNA_CHECK(probe_out(run_));
   LACUNA_CHECK(calibrate());
-  LACUNA_CHECK(dense_statistics());
-  LACUNA_CHECK(allocate());
-  LACUNA_CHECK(collect_loss_gradients());
-  LACUNA_TRY(json about, about_run(checkpoint_, calibration_, options_, *method_, targets_));
-  if (statistics_) about["statistics"] = statistics_->about();
-  if (!allotted_.empty()) about["allotted"] = allotted_;
-  LACUNA_TRY(journal_, Journal::open(out_, about, options_.resume));
+  LACUNA_CHECK(open_statistics(run_));
+  LACUNA_CHECK(allocation_pass(run_));
+  LACUNA_CHECK(loss_gradient_pass(run_));
+  LACUNA_TRY(const json about, about_run(run_));
+  LACUNA_TRY(journal_, Journal::open(run_.out, about, options.resume));
+  run_.progress.blocks_kept = true;
   resumed_ = journal_->finished_blocks();
-  if (journal_->finished_blocks() > 0)
-    log(fmt::format("resuming: {} of {} blocks are finished", journal_->finished_blocks(),
-                    spec_.layers));
+  if (resumed_ > 0)
+    run_.progress.log(
+        fmt::format("resuming: {} of {} blocks are finished", resumed_, run_.spec.layers));
   return {};
 }
 
-Result<PruneReport> Run::finish() {
-  if (writer_) LACUNA_CHECK(ended(writer_->wait()));
-  clock_.enter("write");
-  LACUNA_CHECK(write(*journal_));
+Result<PruneReport> Pipeline::finish() {
+  LACUNA_CHECK(ended(written()));
+  run_.clock.enter("write");
+  LACUNA_CHECK(write_model(run_, *journal_, reconstructed_));
   LACUNA_CHECK(journal_->remove());
-  clock_.settle();
-  report_.phases = clock_.seconds();
-  report_.seconds = seconds_since(start_);
-  return std::move(report_);
+  run_.clock.settle();
+  run_.report.phases = run_.clock.seconds();
+  run_.report.seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+  return std::move(run_.report);
 }
 
-Status Run::prune_from(int64_t layer, InputsByTarget inputs) {
-  if (!writer_) writer_.emplace(*journal_);
-  if (layer < resumed_) return resume_block(*journal_, layer, nullptr);
-  Status done = prune_targets(*writer_, layer, nullptr, std::move(inputs));
-  if (!done.ok()) (void)writer_->wait();  // before the journal is looked at
+Status Pipeline::prune_from(int64_t layer, InputsByTarget inputs) {
+  if (layer < resumed_) return resume_block(layer, nullptr);
+  Status done = prune_targets(layer, nullptr, std::move(inputs));
+  if (!done.ok()) (void)written();  // before the journal is looked at
   return done.ok() ? done : ended(std::move(done));
 }
 
-io::CheckpointWriter::Options Run::writer_options() const {
-  return {.store = options_.store, .blocks = options_.blocks, .lock = lock_};
-}
-
-/// Refuses a folder that can't be written to before the work, not after it.
-Status Run::probe_out() const {
-  LACUNA_CHECK(io::CheckpointWriter::create(out_, writer_options()));
-  return {};  // given up again; write() opens its own
-}
-
-Status Run::calibrate() {
+Status Pipeline::calibrate() {
   if (source_.samples == 0) return {};
-  clock_.enter("calibration");
-  LACUNA_TRY(calibration_, source_.make());
+  run_.clock.enter("calibration");
+  LACUNA_TRY(run_.calibration, source_.make());
   // The model's own samples came from all of its weights.
-  for (const auto& [name, info] : checkpoint_.weights()) checkpoint_.release(name);
-  return check_calibration(calibration_, spec_);
+  for (const auto& [name, info] : run_.checkpoint.weights()) run_.checkpoint.release(name);
+  return check_calibration(run_.calibration, run_.spec);
 }
 
-Status Run::embed() {
-  activations_.emplace(calibration_, spec_, options_);
-  LACUNA_TRY(const auto ends, model::Ends::load(checkpoint_, spec_, options_.compute));
-  activations_->embed(ends);
-  if (spec_.positions == io::Positions::kRotary) rotary_ = model::Rotary(spec_, options_.compute);
-  return {};
-}
-
-Status Run::dense_statistics() {
-  const bool again = options_.resume && StatisticsFolder::open(options_.save_statistics).ok();
-  if (!options_.save_statistics.empty() && !again) LACUNA_CHECK(collect_dense_statistics());
-  const fs::path& folder =
-      options_.save_statistics.empty() ? options_.statistics : options_.save_statistics;
-  if (folder.empty()) return {};
-  LACUNA_TRY(statistics_, StatisticsFolder::open(folder));
-  LACUNA_TRY(const json model, about_model(checkpoint_));
-  if (statistics_->about().value("model", json()) != model)
-    return bad_input("{}: statistics of another model. Collect them from {}.", folder.string(),
-                     checkpoint_.folder().string());
-  return {};
-}
-
-/// One pass: each block's inputs are those that the dense blocks before it gave.
-Status Run::collect_dense_statistics() {
-  json about;
-  LACUNA_TRY(about["model"], about_model(checkpoint_));
-  about["calibration"] = about_calibration(calibration_);
-  about["compute"] = {options_.compute.device.str(), c10::toString(options_.compute.dtype)};
-  LACUNA_TRY(StatisticsFolder folder, StatisticsFolder::create(options_.save_statistics, about));
-  LACUNA_CHECK(dense_pass([&](int64_t layer, const InputsByTarget& inputs) {
-    clock_.enter("journal");
-    return folder.write(layer, inputs);
-  }));
-  return folder.finish();
-}
-
-Status Run::dense_pass(
-    const std::function<Status(int64_t layer, const InputsByTarget& inputs)>& visit) {
-  total_ = spec_.layers * calibration_.samples();
-  clock_.enter("load");
-  LACUNA_CHECK(embed());
-  std::vector<std::string> all;
-  for (const io::LinearSpec& linear : spec_.block_linears()) all.push_back(linear.name);
-  for (int64_t layer = 0; layer < spec_.layers; ++layer) {
-    clock_.enter("load");
-    LACUNA_TRY(const auto block, model::Block::load(checkpoint_, spec_, layer, options_.compute));
-    const std::string what = fmt::format("statistics {}/{}", layer + 1, spec_.layers);
-    LACUNA_TRY(const auto inputs, collect_inputs(block, all, what, /*replace=*/true));
-    LACUNA_CHECK(visit(layer, inputs));
-    for (const std::string& linear : all) checkpoint_.release(weight_name(layer, linear));
-  }
-  activations_.reset();
-  done_ = 0;
-  return {};
-}
-
-Result<std::vector<LayerShare>> Run::measured_shares() {
-  std::vector<LayerShare> all;
-  Request request = options_.request;
-  request.group = request.group.value_or(method_->default_group());
-  const bool by_rows =
-      request.pattern.kind == format::PatternKind::kUnstructured && request.group == Group::kRow;
-  const auto add_block = [&](int64_t layer, const InputsByTarget& inputs) -> Status {
-    std::vector<LayerShare> shares;
-    std::vector<at::Tensor> weights;
-    std::vector<const InputStatistics*> of;
-    for (const std::string& linear : targets_of(layer)) {
-      const std::string name = weight_name(layer, linear);
-      const auto& shape = checkpoint_.weights().at(name).shape;
-      shares.push_back({name, layer, shape[0], shape[1], by_rows ? shape[0] : 1});
-      if (!options_.allocation.needs_inputs()) continue;
-      LACUNA_TRY(const Tensor dense, checkpoint_.dense(name));
-      weights.push_back(model::wrap(dense).to(options_.compute.device).to(at::kFloat));
-      of.push_back(inputs.at(linear).get());
-      if (const Status fine = method_->check(weights.back(), *of.back(), options_.request);
-          !fine.ok())
-        return Error{fine.error().code, fmt::format("{}: {}", name, fine.error().message)};
-    }
-    clock_.enter("allocation");
-    if (!shares.empty()) measure(shares, weights, of, options_.allocation, request);
-    all.insert(all.end(), shares.begin(), shares.end());
-    return {};
-  };
-  if (options_.allocation.needs_inputs() && !statistics_) {
-    LACUNA_CHECK(dense_pass(add_block));
-    return all;
-  }
-  total_ = spec_.layers;
-  for (int64_t layer = 0; layer < spec_.layers; ++layer) {
-    InputsByTarget inputs;
-    if (options_.allocation.needs_inputs()) {
-      clock_.enter("load");
-      LACUNA_TRY(inputs, statistics_->read(layer));
-      for (auto& [linear, shared] : inputs) to_device(*shared, options_.compute.device);
-    }
-    LACUNA_CHECK(add_block(layer, inputs));
-    for (const std::string& linear : targets_of(layer))
-      checkpoint_.release(weight_name(layer, linear));
-    LACUNA_CHECK(step(1, fmt::format("allocation {}/{}", layer + 1, spec_.layers)));
-  }
-  done_ = 0;
-  return all;
-}
-
-Status Run::allocate() {
-  const AllocationOptions& wanted = options_.allocation;
-  if (wanted.none()) return {};
-  LACUNA_TRY(const auto shares, measured_shares());
-  LACUNA_TRY(const Target target, target_of(checkpoint_, shares, wanted, options_.request));
-  LACUNA_TRY(const auto sparsities, prune::allocate(shares, wanted, target.cost, target.amount));
-  double dropped = 0, all = 0;
-  for (size_t i = 0; i < shares.size(); ++i) {
-    allotted_[shares[i].name] = sparsities[i];
-    dropped += sparsities[i] * static_cast<double>(shares[i].weights());
-    all += static_cast<double>(shares[i].weights());
-  }
-  options_.request.sparsity = dropped / all;
-  report_.allocation = allocation_name(wanted.by);
-  if (wanted.budget) report_.budget = wanted.budget->text();
-  const auto [least, most] = std::minmax_element(sparsities.begin(), sparsities.end());
-  log(fmt::format("allocation {}: sparsity {:.4f}, of the layers {:.4f} to {:.4f}",
-                  report_.allocation, options_.request.sparsity, *least, *most));
-  return {};
-}
-
-Status Run::collect_loss_gradients() {
-  if (slope() == Slope::kNone || slope() == Slope::kRegional) return {};
-  clock_.enter("gradients");
-  total_ = spec_.layers * calibration_.samples();
-  LACUNA_TRY(gradients_, loss_gradients(checkpoint_, spec_, calibration_, targets_, gradient_plan(),
-                                        [&](int64_t n) { return step(n, "gradients"); }));
-  done_ = 0;
-  return {};
-}
-
-Status Run::collect_regional_gradients(int64_t layer, const std::string& what) {
-  clock_.enter("gradients");
-  // Of a block of its own: a graph changes how weights are held, and with that the bits of what
-  // comes after.
-  LACUNA_TRY(auto block, model::Block::load(checkpoint_, spec_, layer, options_.compute));
-  LACUNA_TRY(Gradients found,
-             regional_gradients(block, targets_of(layer), rotary_, activations_->hidden(),
-                                gradient_plan(), [&](int64_t n) { return step(n, what); }));
-  for (auto& [linear, gradient] : found)
-    gradients_[weight_name(layer, linear)] = std::move(gradient);
-  return {};
-}
-
-Status Run::choose_refined() {
-  if (options_.refine_target.empty()) return {};
-  LACUNA_TRY(refined_, compile(options_.refine_target, "--refine-target"));
-  PruneOptions plain = options_;
-  plain.refine = {"none"};
-  LACUNA_TRY(unrefined_, method_of(plain));
-  if (unrefined_->name() == method_->name())
-    return usage_error("--refine-target: {} refines nothing. Leave it out.", method_->name());
-  return {};
-}
-
-const Method& Run::method_for(const std::string& name) const {
-  const bool refined = std::any_of(refined_.begin(), refined_.end(), [&](const auto& regex) {
-    return std::regex_search(name, regex);
-  });
-  return refined || !unrefined_ ? *method_ : *unrefined_;
-}
-
-Request Run::request_of(const std::string& name) const {
-  Request request = options_.request;
-  if (const auto found = allotted_.find(name); found != allotted_.end())
-    request.sparsity = found->second;
-  return request;
-}
-
-Status Run::blocks_or_nothing() {
-  BlockWriter writer(*journal_);
-  Status done = blocks(*journal_, writer);
-  if (Status written = writer.wait(); done.ok()) done = std::move(written);
+Status Pipeline::blocks_or_nothing() {
+  Status done = blocks();
+  if (Status last = written(); done.ok()) done = std::move(last);
   return ended(std::move(done));
 }
 
-Status Run::ended(Status done) {
+Status Pipeline::ended(Status done) {
   if (done.ok() || journal_->finished_blocks() > 0) return done;
   (void)journal_->remove();  // what stopped the run is the news
   if (done.error().code != Code::kInterrupted) return done;
-  return Error{Code::kInterrupted,
-               fmt::format("{}: {}", given_out_.string(), what_is_kept(/*blocks=*/false))};
+  return run_.progress.interrupted(/*blocks=*/false);
 }
 
-Status Run::blocks(const Journal& journal, BlockWriter& writer) {
-  total_ = spec_.layers;
-  clock_.enter("load");
-  if (calibration_.samples() > 0 && !statistics_) {
-    total_ *= (1 + passes()) * calibration_.samples();
-    LACUNA_CHECK(embed());
-    const ReconstructOptions& more = options_.reconstruct;
-    const int64_t epochs = more.epochs * (int64_t{more.block} + int64_t{more.model});
-    if (!more.none()) {
-      total_ += spec_.layers * calibration_.samples() * (1 + epochs);
-      dense_.emplace(activations_->copy());
-    }
+Status Pipeline::blocks() {
+  run_.progress.begin(run_.passes.all_blocks());
+  run_.clock.enter("load");
+  if (run_.passes.through_blocks()) {
+    LACUNA_TRY(activations_,
+               Activations::embed(run_.checkpoint, run_.spec, run_.calibration, run_.options));
+    if (!run_.options.reconstruct.none()) dense_.emplace(activations_->copy());
   }
-  for (int64_t layer = 0; layer < spec_.layers; ++layer) {
-    const std::string what = fmt::format("block {}/{}", layer + 1, spec_.layers);
-    clock_.enter("load");
+  for (int64_t layer = 0; layer < layers(); ++layer) {
+    const auto count = run_.progress.counter(run_.block_text(layer));
+    run_.clock.enter("load");
     std::optional<model::Block> block;
     if (activations_) {
-      LACUNA_TRY(block, model::Block::load(checkpoint_, spec_, layer, options_.compute));
+      LACUNA_TRY(block,
+                 model::Block::load(run_.checkpoint, run_.spec, layer, run_.options.compute));
     }
     model::Block* const loaded = block ? &*block : nullptr;
-    const bool finished = layer < resumed_;
     if (dense_) {
-      clock_.enter("forward");
-      LACUNA_CHECK(dense_->run(
-          *block, rotary_, /*replace=*/true, [](int64_t) { return model::LinearObserver(); },
-          [&](int64_t samples) { return step(samples, what); }));
-      clock_.enter("load");
+      run_.clock.enter("forward");
+      LACUNA_CHECK(dense_->forward(*block, count));
+      run_.clock.enter("load");
     }
-    LACUNA_CHECK(finished ? resume_block(journal, layer, loaded)
-                          : prune_block(writer, layer, loaded));
+    LACUNA_CHECK(layer < resumed_ ? resume_block(layer, loaded) : prune_block(layer, loaded));
     if (!activations_) {
-      LACUNA_CHECK(step(1, what));
-    } else if (layer + 1 < spec_.layers) {  // nobody reads the last block's outputs
-      clock_.enter("forward");
-      LACUNA_CHECK(activations_->run(
-          *block, rotary_, /*replace=*/true, [](int64_t) { return model::LinearObserver(); },
-          [&](int64_t samples) { return step(samples, what); }));
+      LACUNA_CHECK(count(1));
+    } else if (layer + 1 < layers()) {  // nobody reads the last block's outputs
+      run_.clock.enter("forward");
+      LACUNA_CHECK(activations_->forward(*block, count));
     }
     block.reset();
-    for (const std::string& linear : targets_of(layer))
-      checkpoint_.release(weight_name(layer, linear));
+    run_.release(layer);
   }
   return {};
 }
 
-Status Run::resume_block(const Journal& journal, int64_t layer, model::Block* block) {
-  LACUNA_TRY(const Journal::Block finished, journal.read(layer));
-  for (const json& warning : finished.notes.at("warnings")) report_.warnings.push_back(warning);
-  for (const json& noted : finished.notes.at("layers")) report_.layers.push_back(layer_from(noted));
+Status Pipeline::resume_block(int64_t layer, model::Block* block) {
+  LACUNA_TRY(const Journal::Block finished, journal_->read(layer));
+  PruneReport& report = run_.report;
+  for (const json& warning : finished.notes.at("warnings")) report.warnings.push_back(warning);
+  for (const json& noted : finished.notes.at("layers")) report.layers.push_back(layer_from(noted));
   if (block == nullptr) return {};
   std::map<std::string, Tensor> weights;
   for (const auto& [name, tensor] : finished.tensors) weights[name] = tensor;
-  LACUNA_TRY(MatricesByName coded, finished.coded());
+  LACUNA_TRY(auto coded, finished.coded());
   for (auto& [name, matrix] : coded) {
     matrix.values_dtype = DType::kF32;  // as the solver had them
     weights[name] = format::expand(matrix);
   }
-  for (const std::string& linear : targets_of(layer))
-    if (const auto found = weights.find(weight_name(layer, linear)); found != weights.end())
+  for (const std::string& linear : run_.targets_of(layer))
+    if (const auto found = weights.find(run_.weight_name(layer, linear)); found != weights.end())
       block->linear(linear).set_weight(model::wrap(found->second)
-                                           .to(options_.compute.device, options_.compute.dtype,
+                                           .to(run_.options.compute.device,
+                                               run_.options.compute.dtype,
                                                /*non_blocking=*/false, /*copy=*/true));
-  const int64_t more = options_.reconstruct.block ? options_.reconstruct.epochs : 0;
-  return step((passes() + more) * calibration_.samples(),
-              fmt::format("block {}/{}", layer + 1, spec_.layers));
+  return run_.progress.step(run_.passes.until_finished(), run_.block_text(layer));
 }
 
-Result<InputsByTarget> Run::collect_inputs(const model::Block& block,
-                                           const std::vector<std::string>& targets,
-                                           const std::string& what, bool replace) {
-  InputCollector collector(targets, activations_->at_once());
-  clock_.enter("forward");
-  LACUNA_CHECK(activations_->run(
-      block, rotary_, replace, [&](int64_t place) { return collector.observer(place); },
-      [&](int64_t samples) {
-        clock_.enter("statistics");
-        collector.add(activations_->executor());
-        clock_.enter("forward");
-        return step(samples, what);
-      }));
-  clock_.enter("statistics");
-  return collector.take();
-}
-
-Status Run::prune_block(BlockWriter& writer, int64_t layer, model::Block* block) {
-  const auto& targets = targets_of(layer);
-  const std::string what = fmt::format("block {}/{}", layer + 1, spec_.layers);
+Status Pipeline::prune_block(int64_t layer, model::Block* block) {
+  const auto& targets = run_.targets_of(layer);
+  const std::string what = run_.block_text(layer);
   InputsByTarget inputs;
-  if (statistics_) {  // also where they are for the error alone
-    clock_.enter("load");
-    LACUNA_TRY(inputs, statistics_->read(layer));
-    for (auto& [linear, shared] : inputs) to_device(*shared, options_.compute.device);
+  if (run_.statistics) {  // also where they are for the error alone
+    run_.clock.enter("load");
+    LACUNA_TRY(inputs, read_inputs(*run_.statistics, layer, run_.options.compute.device));
   }
-  if (block != nullptr) {
-    if (targets.empty()) {
-      LACUNA_CHECK(step(passes() * calibration_.samples(), what));
-    } else {
-      LACUNA_TRY(inputs, collect_inputs(*block, targets, what));
-      if (slope() == Slope::kRegional) LACUNA_CHECK(collect_regional_gradients(layer, what));
-    }
+  if (block != nullptr && targets.empty()) {
+    LACUNA_CHECK(run_.progress.step(run_.passes.until_pruned(), what));
+  } else if (block != nullptr) {
+    LACUNA_TRY(inputs,
+               collect_inputs(run_, *activations_, *block, targets, what, /*replace=*/false));
+    if (run_.passes.regional_gradients())
+      LACUNA_CHECK(regional_gradient_pass(run_, layer, *activations_));
   }
-  return prune_targets(writer, layer, block, std::move(inputs));
+  return prune_targets(layer, block, std::move(inputs));
 }
 
-Status Run::prune_targets(BlockWriter& writer, int64_t layer, model::Block* block,
-                          InputsByTarget inputs) {
+Status Pipeline::prune_targets(int64_t layer, model::Block* block, InputsByTarget inputs) {
   Journal::Block finished;
   finished.notes = {{"layers", json::array()}, {"warnings", json::array()}};
-  for (const std::string& linear : targets_of(layer)) {
+  for (const std::string& linear : run_.targets_of(layer)) {
     LACUNA_TRY(const at::Tensor pruned,
-               prune_linear(weight_name(layer, linear), inputs[linear].get(), finished));
+               prune_linear(run_, run_.weight_name(layer, linear), inputs[linear].get(), finished));
     inputs.erase(linear);  // the last one frees the Gram matrix and its factor
-    if (block != nullptr) block->linear(linear).set_weight(pruned.to(options_.compute.dtype));
+    if (block != nullptr) block->linear(linear).set_weight(pruned.to(run_.options.compute.dtype));
   }
-  if (options_.reconstruct.block && !targets_of(layer).empty())
-    LACUNA_CHECK(reconstruct_block(layer, *block, finished));
-  clock_.enter("journal");
-  return writer.write(layer, std::move(finished));
-}
-
-Result<at::Tensor> Run::prune_linear(const std::string& name, InputStatistics* inputs,
-                                     Journal::Block& finished) {
-  const auto start = Clock::now();
-  const auto named = [&](const Error& error) {
-    return Error{error.code, fmt::format("{}: {}", name, error.message)};
-  };
-  // With dense columns every weight has its own inputs.
-  if (inputs != nullptr && options_.request.rest.kind == format::PatternKind::kDense) {
-    clock_.enter("factor");
-    const Status ready = method_->prepare(*inputs, options_.request);
-    if (!ready.ok()) return named(ready.error());
-  }
-  clock_.enter("load");
-  LACUNA_TRY(const Tensor dense, checkpoint_.dense(name));
-  // Across the bus as it is stored: .to() with both would convert first.
-  const at::Tensor weight = model::wrap(dense).to(options_.compute.device).to(at::kFloat);
-  clock_.enter("solve");
-  Request request = request_of(name);
-  request.values = dense.dtype;
-  if (request.keep_mask) request.pattern = checkpoint_.weights().at(name).pattern;
-  if (auto gradient = gradients_.extract(name); !gradient.empty())
-    request.gradient = std::move(gradient.mapped());
-  auto pruned = method_for(name).prune(weight, inputs ? *inputs : InputStatistics(), request);
-  if (!pruned.ok()) return named(pruned.error());
-  // What codes stand for is not rounded.
-  const at::Tensor stored = pruned->grid ? pruned->weight.to(weight.device())
-                                         : pruned->weight.to(model::scalar_type(dense.dtype));
-  if (!stored.isfinite().all().item<bool>())
-    return check_failed("{}: an updated weight is too large for {}. Raise --damping.", name,
-                        long_name(dense.dtype));
-  clock_.enter("error");
-  LayerReport layer{name};
-  const at::Tensor zeros = pruned->grid ? pruned->mask.logical_not() : stored == 0;
-  layer.sparsity =
-      static_cast<double>(zeros.sum().item<int64_t>()) / static_cast<double>(stored.numel());
-  layer.error = inputs ? relative_error(weight, stored.to(at::kFloat), inputs->gram,
-                                        options_.request.executor)
-                       : -1;
-  layer.damping = pruned->damping;
-  layer.iterations = pruned->iterations;
-  layer.fell_back = pruned->fell_back;
-  layer.seconds = seconds_since(start);
-  if (const double off = layer.sparsity - request.sparsity;
-      !request.keep_mask && request.pattern.kind == format::PatternKind::kBlock &&
-      std::abs(off) > kNoticeable)
-    pruned->warnings.push_back(fmt::format("whole blocks reach sparsity {:.4f} (asked for {:.4f})",
-                                           layer.sparsity, request.sparsity));
-  for (const std::string& warning : pruned->warnings) {
-    report_.warnings.push_back(fmt::format("{}: {}", name, warning));
-    finished.notes["warnings"].push_back(report_.warnings.back());
-    log(report_.warnings.back());
-  }
-  finished.notes["layers"].push_back(to_json(layer));
-  clock_.enter("journal");
-  if (pruned->grid) {
-    const auto coded = coded_matrix(*pruned, request.pattern, dense.dtype, request.coder);
-    if (!coded.ok()) return named(coded.error());
-    LACUNA_CHECK(finished.add(name, *coded));
-  } else {
-    finished.tensors.push_back({name, model::unwrap(stored)});
-  }
-  report_.layers.push_back(std::move(layer));
-  return stored;
-}
-
-Status Run::check_reconstruction() const {
-  if (options_.reconstruct.none()) return {};
-  if (!options_.statistics.empty() || !options_.save_statistics.empty())
-    return usage_error(
-        "--reconstruct: needs the calibration itself, which runs through the blocks (got "
-        "statistics "
-        "of the dense model). Leave --statistics and --save-statistics out.");
-  if (source_.samples == 0)
-    return usage_error("--reconstruct: needs calibration (got none). Give --calibration.");
-  return {};
-}
-
-Training Run::training(const std::string& what, int64_t weight) {
-  const auto stepped = [this, what, weight](int64_t epoch, int64_t samples) {
-    return step(samples * weight,
-                fmt::format("{}, epoch {}/{}", what, epoch + 1, options_.reconstruct.epochs));
-  };
-  return {options_.reconstruct, options_.compute, rotary_, options_.seed, stepped};
-}
-
-std::string Run::warn_of_rise(const std::string& what, const std::vector<double>& objectives) {
-  report_.warnings.push_back(fmt::format(
-      "{}: the reconstruction's objective rose (from {:.4f} in the first epoch to {:.4f} in the "
-      "last). Give a smaller --learning-rate or more calibration.",
-      what, objectives.front(), objectives.back()));
-  log(report_.warnings.back());
-  return report_.warnings.back();
-}
-
-Status Run::reconstruct_block(int64_t layer, model::Block& block, Journal::Block& finished) {
-  clock_.enter("reconstruct");
-  std::vector<at::Tensor> weights;
-  for (const io::NamedTensor& each : finished.tensors) weights.push_back(model::wrap(each.tensor));
-  BlockTraining trained(block, targets_of(layer), weights, options_.compute);
-  LACUNA_TRY(const auto objectives,
-             train_block(trained, activations_->hidden(), dense_->hidden(),
-                         training(fmt::format("block {}/{}", layer + 1, spec_.layers), 1)));
-  log(
-      fmt::format("block {}: relative error of the outputs {:.5f} in the first epoch, {:.5f} in "
-                  "the last",
-                  layer, objectives.front(), objectives.back()));
-  if (objectives.back() > objectives.front())
-    finished.notes["warnings"].push_back(warn_of_rise(fmt::format("block {}", layer), objectives));
-  trained.release();
-  for (size_t i = 0; i < finished.tensors.size(); ++i) {
-    const at::Tensor stored = trained.weights().rounded(i, weights[i].scalar_type());
-    finished.tensors[i].tensor = model::unwrap(stored);
-    block.linear(targets_of(layer)[i]).set_weight(stored.to(options_.compute.dtype));
-  }
-  return {};
-}
-
-Result<BlockTraining> Run::training_of(const Journal& journal, int64_t layer) const {
-  LACUNA_TRY(model::Block block, model::Block::load(checkpoint_, spec_, layer, options_.compute));
-  LACUNA_TRY(const Journal::Block finished, journal.read(layer));
-  std::vector<at::Tensor> weights;
-  for (const io::NamedTensor& each : finished.tensors) weights.push_back(model::wrap(each.tensor));
-  return BlockTraining(std::move(block), targets_of(layer), weights, options_.compute);
-}
-
-Status Run::reconstruct_model(const Journal& journal) {
-  clock_.enter("reconstruct");
-  activations_.reset();
-  LACUNA_TRY(const auto ends, model::Ends::load(checkpoint_, spec_, options_.compute));
-  std::vector<BlockTraining> blocks;
-  for (int64_t layer = 0; layer < spec_.layers; ++layer) {
-    LACUNA_TRY(BlockTraining block, training_of(journal, layer));
-    blocks.push_back(std::move(block));
-  }
-  LACUNA_TRY(report_.reconstruction, train_model(blocks, ends, calibration_, dense_->hidden(),
-                                                 training("model", spec_.layers)));
-  if (report_.reconstruction.back() > report_.reconstruction.front())
-    warn_of_rise("model", report_.reconstruction);
-  for (int64_t layer = 0; layer < spec_.layers; ++layer) {
-    const BlockTraining& block = blocks[static_cast<size_t>(layer)];
-    for (size_t i = 0; i < block.names().size(); ++i) {
-      const std::string name = weight_name(layer, block.names()[i]);
-      const at::ScalarType dtype = model::scalar_type(checkpoint_.weights().at(name).dtype);
-      reconstructed_[name] = model::unwrap(block.weights().rounded(i, dtype));
-    }
-  }
-  dense_.reset();
-  return {};
-}
-
-Result<io::Weight> Run::kept_weight(const std::string& name) const {
-  LACUNA_TRY(io::Weight weight, checkpoint_.weight(name));
-  const bool head = name == spec_.embedding + ".weight" || name == spec_.lm_head + ".weight";
-  if (options_.request.quantization.none() || options_.keep_head || !head) return weight;
-  constexpr format::Quantization kHead{.code = format::Code::kInt8};
-  const auto* sparse = std::get_if<format::CompactMatrix>(&weight);
-  if (sparse != nullptr && !sparse->quantization.none()) return weight;
-  auto coded = sparse ? format::quantize(*sparse, kHead, model::torch_executor())
-                      : format::quantize(std::get<Tensor>(weight), kHead, model::torch_executor());
-  if (!coded.ok())
-    return Error{coded.error().code, fmt::format("{}: {}", name, coded.error().message)};
-  return io::Weight(std::move(coded).value());
-}
-
-json Run::about_written() const {
-  json about = about_method(options_, *method_, calibration_);
-  if (statistics_) {
-    about["statistics"] = "dense";
-    about["calibration"] = statistics_->about().value("calibration", json());
-  }
-  return about;
-}
-
-Result<bool> Run::keeps_the_others(const io::Checkpoint& finished) const {
-  std::set<std::string> pruned;
-  for (int64_t layer = 0; layer < spec_.layers; ++layer)
-    for (const std::string& linear : targets_of(layer)) pruned.insert(weight_name(layer, linear));
-  if (finished.weights().size() != checkpoint_.weights().size()) return false;
-  for (const auto& [name, info] : checkpoint_.weights()) {
-    if (!finished.contains(name)) return false;
-    if (pruned.contains(name)) continue;
-    LACUNA_TRY(const Tensor before, checkpoint_.dense(name));
-    LACUNA_TRY(const Tensor after, finished.dense(name));
-    if (sampled_hashes(before.bytes) != sampled_hashes(after.bytes)) return false;
-  }
-  return true;
-}
-
-Result<std::optional<PruneReport>> Run::finished_before(bool overwrite) {
-  std::error_code failure;
-  if (!options_.resume || resumed_ > 0 || !fs::exists(out_ / "config.json", failure))
-    return std::optional<PruneReport>();
-  LACUNA_TRY(const auto finished, io::Checkpoint::open(out_));
-  const json about = finished.config().value("lacuna", json::object());
-  const json wanted = about_written();
-  bool same = about.contains("layers") && about.contains("sparsity_reached");
-  for (const auto& [key, value] : wanted.items()) same = same && about.value(key, json()) == value;
-  if (same) {
-    LACUNA_TRY(same, keeps_the_others(finished));
-  }
-  if (!same) {
-    if (overwrite) return std::optional<PruneReport>();
-    (void)journal_->remove();
-    return bad_input(
-        "{}: holds another finished model. Move it away, or replace it by --overwrite.",
-        given_out_.string());
-  }
-  LACUNA_CHECK(journal_->remove());
-  for (const json& layer : about.at("layers")) report_.layers.push_back(layer_from(layer));
-  report_.sparsity = about.at("sparsity_reached");
-  report_.bytes_dense = checkpoint_.total_bytes();
-  report_.bytes_out = finished.total_bytes();
-  return std::optional<PruneReport>(std::move(report_));
-}
-
-Status Run::write(const Journal& journal) {
-  LACUNA_TRY(auto writer, io::CheckpointWriter::create(out_, writer_options()));
-  std::map<std::string, int64_t> pruned;  // weight -> its block
-  for (int64_t layer = 0; layer < spec_.layers; ++layer)
-    for (const std::string& linear : targets_of(layer)) pruned[weight_name(layer, linear)] = layer;
-  // In the order of the input's names, whose blocks follow each other closely.
-  std::vector<int64_t> order;
-  for (const auto& [name, info] : checkpoint_.weights())
-    if (const auto found = pruned.find(name);
-        found != pruned.end() && (order.empty() || order.back() != found->second))
-      order.push_back(found->second);
-  CompressedBlocks blocks(journal, options_.request.pattern, std::move(order), reconstructed_);
-  MatricesByName matrices;  // of the block that was read last
-  int64_t held = -1, zeros = 0, elements = 0;
-  for (const auto& [name, info] : checkpoint_.weights()) {
-    report_.bytes_dense +=
-        static_cast<uint64_t>(element_count(info.shape).value_or(0)) * size_bytes(info.dtype);
-    const auto found = pruned.find(name);
-    if (found == pruned.end()) {
-      LACUNA_TRY(const io::Weight weight, kept_weight(name));
-      LACUNA_CHECK(std::visit([&](const auto& kept) { return writer.add(name, kept); }, weight));
-      checkpoint_.release(name);
-      continue;
-    }
-    if (found->second != held) {
-      matrices.clear();
-      LACUNA_TRY(matrices, blocks.next());
-      held = found->second;
-    }
-    const format::CompactMatrix& matrix = matrices.at(name);
-    const int64_t size = matrix.rows * matrix.columns;
-    zeros += matrix.quantization.none() ? format::count_zeros(matrix)
-                                        : size - format::count_kept(matrix);
-    elements += size;
-    LACUNA_CHECK(writer.add(name, matrix));
-  }
-  report_.sparsity = static_cast<double>(zeros) / static_cast<double>(elements);
-  LACUNA_CHECK(io::copy_companion_files(checkpoint_.folder(), writer));
-  json config = checkpoint_.config();
-  config.erase("quantization_config");  // what described the old store
-  config.erase("compression_config");
-  json& about = config["lacuna"];
-  // Of an input that was pruned before, only what its other weights are.
-  json kept = json::object();
-  for (const char* key : {"format_version", "weights"})
-    if (about.is_object() && about.contains(key)) kept[key] = about[key];
-  about = std::move(kept);
-  about.update(about_written());
-  about["sparsity_reached"] = report_.sparsity;
-  json& layers = about["layers"] = json::array();
-  for (const LayerReport& layer : report_.layers) {
-    layers.push_back(to_json(layer));
-    layers.back().erase("seconds");  // the one thing that two equal runs don't share
-  }
-  LACUNA_CHECK(writer.finish(config));
-  LACUNA_TRY(const auto written, io::Checkpoint::open(out_));
-  report_.bytes_out = written.total_bytes();
-  return check_budget();
-}
-
-Status Run::check_budget() {
-  constexpr double kClose = 0.001;
-  const auto& budget = options_.allocation.budget;
-  if (!budget || budget->kind == Budget::Kind::kMilliseconds) return {};
-  report_.budget_reached = reached(*budget, out_, report_.sparsity);
-  if (std::abs(report_.budget_reached - budget->amount) <= kClose * budget->amount) return {};
-  report_.warnings.push_back(
-      fmt::format("the budget {} came to {:.6g}: more weights are zero than were dropped, or whole "
-                  "blocks don't come out even",
-                  budget->text(), report_.budget_reached));
-  log(report_.warnings.back());
+  if (run_.options.reconstruct.block && !run_.targets_of(layer).empty())
+    LACUNA_CHECK(reconstruct_block(run_, layer, *block, *activations_, *dense_, finished));
+  run_.clock.enter("journal");
+  LACUNA_CHECK(written());
+  writing_ = std::async(std::launch::async, [this, layer, block = std::move(finished)] {
+    return journal_->write(layer, block);
+  });
   return {};
 }
 
@@ -1340,88 +314,11 @@ Result<Method> method_of(const PruneOptions& options) {
   return compose({options.method, options.score, options.solve, options.refine, codes});
 }
 
-Result<std::vector<std::string>> target_names(const io::Checkpoint& checkpoint,
-                                              const io::DecoderSpec& spec,
-                                              const PruneOptions& options) {
-  LACUNA_TRY(const Targets targets, find_targets(checkpoint, spec, options));
-  std::vector<std::string> names;
-  for (int64_t layer = 0; layer < spec.layers; ++layer)
-    for (const std::string& linear : targets[static_cast<size_t>(layer)])
-      names.push_back(spec.block_prefix(layer) + linear + ".weight");
-  return names;
-}
-
-uint64_t planned_peak_bytes(const io::DecoderSpec& spec, const io::Checkpoint& checkpoint,
-                            const CalibrationSource& source, const PruneOptions& options) {
-  const auto element = static_cast<uint64_t>(c10::elementSize(options.compute.dtype));
-  const auto squared = [](int64_t n) { return static_cast<uint64_t>(n * n); };
-  uint64_t block = 0, largest = 0, widest = 0;
-  for (const io::LinearSpec& linear : spec.block_linears()) {
-    const auto weights = static_cast<uint64_t>(linear.out * linear.in);
-    block += weights;
-    largest = std::max(largest, weights);
-    widest = std::max(widest, squared(linear.in));
-  }
-  uint64_t mapped = 0;  // parts of compact weights, whose pages nobody gives back
-  for (const auto& [name, info] : checkpoint.weights())
-    if (info.store != io::Store::kDense) mapped += info.bytes;
-  const uint64_t scratches =
-      mapped == 0 ? 0 : static_cast<uint64_t>(model::torch_executor().threads) * largest * element;
-  // The block that is loaded, what is finished of it, and what a solver makes of its largest weight
-  // in float32: the weight, its new self, scores, and their products for the error.
-  uint64_t pruning = mapped + scratches + 2 * block * std::max<uint64_t>(element, 4) +
-                     6 * largest * 4 + options.working_bytes;
-  const bool on_disk = !options.statistics.empty() || !options.save_statistics.empty();
-  if (source.samples > 0 || on_disk) {
-    const uint64_t grams = squared(spec.q.in) + squared(spec.o.in) + squared(spec.up.in) +
-                           squared(spec.down.in) + 2 * widest;  // and one that is factored
-    pruning += grams * 4;
-    if (on_disk) pruning += grams * 2;  // their upper triangles, as they lie in the file
-    if (const auto method = method_of(options); method.ok())
-      pruning += method->working_bytes(largest, widest);
-  }
-  if (source.samples > 0) {
-    uint64_t ends = 0;
-    for (const std::string* name : {&spec.embedding, &spec.position_embedding, &spec.lm_head,
-                                    &spec.project_in, &spec.project_out}) {
-      const auto found = checkpoint.weights().find(*name + ".weight");
-      if (found != checkpoint.weights().end())  // a tied head has none
-        ends += static_cast<uint64_t>(element_count(found->second.shape).value_or(0)) * element;
-    }
-    const uint64_t activations =
-        static_cast<uint64_t>(source.samples * source.length * spec.hidden) * element;
-    const Batches batches(source.samples, source.length, spec, options);
-    // Half of the working bytes is theirs already.
-    pruning +=
-        ends + activations + batches.bytes - std::min(batches.bytes, options.working_bytes / 2);
-    if (const auto method = method_of(options); method.ok() && method->slope() != Slope::kNone) {
-      const GradientPlan plan(method->slope(), spec, source.samples, source.length, options.compute,
-                              options.working_bytes);
-      const bool regional = plan.slope == Slope::kRegional;  // a block's, while inputs are held
-      const uint64_t gradients = 4 * block * (regional ? 1 : static_cast<uint64_t>(spec.layers));
-      pruning = gradients + (regional ? pruning + plan.bytes
-                                      : std::max(pruning, ends + mapped + scratches + plan.bytes));
-    }
-    if (!options.reconstruct.none()) {
-      const uint64_t training = planned_training_bytes(spec, source.samples, source.length,
-                                                       options.reconstruct, options.compute);
-      pruning += activations;  // of the dense model
-      if (options.reconstruct.block) pruning += training / static_cast<uint64_t>(spec.layers);
-      if (options.reconstruct.model)
-        pruning = std::max(pruning, mapped + training + options.working_bytes);
-    }
-  }
-  if (!source.self) return pruning;
-  return std::max(pruning, planned_sampling_bytes(spec, checkpoint, source.samples, source.length,
-                                                  *source.self) +
-                               options.working_bytes);
-}
-
 Result<PruneReport> prune_model(const io::Checkpoint& checkpoint, const CalibrationSource& source,
                                 const fs::path& out, const PruneOptions& options,
                                 const PruneProgress& progress) {
   try {
-    return Run(checkpoint, source, out, options, progress).run();
+    return Pipeline(checkpoint, source, out, options, progress).run();
   } catch (const std::exception& error) {  // torch, the file system
     return check_failed("prune: {}", model::what(error));
   }
@@ -1435,11 +332,11 @@ Result<std::vector<PruneReport>> run_variants(const io::Checkpoint& checkpoint,
                                               const PruneProgress& progress) {
   const CalibrationSource none;
   PruneProgress quiet{.interrupted = progress.interrupted};
-  std::vector<std::unique_ptr<Run>> runs;
+  std::vector<std::unique_ptr<Pipeline>> runs;
   std::vector<std::optional<PruneReport>> reports;
   int64_t layers = 0, unfinished = 0;
   for (const Variant& variant : variants) {
-    auto run = std::make_unique<Run>(checkpoint, none, variant.out, variant.options, quiet);
+    auto run = std::make_unique<Pipeline>(checkpoint, none, variant.out, variant.options, quiet);
     LACUNA_CHECK(run->begin());
     layers = run->layers();
     LACUNA_TRY(auto report, run->finished_before(variant.overwrite));
@@ -1452,9 +349,8 @@ Result<std::vector<PruneReport>> run_variants(const io::Checkpoint& checkpoint,
   const int64_t total = layers * unfinished;
   int64_t done = 0;
   for (int64_t layer = 0; layer < layers && unfinished > 0; ++layer) {
-    LACUNA_TRY(const InputsByTarget inputs, statistics.read(layer));
-    for (const auto& [linear, shared] : inputs)
-      to_device(*shared, variants.front().options.compute.device);
+    LACUNA_TRY(const InputsByTarget inputs,
+               read_inputs(statistics, layer, variants.front().options.compute.device));
     for (const auto& run : runs) {
       if (!run) continue;
       LACUNA_CHECK(run->prune_from(layer, inputs));

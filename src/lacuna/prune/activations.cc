@@ -1,0 +1,70 @@
+#include "lacuna/prune/activations.h"
+
+#include <algorithm>
+
+#include "lacuna/prune/chunks.h"
+
+namespace lacuna::prune {
+
+Batches::Batches(int64_t samples, int64_t length, const io::DecoderSpec& spec,
+                 const PruneOptions& options) {
+  const bool cpu = options.compute.device.is_cpu();
+  const int64_t tokens_at_once = cpu ? 512 : 8192;
+  batch = std::clamp<int64_t>(tokens_at_once / length, 1, samples);
+  // Inputs kept for the statistics in float32, and what attention and the products of the MLP
+  // make on the way.
+  const auto element = static_cast<uint64_t>(c10::elementSize(options.compute.dtype));
+  const uint64_t width = static_cast<uint64_t>(3 * spec.hidden + spec.intermediate) * 4 +
+                         static_cast<uint64_t>(6 * spec.hidden + 3 * spec.intermediate) * element;
+  const uint64_t one = std::max<uint64_t>(static_cast<uint64_t>(batch * length) * width, 1);
+  const auto fit = static_cast<int64_t>(options.working_bytes / 2 / one);
+  at_once = std::clamp<int64_t>(fit, 1, cpu ? model::torch_executor().threads : 1);
+  bytes = static_cast<uint64_t>(at_once) * one;
+}
+
+Result<Activations> Activations::embed(const io::Checkpoint& checkpoint,
+                                       const io::DecoderSpec& spec, const Calibration& calibration,
+                                       const PruneOptions& options) {
+  const int64_t samples = calibration.samples();
+  Activations made(Batches(samples, calibration.length(), spec, options));
+  made.executor_ = model::executor_for(options.compute.device);
+  LACUNA_TRY(const auto ends, model::Ends::load(checkpoint, spec, options.compute));
+  for (int64_t first = 0; first < samples; first += made.batch_) {
+    std::vector<at::Tensor> rows;
+    for (int64_t i = first; i < std::min(samples, first + made.batch_); ++i) {
+      const auto& ids = calibration.ids[static_cast<size_t>(i)];
+      rows.push_back(at::tensor(at::ArrayRef<int32_t>(ids), at::kInt).to(at::kLong));
+    }
+    const at::Tensor hidden = ends.embed(at::stack(rows).to(options.compute.device));
+    if (!made.hidden_.defined())
+      made.hidden_ = at::empty({samples, hidden.size(1), hidden.size(2)}, hidden.options());
+    made.hidden_.narrow(0, first, hidden.size(0)).copy_(hidden);
+  }
+  if (spec.positions == io::Positions::kRotary) made.rotary_ = model::Rotary(spec, options.compute);
+  return made;
+}
+
+Activations Activations::copy() const {
+  Activations other = *this;
+  other.hidden_ = hidden_.clone();
+  return other;
+}
+
+Status Activations::run(const model::Block& block, bool replace, const ObserverAt& observe,
+                        const After& after) {
+  const int64_t samples = hidden_.size(0);
+  for (int64_t first = 0; first < samples; first += batch_ * at_once_) {
+    const int64_t last = std::min(samples, first + batch_ * at_once_);
+    parallel_chunks(executor_, (last - first + batch_ - 1) / batch_, [&](int64_t place) {
+      const int64_t begin = first + place * batch_;
+      const at::Tensor batch = hidden_.narrow(0, begin, std::min(batch_, last - begin));
+      const model::LinearObserver observer = observe(place);
+      const at::Tensor out = block.forward(batch, rotary_, nullptr, observer ? &observer : nullptr);
+      if (replace) batch.copy_(out);
+    });
+    LACUNA_CHECK(after(last - first));
+  }
+  return {};
+}
+
+}  // namespace lacuna::prune
