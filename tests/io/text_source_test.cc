@@ -55,15 +55,23 @@ TEST(FindDataset, FindsPathsAndNamesAndSaysWhereItLooked) {
   put_text(folder / "c4/train.txt", "x");
   put_text(folder / "wiki.jsonl", "x");
   fs::create_directories(folder / "wikitext-2");
-  put_text(folder / "wikitext-2/wiki.train.tokens", "x");
+  for (const char* part : {"wiki.train.tokens", "wiki.test.tokens", "wiki.test.raw"})
+    put_text(folder / "wikitext-2" / part, "x");
   ::unsetenv("LACUNA_DATASETS");
-  EXPECT_EQ(find_dataset((folder / "wiki.jsonl").string()).value(), folder / "wiki.jsonl");
-  EXPECT_THAT(message_of(find_dataset("c4")), AllOf(HasSubstr("c4"), HasSubstr("LACUNA_DATASETS")));
+  EXPECT_EQ(find_dataset((folder / "wiki.jsonl").string(), Split::kTrain).value(),
+            folder / "wiki.jsonl");
+  EXPECT_THAT(message_of(find_dataset("c4", Split::kTrain)),
+              AllOf(HasSubstr("c4"), HasSubstr("LACUNA_DATASETS")));
   ::setenv("LACUNA_DATASETS", folder.c_str(), 1);
-  EXPECT_EQ(find_dataset("c4").value(), folder / "c4/train.txt");
-  EXPECT_EQ(find_dataset("wiki").value(), folder / "wiki.jsonl");
-  EXPECT_EQ(find_dataset("wikitext-2").value(), folder / "wikitext-2/wiki.train.tokens");
-  EXPECT_THAT(message_of(find_dataset("ptb")),
+  EXPECT_EQ(find_dataset("c4", Split::kTrain).value(), folder / "c4/train.txt");
+  EXPECT_EQ(find_dataset("wiki", Split::kTest).value(), folder / "wiki.jsonl");
+  EXPECT_EQ(find_dataset("wikitext-2", Split::kTrain).value(),
+            folder / "wikitext-2/wiki.train.tokens");
+  EXPECT_EQ(find_dataset("wikitext-2", Split::kTest).value(), folder / "wikitext-2/wiki.test.raw");
+  // Nothing is judged by what it may have been calibrated with.
+  EXPECT_THAT(message_of(find_dataset("c4", Split::kTest)),
+              HasSubstr((folder / "c4/test.txt").string()));
+  EXPECT_THAT(message_of(find_dataset("ptb", Split::kTrain)),
               AllOf(HasSubstr((folder / "ptb.txt").string()),
                     HasSubstr((folder / "ptb/train.txt").string())));
   ::unsetenv("LACUNA_DATASETS");

@@ -67,7 +67,7 @@ Result<prune::CalibrationSource> calibration_of(const PruneJob& job, const Opene
   LACUNA_CHECK(prune::check_sizes(job.samples, job.length));
   prune::CalibrationSource source{job.samples, job.length, std::nullopt, {}};
   if (job.calibration != "self") {
-    LACUNA_TRY(const fs::path file, io::find_dataset(job.calibration));
+    LACUNA_TRY(const fs::path file, io::find_dataset(job.calibration, io::Split::kTrain));
     LACUNA_TRY(const auto tokenizer, io::Tokenizer::open(job.model));
     source.make = [&job, file, tokenizer] {
       return prune::calibration_from_text(file, *tokenizer, job.samples, job.length,
@@ -183,7 +183,7 @@ Result<prune::PruneReport> prune(const PruneJob& job, const JobProgress& progres
 }
 
 Result<eval::PerplexityReport> evaluate(const EvalJob& job, const JobProgress& progress) {
-  LACUNA_TRY(const fs::path text, io::find_dataset(job.text));
+  LACUNA_TRY(const fs::path text, io::find_dataset(job.text, io::Split::kTest));
   LACUNA_TRY(const Opened opened, open_model(job.model, job.choice));
   LACUNA_TRY(const auto tokenizer, io::Tokenizer::open(job.model));
   LACUNA_TRY(const auto ids, eval::evaluation_ids(text.string(), job.options.protocol, *tokenizer));
@@ -199,6 +199,7 @@ Result<eval::PerplexityReport> evaluate(const EvalJob& job, const JobProgress& p
   };
   LACUNA_TRY(auto report,
              eval::perplexity(decoder, ids, job.options, reference ? &*reference : nullptr, step));
+  report.text = text.string();
   if (is_finite(report)) return report;
   if (const std::string why = not_finite(opened, dense); !why.empty()) return bad_input("{}", why);
   return check_failed(

@@ -13,7 +13,7 @@ Result<SweepJudge> SweepJudge::open(const SweepJob& job, const JobProgress& prog
   judge.progress_ = &progress;
   LACUNA_TRY(judge.decoder_, load_decoder(job.model, job.choice));
   if (!job.text.empty()) {
-    LACUNA_TRY(const fs::path text, io::find_dataset(job.text));
+    LACUNA_TRY(const fs::path text, io::find_dataset(job.text, io::Split::kTest));
     LACUNA_TRY(const auto tokenizer, io::Tokenizer::open(job.model));
     LACUNA_TRY(judge.ids_,
                eval::evaluation_ids(text.string(), job.evaluation.protocol, *tokenizer));

@@ -263,7 +263,7 @@ Status bench_model(Tool& tool, ModelFlags& flags) {
   for (const auto& model : report.models)
     if (model.speedup_decode) text += comparison_line(report.baseline, model);
   text += fmt::format(
-      "{} on {}, {} of {} prompt tokens, {} new ones, median of {}; at most {} of memory\n",
+      "{} on {}, prompts: {} of {} tokens, {} new ones, median of {}; at most {} of memory\n",
       report.dtype, report.device, job.options.batch, job.options.prompt, job.options.tokens,
       job.options.repetitions, report::bytes_text(static_cast<double>(report.peak_bytes)));
   tool.print(json, text);

@@ -29,7 +29,7 @@ Status explain(Tool& tool, const std::string& op) {
 void add_doctor(Tool& tool) {
   auto* verb =
       tool.verb("doctor", "Say what this machine has, what of it is used, and what is missing.",
-                {"lacuna doctor", "lacuna doctor --op linear_bitmap:bf16:4096x4096x1:0.5"});
+                {"lacuna doctor", "lacuna doctor --op linear_stream:bf16:4096x4096x1:0.5"});
   static std::string op;
   verb->add_option("--op", op, "which kernel this problem gets, and why the others don't");
   tool.action(verb, [&tool]() -> Status {

@@ -34,11 +34,11 @@ void add_eval(Tool& tool) {
     LACUNA_TRY(const auto report, api::evaluate(job, tool.progress()));
     auto json = report::to_json(report);
     json["model"] = job.model.string();
-    json["text"] = job.text;
+    json["text"] = report.text;
     std::string text = fmt::format(
-        "perplexity {:.4f} ± {} ({}, {} windows of {}, {} tokens in the text, {:.1f} s)\n",
+        "perplexity {:.4f} ± {} ({}, {} windows of {}, {} tokens in {}, {:.1f} s)\n",
         report.perplexity, report.std_error ? fmt::format("{:.4f}", *report.std_error) : "-",
-        report.protocol, report.windows, report.length, report.tokens, report.seconds);
+        report.protocol, report.windows, report.length, report.tokens, report.text, report.seconds);
     if (report.kl) {
       const auto& kl = *report.kl;
       text += fmt::format(

@@ -8,7 +8,7 @@ void add_tune(Tool& tool) {
   auto* verb = tool.verb(
       "tune", "Measure which kernels are fastest here and have every later run use them.",
       {"lacuna tune models/llama-50",
-       "lacuna tune linear_bitmap:bf16:4096x4096x1:0.5 linear_bitmap:bf16:4096x4096x8:0.5"});
+       "lacuna tune linear_stream:bf16:4096x4096x1:0.5 linear_stream:bf16:4096x4096x8:0.5"});
   tool.chooses_types(verb);
   tool.threaded(verb);
   tool.seeded(verb);

@@ -58,7 +58,7 @@ void add_verify(Tool& tool) {
                             : report.has_checksums ? ", checksums equal"
                                                    : ", no checksums.json";
     text += fmt::format("{}: {}, {} tensors read back, sparsity {:.4f}{}\n", report.model,
-                        report.ok ? "ok" : "BROKEN", report.tensors, report.sparsity, checksums);
+                        report.ok ? "ok" : "NOT OK", report.tensors, report.sparsity, checksums);
     tool.print(to_json(report), text);
     if (report.ok) return {};
     return check_failed("{}: {} violation(s); first: {}", report.model, report.violations.size(),

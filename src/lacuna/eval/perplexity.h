@@ -40,6 +40,7 @@ struct PerplexityReport {
   double perplexity = 0;
   std::optional<double> std_error;  ///< of the perplexity, from the spread over two or more windows
   double mean_nll = 0;              ///< nats
+  std::string text;                 ///< the file, where a job looked for one
   int64_t tokens = 0;               ///< of the whole text
   int64_t windows = 0, length = 0;
   std::string protocol;

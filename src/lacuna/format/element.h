@@ -45,6 +45,7 @@ inline void write_float(void* data, DType dtype, int64_t index, float value) {
 /// `count` elements in a row, by a loop without branches for each type.
 inline void write_floats(void* data, DType dtype, int64_t first, const float* values,
                          int64_t count) {
+  if (count == 0) return;  // pointers of empty vectors may be null
   auto* bytes = static_cast<std::byte*>(data) + first * static_cast<int64_t>(size_bytes(dtype));
   if (dtype == DType::kF32) {
     std::memcpy(bytes, values, static_cast<size_t>(count) * sizeof(float));

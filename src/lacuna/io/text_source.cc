@@ -48,7 +48,7 @@ Result<std::vector<std::string>> read_documents(const fs::path& path) {
   return documents;
 }
 
-Result<fs::path> find_dataset(const std::string& name_or_path) {
+Result<fs::path> find_dataset(const std::string& name_or_path, Split split) {
   std::string looked;
   std::error_code ignored;
   const auto is_file = [&](const fs::path& path) {
@@ -60,8 +60,11 @@ Result<fs::path> find_dataset(const std::string& name_or_path) {
   // An absolute path would leave the folder.
   if (root != nullptr && *root != '\0' && !fs::path(name_or_path).is_absolute()) {
     const fs::path base = fs::path(root) / name_or_path;
-    for (const char* suffix : {"", ".txt", ".jsonl", "/train.txt", "/train.jsonl",
-                               "/wiki.train.raw", "/wiki.train.tokens"}) {  // as WikiText comes
+    const std::string part = split == Split::kTrain ? "train" : "test";
+    const std::string wikitext = "/wiki." + part;  // as its archive names them
+    for (const std::string& suffix :
+         {std::string(), std::string(".txt"), std::string(".jsonl"), "/" + part + ".txt",
+          "/" + part + ".jsonl", wikitext + ".raw", wikitext + ".tokens"}) {
       fs::path candidate = base;
       candidate += suffix;
       if (is_file(candidate)) return candidate;

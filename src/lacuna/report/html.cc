@@ -108,7 +108,7 @@ std::string proofs(const Runs& runs) {
   std::vector<std::vector<std::string>> rows;
   for (const Run& run : of_verb(runs, "verify")) {
     const auto& violations = run.json.at("violations");
-    rows.push_back({run.name, run.json.value("ok", false) ? "ok" : "BROKEN",
+    rows.push_back({run.name, run.json.value("ok", false) ? "ok" : "NOT OK",
                     number(run.json, "tensors", "{:.0f}"), number(run.json, "sparsity", "{:.4f}"),
                     violations.empty() ? "none" : violations[0].get<std::string>()});
   }
