@@ -84,7 +84,7 @@ def main():
     results = flags.out / "results"
     results.mkdir(parents=True, exist_ok=True)
     tool = Tool(flags.lacuna, results)
-    for journal in flags.out.glob("*.journal"):  # of a demo that was interrupted
+    for journal in flags.out.glob("sparse-*.journal"):  # of a demo that was interrupted
         shutil.rmtree(journal)
     dense = flags.model
     if flags.gguf:

@@ -55,7 +55,8 @@ TEST(FindDataset, FindsPathsAndNamesAndSaysWhereItLooked) {
   put_text(folder / "c4/train.txt", "x");
   put_text(folder / "wiki.jsonl", "x");
   fs::create_directories(folder / "wikitext-2");
-  for (const char* part : {"wiki.train.tokens", "wiki.test.tokens", "wiki.test.raw"})
+  for (const char* part :
+       {"wiki.train.tokens", "wiki.train.raw", "wiki.test.tokens", "wiki.test.raw"})
     put_text(folder / "wikitext-2" / part, "x");
   ::unsetenv("LACUNA_DATASETS");
   EXPECT_EQ(find_dataset((folder / "wiki.jsonl").string(), Split::kTrain).value(),
@@ -66,7 +67,7 @@ TEST(FindDataset, FindsPathsAndNamesAndSaysWhereItLooked) {
   EXPECT_EQ(find_dataset("c4", Split::kTrain).value(), folder / "c4/train.txt");
   EXPECT_EQ(find_dataset("wiki", Split::kTest).value(), folder / "wiki.jsonl");
   EXPECT_EQ(find_dataset("wikitext-2", Split::kTrain).value(),
-            folder / "wikitext-2/wiki.train.tokens");
+            folder / "wikitext-2/wiki.train.raw");
   EXPECT_EQ(find_dataset("wikitext-2", Split::kTest).value(), folder / "wikitext-2/wiki.test.raw");
   // Nothing is judged by what it may have been calibrated with.
   EXPECT_THAT(message_of(find_dataset("c4", Split::kTest)),

@@ -237,10 +237,13 @@ TEST_F(Budgeted, VariantsGoOnWhereTheyWereStopped) {
   for (const Variant& variant : variants) EXPECT_EQ(files_of(variant.out), whole[variant.out]);
 }
 
-TEST_F(Budgeted, VariantsNeedOneFolderOfStatistics) {
+TEST_F(Budgeted, VariantsNeedOneFolderOfStatisticsAndOneWayToCompute) {
   const auto checkpoint = io::Checkpoint::open(lacuna::testing::demo_model_folder());
   auto variants = some_variants(out_, statistics_);
   variants[1].options.statistics = "elsewhere";
+  EXPECT_EQ(prune_variants(*checkpoint, variants).error().code, Code::kUsage);
+  variants = some_variants(out_, statistics_);
+  variants[1].options.compute.dtype = at::kBFloat16;
   EXPECT_EQ(prune_variants(*checkpoint, variants).error().code, Code::kUsage);
   EXPECT_TRUE(prune_variants(*checkpoint, {})->empty());
 }

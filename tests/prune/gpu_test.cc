@@ -158,10 +158,10 @@ TEST_F(PruneOnAGpu, AlpsLosesAsLittleWithRoundedProductsAndRepeatsItsBits) {
   const at::Tensor weight = random_matrix(300, 700, 19);
   const InputStatistics statistics = statistics_of(correlated_inputs(1500, 700, 20));
   const Method& method = **find_method("alps");
-  for (const Pattern& pattern : {Pattern::unstructured(), Pattern::keep_of(2, 4)})
+  for (const Pattern& pattern : {Pattern::unstructured(), Pattern::keep_of(2, 4)}) {
+    const auto cpu = method.prune(weight, statistics, {.pattern = pattern});
     for (const bool rounded : {false, true}) {
       const Request request{.pattern = pattern, .rounded_products = rounded};
-      const auto cpu = method.prune(weight, statistics, {.pattern = pattern});
       const auto gpu = method.prune(weight.to(kGpu), on_gpu(statistics), request);
       ASSERT_TRUE(cpu.ok() && gpu.ok());
       EXPECT_EQ(testing::dropped(gpu->mask), testing::dropped(cpu->mask));
@@ -172,7 +172,9 @@ TEST_F(PruneOnAGpu, AlpsLosesAsLittleWithRoundedProductsAndRepeatsItsBits) {
           << pattern.text() << (rounded ? " rounded" : "");
       const auto again = method.prune(weight.to(kGpu), on_gpu(statistics), request);
       EXPECT_TRUE(at::equal(again->weight, gpu->weight)) << pattern.text();
+      EXPECT_EQ(at::globalContext().float32MatmulPrecision(), at::Float32MatmulPrecision::HIGHEST);
     }
+  }
 }
 
 void expect_phases_add_up(at::Device device) {

@@ -41,12 +41,13 @@ at::Tensor times_gram(const at::Tensor& a, const DampedGram& gram, const Executo
 /// Conjugate gradients for all outputs at once, each on its own kept weights; the unit diagonal is
 /// the preconditioner. An output whose error rounding would raise keeps the weights it had, so no
 /// output's error grows. Where products are rounded every tenth residual is the true one, and so
-/// are the errors that are compared. Stops when every residual is `tolerance` of what it was.
+/// are the errors that are compared. Stops when every residual, as the steps carry it along, is
+/// `tolerance` of what it was.
 /// @param dense   float32 [out, in], scaled: what the outputs are to be
 /// @param mask    bool [out, in]
 /// @param scaled  float32 [out, in], contiguous, zero where the mask is false: where it starts, and
 /// the result
-/// @cost steps + 2 products of [out, in] by [in, in]
+/// @cost steps + 2 products of [out, in] by [in, in], one more in ten steps where they are rounded
 /// @determinism the same bits for any executor
 void conjugate_gradients(const DampedGram& gram, const at::Tensor& dense, const at::Tensor& mask,
                          const at::Tensor& scaled, int64_t steps, double tolerance,

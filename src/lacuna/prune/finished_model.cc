@@ -126,8 +126,8 @@ Status write_model(Run& run, const Journal& journal, const std::map<std::string,
   const auto start_next = [&] {  // while the last is written
     return start_compressing(journal, order[next++], run.options.request.pattern, instead);
   };
-  auto coming = start_next();
-  MatricesByName matrices;  // of the block that was read last
+  auto coming = start_next();  // there is one: a run without targets is refused
+  MatricesByName matrices;     // of the block that was read last
   int64_t held = -1, zeros = 0, elements = 0;
   for (const auto& [name, info] : run.checkpoint.weights()) {
     run.report.bytes_dense +=

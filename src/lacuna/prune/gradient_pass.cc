@@ -14,9 +14,9 @@ GradientPlan plan_of(const Run& run) {
 }  // namespace
 
 Status loss_gradient_pass(Run& run) {
-  if (!run.passes.loss_gradients()) return {};
+  if (!run.passes.wants_loss_gradients()) return {};
   run.clock.enter("gradients");
-  run.progress.begin(run.passes.dense_pass());
+  run.progress.begin(run.passes.dense_samples());
   LACUNA_TRY(run.gradients, loss_gradients(run.checkpoint, run.spec, run.calibration, run.targets,
                                            plan_of(run), run.progress.counter("gradients")));
   return {};

@@ -82,9 +82,9 @@ uint64_t planned_peak_bytes(const io::DecoderSpec& spec, const io::Checkpoint& c
         ends + activations + batches.bytes - std::min(batches.bytes, options.working_bytes / 2);
     const GradientPlan plan(passes.slope, spec, passes.samples, source.length, options.compute,
                             options.working_bytes);
-    if (passes.regional_gradients())  // a block's, while inputs are held
+    if (passes.wants_regional_gradients())  // a block's, while inputs are held
       pruning += 4 * sizes.block + plan.bytes;
-    if (passes.loss_gradients())
+    if (passes.wants_loss_gradients())
       pruning = 4 * sizes.block * static_cast<uint64_t>(spec.layers) +
                 std::max(pruning, ends + mapped + scratches + plan.bytes);
     if (!passes.reconstruct.none()) {

@@ -185,7 +185,7 @@ Status prepare_factor(InputStatistics& statistics, const Request& request) {
 Status prepare_damped(InputStatistics& statistics, const Request& request) {
   if (statistics.damped) return {};
   LACUNA_TRY(DampedGram damped, damped_gram(statistics.gram, request.damping, request.executor));
-  damped.rounded_products = request.rounded_products;
+  damped.rounded_products = request.rounded_products && statistics.gram.is_cuda();
   statistics.damped = std::make_shared<const DampedGram>(std::move(damped));
   return {};
 }

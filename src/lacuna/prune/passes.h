@@ -5,7 +5,8 @@
 
 namespace lacuna::prune {
 
-/// The passes of one run, settled before the first: what runs them, what progress counts
+/// The passes of one run (an allocation's, which its flag settles, is not among them), settled
+/// before the first: what runs them, what progress counts
 /// (progress.h) and the plan of memory (memory_plan.cc) go by this. Counts are samples through a
 /// block, once each; where no samples run through the blocks, blocks.
 struct Passes {
@@ -28,13 +29,13 @@ struct Passes {
 
   bool any_statistics() const { return samples > 0 || on_disk; }
   bool through_blocks() const { return samples > 0 && !on_disk; }
-  bool regional_gradients() const { return slope == Slope::kRegional; }  ///< of each block
-  bool loss_gradients() const { return slope != Slope::kNone && !regional_gradients(); }
+  bool wants_regional_gradients() const { return slope == Slope::kRegional; }  ///< of each block
+  bool wants_loss_gradients() const { return slope != Slope::kNone && !wants_regional_gradients(); }
 
   /// One pass over the dense model: for statistics, an allocation, or gradients of the loss.
-  int64_t dense_pass() const { return layers * samples; }
+  int64_t dense_samples() const { return layers * samples; }
   /// Of a block until it is pruned: for statistics, and for its gradients.
-  int64_t until_pruned() const { return (regional_gradients() ? 2 : 1) * samples; }
+  int64_t until_pruned() const { return (wants_regional_gradients() ? 2 : 1) * samples; }
   /// Of a block until the journal has it: also for its reconstruction.
   int64_t until_finished() const {
     return until_pruned() + (reconstruct.block ? reconstruct.epochs : 0) * samples;

@@ -57,7 +57,7 @@ Status check_options(const Run& run) {
     return usage_error("--reconstruct: needs calibration (got none). Give --calibration.");
   LACUNA_CHECK(check_allocation(options.allocation, options.request, options.store));
   if ((run.passes.slope != Slope::kNone && !calibrated) ||
-      (run.passes.regional_gradients() && run.passes.on_disk))
+      (run.passes.wants_regional_gradients() && run.passes.on_disk))
     return usage_error(
         "--score: gradients of {} need calibration text that runs through the blocks. Leave "
         "--statistics and --save-statistics out.",
@@ -272,7 +272,7 @@ Status Pipeline::prune_block(int64_t layer, model::Block* block) {
   } else if (block != nullptr) {
     LACUNA_TRY(inputs,
                collect_inputs(run_, *activations_, *block, targets, what, /*replace=*/false));
-    if (run_.passes.regional_gradients())
+    if (run_.passes.wants_regional_gradients())
       LACUNA_CHECK(regional_gradient_pass(run_, layer, *activations_));
   }
   return prune_targets(layer, block, std::move(inputs));
@@ -385,8 +385,10 @@ Result<std::vector<PruneReport>> prune_variants(const io::Checkpoint& checkpoint
   // What is derived from the statistics is shared too.
   for (const Variant& variant : variants)
     if (variant.options.request.damping != variants.front().options.request.damping ||
+        variant.options.compute.dtype != variants.front().options.compute.dtype ||
         variant.options.compute.device != variants.front().options.compute.device)
-      return usage_error("prune: variants need one damping and one device.");
+      return usage_error(
+          "prune: variants need one damping, one device and one type to compute in.");
   try {
     return run_variants(checkpoint, variants, progress);
   } catch (const std::exception& error) {

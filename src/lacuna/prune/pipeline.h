@@ -135,7 +135,7 @@ Result<PruneReport> prune_model(const io::Checkpoint& checkpoint, const Calibrat
 /// One of several models made of one.
 struct Variant {
   std::filesystem::path out;
-  PruneOptions options;  ///< `statistics`: the same folder for all
+  PruneOptions options;  ///< `statistics`: the same folder for all; damping, device and type too
   /// Under `resume`, a finished model in `out` that isn't this one is replaced.
   bool overwrite = false;
 };

@@ -11,8 +11,9 @@
 
 namespace lacuna::prune {
 
-/// One run of prune_model(): what it is given, what is settled before its blocks are pruned, each
-/// by the pass of that name, and what it tells. Private to pipeline.cc and the files that it calls.
+/// One run of prune_model(): what it is given, what is settled before its blocks are pruned (by
+/// begin() and the passes over the dense model), and what it tells. Private to pipeline.cc and the
+/// files that it calls.
 struct Run {
   Run(const io::Checkpoint& model, const std::filesystem::path& folder, const PruneOptions& wanted,
       const PruneProgress& told)

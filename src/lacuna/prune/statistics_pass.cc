@@ -97,7 +97,7 @@ Result<InputsByTarget> collect_inputs(Run& run, Activations& activations, const 
 
 Status dense_pass(Run& run,
                   const std::function<Status(int64_t layer, const InputsByTarget& inputs)>& visit) {
-  run.progress.begin(run.passes.dense_pass());
+  run.progress.begin(run.passes.dense_samples());
   run.clock.enter("load");
   LACUNA_TRY(Activations activations,
              Activations::embed(run.checkpoint, run.spec, run.calibration, run.options));
