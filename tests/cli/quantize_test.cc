@@ -80,7 +80,7 @@ TEST(Quantize, SaysWhatBecameWhatAndThatMasksAreUnchanged) {
   EXPECT_THAT(done(line + " -q").out,
               AllOf(HasSubstr("42 weights, 2:4 bfloat16 to int4g64: "),
                     HasSubstr("model.embed_tokens.weight, dense bfloat16 to int8: "),
-                    HasSubstr("masks unchanged in what was written"), HasSubstr("stay kept")));
+                    HasSubstr("masks unchanged in what was written"), HasSubstr("stays kept")));
   const json report = done(line + " -q --json --overwrite").report();
   EXPECT_EQ(report["quantization"], "int4g64");
   EXPECT_EQ(report["masks_equal"], true);

@@ -209,6 +209,28 @@ TEST(Gradients, DontDependOnThreadsOrGroups) {
   model::set_threads(0);
 }
 
+TEST(Gradients, OfManySequencesAtOnceStandApart) {
+  // Threads that drift apart: one writes its sequence's slope while another's graph holds its own.
+  const Tiny tiny("llama3");
+  const auto run = [&](int threads) {
+    model::set_threads(threads);
+    Calibration many{"many", {}};
+    for (size_t i = 0; i < 96; ++i) many.ids.push_back(tiny.calibration.ids[i % kSamples]);
+    GradientPlan plan(Slope::kMean, tiny.spec, many.samples(), kLength, {}, uint64_t{1} << 28);
+    plan.at_once = threads == 1 ? 1 : many.samples();
+    plan.group = many.samples();
+    return prune::loss_gradients(tiny.checkpoint, tiny.spec, many, tiny.targets, plan,
+                                 [](int64_t) { return Status(); });
+  };
+  const Gradients one = must(run(1));
+  for (int repeat = 0; repeat < 5; ++repeat) {
+    const auto many = run(8);
+    ASSERT_TRUE(many.ok()) << many.error().message;
+    for (const auto& [name, gradient] : one) EXPECT_TRUE(at::equal(gradient, many->at(name)));
+  }
+  model::set_threads(0);
+}
+
 TEST(Gradients, StopWhenTheyAreToldTo) {
   const Tiny tiny("llama3");
   const auto stopped = prune::loss_gradients(tiny.checkpoint, tiny.spec, tiny.calibration,

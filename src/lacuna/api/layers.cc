@@ -78,7 +78,10 @@ std::string not_finite(const io::Checkpoint& checkpoint) {
 
 SparsityCount count_zeros(const io::Weight& weight) {
   if (const auto* compact = std::get_if<format::CompactMatrix>(&weight))
-    return {format::count_zeros(*compact), compact->rows * compact->columns};
+    return {compact->quantization.none()
+                ? format::count_zeros(*compact)
+                : compact->rows * compact->columns - format::count_kept(*compact),
+            compact->rows * compact->columns};
   const Tensor& dense = std::get<Tensor>(weight);
   return {format::count_zeros(dense), dense.elements()};
 }

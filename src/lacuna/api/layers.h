@@ -33,6 +33,7 @@ struct SparsityCount {
   }
 };
 
+/// Of codes what the mask drops: a kept value that rounds to 0 is no zero.
 SparsityCount count_zeros(const io::Weight& weight);
 /// The declared pattern; for a dense tensor that declares none, the one its zeros follow: keep:of,
 /// unstructured when at least a quarter are zeros, else dense.

@@ -26,7 +26,7 @@ struct Product {
 /// Names of the weights of a block that make up each product.
 std::vector<std::vector<std::string>> stacks_of(const io::DecoderSpec& spec, int64_t layer) {
   const auto name = [&](const io::LinearSpec& linear) {
-    return spec.block_prefix(layer) + linear.name + ".weight";
+    return spec.weight_name(layer, linear.name);
   };
   std::vector<std::vector<std::string>> stacks = {
       {name(spec.q), name(spec.k), name(spec.v)}, {name(spec.o)}, {}, {name(spec.down)}};

@@ -4,7 +4,6 @@
 #include <set>
 
 #include "lacuna/api/layers.h"
-#include "lacuna/format/quantize.h"
 #include "lacuna/io/out_folder.h"
 
 namespace lacuna::api {
@@ -31,16 +30,15 @@ class Quantizer {
  public:
   Quantizer(const io::DecoderSpec& spec, const ConvertOptions& options)
       : blocks_(options.quantization) {
-    if (options.keep_head) return;
-    for (const std::string* name : {&spec.embedding, &spec.lm_head})
-      head_.insert(*name + ".weight");
+    if (!options.keep_head) head_ = spec.end_weights();
   }
 
   /// Refuses what can't be quantised before anything is written.
   Status check(const io::Checkpoint& checkpoint, io::Store store) const {
     if (blocks_.none()) return {};
     if (store != io::Store::kCompact)
-      return usage_error("--quantize: only the compact store has codes. Leave --store out.");
+      return usage_error(
+          "--quantize: only the compact store has codes. Leave --store (--format) out.");
     for (const auto& [name, info] : checkpoint.weights())
       if (!info.quantization.none())
         return bad_input(
@@ -56,26 +54,21 @@ class Quantizer {
     if (blocks_.none() || (!in_block && !head)) return weight;
     const format::Quantization code =
         head ? format::Quantization{.code = format::Code::kInt8} : blocks_;
+    LACUNA_TRY(auto coded, io::quantize(info.name, weight, code, model::torch_executor()));
     const auto* sparse = std::get_if<format::CompactMatrix>(&weight);
-    const Executor executor = model::torch_executor();
-    auto coded = sparse ? format::quantize(*sparse, code, executor)
-                        : format::quantize(std::get<Tensor>(weight), code, executor);
-    if (!coded.ok())
-      return Error{coded.error().code,
-                   fmt::format("weight \"{}\": {}", info.name, coded.error().message)};
     const int64_t zeros =
         sparse ? format::count_zeros(*sparse) : format::count_zeros(std::get<Tensor>(weight));
     done_.push_back({.name = info.name,
-                     .pattern = coded->pattern.text(),
+                     .pattern = coded.pattern.text(),
                      .from = std::string(long_name(info.dtype)),
                      .to = code.text(),
                      .bytes_in = info.bytes,
-                     .bytes_out = coded->size_bytes(),
-                     .kept = format::count_kept(*coded),
-                     .rounded_to_zero = format::count_zeros(*coded) - zeros});
+                     .bytes_out = coded.size_bytes(),
+                     .kept = format::count_kept(coded),
+                     .rounded_to_zero = format::count_zeros(coded) - zeros});
     // Of what was read: the codes had no part in it.
     masks_.push_back(sparse ? mask_checksums(*sparse) : mask_checksums(format::CompactMatrix{}));
-    return io::Weight(std::move(coded).value());
+    return io::Weight(std::move(coded));
   }
 
   /// Compares the masks with those in the folder that was written.

@@ -34,26 +34,22 @@ std::string text_of(const std::vector<api::QuantizedWeight>& weights) {
   for (const auto& weight : weights)
     alike[fmt::format("{} {} to {}", weight.pattern, weight.from, weight.to)].push_back(&weight);
   std::string text;
-  int64_t kept = 0, rounded = 0;
   for (const auto& [what, group] : alike) {
     double in = 0, out = 0;
+    int64_t kept = 0, rounded = 0;
     for (const auto* weight : group) {
       in += static_cast<double>(weight->bytes_in);
       out += static_cast<double>(weight->bytes_out);
       kept += weight->kept;
       rounded += weight->rounded_to_zero;
     }
-    text +=
-        fmt::format("  {}, {}: {} from {}\n",
-                    group.size() == 1 ? group[0]->name : fmt::format("{} weights", group.size()),
-                    what, report::bytes_text(out), report::bytes_text(in));
+    text += fmt::format(
+        "  {}, {}: {} from {}; {:.2f} % of what is kept rounds to 0 and stays kept\n",
+        group.size() == 1 ? group[0]->name : fmt::format("{} weights", group.size()), what,
+        report::bytes_text(out), report::bytes_text(in),
+        100.0 * static_cast<double>(rounded) / static_cast<double>(std::max<int64_t>(kept, 1)));
   }
-  return text + fmt::format(
-                    "  masks unchanged in what was written: {} weights kept, {} of them ({:.2f} %) "
-                    "round to 0 and stay kept\n",
-                    kept, rounded,
-                    100.0 * static_cast<double>(rounded) /
-                        static_cast<double>(std::max<int64_t>(kept, 1)));
+  return text + "  masks unchanged in what was written\n";
 }
 
 }  // namespace

@@ -64,8 +64,9 @@ void Progress::step(const std::string& phase, int64_t done, int64_t total) {
     return;
   }
   const int64_t tenth = 10 * done / total;
-  if (tenth == last_tenth_) return;
+  if (tenth == last_tenth_ && now - drawn_ < std::chrono::minutes(1)) return;
   last_tenth_ = tenth;
+  drawn_ = now;
   std::fprintf(stderr, "%s: %ld/%ld%s\n", phase.c_str(), static_cast<long>(done),
                static_cast<long>(total), rest.c_str());
 }

@@ -7,7 +7,8 @@
 
 namespace lacuna::cli {
 
-/// A bar with rate and time left on a terminal; elsewhere a plain line at every tenth of the way.
+/// A bar with rate and time left on a terminal; elsewhere a plain line at every tenth of the way
+/// and every minute.
 class Progress {
  public:
   ~Progress();

@@ -7,6 +7,7 @@
 #include <set>
 #include <stdexcept>
 
+#include "lacuna/format/quantize.h"
 #include "lacuna/io/checksums.h"
 #include "lacuna/io/compact_store.h"
 #include "lacuna/io/file.h"
@@ -300,6 +301,15 @@ void Checkpoint::release(std::string_view name) const {
     const StoredTensor& stored = state_->tensors.at(part);
     if (stored.mapped) release_pages(stored.tensor.bytes);
   }
+}
+
+Result<format::CompactMatrix> quantize(const std::string& name, const Weight& weight,
+                                       const format::Quantization& code, const Executor& executor) {
+  const auto* sparse = std::get_if<format::CompactMatrix>(&weight);
+  auto coded = sparse ? format::quantize(*sparse, code, executor)
+                      : format::quantize(std::get<Tensor>(weight), code, executor);
+  if (coded.ok()) return coded;
+  return Error{coded.error().code, fmt::format("weight \"{}\": {}", name, coded.error().message)};
 }
 
 Result<Weight> Checkpoint::weight(std::string_view name, const Executor& executor) const {

@@ -25,6 +25,11 @@ namespace lacuna::io {
 /// How a weight is stored: its dense tensor, or its kept values only (or codes of all).
 using Weight = std::variant<Tensor, format::CompactMatrix>;
 
+/// The weight as codes under the mask that it has. @errors as format::quantize(); `name` is for
+/// them
+Result<format::CompactMatrix> quantize(const std::string& name, const Weight& weight,
+                                       const format::Quantization& code, const Executor& executor);
+
 /// Where a weight's bytes came from.
 enum class Store : uint8_t {
   kDense,            ///< one tensor under the weight's own name

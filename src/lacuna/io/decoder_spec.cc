@@ -418,6 +418,17 @@ std::string DecoderSpec::block_prefix(int64_t layer) const {
   return fmt::format(fmt::runtime(block_prefix_pattern), layer);
 }
 
+std::string DecoderSpec::weight_name(int64_t layer, std::string_view linear) const {
+  return fmt::format("{}{}.weight", block_prefix(layer), linear);
+}
+
+std::set<std::string> DecoderSpec::end_weights() const {
+  std::set<std::string> names;
+  for (const std::string* module : {&embedding, &lm_head})
+    if (!module->empty()) names.insert(*module + ".weight");
+  return names;
+}
+
 std::vector<LinearSpec> DecoderSpec::block_linears() const {
   std::vector<LinearSpec> linears = {q, k, v, o};
   if (gated) linears.push_back(gate);
@@ -462,7 +473,7 @@ std::vector<DecoderSpec::BlockWeight> DecoderSpec::block_weights() const {
   const auto linears = block_linears();
   for (int64_t layer = 0; layer < layers; ++layer)
     for (const LinearSpec& linear : linears)
-      weights.push_back({block_prefix(layer) + linear.name + ".weight", layer, linear});
+      weights.push_back({weight_name(layer, linear.name), layer, linear});
   return weights;
 }
 

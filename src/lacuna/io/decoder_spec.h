@@ -5,7 +5,9 @@
 #include <cstdint>
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
+#include <set>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "lacuna/core/activation.h"
@@ -65,6 +67,10 @@ struct DecoderSpec {
   LinearSpec q, k, v, o, gate, up, down;                 ///< gate.name is empty when not gated
 
   std::string block_prefix(int64_t layer) const;  ///< "model.layers.3."
+  /// "model.layers.3.self_attn.q_proj.weight" of "self_attn.q_proj".
+  std::string weight_name(int64_t layer, std::string_view linear) const;
+  /// The weights of embedding and output matrix, which codes beside them make int8.
+  std::set<std::string> end_weights() const;
   /// The block's Linears in the order of the forward pass: q k v o [gate] up down.
   std::vector<LinearSpec> block_linears() const;
   /// A weight of a block's Linear: what pruning aims at.

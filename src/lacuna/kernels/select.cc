@@ -43,7 +43,8 @@ std::optional<T> number(std::string_view text) {
 std::optional<Values> parse_values(std::string_view name) {
   for (const ValuesName& known : kValues)
     if (known.text == name) return known.values;
-  return std::nullopt;
+  const auto code = format::Quantization::parse(name);  // "int4" is int4g64
+  return code.ok() ? values_of(*code) : std::nullopt;
 }
 
 DType default_activations(Values values) { return dtype_of(values).value_or(DType::kBF16); }

@@ -43,8 +43,8 @@ bool walked_by_rows(Values values);
 ///     linear_bsr:bf16:4096x4096x1:block32x32@0.5
 ///     linear_dense:bf16/f32:4096x4096x1          bf16 weights, float32 x and y
 ///
-/// VALUES is f32, bf16, f16, int8, int4g64 or fp8; x and y have the same type unless ACTIVATIONS
-/// (f32, bf16, f16) says otherwise, and bf16 where the values are quantised.
+/// VALUES is f32, bf16, f16, int8, int4g64 (int4 for short) or fp8; x and y have the same type
+/// unless ACTIVATIONS (f32, bf16, f16) says otherwise, and bf16 where the values are quantised.
 struct Problem {
   std::string operation;
   Values values = Values::kBF16;

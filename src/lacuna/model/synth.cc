@@ -71,7 +71,7 @@ Status make_weights(const SynthOptions& options, const io::DecoderSpec& spec,
                     const std::function<Status(const std::string&, const io::Weight&)>& add) {
   std::set<std::string> in_blocks;
   for (const auto& weight : spec.block_weights()) in_blocks.insert(weight.name);
-  const std::set<std::string> ends = {spec.embedding + ".weight", spec.lm_head + ".weight"};
+  const std::set<std::string> ends = spec.end_weights();
   const format::Quantization int8{.code = format::Code::kInt8};
   uint64_t stream = 0;
   for (const auto& [name, shape] : spec.tensors()) {

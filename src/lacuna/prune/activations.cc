@@ -30,12 +30,8 @@ Result<Activations> Activations::embed(const io::Checkpoint& checkpoint,
   made.executor_ = model::executor_for(options.compute.device);
   LACUNA_TRY(const auto ends, model::Ends::load(checkpoint, spec, options.compute));
   for (int64_t first = 0; first < samples; first += made.batch_) {
-    std::vector<at::Tensor> rows;
-    for (int64_t i = first; i < std::min(samples, first + made.batch_); ++i) {
-      const auto& ids = calibration.ids[static_cast<size_t>(i)];
-      rows.push_back(at::tensor(at::ArrayRef<int32_t>(ids), at::kInt).to(at::kLong));
-    }
-    const at::Tensor hidden = ends.embed(at::stack(rows).to(options.compute.device));
+    const int64_t n = std::min(samples - first, made.batch_);
+    const at::Tensor hidden = ends.embed(calibration.ids_of(first, n, options.compute.device));
     if (!made.hidden_.defined())
       made.hidden_ = at::empty({samples, hidden.size(1), hidden.size(2)}, hidden.options());
     made.hidden_.narrow(0, first, hidden.size(0)).copy_(hidden);

@@ -243,6 +243,20 @@ uint64_t planned_sampling_bytes(const io::DecoderSpec& spec, const io::Checkpoin
          (sparse ? static_cast<uint64_t>(threads) * largest : 0);
 }
 
+at::Tensor Calibration::ids_of(const std::vector<int64_t>& samples, at::Device device) const {
+  std::vector<at::Tensor> rows;
+  for (const int64_t sample : samples)
+    rows.push_back(at::tensor(at::ArrayRef<int32_t>(ids[static_cast<size_t>(sample)]), at::kInt)
+                       .to(at::kLong));
+  return at::stack(rows).to(device);
+}
+
+at::Tensor Calibration::ids_of(int64_t first, int64_t n, at::Device device) const {
+  std::vector<int64_t> samples(static_cast<size_t>(n));
+  std::iota(samples.begin(), samples.end(), first);
+  return ids_of(samples, device);
+}
+
 Result<Calibration> calibration_from_ids(const std::filesystem::path& file, int64_t vocab) {
   Calibration calibration{"ids:" + recorded_name(file), {}};
   if (file.extension() == ".json") {

@@ -20,6 +20,10 @@ struct Calibration {
   std::vector<std::vector<int32_t>> ids;
   int64_t samples() const { return static_cast<int64_t>(ids.size()); }
   int64_t length() const { return ids.empty() ? 0 : static_cast<int64_t>(ids[0].size()); }
+  /// Some samples' ids: int64 [samples, length].
+  at::Tensor ids_of(const std::vector<int64_t>& samples, at::Device device) const;
+  /// Of the samples first .. first + n - 1.
+  at::Tensor ids_of(int64_t first, int64_t n, at::Device device) const;
 };
 
 /// Nobody calibrates with more; below them no product of sizes overflows.

@@ -2,7 +2,6 @@
 
 #include <future>
 
-#include "lacuna/format/quantize.h"
 #include "lacuna/prune/about.h"
 #include "lacuna/prune/allocation_pass.h"
 #include "lacuna/prune/chunks.h"
@@ -59,16 +58,14 @@ io::CheckpointWriter::Options writer_options(const Run& run) {
 /// A weight that is not pruned: as it was, but embedding and output matrix beside codes.
 Result<io::Weight> kept_weight(const Run& run, const std::string& name) {
   LACUNA_TRY(io::Weight weight, run.checkpoint.weight(name));
-  const bool head = name == run.spec.embedding + ".weight" || name == run.spec.lm_head + ".weight";
-  if (run.options.request.quantization.none() || run.options.keep_head || !head) return weight;
+  if (run.options.request.quantization.none() || run.options.keep_head ||
+      !run.spec.end_weights().contains(name))
+    return weight;
   constexpr format::Quantization kHead{.code = format::Code::kInt8};
   const auto* sparse = std::get_if<format::CompactMatrix>(&weight);
   if (sparse != nullptr && !sparse->quantization.none()) return weight;
-  auto coded = sparse ? format::quantize(*sparse, kHead, model::torch_executor())
-                      : format::quantize(std::get<Tensor>(weight), kHead, model::torch_executor());
-  if (!coded.ok())
-    return Error{coded.error().code, fmt::format("{}: {}", name, coded.error().message)};
-  return io::Weight(std::move(coded).value());
+  LACUNA_TRY(auto coded, io::quantize(name, weight, kHead, model::torch_executor()));
+  return io::Weight(std::move(coded));
 }
 
 /// config.json: that of the input, and what the run says of itself.

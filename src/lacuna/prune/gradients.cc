@@ -32,11 +32,13 @@ class GradientSums {
   }
 
   /// What the slope says, under the names with this before and after them.
-  void take(const std::string& before, const std::string& after, Gradients& into) {
+  /// @param called  a Linear's name in `into`
+  template <class Called>
+  void take(const Called& called, Gradients& into) {
     for (size_t i = 0; i < sums_.size(); ++i) {
       sums_[i].div_(static_cast<double>(std::max<int64_t>(1, sequences_)));
       if (slope_ == Slope::kRegional) sums_[i].sqrt_();
-      into[before + names_[i] + after] = std::move(sums_[i]);
+      into[called(names_[i])] = std::move(sums_[i]);
     }
   }
 
@@ -124,15 +126,6 @@ at::Tensor loss_slope(const model::Ends& ends, const at::Tensor& hidden, const a
   return slope;
 }
 
-at::Tensor ids_of(const Calibration& calibration, int64_t first, int64_t n, at::Device device) {
-  std::vector<at::Tensor> rows;
-  for (int64_t i = first; i < first + n; ++i)
-    rows.push_back(
-        at::tensor(at::ArrayRef<int32_t>(calibration.ids[static_cast<size_t>(i)]), at::kInt)
-            .to(at::kLong));
-  return at::stack(rows).to(device);
-}
-
 Status check_ends(const io::Checkpoint& checkpoint, const model::Ends& ends) {
   bool compact = false;
   for (const model::Linear* linear : ends.linears()) compact = compact || linear->is_compact();
@@ -175,7 +168,9 @@ class LossGradients {
       GradientSums& sums = sums_[static_cast<size_t>(layer)];
       if (!begun_) sums = GradientSums(backward.names(), plan_.slope);
       const auto through = [&](int64_t i, const at::Tensor& out) {
-        return (out * slope.narrow(0, i, 1)).sum(at::kFloat);
+        // A copy: of what the graph holds no part may change, and autograd takes a slope that is
+        // written for another sequence for one.
+        return (out * slope.narrow(0, i, 1).clone()).sum(at::kFloat);
       };
       LACUNA_CHECK(backward.run(inputs.back(), rotary_, through, layer > 0 ? &slope : nullptr, sums,
                                 count_));
@@ -188,7 +183,8 @@ class LossGradients {
   Gradients take() {
     Gradients all;
     for (int64_t layer = 0; layer < spec_.layers; ++layer)
-      sums_[static_cast<size_t>(layer)].take(spec_.block_prefix(layer), ".weight", all);
+      sums_[static_cast<size_t>(layer)].take(
+          [&](const std::string& linear) { return spec_.weight_name(layer, linear); }, all);
     return all;
   }
 
@@ -198,7 +194,7 @@ class LossGradients {
   }
   void checkpoint_release(int64_t layer) const {
     for (const io::LinearSpec& linear : spec_.block_linears())
-      checkpoint_.release(spec_.block_prefix(layer) + linear.name + ".weight");
+      checkpoint_.release(spec_.weight_name(layer, linear.name));
   }
   template <class F>
   void each_sequence(int64_t n, const F& f) const {
@@ -266,8 +262,8 @@ Result<Gradients> loss_gradients(const io::Checkpoint& checkpoint, const io::Dec
   LossGradients gradients(checkpoint, spec, targets, plan, count);
   for (int64_t first = 0; first < calibration.samples(); first += plan.group)
     LACUNA_CHECK(gradients.add(
-        ends, ids_of(calibration, first, std::min(plan.group, calibration.samples() - first),
-                     plan.compute.device)));
+        ends, calibration.ids_of(first, std::min(plan.group, calibration.samples() - first),
+                                 plan.compute.device)));
   return gradients.take();
 }
 
@@ -279,7 +275,7 @@ Result<Gradients> regional_gradients(model::Block& block, const std::vector<std:
   const auto norm = [](int64_t, const at::Tensor& out) { return out.to(at::kFloat).norm(); };
   LACUNA_CHECK(backward.run(hidden, rotary, norm, nullptr, sums, count));
   Gradients all;
-  sums.take("", "", all);
+  sums.take([](const std::string& linear) { return linear; }, all);
   return all;
 }
 

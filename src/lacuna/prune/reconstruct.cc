@@ -98,15 +98,6 @@ at::Tensor rows_of(const at::Tensor& all, const Part& part) {
   return at::stack(rows);
 }
 
-at::Tensor ids_of(const Calibration& calibration, const Part& part, at::Device device) {
-  std::vector<at::Tensor> rows;
-  for (const int64_t sample : part.samples) {
-    const auto& ids = calibration.ids[static_cast<size_t>(sample)];
-    rows.push_back(at::tensor(at::ArrayRef<int32_t>(ids), at::kInt).to(at::kLong));
-  }
-  return at::stack(rows).to(device);
-}
-
 /// Sums of the parts' gradients, in the order of the parts.
 std::vector<at::Tensor> summed(std::vector<std::vector<at::Tensor>>& of_parts, size_t skip) {
   std::vector<at::Tensor> sums(of_parts.front().begin() + static_cast<int64_t>(skip),
@@ -268,7 +259,7 @@ at::Tensor gradients_of(
     at::Tensor x;
     {
       const at::NoGradGuard off;
-      x = ends.embed(ids_of(calibration, parts[i], compute.device));
+      x = ends.embed(calibration.ids_of(parts[i].samples, compute.device));
       for (const BlockTraining& each : blocks) {
         inputs[i].push_back(x);
         x = each.block().forward(x, rotary);

@@ -47,7 +47,7 @@ struct Run {
     return targets[static_cast<size_t>(layer)];
   }
   std::string weight_name(int64_t layer, const std::string& linear) const {
-    return spec.block_prefix(layer) + linear + ".weight";
+    return spec.weight_name(layer, linear);
   }
   /// Gives back the pages of a block's targets.
   void release(int64_t layer) const {

@@ -72,7 +72,7 @@ Result<std::vector<std::string>> target_names(const io::Checkpoint& checkpoint,
   std::vector<std::string> names;
   for (int64_t layer = 0; layer < spec.layers; ++layer)
     for (const std::string& linear : targets[static_cast<size_t>(layer)])
-      names.push_back(spec.block_prefix(layer) + linear + ".weight");
+      names.push_back(spec.weight_name(layer, linear));
   return names;
 }
 
