@@ -60,8 +60,7 @@ std::vector<float> run_candidate(const CodedCandidate& candidate, const format::
                                  const Executor& executor = Executor::serial(),
                                  std::optional<Masks> masks = std::nullopt) {
   const Stream stream = Stream::pack(m, executor, masks).value();
-  CodedPlan planned = plan(problem_of(m, tokens, DType::kF32)).value();
-  planned.candidate = &candidate;
+  const CodedPlan planned = plan_for(candidate, problem_of(m, tokens, DType::kF32));
   std::vector<std::byte> workspace(planned.workspace_bytes);
   std::vector<float> y(static_cast<size_t>(tokens * m.rows), std::nanf(""));
   run(planned, stream,
