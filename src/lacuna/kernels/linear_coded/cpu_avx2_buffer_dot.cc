@@ -1,7 +1,7 @@
-// Without vpexpandb: 8 bits of a mask choose a shuffle from a table of 256, which spreads the next
-// codes to their places. A chunk of a tile is expanded so into 1 KiB, 8 bytes at a time, before it
-// is read back in whole registers (a load can't wait for four smaller stores), 8 rows by 4 columns
-// each, and meets every token.
+// Without vpexpandb: 16 bits of a mask choose a shuffle, as the sum of two rows from tables of 256,
+// which spreads the next codes to their places. One token meets them at once, 8 rows by 4 columns a
+// register. For more, whose sums leave no registers, a chunk of a tile is expanded into 1 KiB and
+// read back in whole registers (a load can't wait for two smaller stores).
 //
 // Products of bytes: vpdpbusd where AVX-VNNI has it. Else vpmaddubsw adds two in 16 bits, which may
 // not overflow: four-bit codes are small enough for 8 blocks in a row; int8 codes give their sign
