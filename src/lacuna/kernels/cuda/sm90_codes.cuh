@@ -16,6 +16,10 @@ struct FourCodes {
   unsigned odd_low, odd_high, even_low, even_high;  // a byte each
 };
 
+// Both kinds also give the codes as they are, for products of bytes: `rows` those of two words, low
+// and high of the first and of the second, and make codes of activations: `four_codes` of numbers up
+// to kLargest in size, rounded to nearest, ties to even.
+
 // e4m3, finite. The pair `odd` stands in the word as bf16 wants it (sign, four bits of exponent,
 // three of fraction; the rest is 0), the bits of `even` between them, where two shifts take them to
 // their places. The bf16 numbers are then too small by 2^120 (the biases differ), subnormals
@@ -25,6 +29,12 @@ struct FourCodes {
 //   odd       sh |      |  |  high  |      |sl |      |  |  low   |
 //   even         | l6..4|sh|        | h3..0|   | h6..4|sl|        | l3..0
 struct Fp8 {
+  static constexpr float kLargest = 448.f;
+  static __device__ __forceinline__ unsigned four_codes(const float (&v)[4]) {
+    const unsigned low = __nv_cvt_float2_to_fp8x2({v[0], v[1]}, __NV_SATFINITE, __NV_E4M3);
+    const unsigned high = __nv_cvt_float2_to_fp8x2({v[2], v[3]}, __NV_SATFINITE, __NV_E4M3);
+    return low | high << 16;
+  }
   static __device__ __forceinline__ unsigned encode(unsigned short bf16) {
     return __nv_cvt_float_to_fp8(__uint_as_float(static_cast<unsigned>(bf16) << 16), __NV_SATFINITE,
                                  __NV_E4M3);
@@ -39,8 +49,21 @@ struct Fp8 {
     *odd = times_2_120(word & 0x87f087f0);
     *even = times_2_120((word << 4 & 0x80f080f0) | (__funnelshift_l(word, word, 12) & 0x07000700));
   }
+  static __device__ __forceinline__ void rows(unsigned first, unsigned second, unsigned* odd,
+                                              unsigned* even) {
+    *odd = __byte_perm(odd_bytes(first), odd_bytes(second), 0x6420);
+    *even = __byte_perm(even_bytes(first), even_bytes(second), 0x6420);
+  }
 
  private:
+  // In bytes 0 and 2; the others hold anything.
+  static __device__ __forceinline__ unsigned odd_bytes(unsigned word) {
+    return (word >> 4 & 0x007f007f) | (word >> 8 & ~0x007f007f);
+  }
+  static __device__ __forceinline__ unsigned even_bytes(unsigned word) {
+    const unsigned outer = (word & 0x000f000f) | (word >> 4 & ~0x000f000f);
+    return (outer & ~0x00700070) | (__byte_perm(word, word, 0x2103) & 0x00700070);
+  }
   static __device__ __forceinline__ unsigned times_2_120(unsigned pair) {
     unsigned v;
     asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(v) : "r"(pair), "r"(0x7b807b80));
@@ -52,6 +75,13 @@ struct Fp8 {
 // four codes: 128 plus the low seven bits is a fraction of bf16, and what has to go again is 128,
 // or 256 for a negative code.
 struct Int8 {
+  static constexpr float kLargest = 127.f;
+  static __device__ __forceinline__ unsigned four_codes(const float (&v)[4]) {
+    unsigned codes = 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) codes |= (__float2int_rn(v[i]) & 0xff) << (8 * i);
+    return codes;
+  }
   static __device__ __forceinline__ unsigned encode(unsigned short bf16) {
     return static_cast<unsigned>(
                static_cast<int>(__uint_as_float(static_cast<unsigned>(bf16) << 16))) &
@@ -63,6 +93,11 @@ struct Int8 {
   static __device__ __forceinline__ void decode(unsigned word, unsigned* odd, unsigned* even) {
     *odd = pair_of(word >> 8);
     *even = pair_of(word);
+  }
+  static __device__ __forceinline__ void rows(unsigned first, unsigned second, unsigned* odd,
+                                              unsigned* even) {
+    *odd = __byte_perm(first, second, 0x7531);
+    *even = __byte_perm(first, second, 0x6420);
   }
 
  private:
