@@ -71,7 +71,7 @@ static vector<k::GpuPlan> cuts(int n, int k, int t, bool all) {
   if (t <= 128)
     for (int c : {1, 2, 4, 8})
       for (int g : {1, 2, 3, 4})
-        for (int s : {3, 4, 6, 8, 12, 16})
+        for (int s : {1, 2, 3, 4, 6, 8})
           for (int ahead : {1, s}) {
             if (!all && (s + g + c + ahead) % 3) continue;
             v.push_back(held_plan(t, nm::ResidentPlan{tokens, c, g, s, ahead}));
@@ -212,7 +212,7 @@ static void time_run(const char* shapes, const vector<int>& ts, const vector<int
                          }, (int)p.packed.copies.size(), p.guess(t), target)});
         all.push_back({"rounding alone", capture([&](int) {
                          auto* c = (unsigned char*)p.workspace;
-                         return fp8 ? k::cuda::round_tokens<k::cuda::Fp8>(
+                         return fp8 ? k::cuda::round_tokens<k::cuda::Fp8Bytes>(
                                           p.x, t, sh.k, c, (float*)(c + (size_t)t * sh.k), false, st)
                                     : k::cuda::round_tokens<k::cuda::Int8>(
                                           p.x, t, sh.k, c, (float*)(c + (size_t)t * sh.k), false, st);

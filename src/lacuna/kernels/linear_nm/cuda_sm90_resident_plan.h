@@ -7,7 +7,7 @@ struct ResidentPlan {
   int tokens;   // that there is room for: 32, 64 or 128
   int cluster;  // blocks that split K: 1, 2, 4 or 8
   int groups;   // warpgroups
-  int stages;   // units of W that each warp has in flight
+  int stages;   // two units of W each, that each warp has in flight
   int ahead;    // of them, while the kernel ahead still runs
 };
 

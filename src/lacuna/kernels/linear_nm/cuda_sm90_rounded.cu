@@ -24,7 +24,7 @@ namespace {
 
 template <class Code>
 struct CodedUnit {
-  static constexpr bool kFloat = std::is_same_v<Code, cuda::Fp8>;
+  static constexpr bool kFloat = std::is_same_v<Code, cuda::Fp8Bytes>;
   using Sum = std::conditional_t<kFloat, float, int>;
   static constexpr int kBytes = kCodedUnitBytes;
   static constexpr int kElementBytes = 1;
@@ -71,7 +71,7 @@ struct CodedUnit {
  private:
   // Of every 16 bits the two in the middle of four nibbles change places.
   static __device__ __forceinline__ unsigned interleaved(unsigned v) {
-    return (v & 0xf00ff00f) | (v >> 4 & 0x00f000f0) | (v << 4 & 0x0f000f00);
+    return cuda::select<0xf00ff00f>(v, cuda::select<0x00f000f0>(v >> 4, v << 4));
   }
 };
 
@@ -94,14 +94,14 @@ cudaError_t resident_cut(std::int64_t n, std::int64_t units, std::int64_t t, con
     const int blocks_of_rows = static_cast<int>(ceil_div(row_tiles, 4));
     const int part = static_cast<int>(ceil_div(units, p.cluster));
     p.groups = std::min(p.tokens <= 64 ? 4 : 3, blocks_of_rows);
-    const int most = static_cast<int>(ceil_div(blocks_of_rows, p.groups)) * part;
+    const int most = static_cast<int>(ceil_div(blocks_of_rows, p.groups)) * static_cast<int>(ceil_div(part, 2));
     for (p.stages = std::min(16, most); p.stages >= 1; --p.stages) {
       p.ahead = p.stages;
       if (resident_plan_ok<Unit>(p, units)) break;
     }
     const int in_flight =
-        std::min(p.stages * p.groups * 4, row_tiles * part) * Unit::kBytes;  // bytes of a block
-    if (p.stages >= 2 && in_flight > most_in_flight) {
+        std::min(2 * p.stages * p.groups * 4, row_tiles * part) * Unit::kBytes;  // bytes of a block
+    if (p.stages >= 1 && in_flight > most_in_flight) {
       *plan = p;
       most_in_flight = in_flight;
     }
@@ -165,7 +165,7 @@ std::size_t rounded_workspace_bytes(std::int64_t k, std::int64_t t) {
   return static_cast<std::size_t>(t) * (k + sizeof(float));
 }
 
-const Rounded kRoundedFp8 = {OfCode<cuda::Fp8>::plan, OfCode<cuda::Fp8>::run};
+const Rounded kRoundedFp8 = {OfCode<cuda::Fp8Bytes>::plan, OfCode<cuda::Fp8Bytes>::run};
 const Rounded kRoundedInt8 = {OfCode<cuda::Int8>::plan, OfCode<cuda::Int8>::run};
 
 }  // namespace lacuna::kernels::linear_nm

@@ -49,7 +49,7 @@ template <class Unit, int kTokens>
 __global__ void __launch_bounds__(kMostGroups<kTokens> * 128 + 32, 1)
     resident_kernel(const ResidentParams p, const __grid_constant__ CUtensorMap x_map) {
   constexpr int kOctets = kTokens / 8;
-  constexpr int kUnitBytes = Unit::kBytes;
+  constexpr int kUnitBytes = Unit::kBytes, kStageBytes = 2 * kUnitBytes;
   static_assert(Unit::kElementBytes == 1 && Unit::kScaled);
   extern __shared__ unsigned char memory[];
   const unsigned shared = (cuda::shared_address(memory) + 1023) & ~1023u;
@@ -94,22 +94,24 @@ __global__ void __launch_bounds__(kMostGroups<kTokens> * 128 + 32, 1)
     cuda::cluster_wait();
   } else {
     const int group = warp >> 2;
-    const unsigned ring = shared + p.ring_offset + warp * p.stages * kUnitBytes;
-    // What this warp reads of W: units `part` by `part`, every `groups` * 4 row tiles.
+    const unsigned ring = shared + p.ring_offset + warp * p.stages * kStageBytes;
+    // What this warp reads of W: `part` units, of every `groups` * 4th row tile.
     const int own_first = first_tile + warp;
-    int left = own_first < last_tile ? ((last_tile - own_first + warps - 1) / warps) * part : 0;
-    int fetch_left = part;  // of a row tile
+    int tiles_left = own_first < last_tile ? (last_tile - own_first + warps - 1) / warps : 0;
+    int units_left = part;  // of a row tile
     const unsigned char* from =
         p.weights + (static_cast<std::size_t>(own_first) * p.units + first_unit) * kUnitBytes;
     const auto fetch = [&](int slot) {  // by one lane
-      if (left == 0) return;
-      --left;
-      cuda::barrier_expect(w_full + 8 * slot, kUnitBytes);
-      cuda::bulk_copy_once(ring + slot * kUnitBytes, from, kUnitBytes, w_full + 8 * slot,
+      if (tiles_left == 0) return;
+      const int bytes = units_left > 1 ? kStageBytes : kUnitBytes;
+      cuda::barrier_expect(w_full + 8 * slot, bytes);
+      cuda::bulk_copy_once(ring + slot * kStageBytes, from, bytes, w_full + 8 * slot,
                            cuda::evict_first());
-      from += kUnitBytes;
-      if (--fetch_left == 0) {
-        fetch_left = part;
+      from += bytes;
+      units_left -= 2;
+      if (units_left <= 0) {
+        units_left = part;
+        --tiles_left;
         from += (static_cast<std::size_t>(warps) * p.units - part) * kUnitBytes;
       }
     };
@@ -153,10 +155,9 @@ __global__ void __launch_bounds__(kMostGroups<kTokens> * 128 + 32, 1)
       }
       typename Unit::Sum sums[kTokens / 2];
       Fragments even, odd;
-      const auto load = [&](Fragments& f) {
+      const auto load = [&](Fragments& f, int second) {
         if (active) {
-          cuda::barrier_wait(w_full + 8 * slot, phase);
-          Unit::template load<0>(f, ring + slot * kUnitBytes, lane);
+          Unit::template load<0>(f, ring + slot * kStageBytes + second * kUnitBytes, lane);
         } else {
           f = Unit::nothing();
         }
@@ -167,6 +168,18 @@ __global__ void __launch_bounds__(kMostGroups<kTokens> * 128 + 32, 1)
         Unit::multiply(sums, f, swizzled_descriptor(shared + unit * kTokens * kSlotBytes),
                        unit > 0);
         wgmma_commit();
+      };
+#pragma unroll 1
+      for (int unit = 0; unit < part; unit += 2) {
+        if (active) cuda::barrier_wait(w_full + 8 * slot, phase);
+        if (unit > 0) wgmma_wait<1>();  // `even` may be written, then `odd`
+        load(even, 0);
+        multiply(even, unit);
+        if (unit + 1 < part) {
+          if (unit > 0) wgmma_wait<1>();
+          load(odd, 1);
+          multiply(odd, unit + 1);
+        }
         // wgmma has what was loaded: the slot may be filled again.
         if (active) {
           if (lane == 0) fetch(slot);
@@ -175,18 +188,6 @@ __global__ void __launch_bounds__(kMostGroups<kTokens> * 128 + 32, 1)
             phase ^= 1;
           }
         }
-      };
-      load(even);
-#pragma unroll 1
-      for (int unit = 0;;) {
-        multiply(even, unit);
-        if (++unit == part) break;
-        wgmma_wait<1>();
-        load(odd);
-        multiply(odd, unit);
-        if (++unit == part) break;
-        wgmma_wait<1>();
-        load(even);
       }
       wgmma_wait<0>();
       hold_sums(sums);
@@ -286,7 +287,7 @@ ResidentShared resident_shared(const ResidentPlan& plan, std::int64_t units) {
   const int part = static_cast<int>(ceil_div(units, plan.cluster));
   ResidentShared s;
   s.ring_offset = part * plan.tokens * kSlotBytes;
-  s.received_offset = s.ring_offset + warps * plan.stages * Unit::kBytes;
+  s.received_offset = s.ring_offset + warps * plan.stages * 2 * Unit::kBytes;
   s.scale_offset = s.received_offset +
                    warps * (plan.cluster - 1) * static_cast<int>(ceil_div(octets, plan.cluster)) * 512;
   s.barrier_offset = s.scale_offset + plan.tokens * 4;
