@@ -212,7 +212,7 @@ static void time_run(const char* shapes, const vector<int>& ts, const vector<int
                          }, (int)p.packed.copies.size(), p.guess(t), target)});
         all.push_back({"rounding alone", capture([&](int) {
                          auto* c = (unsigned char*)p.workspace;
-                         return fp8 ? k::cuda::round_tokens<k::cuda::Fp8Bytes>(
+                         return fp8 ? k::cuda::round_tokens<k::cuda::Fp8>(
                                           p.x, t, sh.k, c, (float*)(c + (size_t)t * sh.k), false, st)
                                     : k::cuda::round_tokens<k::cuda::Int8>(
                                           p.x, t, sh.k, c, (float*)(c + (size_t)t * sh.k), false, st);

@@ -32,11 +32,12 @@ __device__ __forceinline__ unsigned select(unsigned a, unsigned b) {
 // e4m3, finite. The pair `odd` stands in the word as bf16 wants it (sign, four bits of exponent,
 // three of fraction; the rest is 0), the bits of `even` between them, where two shifts take them to
 // their places. The bf16 numbers are then too small by 2^120 (the biases differ), subnormals
-// included: 5 integer instructions and 2 products for four codes.
+// included: 5 integer instructions and 2 products for four codes. As bytes, eight codes of two words
+// take 8 instructions.
 //
-//   bit       31 |30..28|27|26....20|19..16|15 |14..12|11|10.....4|3...0
-//   odd       sh |      |  |  high  |      |sl |      |  |  low   |
-//   even         | l6..4|sh|        | h3..0|   | h6..4|sl|        | l3..0
+//   bit of each half   15 | 14..12 | 11 | 10....4 | 3..0
+//   odd                s  |        |    |  6....0 |
+//   even                  | 6....4 | s  |         | 3..0
 struct Fp8 {
   static constexpr float kLargest = 448.f;
   static __device__ __forceinline__ unsigned four_codes(const float (&v)[4]) {
@@ -50,38 +51,29 @@ struct Fp8 {
   }
   static __device__ __forceinline__ unsigned word(const FourCodes& c) {
     const auto odd = [](unsigned code) { return (code & 0x80) << 8 | (code & 0x7f) << 4; };
-    return odd(c.odd_low) | odd(c.odd_high) << 16 |  //
-           (c.even_low & 0x80) << 4 | (c.even_low & 0x0f) | (c.even_low & 0x70) << 24 |
-           (c.even_high & 0x80) << 20 | (c.even_high & 0x0f) << 16 | (c.even_high & 0x70) << 8;
+    const auto even = [](unsigned code) {
+      return (code & 0x70) << 8 | (code & 0x80) << 4 | (code & 0x0f);
+    };
+    return odd(c.odd_low) | even(c.even_low) | (odd(c.odd_high) | even(c.even_high)) << 16;
   }
   static __device__ __forceinline__ void decode(unsigned word, unsigned* odd, unsigned* even) {
     *odd = times_2_120(word & 0x87f087f0);
-    *even = times_2_120((word << 4 & 0x80f080f0) | (__funnelshift_l(word, word, 12) & 0x07000700));
+    *even = times_2_120((word << 4 & 0x80f080f0) | (word >> 4 & 0x07000700));
+  }
+  static __device__ __forceinline__ void rows(unsigned first, unsigned second, unsigned* odd,
+                                              unsigned* even) {
+    // Both bytes of the four halves. What a shift takes into a neighbour is not selected.
+    const unsigned low = __byte_perm(first, second, 0x6420);
+    const unsigned high = __byte_perm(first, second, 0x7531);
+    *odd = select<0x80808080>(high, select<0x70707070>(high << 4, low >> 4));
+    *even = select<0x80808080>(high << 4, select<0x70707070>(high, low));
   }
 
- protected:
+ private:
   static __device__ __forceinline__ unsigned times_2_120(unsigned pair) {
     unsigned v;
     asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(v) : "r"(pair), "r"(0x7b807b80));
     return v;
-  }
-};
-
-// The same codes as bytes, in the order even, odd of both halves, of which two words are turned
-// into operands of products of bytes at one instruction a row. 7 integer instructions and 2
-// products for four codes as bf16.
-struct Fp8Bytes : Fp8 {
-  static __device__ __forceinline__ unsigned word(const FourCodes& c) {
-    return c.even_low | c.odd_low << 8 | c.even_high << 16 | c.odd_high << 24;
-  }
-  static __device__ __forceinline__ void decode(unsigned word, unsigned* odd, unsigned* even) {
-    *odd = times_2_120((word >> 4 & 0x07f007f0) | (word & 0x80008000));
-    *even = times_2_120((word << 4 & 0x07f007f0) | (word << 8 & 0x80008000));
-  }
-  static __device__ __forceinline__ void rows(unsigned first, unsigned second, unsigned* odd,
-                                              unsigned* even) {
-    *odd = __byte_perm(first, second, 0x7531);
-    *even = __byte_perm(first, second, 0x6420);
   }
 };
 

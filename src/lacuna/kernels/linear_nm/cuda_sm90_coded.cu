@@ -182,7 +182,7 @@ struct Shown {
 
 }  // namespace
 
-const GpuLinearKernel kFp8 = Shown<cuda::Fp8Bytes, kRoundedFp8>::as("cuda_sm90_fp8");
+const GpuLinearKernel kFp8 = Shown<cuda::Fp8, kRoundedFp8>::as("cuda_sm90_fp8");
 const GpuLinearKernel kInt8 = Shown<cuda::Int8, kRoundedInt8>::as("cuda_sm90_int8");
 
 }  // namespace lacuna::kernels::linear_nm

@@ -24,7 +24,7 @@ namespace {
 
 template <class Code>
 struct CodedUnit {
-  static constexpr bool kFloat = std::is_same_v<Code, cuda::Fp8Bytes>;
+  static constexpr bool kFloat = std::is_same_v<Code, cuda::Fp8>;
   using Sum = std::conditional_t<kFloat, float, int>;
   static constexpr int kBytes = kCodedUnitBytes;
   static constexpr int kElementBytes = 1;
@@ -93,7 +93,7 @@ cudaError_t resident_cut(std::int64_t n, std::int64_t units, std::int64_t t, con
     const int row_tiles = static_cast<int>(ceil_div(ceil_div(n, kTileRows), clusters));
     const int blocks_of_rows = static_cast<int>(ceil_div(row_tiles, 4));
     const int part = static_cast<int>(ceil_div(units, p.cluster));
-    p.groups = std::min(p.tokens <= 64 ? 4 : 3, blocks_of_rows);
+    p.groups = std::min(p.tokens <= 32 ? 4 : 3, blocks_of_rows);
     const int most = static_cast<int>(ceil_div(blocks_of_rows, p.groups)) * static_cast<int>(ceil_div(part, 2));
     for (p.stages = std::min(16, most); p.stages >= 1; --p.stages) {
       p.ahead = p.stages;
@@ -165,7 +165,7 @@ std::size_t rounded_workspace_bytes(std::int64_t k, std::int64_t t) {
   return static_cast<std::size_t>(t) * (k + sizeof(float));
 }
 
-const Rounded kRoundedFp8 = {OfCode<cuda::Fp8Bytes>::plan, OfCode<cuda::Fp8Bytes>::run};
+const Rounded kRoundedFp8 = {OfCode<cuda::Fp8>::plan, OfCode<cuda::Fp8>::run};
 const Rounded kRoundedInt8 = {OfCode<cuda::Int8>::plan, OfCode<cuda::Int8>::run};
 
 }  // namespace lacuna::kernels::linear_nm

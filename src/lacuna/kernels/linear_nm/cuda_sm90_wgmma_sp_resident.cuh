@@ -43,7 +43,7 @@ struct ResidentParams {
 
 // Sums of kTokens / 2 registers.
 template <int kTokens>
-inline constexpr int kMostGroups = kTokens <= 64 ? 4 : 3;
+inline constexpr int kMostGroups = kTokens <= 32 ? 4 : 3;
 
 template <class Unit, int kTokens>
 __global__ void __launch_bounds__(kMostGroups<kTokens> * 128 + 32, 1)
@@ -95,25 +95,32 @@ __global__ void __launch_bounds__(kMostGroups<kTokens> * 128 + 32, 1)
   } else {
     const int group = warp >> 2;
     const unsigned ring = shared + p.ring_offset + warp * p.stages * kStageBytes;
-    // What this warp reads of W: `part` units, of every `groups` * 4th row tile.
-    const int own_first = first_tile + warp;
-    int tiles_left = own_first < last_tile ? (last_tile - own_first + warps - 1) / warps : 0;
-    int units_left = part;  // of a row tile
-    const unsigned char* from =
-        p.weights + (static_cast<std::size_t>(own_first) * p.units + first_unit) * kUnitBytes;
+    // The rows of the cluster in as many tiles as its warpgroups take turns, all alike (to within 16
+    // rows): else some would have nothing to do at the end.
+    const int row_tiles = last_tile - first_tile;
+    const int turns = (row_tiles + warps - 1) / warps, tiles = turns * p.groups;
+    const auto begin_of = [&](int tile) { return first_tile + row_tiles * tile / tiles; };
+    // What this warp reads of W: `part` units of its row of each tile that has one for it.
+    int fetch_turn = -1, units_left = 0;
+    const unsigned char* from = nullptr;
     const auto fetch = [&](int slot) {  // by one lane
-      if (tiles_left == 0) return;
+      while (units_left <= 0) {
+        if (++fetch_turn >= turns) {
+          fetch_turn = turns;
+          return;
+        }
+        const int tile = fetch_turn * p.groups + group;
+        const int row_tile = begin_of(tile) + (warp & 3);
+        if (row_tile >= begin_of(tile + 1)) continue;
+        from = p.weights + (static_cast<std::size_t>(row_tile) * p.units + first_unit) * kUnitBytes;
+        units_left = part;
+      }
       const int bytes = units_left > 1 ? kStageBytes : kUnitBytes;
       cuda::barrier_expect(w_full + 8 * slot, bytes);
       cuda::bulk_copy_once(ring + slot * kStageBytes, from, bytes, w_full + 8 * slot,
                            cuda::evict_first());
       from += bytes;
       units_left -= 2;
-      if (units_left <= 0) {
-        units_left = part;
-        --tiles_left;
-        from += (static_cast<std::size_t>(warps) * p.units - part) * kUnitBytes;
-      }
     };
     if (lane == 0) {
 #pragma unroll 1
@@ -142,12 +149,12 @@ __global__ void __launch_bounds__(kMostGroups<kTokens> * 128 + 32, 1)
     cuda::cluster_wait();  // All blocks have started: sums may be stored into their memory.
 
     int slot = 0;
-    unsigned phase = 0, turn = 0;
+    unsigned phase = 0;
     using Fragments = typename Unit::Fragments;
 #pragma unroll 1
-    for (int tile = first_tile + group * 4; tile < last_tile; tile += warps, ++turn) {
-      const int row_tile = tile + (warp & 3);
-      const bool active = row_tile < last_tile;
+    for (int turn = 0; turn < turns; ++turn) {
+      const int tile = turn * p.groups + group, row_tile = begin_of(tile) + (warp & 3);
+      const bool active = row_tile < begin_of(tile + 1);
       float row_scale[2] = {0.f, 0.f};
       if (active) {
         row_scale[0] = __ldg(p.scales + row_tile * kTileRows + (lane >> 2));
@@ -298,7 +305,7 @@ ResidentShared resident_shared(const ResidentPlan& plan, std::int64_t units) {
 template <class Unit>
 bool resident_plan_ok(const ResidentPlan& p, std::int64_t units) {
   const bool shape = (p.tokens == 32 || p.tokens == 64 || p.tokens == 128) && p.groups >= 1 &&
-                     p.groups <= (p.tokens <= 64 ? 4 : 3) && p.cluster >= 1 && p.cluster <= 8 &&
+                     p.groups <= (p.tokens <= 32 ? 4 : 3) && p.cluster >= 1 && p.cluster <= 8 &&
                      (p.cluster & (p.cluster - 1)) == 0 && p.stages >= 1 && p.stages <= 32 &&
                      p.ahead >= 0 && p.ahead <= p.stages;
   // (Many units would overflow the offsets.)
