@@ -67,8 +67,8 @@ static k::GpuPlan held_plan(int t, const Cut& cut) {
 // Cuts worth a try, some of which don't fit.
 static vector<k::GpuPlan> cuts(int n, int k, int t, bool all) {
   vector<k::GpuPlan> v;
-  const int tokens = t <= 32 ? 32 : t <= 64 ? 64 : 128;
-  if (t <= 128)
+  const int tokens = t <= 32 ? 32 : 64;
+  if (t <= 64)
     for (int c : {1, 2, 4, 8})
       for (int g : {1, 2, 3, 4})
         for (int s : {1, 2, 3, 4, 6, 8})

@@ -4,7 +4,7 @@
 namespace lacuna::kernels::linear_nm {
 
 struct ResidentPlan {
-  int tokens;   // that there is room for: 32, 64 or 128
+  int tokens;   // that there is room for: 32 or 64
   int cluster;  // blocks that split K: 1, 2, 4 or 8
   int groups;   // warpgroups
   int stages;   // two units of W each, that each warp has in flight

@@ -10,7 +10,7 @@
 //   metadata    lanes 2h, 2h+1: 16 columns each of    lane 2h+i: row g+8i, 32 columns of step h:
 //               step h, rows g and g+8                halves of both, interleaved by 4 bits (5)
 //
-// Two kernels: up to 128 tokens x lies in shared memory (cuda_sm90_wgmma_sp_resident.cuh), above it
+// Two kernels: up to 64 tokens x lies in shared memory (cuda_sm90_wgmma_sp_resident.cuh), above it
 // comes in tiles (cuda_sm90_wgmma_sp_tiles.cuh).
 #include "lacuna/kernels/linear_nm/cuda_sm90_rounded.h"
 
@@ -30,22 +30,30 @@ struct CodedUnit {
   static constexpr int kElementBytes = 1;
   static constexpr bool kScaled = true;
   static constexpr int kStages = 5;
+  static constexpr double kHalfTileCost = 0.68;
 
   struct Fragments {  // of 128 columns
     uint4 a[2];
     unsigned metadata[2];
   };
 
+  // Of a lane, in a unit.
+  struct Where {
+    unsigned places, row, codes;
+  };
+  static __device__ __forceinline__ Where where(int lane) {
+    return {kept((lane & ~1) * 8), kept(lane & 1 ? 0x7362 : 0x5140),
+            kept(kCodedMetadataBytes + lane * 16)};
+  }
+
   template <int kPart>
-  static __device__ __forceinline__ void load(Fragments& f, unsigned unit, int lane) {
-    const uint4 places = cuda::load_shared4(unit + (lane & ~1) * 8);  // of both lanes of a step
-    const unsigned row = lane & 1 ? 0x7362 : 0x5140;
-    f.metadata[0] = interleaved(__byte_perm(places.x, places.z, row));
-    f.metadata[1] = interleaved(__byte_perm(places.y, places.w, row));
+  static __device__ __forceinline__ void load(Fragments& f, unsigned unit, const Where& at) {
+    const uint4 places = cuda::load_shared4(unit + at.places);  // of both lanes of a step
+    f.metadata[0] = interleaved(__byte_perm(places.x, places.z, at.row));
+    f.metadata[1] = interleaved(__byte_perm(places.y, places.w, at.row));
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const uint4 words =
-          cuda::load_shared4(unit + kCodedMetadataBytes + i * kCodedPairBytes + lane * 16);
+      const uint4 words = cuda::load_shared4(unit + at.codes + i * kCodedPairBytes);
       Code::rows(words.x, words.y, &f.a[i].x, &f.a[i].y);
       Code::rows(words.z, words.w, &f.a[i].z, &f.a[i].w);
     }
@@ -79,35 +87,37 @@ bool tiles_take(std::int64_t n, std::int64_t k) {
   return n >= 8 && n % 8 == 0 && n < (1 << 25) && k >= 128 && k % 128 == 0 && k < (1 << 20);
 }
 
-// The cut from measured rules.
+// The cut from measured rules (bench/lab/cuda_linear_coded).
 // @param at_once  (cluster, &count): clusters of blocks that the device holds at a time
 template <class Unit, class AtOnce>
 cudaError_t resident_cut(std::int64_t n, std::int64_t units, std::int64_t t, const AtOnce& at_once,
                          ResidentPlan* plan) {
   ResidentPlan p = {};
-  p.tokens = t <= 32 ? 32 : t <= 64 ? 64 : 128;
-  int most_in_flight = 0;
-  for (p.cluster = 1; p.cluster <= 8 && p.cluster <= units; p.cluster *= 2) {
-    int clusters = 0;
-    if (const cudaError_t error = at_once(p.cluster, &clusters)) return error;
-    const int row_tiles = static_cast<int>(ceil_div(ceil_div(n, kTileRows), clusters));
-    const int blocks_of_rows = static_cast<int>(ceil_div(row_tiles, 4));
-    const int part = static_cast<int>(ceil_div(units, p.cluster));
-    p.groups = std::min(p.tokens <= 32 ? 4 : 3, blocks_of_rows);
-    const int most = static_cast<int>(ceil_div(blocks_of_rows, p.groups)) * static_cast<int>(ceil_div(part, 2));
-    for (p.stages = std::min(16, most); p.stages >= 1; --p.stages) {
-      p.ahead = p.stages;
-      if (resident_plan_ok<Unit>(p, units)) break;
+  p.tokens = t <= 32 ? 32 : 64;
+  // Few blocks share K: each cut costs an exchange of sums. But of 64 tokens two thirds of shared
+  // memory hold x, and four blocks start sooner on a fourth of it.
+  const std::int64_t most_units = 128 * 1024 / (p.tokens * kSlotBytes);
+  p.cluster = p.tokens == 32 ? 4 : 2;
+  while (p.cluster < 8 && ceil_div(units, p.cluster) > most_units) p.cluster *= 2;
+  while (p.cluster > units) p.cluster /= 2;
+  int clusters = 0;
+  if (const cudaError_t error = at_once(p.cluster, &clusters)) return error;
+  const auto part = static_cast<int>(ceil_div(units, p.cluster));
+  const auto row_tiles = static_cast<int>(ceil_div(ceil_div(n, kTileRows), clusters));
+  const auto full_tiles = static_cast<int>(ceil_div(row_tiles, 4));
+  p.groups = p.tokens == 32 ? std::min(part >= 24 ? 3 : 4, static_cast<int>(ceil_div(row_tiles, 3)))
+                            : (full_tiles >= 5 ? 3 : std::min(full_tiles, 2));
+  for (; p.groups >= 1; --p.groups) {
+    const bool one_turn = full_tiles <= p.groups;
+    for (p.stages = p.tokens == 32 && part >= 16 ? 3 : 2; p.stages >= 1; --p.stages) {
+      p.ahead = one_turn ? p.stages : 1;
+      if (resident_plan_ok<Unit>(p, units)) {
+        *plan = p;
+        return cudaSuccess;
+      }
     }
-    const int in_flight =
-        std::min(2 * p.stages * p.groups * 4, row_tiles * part) * Unit::kBytes;  // bytes of a block
-    if (p.stages >= 1 && in_flight > most_in_flight) {
-      *plan = p;
-      most_in_flight = in_flight;
-    }
-    if (most_in_flight >= 60000) return cudaSuccess;
   }
-  return most_in_flight > 0 ? cudaSuccess : cudaErrorInvalidValue;
+  return cudaErrorInvalidValue;
 }
 
 template <class Code>
@@ -118,10 +128,9 @@ struct OfCode {
     if (t < 1 || n < 1 || n >= (1 << 25) || k < 128 || k % 128 != 0 || k >= (1 << 20)) {
       return cudaErrorInvalidValue;
     }
-    if (t <= 128) {
-      const int tokens = t <= 32 ? 32 : t <= 64 ? 64 : 128;
+    if (t <= 64) {
       const auto at_once = [&](int cluster, int* count) {
-        return resident_clusters_at_once<Unit>(tokens, cluster, count);
+        return resident_clusters_at_once<Unit>(t <= 32 ? 32 : 64, cluster, count);
       };
       const cudaError_t error = resident_cut<Unit>(n, k / kUnitColumns, t, at_once,
                                                    &plan->emplace<ResidentPlan>());
@@ -157,8 +166,10 @@ struct OfCode {
 
 std::int64_t rounded_from_tokens(std::int64_t n, std::int64_t k) {
   if (!tiles_take(n, k)) return 0;
-  // x of 64 tokens, split by eight blocks, has to leave room for W in shared memory.
-  return k <= 18 * 8 * kUnitColumns ? 17 : 65;
+  // x of 64 tokens, split by eight blocks, has to leave room for W in shared memory. Small weights
+  // are read sooner than x is rounded.
+  if (k > 16 * 8 * kUnitColumns) return 65;
+  return n * k > 20'000'000 ? 17 : 33;
 }
 
 std::size_t rounded_workspace_bytes(std::int64_t k, std::int64_t t) {

@@ -34,14 +34,18 @@ struct Bf16Unit {
   static constexpr int kElementBytes = 2;
   static constexpr bool kScaled = false;
   static constexpr int kStages = 3;
+  static constexpr double kHalfTileCost = 0.58;
 
   struct Fragments {  // of 64 columns
     uint4 a[2];
     unsigned metadata;
   };
 
+  using Where = int;  // the lane
+  static __device__ __forceinline__ Where where(int lane) { return lane; }
+
   template <int kPart>
-  static __device__ __forceinline__ void load(Fragments& f, unsigned unit, int lane) {
+  static __device__ __forceinline__ void load(Fragments& f, unsigned unit, Where lane) {
     const unsigned steps = unit + kMetadataBytes + 2 * kPart * kStepBytes + lane * 16;
     f.metadata = load_shared1(unit + lane * 8 + kPart * 4);
     f.a[0] = cuda::load_shared4(steps);

@@ -211,6 +211,13 @@ __device__ __forceinline__ void store_shared1(unsigned address, float v) {
   asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(v) : "memory");
 }
 
+// A value that is kept, not worked out again where it is used (from a register of the thread that
+// takes long to read).
+__device__ __forceinline__ unsigned kept(unsigned v) {
+  asm volatile("" : "+r"(v));
+  return v;
+}
+
 // --- waiting
 // ---------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-// The idea: for 17 to 128 tokens a product still costs what its weights cost to read, and x in codes
+// The idea: for 17 to 64 tokens a product still costs what its weights cost to read, and x in codes
 // is small enough to lie in shared memory: all tokens, and the columns of a block. So W alone streams,
 // as in the decode kernels (every warp through a ring of its own), and the tensor cores of a
 // warpgroup take x for 64 rows at a time.
@@ -41,7 +41,7 @@ struct ResidentParams {
   int ring_offset, received_offset, scale_offset, barrier_offset;
 };
 
-// Sums of kTokens / 2 registers.
+// Registers for kTokens / 2 sums decide.
 template <int kTokens>
 inline constexpr int kMostGroups = kTokens <= 32 ? 4 : 3;
 
@@ -53,6 +53,7 @@ __global__ void __launch_bounds__(kMostGroups<kTokens> * 128 + 32, 1)
   static_assert(Unit::kElementBytes == 1 && Unit::kScaled);
   extern __shared__ unsigned char memory[];
   const unsigned shared = (cuda::shared_address(memory) + 1023) & ~1023u;
+  const unsigned x = kept(shared);  // (for descriptors)
   const int warp = __shfl_sync(~0u, threadIdx.x >> 5, 0), lane = threadIdx.x & 31;
   const int warps = p.groups * 4;
   const int cluster = 1 << p.cluster_log2, others = cluster - 1;
@@ -148,6 +149,7 @@ __global__ void __launch_bounds__(kMostGroups<kTokens> * 128 + 32, 1)
     cuda::barrier_of_warps(1, warps);
     cuda::cluster_wait();  // All blocks have started: sums may be stored into their memory.
 
+    const typename Unit::Where where = Unit::where(lane);
     int slot = 0;
     unsigned phase = 0;
     using Fragments = typename Unit::Fragments;
@@ -164,7 +166,7 @@ __global__ void __launch_bounds__(kMostGroups<kTokens> * 128 + 32, 1)
       Fragments even, odd;
       const auto load = [&](Fragments& f, int second) {
         if (active) {
-          Unit::template load<0>(f, ring + slot * kStageBytes + second * kUnitBytes, lane);
+          Unit::template load<0>(f, ring + slot * kStageBytes + second * kUnitBytes, where);
         } else {
           f = Unit::nothing();
         }
@@ -172,7 +174,7 @@ __global__ void __launch_bounds__(kMostGroups<kTokens> * 128 + 32, 1)
       const auto multiply = [&](const Fragments& f, int unit) {
         if (turn == 0) cuda::barrier_wait(x_full + 8 * unit, 0);
         wgmma_fence();
-        Unit::multiply(sums, f, swizzled_descriptor(shared + unit * kTokens * kSlotBytes),
+        Unit::multiply(sums, f, swizzled_descriptor(x + unit * kTokens * kSlotBytes),
                        unit > 0);
         wgmma_commit();
       };
@@ -278,10 +280,7 @@ using ResidentKernel = void (*)(const ResidentParams, const CUtensorMap);
 
 template <class Unit>
 ResidentKernel resident_kernel_of(int tokens) {
-  return tokens == 32    ? resident_kernel<Unit, 32>
-         : tokens == 64  ? resident_kernel<Unit, 64>
-         : tokens == 128 ? resident_kernel<Unit, 128>
-                         : nullptr;
+  return tokens == 32 ? resident_kernel<Unit, 32> : resident_kernel<Unit, 64>;
 }
 
 struct ResidentShared {
@@ -304,8 +303,8 @@ ResidentShared resident_shared(const ResidentPlan& plan, std::int64_t units) {
 
 template <class Unit>
 bool resident_plan_ok(const ResidentPlan& p, std::int64_t units) {
-  const bool shape = (p.tokens == 32 || p.tokens == 64 || p.tokens == 128) && p.groups >= 1 &&
-                     p.groups <= (p.tokens <= 32 ? 4 : 3) && p.cluster >= 1 && p.cluster <= 8 &&
+  const bool shape = (p.tokens == 32 || p.tokens == 64) && p.groups >= 1 &&
+                     p.groups <= (p.tokens == 32 ? kMostGroups<32> : kMostGroups<64>) && p.cluster >= 1 && p.cluster <= 8 &&
                      (p.cluster & (p.cluster - 1)) == 0 && p.stages >= 1 && p.stages <= 32 &&
                      p.ahead >= 0 && p.ahead <= p.stages;
   // (Many units would overflow the offsets.)
@@ -316,9 +315,9 @@ bool resident_plan_ok(const ResidentPlan& p, std::int64_t units) {
 // Clusters of blocks with all the shared memory that this device can hold at one time.
 template <class Unit>
 cudaError_t resident_clusters_at_once(int tokens, int cluster, int* count) {
-  static std::atomic<int> known[3][16][9];
+  static std::atomic<int> known[2][16][9];
   return cuda::clusters_at_once(resident_kernel_of<Unit>(tokens), cluster,
-                                known[tokens == 32 ? 0 : tokens == 64 ? 1 : 2], count);
+                                known[tokens == 32 ? 0 : 1], count);
 }
 
 // y = x W^T, x and x_scales being written by the kernel ahead in the stream.

@@ -9,9 +9,13 @@
 //     static constexpr bool kScaled;     // rows of W and tokens of x have a factor each, and x is
 //                                        // written by the kernel ahead, which this one may overtake
 //     static constexpr int kStages;      // of W in flight, 128 columns each
+//     static constexpr double kHalfTileCost;  // of a tile of 128 tokens, measured; of 256: 1
 //     // 64 rows x 128 bytes of x's columns of W: part kPart of the unit at this address.
 //     struct Fragments;
-//     template <int kPart> static __device__ void load(Fragments& f, unsigned unit, int lane);
+//     struct Where;                      // what a lane reads of a unit
+//     static __device__ Where where(int lane);
+//     template <int kPart>
+//     static __device__ void load(Fragments& f, unsigned unit, const Where& where);
 //     // sums (+)= those times a slot of x (its descriptor).
 //     template <int kSums>
 //     static __device__ void multiply(Sum (&sums)[kSums], const Fragments& f, std::uint64_t x,
@@ -156,6 +160,7 @@ struct Consumer {
   const TileParams& p;
   const unsigned shared, x_full, x_empty, w_full, w_empty;
   const int group, warp, lane, rank;  // warp of the warpgroup
+  const typename Unit::Where where;
   Turn<C::kXSlots> x, x_read;         // next to multiply, next to give back
   Turn<C::kWStages> w;
 
@@ -163,7 +168,7 @@ struct Consumer {
   __device__ __forceinline__ void load(Fragments& f) {
     if constexpr (kPart == 0) cuda::barrier_wait(w_full + 8 * w.slot, w.phase);
     Unit::template load<kPart>(
-        f, shared + C::kWOffset + w.slot * C::kWBytes + (group * 4 + warp) * Unit::kBytes, lane);
+        f, shared + C::kWOffset + w.slot * C::kWBytes + (group * 4 + warp) * Unit::kBytes, where);
   }
 
   __device__ __forceinline__ void multiply(Sums& sums, const Fragments& f, bool add) {
@@ -333,7 +338,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   } else {
     take_registers<232>();
     Consumer<C> consumer{p,       shared,   x_full,   x_empty, w_full,
-                         w_empty, warp / 4, warp % 4, lane,    rank};
+                         w_empty, warp / 4, warp % 4, lane,    rank,
+                         C::Unit::where(lane)};
     typename Consumer<C>::Sums sums;
     if constexpr (C::Unit::kScaled) cuda::await_previous();
 #pragma unroll 1
@@ -364,7 +370,7 @@ constexpr TileVariant tile_variant(double cost) {
 inline constexpr int kTileVariants = 2;
 template <class Unit>
 constexpr TileVariant kTileVariant[kTileVariants] = {tile_variant<Cut<Unit, 256, 5, 16>>(1),
-                                                     tile_variant<Cut<Unit, 128, 8, 64>>(0.58)};
+                                                     tile_variant<Cut<Unit, 128, 8, 64>>(Unit::kHalfTileCost)};
 // Token tiles that are walked for the same rows before the next rows.
 inline constexpr int kBand = 8;
 
