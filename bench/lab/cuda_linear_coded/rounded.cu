@@ -86,7 +86,8 @@ __global__ void round_reference(const bf16* x, bf16* codes, float* scales, int k
   const int token = blockIdx.x * blockDim.x + threadIdx.x;
   if (token >= t) return;
   float largest = 0;
-  for (int i = 0; i < k; i++) largest = fmaxf(largest, fabsf(__bfloat162float(x[(size_t)token * k + i])));
+  for (int i = 0; i < k; i++)
+    largest = fmaxf(largest, fabsf(__bfloat162float(x[(size_t)token * k + i])));
   const float scale = fmaxf(largest / (fp8 ? 448.f : 127.f), 0x1p-126f), inverse = 1.f / scale;
   scales[token] = largest > 0 ? scale : 0;
   for (int i = 0; i < k; i++) {
@@ -190,8 +191,8 @@ static void time_run(const char* shapes, const vector<int>& ts, const vector<int
       Problem p(sh.n, sh.k, (*std::max_element(ts.begin(), ts.end()) + 15) / 16 * 16, fp8, true);
       for (int t : ts) {
         p.reference(t, true);
-        vector<Rival> all = lt_rivals(fp8, p.dense, p.x8, fp8 ? (void*)p.y : p.yi, p.plain, sh.n,
-                                      sh.k, t);
+        vector<Rival> all =
+            lt_rivals(fp8, p.dense, p.x8, fp8 ? (void*)p.y : p.yi, p.plain, sh.n, sh.k, t);
         const size_t rivals = all.size();
         const double target = t > 512 ? 6000 : 3000;
         k::GpuPlan plan;
@@ -206,24 +207,30 @@ static void time_run(const char* shapes, const vector<int>& ts, const vector<int
           continue;
         }
         for (bool pdl : {false, true})
-          all.push_back({pdl ? "ours overlap" : "ours",
-                         capture([&, pdl](int i) {
-                           return p.packed.run(i, plan, p.x, p.y, p.workspace, pdl);
-                         }, (int)p.packed.copies.size(), p.guess(t), target)});
-        all.push_back({"rounding alone", capture([&](int) {
-                         auto* c = (unsigned char*)p.workspace;
-                         return fp8 ? k::cuda::round_tokens<k::cuda::Fp8>(
-                                          p.x, t, sh.k, c, (float*)(c + (size_t)t * sh.k), false, st)
-                                    : k::cuda::round_tokens<k::cuda::Int8>(
-                                          p.x, t, sh.k, c, (float*)(c + (size_t)t * sh.k), false, st);
-                       }, 1, 3, target)});
+          all.push_back(
+              {pdl ? "ours overlap" : "ours",
+               capture(
+                   [&, pdl](int i) { return p.packed.run(i, plan, p.x, p.y, p.workspace, pdl); },
+                   (int)p.packed.copies.size(), p.guess(t), target)});
+        all.push_back(
+            {"rounding alone",
+             capture(
+                 [&](int) {
+                   auto* c = (unsigned char*)p.workspace;
+                   return fp8 ? k::cuda::round_tokens<k::cuda::Fp8>(
+                                    p.x, t, sh.k, c, (float*)(c + (size_t)t * sh.k), false, st)
+                              : k::cuda::round_tokens<k::cuda::Int8>(
+                                    p.x, t, sh.k, c, (float*)(c + (size_t)t * sh.k), false, st);
+                 },
+                 1, 3, target)});
         k::GpuPlan few;
         if (t <= 64 && p.packed.kernel.plan(&p.packed.layout, t, &few) == cudaSuccess)
           for (bool pdl : {false, true})
-            all.push_back({pdl ? "x as it is overlap" : "x as it is",
-                           capture([&, pdl, few](int i) {
-                             return p.packed.run(i, few, p.x, p.y, p.workspace, pdl);
-                           }, (int)p.packed.copies.size(), p.guess(t), target)});
+            all.push_back(
+                {pdl ? "x as it is overlap" : "x as it is",
+                 capture([&, pdl,
+                          few](int i) { return p.packed.run(i, few, p.x, p.y, p.workspace, pdl); },
+                         (int)p.packed.copies.size(), p.guess(t), target)});
         vector<Graph*> graphs;
         for (Rival& r : all) graphs.push_back(&r.graph);
         interleave(graphs, 7);
@@ -238,8 +245,9 @@ static void time_run(const char* shapes, const vector<int>& ts, const vector<int
                   i >= rivals && i < rivals + 2 ? name_of(plan).c_str() : "");
         }
         const double* o = us.data() + rivals;
-        printf("%s %dx%d T=%d dense %.2f | ours %.2f (%.2fx) overlap %.2f (%.2fx) rounding %.2f", fp8 ? "fp8" : "int8",
-               sh.n, sh.k, t, best, o[0], best / o[0], o[1], best / o[1], o[2]);
+        printf("%s %dx%d T=%d dense %.2f | ours %.2f (%.2fx) overlap %.2f (%.2fx) rounding %.2f",
+               fp8 ? "fp8" : "int8", sh.n, sh.k, t, best, o[0], best / o[0], o[1], best / o[1],
+               o[2]);
         if (us.size() > rivals + 3) printf(" x as it is %.2f %.2f", o[3], o[4]);
         printf(" | error %.2e %s\n", e, name_of(plan).c_str());
         fflush(stdout);
@@ -448,9 +456,11 @@ static int check_random(bool fp8, int n, int k, int t, float x_scale) {
   }
   const double e = sqrt(dd / rr);
   const bool bad = !right(fp8, e);
-  printf("%s %s %dx%d T=%d x 2^%d: error %.3e of the norm, beyond y's rounding at most %.2e of |W||x|; %s\n",
-         bad ? "BAD" : "ok", fp8 ? "fp8" : "int8", n, k, t, (int)log2f(x_scale), e, worst,
-         name_of(plan).c_str());
+  printf(
+      "%s %s %dx%d T=%d x 2^%d: error %.3e of the norm, beyond y's rounding at most %.2e of "
+      "|W||x|; %s\n",
+      bad ? "BAD" : "ok", fp8 ? "fp8" : "int8", n, k, t, (int)log2f(x_scale), e, worst,
+      name_of(plan).c_str());
   return bad;
 }
 // The same bits while another stream keeps the memory busy.

@@ -89,8 +89,7 @@ bool GpuWeight::rounds(int64_t tokens) const {
 
 bool GpuWeight::takes(int64_t tokens) const {
   const int64_t many = kernel_->many_tokens(&layout_);
-  return tokens > 0 &&
-         (tokens <= max_tokens() || (many > 0 && tokens >= many) || rounds(tokens));
+  return tokens > 0 && (tokens <= max_tokens() || (many > 0 && tokens >= many) || rounds(tokens));
 }
 
 bool GpuWeight::takes(const at::Tensor& x) const {

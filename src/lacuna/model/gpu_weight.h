@@ -12,8 +12,8 @@ namespace lacuna::model {
 /// y = x W^T + b. Few tokens (64 for 2:4 and for codes, 1 for a dense W) run on the kernel that W
 /// is packed for, and many tokens where it takes them (2:4); what it doesn't take expands W into
 /// the scratch, unless it is dense, for the dense product. Where the kernel multiplies x rounded to
-/// codes faster (rounds()), it does, unless the computation forbids it. Everything goes onto torch's
-/// current stream.
+/// codes faster (rounds()), it does, unless the computation forbids it. Everything goes onto
+/// torch's current stream.
 class GpuWeight final : public Weight {
  public:
   /// W packed for the kernel that its problem gets with one token, or null where that is the dense

@@ -26,14 +26,14 @@ __device__ __forceinline__ unsigned select(unsigned a, unsigned b) {
 }
 
 // Both kinds also give the codes as they are, for products of bytes: `rows` those of two words, low
-// and high of the first and of the second, and make codes of activations: `four_codes` of numbers up
-// to kLargest in size, rounded to nearest, ties to even.
+// and high of the first and of the second, and make codes of activations: `four_codes` of numbers
+// up to kLargest in size, rounded to nearest, ties to even.
 
 // e4m3, finite. The pair `odd` stands in the word as bf16 wants it (sign, four bits of exponent,
 // three of fraction; the rest is 0), the bits of `even` between them, where two shifts take them to
 // their places. The bf16 numbers are then too small by 2^120 (the biases differ), subnormals
-// included: 5 integer instructions and 2 products for four codes. As bytes, eight codes of two words
-// take 8 instructions.
+// included: 5 integer instructions and 2 products for four codes. As bytes, eight codes of two
+// words take 8 instructions.
 //
 //   bit of each half   15 | 14..12 | 11 | 10....4 | 3..0
 //   odd                s  |        |    |  6....0 |

@@ -86,8 +86,8 @@ cudaError_t round_tokens(const void* x, std::int64_t tokens, std::int64_t k, uns
   attribute.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(tokens));
-  config.blockDim = dim3(
-      static_cast<unsigned>(std::min<std::int64_t>((k / 16 + 31) / 32 * 32, kRoundThreads)));
+  config.blockDim =
+      dim3(static_cast<unsigned>(std::min<std::int64_t>((k / 16 + 31) / 32 * 32, kRoundThreads)));
   config.stream = stream;
   config.attrs = &attribute;
   config.numAttrs = overlap_previous ? 1 : 0;

@@ -153,12 +153,13 @@ struct Shown {
     }
     const auto shape = held<cuda::CodedShape>(layout);
     const auto* cut = std::get_if<ResidentPlan>(&call.plan);
-    const RoundedOperands operands = {static_cast<const unsigned char*>(packed) + shape.scale_bytes(),
-                                      static_cast<const float*>(packed), x, y, workspace};
-    return kRounded.run(operands, shape.n, shape.k, call.t,
-                        cut != nullptr ? RoundedPlan(*cut)
-                                       : RoundedPlan(std::get<WgmmaSpPlan>(call.plan)),
-                        overlap_previous != 0, static_cast<cudaStream_t>(stream));
+    const RoundedOperands operands = {
+        static_cast<const unsigned char*>(packed) + shape.scale_bytes(),
+        static_cast<const float*>(packed), x, y, workspace};
+    return kRounded.run(
+        operands, shape.n, shape.k, call.t,
+        cut != nullptr ? RoundedPlan(*cut) : RoundedPlan(std::get<WgmmaSpPlan>(call.plan)),
+        overlap_previous != 0, static_cast<cudaStream_t>(stream));
   }
 
   static constexpr GpuLinearKernel as(const char* name) {

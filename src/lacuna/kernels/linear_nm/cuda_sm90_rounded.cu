@@ -132,8 +132,8 @@ struct OfCode {
       const auto at_once = [&](int cluster, int* count) {
         return resident_clusters_at_once<Unit>(t <= 32 ? 32 : 64, cluster, count);
       };
-      const cudaError_t error = resident_cut<Unit>(n, k / kUnitColumns, t, at_once,
-                                                   &plan->emplace<ResidentPlan>());
+      const cudaError_t error =
+          resident_cut<Unit>(n, k / kUnitColumns, t, at_once, &plan->emplace<ResidentPlan>());
       if (error != cudaErrorInvalidValue) return error;
     }
     if (!tiles_take(n, k)) return cudaErrorInvalidValue;

@@ -47,8 +47,8 @@ struct Rounded {
   // while the first still runs. Products of codes are added by the tensor cores, exactly for int8,
   // with some 14 bits for e4m3; both scales are multiplied in float32, then one rounding to bf16.
   // @limits compute capability 9.0; K a multiple of 128; with a WgmmaSpPlan N a multiple of 8;
-  //         x, y, units and workspace aligned to 16 bytes. A token with NaN or Inf gives NaN, all of
-  //         it; a dropped weight meets no x
+  //         x, y, units and workspace aligned to 16 bytes. A token with NaN or Inf gives NaN, all
+  //         of it; a dropped weight meets no x
   // @determinism the same bits at every run of one plan
   cudaError_t (*run)(const RoundedOperands& operands, std::int64_t n, std::int64_t k,
                      std::int64_t t, const RoundedPlan& plan, bool overlap_previous,

@@ -13,7 +13,7 @@ namespace lacuna::kernels::linear_nm {
 // -----------------------------------------------------------------------------------
 
 #define LACUNA_SUMS_4(c, d, i) "+" c(d[i]), "+" c(d[i + 1]), "+" c(d[i + 2]), "+" c(d[i + 3])
-#define LACUNA_SUMS_16(c, d, i) \
+#define LACUNA_SUMS_16(c, d, i)                                                   \
   LACUNA_SUMS_4(c, d, i), LACUNA_SUMS_4(c, d, i + 4), LACUNA_SUMS_4(c, d, i + 8), \
       LACUNA_SUMS_4(c, d, i + 12)
 #define LACUNA_SUMS_32(c, d, i) LACUNA_SUMS_16(c, d, i), LACUNA_SUMS_16(c, d, i + 16)
@@ -23,12 +23,12 @@ namespace lacuna::kernels::linear_nm {
 #define LACUNA_NAMES_32 \
   LACUNA_NAMES_16       \
   ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define LACUNA_NAMES_64                                                             \
-  LACUNA_NAMES_32                                                                   \
+#define LACUNA_NAMES_64                                                              \
+  LACUNA_NAMES_32                                                                    \
   ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47" \
   ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define LACUNA_NAMES_128                                                                  \
-  LACUNA_NAMES_64                                                                         \
+#define LACUNA_NAMES_128                                                                   \
+  LACUNA_NAMES_64                                                                          \
   ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"       \
   ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"       \
   ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110" \
@@ -40,22 +40,22 @@ namespace lacuna::kernels::linear_nm {
 // touches d and a before that. kSelector: whether lanes 0 and 1 or 2 and 3 of every four hold the
 // metadata of bf16; of bytes all do, and it is 0. (The last seven: the numbers of the operands.)
 #define LACUNA_WGMMA_SP(name, types, sum, letter, count, tokens, tail, A0, A1, A2, A3, X, E, S, P) \
-  template <int kSelector>                                                                        \
+  template <int kSelector>                                                                         \
   __device__ __forceinline__ void name(sum(&d)[count], const uint4& a, std::uint64_t b,            \
-                                       unsigned metadata, int add) {                              \
-    asm volatile("{\n .reg .pred p;\n setp.ne.b32 p, %" #P                                        \
-                 ", 0;\n"                                                                         \
+                                       unsigned metadata, int add) {                               \
+    asm volatile("{\n .reg .pred p;\n setp.ne.b32 p, %" #P                                         \
+                 ", 0;\n"                                                                          \
                  " wgmma.mma_async.sp.sync.aligned.m64n" #tokens types " {" LACUNA_NAMES_##count   \
-                 "}, {%" #A0 ", %" #A1 ", %" #A2 ", %" #A3 "}, %" #X ", %" #E ", %" #S             \
-                 ", p" tail ";\n}"                                                                \
-                 : LACUNA_SUMS_##count(letter, d, 0)                                              \
-                 : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"(b), "r"(metadata), "n"(kSelector), \
-                   "r"(add));                                                                     \
+                 "}, {%" #A0 ", %" #A1 ", %" #A2 ", %" #A3 "}, %" #X ", %" #E ", %" #S ", p" tail  \
+                 ";\n}"                                                                            \
+                 : LACUNA_SUMS_##count(letter, d, 0)                                               \
+                 : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"(b), "r"(metadata), "n"(kSelector),  \
+                   "r"(add));                                                                      \
   }
-#define LACUNA_WGMMA_SP_OF(name, types, sum, letter, tail)                                         \
-  LACUNA_WGMMA_SP(name, types, sum, letter, 16, 32, tail, 16, 17, 18, 19, 20, 21, 22, 23)          \
-  LACUNA_WGMMA_SP(name, types, sum, letter, 32, 64, tail, 32, 33, 34, 35, 36, 37, 38, 39)          \
-  LACUNA_WGMMA_SP(name, types, sum, letter, 64, 128, tail, 64, 65, 66, 67, 68, 69, 70, 71)         \
+#define LACUNA_WGMMA_SP_OF(name, types, sum, letter, tail)                                 \
+  LACUNA_WGMMA_SP(name, types, sum, letter, 16, 32, tail, 16, 17, 18, 19, 20, 21, 22, 23)  \
+  LACUNA_WGMMA_SP(name, types, sum, letter, 32, 64, tail, 32, 33, 34, 35, 36, 37, 38, 39)  \
+  LACUNA_WGMMA_SP(name, types, sum, letter, 64, 128, tail, 64, 65, 66, 67, 68, 69, 70, 71) \
   LACUNA_WGMMA_SP(name, types, sum, letter, 128, 256, tail, 128, 129, 130, 131, 132, 133, 134, 135)
 
 LACUNA_WGMMA_SP_OF(wgmma_sp_bf16, "k32.f32.bf16.bf16", float, "f", ", 1, 1, 0")

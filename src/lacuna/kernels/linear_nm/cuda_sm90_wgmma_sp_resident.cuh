@@ -1,7 +1,7 @@
 // The idea: for 17 to 64 tokens a product still costs what its weights cost to read, and x in codes
-// is small enough to lie in shared memory: all tokens, and the columns of a block. So W alone streams,
-// as in the decode kernels (every warp through a ring of its own), and the tensor cores of a
-// warpgroup take x for 64 rows at a time.
+// is small enough to lie in shared memory: all tokens, and the columns of a block. So W alone
+// streams, as in the decode kernels (every warp through a ring of its own), and the tensor cores of
+// a warpgroup take x for 64 rows at a time.
 //
 //   A cluster: 1, 2, 4 or 8 blocks that split K and share rows, as many as every other cluster (to
 //   within 16). Its warpgroups take turns at 64 of them:
@@ -10,9 +10,9 @@
 //           +------+------+------+- ...       unit: 128 columns
 //     W     |unit 0|unit 1|
 //    +---+  +------+------+
-//    | 16 rows of warp 0: ring of units |     sums of 64 rows in registers, then 8 tokens at a time to
-//    | 16 rows of warp 1                |     the block they belong to, which adds them up in the
-//    | ...                              |     order of the blocks and stores y
+//    | 16 rows of warp 0: ring of units |     sums of 64 rows in registers, then 8 tokens at a time
+//    to | 16 rows of warp 1                |     the block they belong to, which adds them up in
+//    the | ...                              |     order of the blocks and stores y
 //
 // What differs between weights is the unit (cuda_sm90_wgmma_sp_tiles.cuh), of one part.
 #pragma once
@@ -96,8 +96,8 @@ __global__ void __launch_bounds__(kMostGroups<kTokens> * 128 + 32, 1)
   } else {
     const int group = warp >> 2;
     const unsigned ring = shared + p.ring_offset + warp * p.stages * kStageBytes;
-    // The rows of the cluster in as many tiles as its warpgroups take turns, all alike (to within 16
-    // rows): else some would have nothing to do at the end.
+    // The rows of the cluster in as many tiles as its warpgroups take turns, all alike (to within
+    // 16 rows): else some would have nothing to do at the end.
     const int row_tiles = last_tile - first_tile;
     const int turns = (row_tiles + warps - 1) / warps, tiles = turns * p.groups;
     const auto begin_of = [&](int tile) { return first_tile + row_tiles * tile / tiles; };
@@ -174,8 +174,7 @@ __global__ void __launch_bounds__(kMostGroups<kTokens> * 128 + 32, 1)
       const auto multiply = [&](const Fragments& f, int unit) {
         if (turn == 0) cuda::barrier_wait(x_full + 8 * unit, 0);
         wgmma_fence();
-        Unit::multiply(sums, f, swizzled_descriptor(x + unit * kTokens * kSlotBytes),
-                       unit > 0);
+        Unit::multiply(sums, f, swizzled_descriptor(x + unit * kTokens * kSlotBytes), unit > 0);
         wgmma_commit();
       };
 #pragma unroll 1
@@ -217,9 +216,9 @@ __global__ void __launch_bounds__(kMostGroups<kTokens> * 128 + 32, 1)
           const int sender = rank - (rank > owner);
           const unsigned to = shared + p.received_offset + lane * 16 +
                               ((warp * others + sender) * most + (j >> p.cluster_log2)) * 512;
-          const float v[4] = {
-              static_cast<float>(sums[4 * j]), static_cast<float>(sums[4 * j + 1]),
-              static_cast<float>(sums[4 * j + 2]), static_cast<float>(sums[4 * j + 3])};
+          const float v[4] = {static_cast<float>(sums[4 * j]), static_cast<float>(sums[4 * j + 1]),
+                              static_cast<float>(sums[4 * j + 2]),
+                              static_cast<float>(sums[4 * j + 3])};
           cuda::store_cluster4(cuda::cluster_address(to, owner), v,
                                cuda::cluster_address(received, owner));
         }
@@ -294,8 +293,8 @@ ResidentShared resident_shared(const ResidentPlan& plan, std::int64_t units) {
   ResidentShared s;
   s.ring_offset = part * plan.tokens * kSlotBytes;
   s.received_offset = s.ring_offset + warps * plan.stages * 2 * Unit::kBytes;
-  s.scale_offset = s.received_offset +
-                   warps * (plan.cluster - 1) * static_cast<int>(ceil_div(octets, plan.cluster)) * 512;
+  s.scale_offset = s.received_offset + warps * (plan.cluster - 1) *
+                                           static_cast<int>(ceil_div(octets, plan.cluster)) * 512;
   s.barrier_offset = s.scale_offset + plan.tokens * 4;
   s.bytes = s.barrier_offset + 8 * (warps * (plan.stages + 2) + part) + 1024;
   return s;
@@ -303,12 +302,14 @@ ResidentShared resident_shared(const ResidentPlan& plan, std::int64_t units) {
 
 template <class Unit>
 bool resident_plan_ok(const ResidentPlan& p, std::int64_t units) {
-  const bool shape = (p.tokens == 32 || p.tokens == 64) && p.groups >= 1 &&
-                     p.groups <= (p.tokens == 32 ? kMostGroups<32> : kMostGroups<64>) && p.cluster >= 1 && p.cluster <= 8 &&
-                     (p.cluster & (p.cluster - 1)) == 0 && p.stages >= 1 && p.stages <= 32 &&
-                     p.ahead >= 0 && p.ahead <= p.stages;
+  const bool shape =
+      (p.tokens == 32 || p.tokens == 64) && p.groups >= 1 &&
+      p.groups <= (p.tokens == 32 ? kMostGroups<32> : kMostGroups<64>)&&p.cluster >= 1 &&
+      p.cluster <= 8 && (p.cluster & (p.cluster - 1)) == 0 && p.stages >= 1 && p.stages <= 32 &&
+      p.ahead >= 0 && p.ahead <= p.stages;
   // (Many units would overflow the offsets.)
-  return shape && units >= p.cluster && units / p.cluster * p.tokens * kSlotBytes < kMaxSharedBytes &&
+  return shape && units >= p.cluster &&
+         units / p.cluster * p.tokens * kSlotBytes < kMaxSharedBytes &&
          resident_shared<Unit>(p, units).bytes <= kMaxSharedBytes;
 }
 

@@ -1,13 +1,14 @@
-// The kernel of cuda_sm90_wgmma_sp for weights of any element that wgmma.sp takes: 2:4, packed for the
-// decode kernels in units of 16 rows x 128 columns. (That file has the idea and the picture.) What
-// differs is the unit:
+// The kernel of cuda_sm90_wgmma_sp for weights of any element that wgmma.sp takes: 2:4, packed for
+// the decode kernels in units of 16 rows x 128 columns. (That file has the idea and the picture.)
+// What differs is the unit:
 //
 //   struct Unit {
 //     using Sum;                         // float or int
 //     static constexpr int kBytes;       // of 16 rows x 128 columns
 //     static constexpr int kElementBytes;  // of x
 //     static constexpr bool kScaled;     // rows of W and tokens of x have a factor each, and x is
-//                                        // written by the kernel ahead, which this one may overtake
+//                                        // written by the kernel ahead, which this one may
+//                                        overtake
 //     static constexpr int kStages;      // of W in flight, 128 columns each
 //     static constexpr double kHalfTileCost;  // of a tile of 128 tokens, measured; of 256: 1
 //     // 64 rows x 128 bytes of x's columns of W: part kPart of the unit at this address.
@@ -70,7 +71,8 @@ struct Cut {
   static constexpr int kYOffset = kXSlots * kXBytes;
   static constexpr int kWOffset = kYOffset + kConsumers * 2 * kChunkBytes;
   static constexpr int kScaleOffset = kWOffset + kWStages * kWBytes;  // of tokens, per warpgroup
-  static constexpr int kBarrierOffset = kScaleOffset + (Unit::kScaled ? kConsumers * kTokens * 4 : 0);
+  static constexpr int kBarrierOffset =
+      kScaleOffset + (Unit::kScaled ? kConsumers * kTokens * 4 : 0);
   static constexpr int kSharedBytes = kBarrierOffset + 16 * (kXSlots + kWStages) + 1024;
   static_assert(kSharedBytes <= kMaxSharedBytes && kTokens % kChunkTokens == 0);
   static_assert(kParts == 1 || kParts == 2);
@@ -109,9 +111,9 @@ __device__ __forceinline__ int first_token(const TileParams& p, const Place& pla
 }
 
 template <class C>
-__device__ __forceinline__ void produce_x(const TileParams& p, const CUtensorMap& map, unsigned shared,
-                                          unsigned full, unsigned empty, int rank, int first,
-                                          int tiles, int step) {
+__device__ __forceinline__ void produce_x(const TileParams& p, const CUtensorMap& map,
+                                          unsigned shared, unsigned full, unsigned empty, int rank,
+                                          int first, int tiles, int step) {
   constexpr int kShare = C::kTokens / kCluster;
   Turn<C::kXSlots> turn;
   for (int tile = first; tile < tiles; tile += step) {
@@ -161,7 +163,7 @@ struct Consumer {
   const unsigned shared, x_full, x_empty, w_full, w_empty;
   const int group, warp, lane, rank;  // warp of the warpgroup
   const typename Unit::Where where;
-  Turn<C::kXSlots> x, x_read;         // next to multiply, next to give back
+  Turn<C::kXSlots> x, x_read;  // next to multiply, next to give back
   Turn<C::kWStages> w;
 
   template <int kPart>
@@ -337,8 +339,16 @@ __global__ void __launch_bounds__(kThreads, 1)
     __syncwarp();
   } else {
     take_registers<232>();
-    Consumer<C> consumer{p,       shared,   x_full,   x_empty, w_full,
-                         w_empty, warp / 4, warp % 4, lane,    rank,
+    Consumer<C> consumer{p,
+                         shared,
+                         x_full,
+                         x_empty,
+                         w_full,
+                         w_empty,
+                         warp / 4,
+                         warp % 4,
+                         lane,
+                         rank,
                          C::Unit::where(lane)};
     typename Consumer<C>::Sums sums;
     if constexpr (C::Unit::kScaled) cuda::await_previous();
@@ -369,8 +379,9 @@ constexpr TileVariant tile_variant(double cost) {
 }
 inline constexpr int kTileVariants = 2;
 template <class Unit>
-constexpr TileVariant kTileVariant[kTileVariants] = {tile_variant<Cut<Unit, 256, 5, 16>>(1),
-                                                     tile_variant<Cut<Unit, 128, 8, 64>>(Unit::kHalfTileCost)};
+constexpr TileVariant kTileVariant[kTileVariants] = {
+    tile_variant<Cut<Unit, 256, 5, 16>>(1),
+    tile_variant<Cut<Unit, 128, 8, 64>>(Unit::kHalfTileCost)};
 // Token tiles that are walked for the same rows before the next rows.
 inline constexpr int kBand = 8;
 
