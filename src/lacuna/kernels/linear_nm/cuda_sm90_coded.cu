@@ -1,7 +1,8 @@
 // The idea: 2:4 codes of 8 bits are 5 bits a weight, and turning them into bf16 costs three and a
-// half instructions a pair of kept values: a fifth of what may be issued while they are read. So x
-// stays bf16 (nothing is quantised on the way, and no kernel has to), and everything else is that
-// of cuda_sm90_mma_sp.
+// half instructions a pair of kept values: a fifth of what may be issued while they are read. So
+// for few tokens x stays bf16 (nothing is quantised on the way, and no kernel has to), and
+// everything else is that of cuda_sm90_mma_sp. For many, where the caller lets x be rounded,
+// cuda_sm90_rounded multiplies codes with codes, on the same packed weight.
 //
 // Packed units (16 rows x 128 columns, 1,280 bytes; before them the scales, cuda/sm90_coded.cuh):
 //

@@ -6,7 +6,7 @@
 //   values      of rows g and g+8, groups t and t+4   the same groups, but side by side (2t, 2t+1):
 //               of each step, a row's codes apart     so x's columns are put into that order when
 //                                                     they are rounded, and the codes of a row
-//                                                     together (14 instructions for 8 pairs)
+//                                                     together (8 instructions for eight)
 //   metadata    lanes 2h, 2h+1: 16 columns each of    lane 2h+i: row g+8i, 32 columns of step h:
 //               step h, rows g and g+8                halves of both, interleaved by 4 bits (5)
 //

@@ -463,7 +463,6 @@ inline bool aligned(const void* p) {
 constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 // Chooses the cut for a problem on the current device from measured rules.
-// @param cost  of the plan, in tiles of 256 tokens one after another
 template <class Unit>
 cudaError_t tile_plan(std::int64_t n, std::int64_t t, WgmmaSpPlan* plan) {
   double least = 0;
