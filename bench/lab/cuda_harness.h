@@ -117,14 +117,16 @@ struct Err {
   double sd, sr;
   unsigned mxd, mxr;
 };
-template <class Ref>
-__global__ void errors(const bf16* y, const Ref* ref, size_t n, Err* e) {
+__device__ inline float number(bf16 v) { return __bfloat162float(v); }
+__device__ inline float number(int v) { return (float)v; }
+template <class Y, class Ref>
+__global__ void errors(const Y* y, const Ref* ref, size_t n, Err* e) {
   double sd = 0, sr = 0;
   float md = 0, mr = 0;
   for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < n;
        i += (size_t)gridDim.x * blockDim.x) {
     const float r = (float)ref[i];
-    float d = fabsf(__bfloat162float(y[i]) - r);
+    float d = fabsf(number(y[i]) - r);
     if (!(d == d)) d = 1e30f;
     md = fmaxf(md, d);
     mr = fmaxf(mr, fabsf(r));
@@ -144,8 +146,8 @@ __global__ void count_diff(const unsigned short* a, const unsigned short* b, siz
 }
 static Err* d_err;
 static unsigned* d_count;
-template <class Ref>
-static double norm_error(const bf16* y, const Ref* ref, size_t n) {
+template <class Y, class Ref>
+static double norm_error(const Y* y, const Ref* ref, size_t n) {
   CK(cudaMemsetAsync(d_err, 0, sizeof(Err), st));
   errors<<<256, 256, 0, st>>>(y, ref, n, d_err);
   Err h;

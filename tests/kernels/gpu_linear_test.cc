@@ -60,6 +60,7 @@ TEST(GpuLibrary, shows_a_kernel_for_every_candidate_and_a_candidate_for_every_ke
                 kernel.many_tokens && kernel.unpack && kernel.plan && kernel.workspace_bytes &&
                 kernel.run)
         << kernel.name;
+    EXPECT_EQ(kernel.rounded_from == nullptr, kernel.plan_rounded == nullptr) << kernel.name;
   }
   for (const LinearOperation& operation : linear_operations())
     for (const Candidate& candidate : operation.gpu_candidates()) {

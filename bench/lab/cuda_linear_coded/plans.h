@@ -13,6 +13,7 @@ using Plan = k::cuda::StreamPlan;
 struct Call {  // what the kernel holds in a plan
   int64_t t;
   Plan plan;
+  int32_t kind = 0;  // for 2:4 fp8 and int8: this one of several kinds of plan, x as it is
 };
 static std::string name_of(const k::GpuPlan& held) {
   const Plan p = k::held<Call>(&held).plan;

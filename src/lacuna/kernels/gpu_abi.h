@@ -66,8 +66,8 @@ struct GpuLinearKernel {
   /// For the current device. Everything that can be checked is checked here.
   int (*plan)(const GpuLayout* layout, int64_t tokens, GpuPlan* plan);
   size_t (*workspace_bytes)(const GpuLayout* layout, const GpuPlan* plan);
-  /// x and y are row-major and contiguous, x aligned to 16 bytes, for many tokens
-  /// y too. With `overlap_previous` the
+  /// x and y are row-major and contiguous, x and the workspace aligned to 16 bytes, for many tokens
+  /// and rounded x y too. With `overlap_previous` the
   /// launch is programmatic: it may read W while the kernel ahead of it in the stream still runs,
   /// but touches neither x nor y nor the workspace before that kernel is complete.
   int (*run)(const GpuLayout* layout, const GpuPlan* plan, const void* packed, const void* x,
@@ -77,6 +77,12 @@ struct GpuLinearKernel {
   /// and this adds their scales, bf16 [N] or [N, groups], to what pack() has written. unpack()
   /// gives codes times scales, rounded to bf16.
   int (*pack_scales)(const GpuLayout* layout, const void* scales, void* packed, GpuStream stream);
+
+  /// A kernel that can also round x to codes, one scale a token, and multiply those, else null:
+  /// such a plan for run(), for any number of tokens from rounded_from() on (0: never), where it is
+  /// the faster one. No other plan rounds x.
+  int64_t (*rounded_from)(const GpuLayout* layout);
+  int (*plan_rounded)(const GpuLayout* layout, int64_t tokens, GpuPlan* plan);
 };
 
 /// A compact matrix with a bitmap (format/compact.h), its parts in device memory.
@@ -153,7 +159,7 @@ T held(const Holder* holder) {
 }
 
 /// Changes with any struct above.
-inline constexpr int32_t kGpuAbiVersion = 6;
+inline constexpr int32_t kGpuAbiVersion = 7;
 inline constexpr const char* kGpuTableSymbol = "lacuna_gpu_table";
 
 }  // namespace lacuna::kernels

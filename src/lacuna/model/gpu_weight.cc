@@ -58,8 +58,7 @@ Status GpuWeight::pack(const at::Tensor& dense, const at::Tensor& scales,
         kernel_->pack_scales(&layout_, scales.const_data_ptr(), packed_.mutable_data_ptr(), stream),
         *kernel_, "pack the scales");
   plans_.resize(static_cast<size_t>(kernel_->max_tokens(&layout_)));
-  for (size_t i = 0; i < plans_.size(); ++i)
-    check(kernel_->plan(&layout_, static_cast<int64_t>(i + 1), &plans_[i]), *kernel_, "plan");
+  for (size_t i = 0; i < plans_.size(); ++i) plans_[i] = make_plan(static_cast<int64_t>(i + 1));
   const at::Tensor copied = report.cpu();
   const auto& found = *static_cast<const kernels::GpuPackReport*>(copied.const_data_ptr());
   if (found.violations > 0)
@@ -71,16 +70,26 @@ Status GpuWeight::pack(const at::Tensor& dense, const at::Tensor& scales,
   return {};
 }
 
-kernels::GpuPlan GpuWeight::plan(int64_t tokens) const {
-  if (tokens <= max_tokens()) return plans_[static_cast<size_t>(tokens - 1)];
+kernels::GpuPlan GpuWeight::make_plan(int64_t tokens) const {
   kernels::GpuPlan made;
-  check(kernel_->plan(&layout_, tokens, &made), *kernel_, "plan");
+  const auto plan = rounds(tokens) ? kernel_->plan_rounded : kernel_->plan;
+  check(plan(&layout_, tokens, &made), *kernel_, "plan");
   return made;
+}
+
+kernels::GpuPlan GpuWeight::plan(int64_t tokens) const {
+  return tokens <= max_tokens() ? plans_[static_cast<size_t>(tokens - 1)] : make_plan(tokens);
+}
+
+bool GpuWeight::rounds(int64_t tokens) const {
+  if (!compute().int8_activations || kernel_->rounded_from == nullptr) return false;
+  const int64_t from = kernel_->rounded_from(&layout_);
+  return from > 0 && tokens >= from;
 }
 
 bool GpuWeight::takes(int64_t tokens) const {
   const int64_t many = kernel_->many_tokens(&layout_);
-  return tokens > 0 && (tokens <= max_tokens() || (many > 0 && tokens >= many));
+  return tokens > 0 && (tokens <= max_tokens() || (many > 0 && tokens >= many) || rounds(tokens));
 }
 
 bool GpuWeight::takes(const at::Tensor& x) const {

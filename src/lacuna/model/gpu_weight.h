@@ -11,8 +11,9 @@ namespace lacuna::model {
 
 /// y = x W^T + b. Few tokens (64 for 2:4 and for codes, 1 for a dense W) run on the kernel that W
 /// is packed for, and many tokens where it takes them (2:4); what it doesn't take expands W into
-/// the scratch, unless it is dense, for the dense product. Everything goes onto torch's current
-/// stream.
+/// the scratch, unless it is dense, for the dense product. Where the kernel multiplies x rounded to
+/// codes faster (rounds()), it does, unless the computation forbids it. Everything goes onto
+/// torch's current stream.
 class GpuWeight final : public Weight {
  public:
   /// W packed for the kernel that its problem gets with one token, or null where that is the dense
@@ -35,6 +36,8 @@ class GpuWeight final : public Weight {
   at::Tensor expanded() const override;
   size_t bytes() const override { return packed_.nbytes(); }
   bool is_compact() const override { return layout_.packed_bytes > 0; }
+  /// Whether so many tokens are rounded to codes, one scale each.
+  bool rounds(int64_t tokens) const;
 
   GpuWeight(const kernels::GpuLinearKernel& kernel, const kernels::Problem& problem,
             const Compute& compute)
@@ -51,6 +54,7 @@ class GpuWeight final : public Weight {
   void launch(const void* x, int64_t tokens, void* y, void* workspace, bool overlap) const;
   bool takes(int64_t tokens) const;
   bool takes(const at::Tensor& x) const;
+  kernels::GpuPlan make_plan(int64_t tokens) const;
   kernels::GpuPlan plan(int64_t tokens) const;
 
   const kernels::GpuLinearKernel* kernel_;

@@ -27,9 +27,10 @@ Tensor unwrap(const at::Tensor& tensor);
 struct Compute {
   at::Device device = at::kCPU;
   at::ScalarType dtype = at::kFloat;
-  /// Whether int8 and int4 weights multiply activations rounded to int8 per token (on the CPU; a
-  /// GPU never rounds activations); else they are expanded and multiply the activations as they
-  /// are.
+  /// Whether weights in codes may multiply activations rounded to codes, one scale a token: int8
+  /// and int4 weights on the CPU (to int8), 2:4 fp8 and int8 weights on a GPU from some number of
+  /// tokens on (to codes of their own kind, GpuWeight::rounds). Else the activations stay as they
+  /// are, and the CPU expands such weights.
   bool int8_activations = true;
   /// Whether a sparse weight on a GPU may be kept in several forms, a dense one among them, so that
   /// every number of tokens takes the fastest (FastestWeight).

@@ -290,7 +290,9 @@ struct CodedKernel {
             .plan = plan,
             .workspace_bytes = [](const GpuLayout*, const GpuPlan*) -> size_t { return 0; },
             .run = run,
-            .pack_scales = pack_scales};
+            .pack_scales = pack_scales,
+            .rounded_from = nullptr,
+            .plan_rounded = nullptr};
   }
 };
 

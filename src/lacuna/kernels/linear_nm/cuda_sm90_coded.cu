@@ -1,7 +1,8 @@
 // The idea: 2:4 codes of 8 bits are 5 bits a weight, and turning them into bf16 costs three and a
-// half instructions a pair of kept values: a fifth of what may be issued while they are read. So x
-// stays bf16 (nothing is quantised on the way, and no kernel has to), and everything else is that
-// of cuda_sm90_mma_sp.
+// half instructions a pair of kept values: a fifth of what may be issued while they are read. So
+// for few tokens x stays bf16 (nothing is quantised on the way, and no kernel has to), and
+// everything else is that of cuda_sm90_mma_sp. For many, where the caller lets x be rounded,
+// cuda_sm90_rounded multiplies codes with codes, on the same packed weight.
 //
 // Packed units (16 rows x 128 columns, 1,280 bytes; before them the scales, cuda/sm90_coded.cuh):
 //
@@ -16,7 +17,9 @@
 #include "lacuna/kernels/linear_nm/cuda_sm90_coded.h"
 
 #include "lacuna/kernels/cuda/sm90_coded.cuh"
+#include "lacuna/kernels/linear_nm/cuda_sm90_coded_unit.h"
 #include "lacuna/kernels/linear_nm/cuda_sm90_groups.cuh"
+#include "lacuna/kernels/linear_nm/cuda_sm90_rounded.h"
 
 namespace lacuna::kernels::linear_nm {
 namespace {
@@ -26,8 +29,7 @@ using cuda::kSteps;
 template <class CodeType>
 struct CodedTwoOfFour {
   using Code = CodeType;
-  static constexpr int kMetadataBytes = 256, kStepBytes = 256;
-  static constexpr int kBytes = kMetadataBytes + kSteps * kStepBytes;  // 1,280
+  static constexpr int kBytes = kCodedUnitBytes;
   static constexpr bool kScaled = true;
   static constexpr bool kSparse = true;
   static constexpr int max_warps(int token_tiles, int tiles_per_warp) {
@@ -56,8 +58,8 @@ struct CodedTwoOfFour {
       uint4 words[MT];
 #pragma unroll
       for (int m = 0; m < MT; ++m) {
-        words[m] = cuda::load_shared4(w + m * tile_stage_bytes + kMetadataBytes +
-                                      pair * (2 * kStepBytes) + lane * 16);
+        words[m] = cuda::load_shared4(w + m * tile_stage_bytes + kCodedMetadataBytes +
+                                      pair * kCodedPairBytes + lane * 16);
       }
 #pragma unroll
       for (int second = 0; second < 2; ++second) {
@@ -98,7 +100,7 @@ struct CodedTwoOfFour {
         words[i] = Code::word({Code::encode(odd.value[0]), Code::encode(odd.value[1]),
                                Code::encode(even.value[0]), Code::encode(even.value[1])});
       }
-      *reinterpret_cast<uint4*>(unit + kMetadataBytes + pair * (2 * kStepBytes) + lane * 16) =
+      *reinterpret_cast<uint4*>(unit + kCodedMetadataBytes + pair * kCodedPairBytes + lane * 16) =
           make_uint4(words[0], words[1], words[2], words[3]);
     }
     *reinterpret_cast<uint2*>(unit + lane * 8) = groups.metadata(row, column, lane);
@@ -109,18 +111,80 @@ struct CodedTwoOfFour {
     const uint2 metadata = *reinterpret_cast<const uint2*>(unit + lane * 8);
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
-      const uint4 words = *reinterpret_cast<const uint4*>(unit + kMetadataBytes +
-                                                          step / 2 * (2 * kStepBytes) + lane * 16);
+      const uint4 words = *reinterpret_cast<const uint4*>(unit + kCodedMetadataBytes +
+                                                          step / 2 * kCodedPairBytes + lane * 16);
       unpack_step(operand(words, step % 2), metadata, step, scale_g, scale_g8, rows, lane);
     }
   }
 };
 
+// The kernel of few tokens, and that of many with rounded x.
+template <class Code, const Rounded& kRounded>
+struct Shown {
+  using Stream = cuda::CodedKernel<CodedTwoOfFour<Code>>;
+
+  static int plan(const GpuLayout* layout, int64_t tokens, GpuPlan* plan) {
+    GpuPlan made;
+    const int error = Stream::plan(layout, tokens, &made);
+    if (error == cudaSuccess) {
+      hold(plan, CodedCall{tokens, held<typename Stream::Call>(&made).plan});
+    }
+    return error;
+  }
+
+  static int plan_rounded(const GpuLayout* layout, int64_t tokens, GpuPlan* plan) {
+    const auto [n, k] = held<cuda::CodedShape>(layout);
+    RoundedPlan made;
+    const cudaError_t error = kRounded.plan(n, k, tokens, &made);
+    if (error == cudaSuccess) {
+      CodedCall call{tokens, {}};
+      std::visit([&](const auto& cut) { call.plan = cut; }, made);
+      hold(plan, call);
+    }
+    return error;
+  }
+
+  static int run(const GpuLayout* layout, const GpuPlan* plan, const void* packed, const void* x,
+                 void* y, void* workspace, int overlap_previous, GpuStream stream) {
+    const auto call = held<CodedCall>(plan);
+    if (const auto* cut = std::get_if<cuda::StreamPlan>(&call.plan)) {
+      GpuPlan few;
+      hold(&few, typename Stream::Call{call.t, *cut});
+      return Stream::run(layout, &few, packed, x, y, nullptr, overlap_previous, stream);
+    }
+    const auto shape = held<cuda::CodedShape>(layout);
+    const auto* cut = std::get_if<ResidentPlan>(&call.plan);
+    const RoundedOperands operands = {
+        static_cast<const unsigned char*>(packed) + shape.scale_bytes(),
+        static_cast<const float*>(packed), x, y, workspace};
+    return kRounded.run(
+        operands, shape.n, shape.k, call.t,
+        cut != nullptr ? RoundedPlan(*cut) : RoundedPlan(std::get<WgmmaSpPlan>(call.plan)),
+        overlap_previous != 0, static_cast<cudaStream_t>(stream));
+  }
+
+  static constexpr GpuLinearKernel as(const char* name) {
+    GpuLinearKernel kernel = Stream::shown_as("linear_nm", name);
+    kernel.plan = plan;
+    kernel.workspace_bytes = [](const GpuLayout* layout, const GpuPlan* plan) -> size_t {
+      const auto call = held<CodedCall>(plan);
+      return std::holds_alternative<cuda::StreamPlan>(call.plan)
+                 ? 0
+                 : rounded_workspace_bytes(held<cuda::CodedShape>(layout).k, call.t);
+    };
+    kernel.run = run;
+    kernel.rounded_from = [](const GpuLayout* layout) -> int64_t {
+      const auto [n, k] = held<cuda::CodedShape>(layout);
+      return rounded_from_tokens(n, k);
+    };
+    kernel.plan_rounded = plan_rounded;
+    return kernel;
+  }
+};
+
 }  // namespace
 
-const GpuLinearKernel kFp8 =
-    cuda::CodedKernel<CodedTwoOfFour<cuda::Fp8>>::shown_as("linear_nm", "cuda_sm90_fp8");
-const GpuLinearKernel kInt8 =
-    cuda::CodedKernel<CodedTwoOfFour<cuda::Int8>>::shown_as("linear_nm", "cuda_sm90_int8");
+const GpuLinearKernel kFp8 = Shown<cuda::Fp8, kRoundedFp8>::as("cuda_sm90_fp8");
+const GpuLinearKernel kInt8 = Shown<cuda::Int8, kRoundedInt8>::as("cuda_sm90_int8");
 
 }  // namespace lacuna::kernels::linear_nm

@@ -1,0 +1,520 @@
+// The kernel of cuda_sm90_wgmma_sp for weights of any element that wgmma.sp takes: 2:4, packed for
+// the decode kernels in units of 16 rows x 128 columns. (That file has the idea and the picture.)
+// What differs is the unit:
+//
+//   struct Unit {
+//     using Sum;                         // float or int
+//     static constexpr int kBytes;       // of 16 rows x 128 columns
+//     static constexpr int kElementBytes;  // of x
+//     static constexpr bool kScaled;     // rows of W and tokens of x have a factor each, and x is
+//                                        // written by the kernel ahead, which this one may
+//                                        overtake
+//     static constexpr int kStages;      // of W in flight, 128 columns each
+//     static constexpr double kHalfTileCost;  // of a tile of 128 tokens, measured; of 256: 1
+//     // 64 rows x 128 bytes of x's columns of W: part kPart of the unit at this address.
+//     struct Fragments;
+//     struct Where;                      // what a lane reads of a unit
+//     static __device__ Where where(int lane);
+//     template <int kPart>
+//     static __device__ void load(Fragments& f, unsigned unit, const Where& where);
+//     // sums (+)= those times a slot of x (its descriptor).
+//     template <int kSums>
+//     static __device__ void multiply(Sum (&sums)[kSums], const Fragments& f, std::uint64_t x,
+//                                     bool add);
+//   };
+#pragma once
+
+#include <cuda.h>
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <atomic>
+
+#include "lacuna/kernels/cuda/sm90_async.h"
+#include "lacuna/kernels/cuda/sm90_device.h"
+#include "lacuna/kernels/linear_nm/cuda_sm90_wgmma_sp.cuh"
+#include "lacuna/kernels/linear_nm/cuda_sm90_wgmma_sp.h"
+
+namespace lacuna::kernels::linear_nm {
+
+inline constexpr int kTileRows = 16;  // of a packed unit
+inline constexpr int kUnitColumns = 128;
+inline constexpr int kSlotBytes = 128;  // of each token in a slot of x: what a copy swizzles
+inline constexpr int kMaxSharedBytes = 227 * 1024;
+
+struct TileParams {
+  const unsigned char* weights;
+  const float *scales, *x_scales;  // of rows (up to a multiple of 16 of them) and tokens
+  int n, t, row_tiles, units;
+  int row_blocks, token_blocks, band;  // of a cluster's rows; of tokens
+};
+
+inline constexpr int kConsumers = 2;  // warpgroups that multiply, 64 rows each; one more fetches
+inline constexpr int kRows = kConsumers * 64;
+inline constexpr int kThreads = (kConsumers + 1) * 128;
+inline constexpr int kCluster = 2;  // blocks with other rows and the same tokens
+
+// How a block shares its memory.
+template <class Unit_, int kTokens_, int kXSlots_, int kChunkTokens_>
+struct Cut {
+  using Unit = Unit_;
+  static constexpr int kTokens = kTokens_;
+  static constexpr int kXSlots = kXSlots_;
+  static constexpr int kChunkTokens = kChunkTokens_;      // of y that leave together
+  static constexpr int kXBytes = kTokens * kSlotBytes;    // of a slot of x
+  static constexpr int kChunkBytes = kChunkTokens * 128;  // of 64 rows
+  static constexpr int kSlotColumns = kSlotBytes / Unit::kElementBytes;
+  static constexpr int kParts = kUnitColumns / kSlotColumns;  // of a unit
+  static constexpr int kWStages = Unit::kStages;
+  static constexpr int kWBytes = kRows / kTileRows * Unit::kBytes;  // of a stage of W
+  static constexpr int kYOffset = kXSlots * kXBytes;
+  static constexpr int kWOffset = kYOffset + kConsumers * 2 * kChunkBytes;
+  static constexpr int kScaleOffset = kWOffset + kWStages * kWBytes;  // of tokens, per warpgroup
+  static constexpr int kBarrierOffset =
+      kScaleOffset + (Unit::kScaled ? kConsumers * kTokens * 4 : 0);
+  static constexpr int kSharedBytes = kBarrierOffset + 16 * (kXSlots + kWStages) + 1024;
+  static_assert(kSharedBytes <= kMaxSharedBytes && kTokens % kChunkTokens == 0);
+  static_assert(kParts == 1 || kParts == 2);
+};
+
+// Where a ring stands.
+template <int kSlots>
+struct Turn {
+  int slot = 0;
+  unsigned phase = 0;
+  __device__ __forceinline__ void next() {
+    if (++slot == kSlots) {
+      slot = 0;
+      phase ^= 1;
+    }
+  }
+};
+
+struct Place {
+  int row_block, token_block;
+};
+// Bands of token blocks; in a band all rows, for each all its tokens: what runs at one time shares
+// a piece of W and a band of x that the L2 holds.
+__device__ __forceinline__ Place place_of(const TileParams& p, int tile) {
+  const int band = tile / (p.row_blocks * p.band);
+  const int rest = tile - band * p.row_blocks * p.band;
+  const int width = min(p.band, p.token_blocks - band * p.band);
+  return {rest / width, band * p.band + rest % width};
+}
+
+// Of a tile. The last one begins earlier instead of reaching beyond T, and both it and the one
+// before write the same: to fill up a box with zeros takes the copy engine longer than to read it.
+template <class C>
+__device__ __forceinline__ int first_token(const TileParams& p, const Place& place) {
+  return max(min(place.token_block * C::kTokens, p.t - C::kTokens), 0);
+}
+
+template <class C>
+__device__ __forceinline__ void produce_x(const TileParams& p, const CUtensorMap& map,
+                                          unsigned shared, unsigned full, unsigned empty, int rank,
+                                          int first, int tiles, int step) {
+  constexpr int kShare = C::kTokens / kCluster;
+  Turn<C::kXSlots> turn;
+  for (int tile = first; tile < tiles; tile += step) {
+    const int token = first_token<C>(p, place_of(p, tile)) + rank * kShare;
+    for (int column = 0; column < p.units * kUnitColumns; column += C::kSlotColumns, turn.next()) {
+      cuda::barrier_wait(empty + 8 * turn.slot, turn.phase ^ 1);
+      cuda::barrier_expect(full + 8 * turn.slot, C::kXBytes);
+      const unsigned to = shared + turn.slot * C::kXBytes + rank * kShare * kSlotBytes;
+      tile_copy_to_all(to, map, column, token, full + 8 * turn.slot, (1u << kCluster) - 1);
+    }
+  }
+}
+
+// Each lane copies one row tile of a stage, if there is one for it.
+template <class C>
+__device__ __forceinline__ void produce_w(const TileParams& p, unsigned shared, unsigned full,
+                                          unsigned empty, int rank, int first, int tiles, int step,
+                                          int lane) {
+  constexpr int kCopies = kRows / kTileRows, kUnitBytes = C::Unit::kBytes;
+  static_assert(kCopies <= 32);
+  Turn<C::kWStages> turn;
+  for (int tile = first; tile < tiles; tile += step) {
+    const int row_tile =
+        min((place_of(p, tile).row_block * kCluster + rank) * kCopies + lane, p.row_tiles - 1);
+    const unsigned char* from =
+        p.weights + static_cast<std::size_t>(row_tile) * p.units * kUnitBytes;
+    for (int unit = 0; unit < p.units; ++unit, turn.next()) {
+      cuda::barrier_wait(empty + 8 * turn.slot, turn.phase ^ 1);
+      if (lane == 0) cuda::barrier_expect(full + 8 * turn.slot, C::kWBytes);
+      __syncwarp();
+      if (lane < kCopies) {
+        cuda::bulk_copy(shared + C::kWOffset + turn.slot * C::kWBytes + lane * kUnitBytes,
+                        from + static_cast<std::size_t>(unit) * kUnitBytes, kUnitBytes,
+                        full + 8 * turn.slot);
+      }
+    }
+  }
+}
+
+template <class C>
+struct Consumer {
+  using Unit = typename C::Unit;
+  using Fragments = typename Unit::Fragments;
+  using Sums = typename Unit::Sum[C::kTokens / 2];
+  static constexpr int kTokensPerThread = C::kTokens / 128;
+  const TileParams& p;
+  const unsigned shared, x_full, x_empty, w_full, w_empty;
+  const int group, warp, lane, rank;  // warp of the warpgroup
+  const typename Unit::Where where;
+  Turn<C::kXSlots> x, x_read;  // next to multiply, next to give back
+  Turn<C::kWStages> w;
+
+  template <int kPart>
+  __device__ __forceinline__ void load(Fragments& f) {
+    if constexpr (kPart == 0) cuda::barrier_wait(w_full + 8 * w.slot, w.phase);
+    Unit::template load<kPart>(
+        f, shared + C::kWOffset + w.slot * C::kWBytes + (group * 4 + warp) * Unit::kBytes, where);
+  }
+
+  __device__ __forceinline__ void multiply(Sums& sums, const Fragments& f, bool add) {
+    cuda::barrier_wait(x_full + 8 * x.slot, x.phase);
+    const std::uint64_t b = swizzled_descriptor(shared + x.slot * C::kXBytes);
+    x.next();
+    wgmma_fence();
+    Unit::multiply(sums, f, b, add);
+    wgmma_commit();
+  }
+
+  // The stage has been read. Not before wgmma has taken what was loaded: an arrival overtakes loads
+  // that wait behind the tensor cores.
+  __device__ __forceinline__ void give_back_w() {
+    if (lane == 0) cuda::barrier_arrive(w_empty + 8 * w.slot);
+    w.next();
+  }
+
+  // All but the last kLeft multiplications are done: their slot of x may be filled again, by every
+  // block of the cluster.
+  template <int kLeft>
+  __device__ __forceinline__ void give_back_x() {
+    wgmma_wait<kLeft>();
+    if (lane < kCluster) {
+      const unsigned barrier = x_empty + 8 * x_read.slot;
+      barrier_arrive_in_cluster(cuda::cluster_address(barrier, lane));
+    }
+    x_read.next();
+  }
+
+  __device__ __forceinline__ void multiply_tile(Sums& sums) {
+    Fragments even, odd;
+    const int slots = p.units * C::kParts;
+    load<0>(even);
+#pragma unroll 1
+    for (int slot = 0;;) {
+      multiply(sums, even, slot > 0);
+      if constexpr (C::kParts == 1) give_back_w();
+      if (slot > 0) give_back_x<1>();
+      if (++slot == slots) break;
+      load<C::kParts - 1>(odd);
+      multiply(sums, odd, true);
+      give_back_w();
+      give_back_x<1>();
+      if (++slot == slots) break;
+      load<0>(even);
+    }
+    give_back_x<0>();
+    hold_sums(sums);
+  }
+
+  // The factors of a tile: of this lane's rows, and of some tokens, which all lanes want.
+  struct Factors {
+    float row[2], token[kTokensPerThread];
+  };
+  __device__ __forceinline__ Factors load_factors(const Place& place) const {
+    Factors f = {};
+    if constexpr (Unit::kScaled) {
+      const int row = first_row(place) + warp * 16 + (lane >> 2);
+      const int last = p.row_tiles * kTileRows - 1;
+      f.row[0] = p.scales[min(row, last)];
+      f.row[1] = p.scales[min(row + 8, last)];
+#pragma unroll
+      for (int i = 0; i < kTokensPerThread; ++i) {
+        const int token = first_token<C>(p, place) + i * 128 + warp * 32 + lane;
+        f.token[i] = p.x_scales[min(token, p.t - 1)];
+      }
+    }
+    return f;
+  }
+  __device__ __forceinline__ int first_row(const Place& place) const {
+    return (place.row_block * kCluster + rank) * kRows + group * 64;
+  }
+
+  // The sums are [row][token] over the lanes; y wants rows side by side. stmatrix turns 8 x 8 of
+  // them at a time into a chunk of tokens x 64 rows, which one copy stores.
+  __device__ __forceinline__ void store_tile(const Sums& sums, const Factors& factors,
+                                             const CUtensorMap& map, const Place& place) {
+    const unsigned buffers = shared + C::kYOffset + group * 2 * C::kChunkBytes;
+    const int token_of_lane = (lane & 7) + (lane >> 4) * 8;  // of 16
+    const unsigned piece = (warp * 2 + (lane >> 3 & 1)) ^ (lane & 7);
+    const bool leader = warp == 0 && lane == 0;
+    const int row = first_row(place);
+    const unsigned scales = shared + C::kScaleOffset + group * C::kTokens * 4;
+    if constexpr (Unit::kScaled) {
+#pragma unroll
+      for (int i = 0; i < kTokensPerThread; ++i) {
+        store_shared1(scales + (i * 128 + warp * 32 + lane) * 4, factors.token[i]);
+      }
+    }
+#pragma unroll
+    for (int c = 0; c < C::kTokens / C::kChunkTokens; ++c) {
+      const unsigned buffer = buffers + (c & 1) * C::kChunkBytes;
+      if (leader) stores_read<1>();
+      barrier_of_group(1 + group);
+      const unsigned to = buffer + token_of_lane * 128 + piece * 16;
+#pragma unroll
+      for (int j = 0; j < C::kChunkTokens / 8; j += 2) {
+        unsigned v[4];
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const auto* d = &sums[(c * (C::kChunkTokens / 8) + j + i) * 4];
+          if constexpr (Unit::kScaled) {
+            const float2 token = load_shared_floats(
+                scales + (c * C::kChunkTokens + (j + i) * 8 + (lane & 3) * 2) * 4);
+            v[2 * i] = scaled_pack(d[0], d[1], factors.row[0], token);
+            v[2 * i + 1] = scaled_pack(d[2], d[3], factors.row[1], token);
+          } else {
+            v[2 * i] = pack(d[0], d[1]);
+            v[2 * i + 1] = pack(d[2], d[3]);
+          }
+        }
+        store_matrices_turned(to + j * 8 * 128, v[0], v[1], v[2], v[3]);
+      }
+      async_proxy_fence();
+      barrier_of_group(1 + group);
+      const int token = first_token<C>(p, place) + c * C::kChunkTokens;
+      if (leader) {
+        if (row < p.n && token < p.t) tile_store(map, row, token, buffer);
+        stores_commit();
+      }
+    }
+  }
+};
+
+template <class C>
+__global__ void __launch_bounds__(kThreads, 1)
+    wgmma_sp_kernel(const TileParams p, const __grid_constant__ CUtensorMap x_map,
+                    const __grid_constant__ CUtensorMap y_map) {
+  extern __shared__ unsigned char memory[];
+  // Swizzled tiles begin at multiples of 1,024 bytes, at the same place in all blocks of a cluster.
+  const unsigned shared = (cuda::shared_address(memory) + 1023) & ~1023u;
+  const unsigned x_full = shared + C::kBarrierOffset, x_empty = x_full + 8 * C::kXSlots,
+                 w_full = x_empty + 8 * C::kXSlots, w_empty = w_full + 8 * C::kWStages;
+  const int warp = __shfl_sync(~0u, threadIdx.x >> 5, 0), lane = threadIdx.x & 31;
+  const int rank = static_cast<int>(blockIdx.x) % kCluster;
+  const int first = static_cast<int>(blockIdx.x) / kCluster;
+  const int step = static_cast<int>(gridDim.x) / kCluster;
+  const int tiles = p.row_blocks * p.token_blocks;
+
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < C::kXSlots; ++i) {
+      cuda::barrier_init(x_full + 8 * i, 1);
+      cuda::barrier_init(x_empty + 8 * i, kCluster * kConsumers * 4);
+    }
+    for (int i = 0; i < C::kWStages; ++i) {
+      cuda::barrier_init(w_full + 8 * i, 1);
+      cuda::barrier_init(w_empty + 8 * i, kConsumers * 4);
+    }
+    cuda::barrier_init_fence();
+  }
+  __syncthreads();
+  cuda::cluster_arrive();
+  cuda::cluster_wait();
+
+  if (warp >= kConsumers * 4) {
+    give_registers<40>();
+    if (warp == kConsumers * 4) {
+      if (lane == 0) {
+        if constexpr (C::Unit::kScaled) cuda::await_previous();
+        produce_x<C>(p, x_map, shared, x_full, x_empty, rank, first, tiles, step);
+      }
+    } else if (warp == kConsumers * 4 + 1) {
+      produce_w<C>(p, shared, w_full, w_empty, rank, first, tiles, step, lane);
+    }
+    __syncwarp();
+  } else {
+    take_registers<232>();
+    Consumer<C> consumer{p,
+                         shared,
+                         x_full,
+                         x_empty,
+                         w_full,
+                         w_empty,
+                         warp / 4,
+                         warp % 4,
+                         lane,
+                         rank,
+                         C::Unit::where(lane)};
+    typename Consumer<C>::Sums sums;
+    if constexpr (C::Unit::kScaled) cuda::await_previous();
+#pragma unroll 1
+    for (int tile = first; tile < tiles; tile += step) {
+      const auto factors = consumer.load_factors(place_of(p, tile));
+      consumer.multiply_tile(sums);
+      consumer.store_tile(sums, factors, y_map, place_of(p, tile));
+    }
+    if (threadIdx.x % 128 == 0) stores_read<0>();
+  }
+  // No block leaves while another may still write into its memory.
+  cuda::cluster_arrive();
+  cuda::cluster_wait();
+}
+
+// ---------- host ----------
+
+struct TileVariant {
+  int tokens;
+  void (*kernel)(const TileParams, const CUtensorMap, const CUtensorMap);
+  int shared_bytes, chunk_tokens;
+  double cost;  // of a tile, in tiles of 256 tokens: measured where all multiprocessors are busy
+};
+template <class C>
+constexpr TileVariant tile_variant(double cost) {
+  return {C::kTokens, wgmma_sp_kernel<C>, C::kSharedBytes, C::kChunkTokens, cost};
+}
+inline constexpr int kTileVariants = 2;
+template <class Unit>
+constexpr TileVariant kTileVariant[kTileVariants] = {
+    tile_variant<Cut<Unit, 256, 5, 16>>(1),
+    tile_variant<Cut<Unit, 128, 8, 64>>(Unit::kHalfTileCost)};
+// Token tiles that are walked for the same rows before the next rows.
+inline constexpr int kBand = 8;
+
+// How a launch looks that fills the device.
+struct TileLaunch {
+  cudaLaunchConfig_t config = {};
+  cudaLaunchAttribute attributes[2] = {};
+
+  TileLaunch(const TileVariant& v, int clusters, bool after_rounding, cudaStream_t stream) {
+    attributes[0].id = cudaLaunchAttributeClusterDimension;
+    attributes[0].val.clusterDim = {static_cast<unsigned>(kCluster), 1, 1};
+    attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[1].val.programmaticStreamSerializationAllowed = 1;
+    config.gridDim = static_cast<unsigned>(clusters * kCluster);
+    config.blockDim = kThreads;
+    config.dynamicSmemBytes = static_cast<std::size_t>(v.shared_bytes);
+    config.stream = stream;
+    config.attrs = attributes;
+    config.numAttrs = after_rounding ? 2 : 1;
+  }
+};
+
+// Clusters that the current device holds at one time, asked for once (with what a launch needs).
+template <class Unit>
+cudaError_t tile_clusters_at_once(int variant, int* count) {
+  static std::atomic<int> known[16][kTileVariants];  // [device]
+  int device = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error != cudaSuccess) return error;
+  std::atomic<int>* remembered = device < 16 ? &known[device][variant] : nullptr;
+  if (remembered != nullptr && (*count = remembered->load()) > 0) return cudaSuccess;
+  if (cuda::sm90_refusal(device) != nullptr) return cudaErrorNotSupported;
+  const TileVariant& v = kTileVariant<Unit>[variant];
+  error =
+      cudaFuncSetAttribute(v.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, v.shared_bytes);
+  if (error != cudaSuccess) return error;
+  const TileLaunch launch(v, 1, false, nullptr);
+  error = cudaOccupancyMaxActiveClusters(count, v.kernel, &launch.config);
+  if (error != cudaSuccess) return error;
+  if (*count < 1) return cudaErrorNotSupported;
+  if (remembered != nullptr) remembered->store(*count);
+  return cudaSuccess;
+}
+
+// The driver's function, which the runtime finds: the library is not linked against libcuda.
+inline decltype(&cuTensorMapEncodeTiled) encoder() {
+  static const auto function = [] {
+    void* found = nullptr;
+    cudaDriverEntryPointQueryResult status;
+    const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found,
+                                                               12000, cudaEnableDefault, &status);
+    if (error != cudaSuccess || status != cudaDriverEntryPointSuccess) found = nullptr;
+    return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(found);
+  }();
+  return function;
+}
+
+// A row-major matrix, copied in boxes of 128 bytes of columns. @param element_bytes  2: bf16
+inline cudaError_t make_map(const void* matrix, std::int64_t rows, std::int64_t columns,
+                            int element_bytes, int box_rows, CUtensorMap* map) {
+  if (encoder() == nullptr) return cudaErrorNotSupported;
+  const cuuint64_t sizes[] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
+  const cuuint64_t strides[] = {static_cast<cuuint64_t>(columns * element_bytes)};
+  const cuuint32_t box[] = {static_cast<cuuint32_t>(kSlotBytes / element_bytes),
+                            static_cast<cuuint32_t>(box_rows)},
+                   steps[] = {1, 1};
+  const CUresult result = encoder()(
+      map, element_bytes == 2 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_UINT8, 2,
+      const_cast<void*>(matrix), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+      CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+inline bool aligned(const void* p) {
+  return p != nullptr && reinterpret_cast<std::uintptr_t>(p) % 16 == 0;
+}
+
+constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+// Chooses the cut for a problem on the current device from measured rules.
+template <class Unit>
+cudaError_t tile_plan(std::int64_t n, std::int64_t t, WgmmaSpPlan* plan) {
+  double least = 0;
+  for (int i = 0; i < kTileVariants; ++i) {
+    const TileVariant& v = kTileVariant<Unit>[i];
+    int clusters = 0;
+    if (const cudaError_t error = tile_clusters_at_once<Unit>(i, &clusters)) return error;
+    const std::int64_t tiles = ceil_div(n, kRows * kCluster) * ceil_div(t, v.tokens);
+    const double cost = static_cast<double>(ceil_div(tiles, clusters)) * v.cost;
+    if (i == 0 || cost < least) {
+      least = cost;
+      *plan = {v.tokens, kBand};
+    }
+  }
+  return cudaSuccess;
+}
+
+// y = x W^T. @param scales, x_scales  where Unit::kScaled, the kernel ahead having written x and
+// x_scales
+template <class Unit>
+cudaError_t tile_run(const void* packed, const float* scales, const void* x, const float* x_scales,
+                     void* y, std::int64_t n, std::int64_t k, std::int64_t t,
+                     const WgmmaSpPlan& plan, cudaStream_t stream) {
+  int index = 0;
+  while (index < kTileVariants && kTileVariant<Unit>[index].tokens != plan.tokens) ++index;
+  if (t < 1 || t >= (1 << 28) || index == kTileVariants || plan.band < 1 || !aligned(packed) ||
+      !aligned(x) || !aligned(y)) {
+    return cudaErrorInvalidValue;
+  }
+  const TileVariant& v = kTileVariant<Unit>[index];
+  TileParams p = {};
+  p.weights = static_cast<const unsigned char*>(packed);
+  p.scales = scales;
+  p.x_scales = x_scales;
+  p.n = static_cast<int>(n);
+  p.t = static_cast<int>(t);
+  p.row_tiles = static_cast<int>(ceil_div(n, kTileRows));
+  p.units = static_cast<int>(k / kUnitColumns);
+  p.row_blocks = static_cast<int>(ceil_div(n, kRows * kCluster));
+  p.token_blocks = static_cast<int>(ceil_div(t, v.tokens));
+  p.band = plan.band;
+  const std::int64_t tiles = static_cast<std::int64_t>(p.row_blocks) * p.token_blocks;
+  if (tiles > (1 << 30)) return cudaErrorInvalidValue;
+  CUtensorMap x_map, y_map;
+  cudaError_t error = make_map(x, t, k, Unit::kElementBytes, v.tokens / kCluster, &x_map);
+  if (error == cudaSuccess) error = make_map(y, t, n, 2, v.chunk_tokens, &y_map);
+  int clusters = 0;
+  if (error == cudaSuccess) error = tile_clusters_at_once<Unit>(index, &clusters);
+  if (error != cudaSuccess) return error;
+  const TileLaunch launch(v, static_cast<int>(std::min<std::int64_t>(clusters, tiles)),
+                          Unit::kScaled, stream);
+  return cudaLaunchKernelEx(&launch.config, v.kernel, p, x_map, y_map);
+}
+
+}  // namespace lacuna::kernels::linear_nm
