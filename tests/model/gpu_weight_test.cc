@@ -703,9 +703,10 @@ TEST_F(GpuWeight24, RoundedActivationsStayWithinTheirBound) {
           const std::string what =
               fmt::format("{} {}x{}x{}", fp8 ? "fp8" : "int8", outputs, inputs, tokens);
           ASSERT_LE(excess.max().item<double>(), 0) << what;
-          // Of the norm: y's rounding to bf16 (1.7e-3) and what e4m3 sums lose (measured: 1.9e-3).
+          // Of the norm: y's rounding to bf16 (1.7e-3, with a bias once more) and what e4m3 sums
+          // lose (measured: 1.9e-3).
           const at::Tensor off = (y.to(at::kDouble) - exact).norm() / exact.norm();
-          ASSERT_LE(off.item<double>(), fp8 ? 4e-3 : 2.5e-3) << what;
+          ASSERT_LE(off.item<double>(), (fp8 ? 4e-3 : 2.5e-3) + (with_bias ? 1.7e-3 : 0)) << what;
         }
     }
 }
