@@ -87,6 +87,11 @@ struct Source {
   ScaleOf scale_of;    ///< called with row, group and its kept weights
   bool exact = false;  ///< a kept weight is what its code stands for, bit by bit
 };
+// Older compilers deduce nothing for an aggregate by themselves.
+template <class ReadRows, class ScaleOf>
+Source(DType, ReadRows, ScaleOf) -> Source<ReadRows, ScaleOf>;
+template <class ReadRows, class ScaleOf>
+Source(DType, ReadRows, ScaleOf, bool) -> Source<ReadRows, ScaleOf>;
 
 /// Fills in codes, scales and zero points of `out`, whose sizes, mask and quantization are set.
 template <class ReadRows, class ScaleOf>
