@@ -66,8 +66,15 @@ inline const uint8_t* expand_block(const uint8_t* mask, const uint8_t* codes, ui
   return codes;
 }
 
-/// A chunk as dot() wants it: bytes of the two blocks of pair 0, of pair 1, ...; or one block a
-/// pair that holds both in its halves.
+/// Asks for the lines of a chunk some way behind this one.
+template <Code kCode>
+inline void ask_ahead(const uint8_t* chunk) {
+  for (int line = 0; line < (kCode == Code::kInt8 ? 16 : 8); ++line)
+    _mm_prefetch(reinterpret_cast<const char*>(chunk) + kAhead + 64 * line, _MM_HINT_T0);
+}
+
+/// A chunk as dot_half() wants it: bytes of the two blocks of pair 0, of pair 1, ...; or one block
+/// a pair that holds both in its halves.
 struct Expanded {
   const uint8_t* bytes;
   const uint8_t* next;  // the chunk behind
@@ -219,8 +226,7 @@ void tile_of(const Stream& stream, int64_t tile, const uint8_t* x, int64_t x_str
   const uint8_t* at = stream.chunks_of(tile);
   for (int64_t chunk = 0; chunk < chunks; ++chunk, x += kChunk) {
     const uint8_t* const scales = at + stream.mask_bytes();
-    for (int line = 0; line < (kCode == Code::kInt8 ? 16 : 8); ++line)
-      _mm_prefetch(reinterpret_cast<const char*>(at) + kAhead + 64 * line, _MM_HINT_T0);
+    ask_ahead<kCode>(at);
     const Expanded expanded = expand_chunk(stream, at, buffer);
     for (int rows = 0; rows < 2; ++rows) {
       const uint8_t* const bytes = expanded.bytes + 32 * rows;
@@ -280,8 +286,7 @@ void tile_of_one(const Stream& stream, int64_t tile, const uint8_t* x, float* su
   const uint8_t* at = stream.chunks_of(tile);
   for (int64_t chunk = 0; chunk < chunks; ++chunk, x += kChunk) {
     const uint8_t* const scales = at + stream.mask_bytes();
-    for (int line = 0; line < (kCode == Code::kInt8 ? 16 : 8); ++line)
-      _mm_prefetch(reinterpret_cast<const char*>(at) + kAhead + 64 * line, _MM_HINT_T0);
+    ask_ahead<kCode>(at);
     ChunkCodesInOrder<kCode, kMasks> codes(at, scales + 2 * kTileRows * sets);
     __m256i low[2] = {zero, zero}, high[2] = {zero, zero};
     __m256i low_codes[2] = {zero, zero}, high_codes[2] = {zero, zero};
