@@ -217,9 +217,10 @@ static void time_run(const char* shapes, const vector<int>& ts, const vector<int
              capture(
                  [&](int) {
                    auto* c = (unsigned char*)p.workspace;
-                   return fp8 ? k::cuda::round_tokens<k::cuda::Fp8>(
+                   return fp8 ? k::cuda::round_tokens<k::cuda::Fp8, k::cuda::ColumnOrder::kWgmmaSp>(
                                     p.x, t, sh.k, c, (float*)(c + (size_t)t * sh.k), false, st)
-                              : k::cuda::round_tokens<k::cuda::Int8>(
+                              : k::cuda::round_tokens<k::cuda::Int8,
+                                                      k::cuda::ColumnOrder::kWgmmaSp>(
                                     p.x, t, sh.k, c, (float*)(c + (size_t)t * sh.k), false, st);
                  },
                  1, 3, target)});

@@ -71,8 +71,15 @@ Result<model::Decoder> decoder_of(const BenchModelJob::Source& source, const Com
   const auto& options = std::get<model::SynthOptions>(source);
   LACUNA_TRY(const auto compute, resolve(choice, options.dtype));
   if (progress.log) progress.log(fmt::format("making {} {}", options.like, options.variant()));
+  const auto start = std::chrono::steady_clock::now();
   LACUNA_TRY(const auto checkpoint, model::synth_in_memory(options));
-  return model::Decoder::load(checkpoint, compute);
+  const auto made = std::chrono::steady_clock::now();
+  LACUNA_TRY(auto decoder, model::Decoder::load(checkpoint, compute));
+  const auto seconds = [](auto span) { return std::chrono::duration<double>(span).count(); };
+  if (progress.log)
+    progress.log(fmt::format("made in {:.1f} s, loaded in {:.1f} s", seconds(made - start),
+                             seconds(std::chrono::steady_clock::now() - made)));
+  return decoder;
 }
 
 /// NAME, NAME_p10 and NAME_p90.

@@ -2,6 +2,7 @@
 // and a candidate of the same name in its folder's list.cc.
 #include <cuda_runtime_api.h>
 
+#include "lacuna/kernels/code_product/cuda_sm90_code_product.h"
 #include "lacuna/kernels/column_loop/cuda_sm80_column_loop.h"
 #include "lacuna/kernels/decode/cuda_sm80_decode.h"
 #include "lacuna/kernels/expand/cuda_sm80_expand.h"
@@ -68,6 +69,12 @@ const GpuTable kTable = {
         },
     .column_loop = [](const GpuColumnLoop* stripe, GpuStream stream) -> int {
       return column_loop::column_loop(*stripe, stream_of(stream));
+    },
+    .round_tokens = [](const GpuRounding* rounding, GpuStream stream) -> int {
+      return code_product::round_tokens(*rounding, stream_of(stream));
+    },
+    .scale_sums = [](const GpuScaling* scaling, GpuStream stream) -> int {
+      return code_product::scale_sums(*scaling, stream_of(stream));
     },
     .has_cusparse = []() -> int { return linear_csr::cusparse_is_there(); },
 };

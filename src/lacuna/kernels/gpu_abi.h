@@ -83,6 +83,10 @@ struct GpuLinearKernel {
   /// the faster one. No other plan rounds x.
   int64_t (*rounded_from)(const GpuLayout* layout);
   int (*plan_rounded)(const GpuLayout* layout, int64_t tokens, GpuPlan* plan);
+
+  /// A kernel of codes of 8 bits with one scale a row that leaves many tokens to a dense product of
+  /// codes, else null: the codes of W again [N,K], e4m3 or int8.
+  int (*unpack_codes)(const GpuLayout* layout, const void* packed, void* codes, GpuStream stream);
 };
 
 /// A compact matrix with a bitmap (format/compact.h), its parts in device memory.
@@ -108,6 +112,24 @@ struct GpuColumnLoop {
   const float* upper;  ///< [width, width], upper triangular
   int64_t upper_stride;
   float* error;  ///< [rows, width], contiguous: written
+};
+
+/// x [T,K], bf16, that becomes codes: e4m3, else int8. Aligned to 16 bytes, K a multiple of 16.
+struct GpuRounding {
+  int64_t tokens, columns;
+  int32_t e4m3;
+  const void* x;
+  void* codes;    ///< [T,K], a byte each
+  float* scales;  ///< [T]; of a token with NaN or Inf NaN, and its codes 0
+};
+
+/// y[t,n] = sums[t,n] token_scales[t] row_scales[n], bf16. Aligned to 16 bytes, N a multiple of 8.
+struct GpuScaling {
+  int64_t tokens, rows;
+  const int32_t* sums;
+  const float* token_scales;
+  const float* row_scales;
+  void* y;
 };
 
 /// All of the library.
@@ -136,6 +158,10 @@ struct GpuTable {
   /// Optimal brain surgery inside a stripe (kernels/column_loop).
   int (*column_loop)(const GpuColumnLoop* stripe, GpuStream stream);
 
+  /// What stands around a dense product of codes (kernels/code_product).
+  int (*round_tokens)(const GpuRounding* rounding, GpuStream stream);
+  int (*scale_sums)(const GpuScaling* scaling, GpuStream stream);
+
   /// Whether cuSPARSE is there to be loaded (linear_csr's kernel stands on it).
   int (*has_cusparse)();
 };
@@ -159,7 +185,7 @@ T held(const Holder* holder) {
 }
 
 /// Changes with any struct above.
-inline constexpr int32_t kGpuAbiVersion = 7;
+inline constexpr int32_t kGpuAbiVersion = 8;
 inline constexpr const char* kGpuTableSymbol = "lacuna_gpu_table";
 
 }  // namespace lacuna::kernels

@@ -8,6 +8,10 @@ namespace {
 
 using kernels::GpuLinearKernel;
 
+// Of a dense product of codes: what torch's takes.
+constexpr int64_t kLeastOfCodes = 17, kCodesAligned = 16;
+constexpr int64_t kTokensOfSums = 4096;
+
 /// Throws what the library answers.
 void check(int error, const GpuLinearKernel& kernel, const char* step) {
   TORCH_CHECK(error == 0, kernel.operation, ":", kernel.name, " can't ", step, ": ",
@@ -57,6 +61,7 @@ Status GpuWeight::pack(const at::Tensor& dense, const at::Tensor& scales,
     check(
         kernel_->pack_scales(&layout_, scales.const_data_ptr(), packed_.mutable_data_ptr(), stream),
         *kernel_, "pack the scales");
+  if (kernel_->unpack_codes != nullptr) row_scales_ = scales.reshape({1, rows()}).to(at::kFloat);
   plans_.resize(static_cast<size_t>(kernel_->max_tokens(&layout_)));
   for (size_t i = 0; i < plans_.size(); ++i) plans_[i] = make_plan(static_cast<int64_t>(i + 1));
   const at::Tensor copied = report.cpu();
@@ -72,7 +77,7 @@ Status GpuWeight::pack(const at::Tensor& dense, const at::Tensor& scales,
 
 kernels::GpuPlan GpuWeight::make_plan(int64_t tokens) const {
   kernels::GpuPlan made;
-  const auto plan = rounds(tokens) ? kernel_->plan_rounded : kernel_->plan;
+  const auto plan = kernel_rounds(tokens) ? kernel_->plan_rounded : kernel_->plan;
   check(plan(&layout_, tokens, &made), *kernel_, "plan");
   return made;
 }
@@ -81,34 +86,85 @@ kernels::GpuPlan GpuWeight::plan(int64_t tokens) const {
   return tokens <= max_tokens() ? plans_[static_cast<size_t>(tokens - 1)] : make_plan(tokens);
 }
 
-bool GpuWeight::rounds(int64_t tokens) const {
+bool GpuWeight::kernel_rounds(int64_t tokens) const {
   if (!compute().int8_activations || kernel_->rounded_from == nullptr) return false;
   const int64_t from = kernel_->rounded_from(&layout_);
   return from > 0 && tokens >= from;
 }
 
-bool GpuWeight::takes(int64_t tokens) const {
-  const int64_t many = kernel_->many_tokens(&layout_);
-  return tokens > 0 && (tokens <= max_tokens() || (many > 0 && tokens >= many) || rounds(tokens));
+bool GpuWeight::unpacks_codes(int64_t tokens) const {
+  return compute().int8_activations && kernel_->unpack_codes != nullptr &&
+         tokens >= kLeastOfCodes && !takes(tokens) && rows() % kCodesAligned == 0 &&
+         columns() % kCodesAligned == 0;
 }
 
-bool GpuWeight::takes(const at::Tensor& x) const {
-  return takes(x.numel() / columns()) && x.scalar_type() == compute().dtype &&
-         x.device() == packed_.device() && !x.requires_grad();
+bool GpuWeight::rounds(int64_t tokens) const {
+  return kernel_rounds(tokens) || unpacks_codes(tokens);
+}
+
+bool GpuWeight::takes(int64_t tokens) const {
+  const int64_t many = kernel_->many_tokens(&layout_);
+  return tokens > 0 &&
+         (tokens <= max_tokens() || (many > 0 && tokens >= many) || kernel_rounds(tokens));
 }
 
 at::Tensor GpuWeight::multiply(const at::Tensor& x, const std::optional<at::Tensor>& bias) const {
-  if (!takes(x)) return at::linear(x, expanded(), bias);
+  const int64_t tokens = x.numel() / columns();
+  const bool ours = x.scalar_type() == compute().dtype && x.device() == packed_.device() &&
+                    !x.requires_grad() && (takes(tokens) || unpacks_codes(tokens));
+  if (!ours) return at::linear(x, expanded(), bias);
   at::Tensor aligned = x.contiguous();
   if (reinterpret_cast<uintptr_t>(aligned.const_data_ptr()) % 16 != 0) aligned = aligned.clone();
   Shape shape = x.sizes().vec();
   shape.back() = rows();
-  at::Tensor y = at::empty(shape, x.options());
-  const int64_t tokens = x.numel() / columns();
-  const at::Tensor workspace = device_bytes(workspace_bytes(tokens), x.device());
-  launch(aligned.const_data_ptr(), tokens, y.mutable_data_ptr(), workspace.mutable_data_ptr(),
-         /*overlap=*/false);
+  at::Tensor y;
+  if (takes(tokens)) {
+    y = at::empty(shape, x.options());
+    const at::Tensor workspace = device_bytes(workspace_bytes(tokens), x.device());
+    launch(aligned.const_data_ptr(), tokens, y.mutable_data_ptr(), workspace.mutable_data_ptr(),
+           /*overlap=*/false);
+  } else {
+    y = multiply_codes(aligned.view({tokens, columns()})).view(shape);
+  }
   return bias ? y.add_(*bias) : y;
+}
+
+at::Tensor GpuWeight::multiply_codes(const at::Tensor& x) const {
+  const kernels::GpuTable& library = **kernels::gpu_library();
+  void* const stream = gpu_stream(compute().device);
+  const int64_t tokens = x.size(0);
+  const at::ScalarType code = e4m3_ ? at::kFloat8_e4m3fn : at::kChar;
+  const at::Tensor w = scratch(rows(), columns() / 2, compute()).view(code);
+  check(kernel_->unpack_codes(&layout_, packed_.const_data_ptr(), w.mutable_data_ptr(), stream),
+        *kernel_, "unpack the codes");
+  const at::Tensor codes = at::empty(x.sizes(), x.options().dtype(code));
+  const at::Tensor scales = at::empty({tokens, 1}, x.options().dtype(at::kFloat));
+  const kernels::GpuRounding rounding = {tokens,
+                                         columns(),
+                                         e4m3_,
+                                         x.const_data_ptr(),
+                                         codes.mutable_data_ptr(),
+                                         scales.mutable_data_ptr<float>()};
+  check(library.round_tokens(&rounding, stream), *kernel_, "round x");
+  if (e4m3_)
+    return at::_scaled_mm(codes, w.t(), scales, row_scales_, /*bias=*/{}, /*scale_result=*/{},
+                          compute().dtype, /*use_fast_accum=*/true);
+  const at::Tensor y = at::empty({tokens, rows()}, x.options());
+  // In parts, for sums are twice as wide as y.
+  for (int64_t first = 0; first < tokens; first += kTokensOfSums) {
+    const int64_t left = tokens - first;
+    const int64_t count = left < 2 * kTokensOfSums ? left : kTokensOfSums;
+    const at::Tensor sums = at::_int_mm(codes.narrow(0, first, count), w.t());
+    const kernels::GpuScaling scaling = {count,
+                                         rows(),
+                                         sums.const_data_ptr<int32_t>(),
+                                         scales.const_data_ptr<float>() + first,
+                                         row_scales_.const_data_ptr<float>(),
+                                         y.narrow(0, first, count).mutable_data_ptr()};
+    check(library.scale_sums(&scaling, stream), *kernel_, "scale the sums");
+    if (count == left) break;
+  }
+  return y;
 }
 
 void GpuWeight::run(const format::RowProduct& product, const Executor& executor) const {

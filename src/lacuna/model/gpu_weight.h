@@ -11,9 +11,10 @@ namespace lacuna::model {
 
 /// y = x W^T + b. Few tokens (64 for 2:4 and for codes, 1 for a dense W) run on the kernel that W
 /// is packed for, and many tokens where it takes them (2:4); what it doesn't take expands W into
-/// the scratch, unless it is dense, for the dense product. Where the kernel multiplies x rounded to
-/// codes faster (rounds()), it does, unless the computation forbids it. Everything goes onto
-/// torch's current stream.
+/// the scratch, unless it is dense, for the dense product. Where codes are multiplied faster by x
+/// rounded to such codes (rounds()), they are, unless the computation forbids it: by the kernel, or
+/// unpacked into the scratch for a dense product of codes. Everything goes onto torch's current
+/// stream.
 class GpuWeight final : public Weight {
  public:
   /// W packed for the kernel that its problem gets with one token, or null where that is the dense
@@ -41,7 +42,9 @@ class GpuWeight final : public Weight {
 
   GpuWeight(const kernels::GpuLinearKernel& kernel, const kernels::Problem& problem,
             const Compute& compute)
-      : Weight(problem.outputs, problem.inputs, compute), kernel_(&kernel) {}
+      : Weight(problem.outputs, problem.inputs, compute),
+        kernel_(&kernel),
+        e4m3_(problem.values == kernels::Values::kFP8) {}
 
  private:
   Status pack(const at::Tensor& dense, const at::Tensor& scales, const format::Pattern& pattern);
@@ -53,13 +56,20 @@ class GpuWeight final : public Weight {
   /// For as many as takes() allows. @param workspace  workspace_bytes(tokens)
   void launch(const void* x, int64_t tokens, void* y, void* workspace, bool overlap) const;
   bool takes(int64_t tokens) const;
-  bool takes(const at::Tensor& x) const;
+  /// Whether the kernel multiplies so many rounded tokens.
+  bool kernel_rounds(int64_t tokens) const;
+  /// Whether so many are for the dense product of codes.
+  bool unpacks_codes(int64_t tokens) const;
+  /// @shape x [T, columns], contiguous -> [T, rows]
+  at::Tensor multiply_codes(const at::Tensor& x) const;
   kernels::GpuPlan make_plan(int64_t tokens) const;
   kernels::GpuPlan plan(int64_t tokens) const;
 
   const kernels::GpuLinearKernel* kernel_;
+  const bool e4m3_;  // codes, if they are such of 8 bits: these, else int8
   kernels::GpuLayout layout_ = {};
   at::Tensor packed_;                    // W itself where the layout packs nothing
+  at::Tensor row_scales_;                // float32 [1, rows], if the kernel unpacks codes
   std::vector<kernels::GpuPlan> plans_;  // for 1, 2, ... max_tokens() tokens
 };
 

@@ -91,6 +91,21 @@ __global__ void __launch_bounds__(kUnpackWarps * 32)
                   /*vectors=*/true, lane);
 }
 
+template <class Unit>
+__global__ void __launch_bounds__(kUnpackWarps * 32)
+    coded_unpack_codes_kernel(const unsigned char* packed, int n, int k, int row_tiles, int units,
+                              unsigned char* codes) {
+  __shared__ __align__(16) UnitRows rows[kUnpackWarps];
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+  const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kUnpackWarps + warp;
+  if (i >= static_cast<std::int64_t>(row_tiles) * units) return;
+  const int row = static_cast<int>(i / units) * kTileRows;
+  const int column = static_cast<int>(i % units) * kUnitColumns;
+  Unit::unpack_codes(packed + i * Unit::kBytes, rows[warp], lane);
+  store_unit_codes(rows[warp], codes + static_cast<std::size_t>(row) * k + column, k, n - row,
+                   lane);
+}
+
 static __global__ void coded_scales_kernel(const __nv_bfloat16* scales, int n, int padded,
                                            float* packed) {
   const int row = blockIdx.x * blockDim.x + threadIdx.x;
@@ -258,6 +273,19 @@ struct CodedKernel {
     return cudaGetLastError();
   }
 
+  static int unpack_codes(const GpuLayout* layout, const void* packed, void* codes,
+                          GpuStream stream) {
+    const auto shape = held<CodedShape>(layout);
+    if (codes == nullptr || reinterpret_cast<std::uintptr_t>(codes) % 16 != 0)
+      return cudaErrorInvalidValue;
+    coded_unpack_codes_kernel<Unit><<<ceil_div(shape.all_units(), kUnpackWarps), kUnpackWarps * 32,
+                                      0, static_cast<cudaStream_t>(stream)>>>(
+        static_cast<const unsigned char*>(packed) + coded_units_at<Unit>(shape),
+        static_cast<int>(shape.n), static_cast<int>(shape.k), shape.row_tiles(), shape.units(),
+        static_cast<unsigned char*>(codes));
+    return cudaGetLastError();
+  }
+
   static int plan(const GpuLayout* layout, int64_t tokens, GpuPlan* plan) {
     const auto shape = held<CodedShape>(layout);
     if (coded_shape_refusal(shape.n, shape.k, tokens) != nullptr) return cudaErrorInvalidValue;
@@ -292,7 +320,8 @@ struct CodedKernel {
             .run = run,
             .pack_scales = pack_scales,
             .rounded_from = nullptr,
-            .plan_rounded = nullptr};
+            .plan_rounded = nullptr,
+            .unpack_codes = nullptr};
   }
 };
 

@@ -2,9 +2,6 @@
 // scale, the largest magnitude over that of the code (Code::kLargest). A NaN or an infinity makes
 // all codes of its token 0 and the scale NaN.
 //
-// The columns are put into the order in which wgmma.sp meets the 2:4 codes of
-// linear_nm/cuda_sm90_coded (two fragments of mma.sp for bf16 side by side): of every 32 columns
-// groups of four 0, 4, 1, 5, 2, 6, 3, 7.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -20,8 +17,16 @@ namespace lacuna::kernels::cuda {
 
 inline constexpr int kRoundThreads = 512;
 
-// One block a token. k is a multiple of 32; a thread rounds 16 columns at a time.
-template <class Code>
+enum class ColumnOrder {
+  kPlain,
+  // That in which wgmma.sp meets the 2:4 codes of linear_nm/cuda_sm90_coded (two fragments of
+  // mma.sp for bf16 side by side): of every 32 columns groups of four 0, 4, 1, 5, 2, 6, 3, 7.
+  kWgmmaSp,
+};
+
+// One block a token. k is a multiple of 16, of 32 where the order isn't plain; a thread rounds 16
+// columns at a time.
+template <class Code, ColumnOrder kOrder>
 __global__ void __launch_bounds__(kRoundThreads)
     round_tokens_kernel(const __nv_bfloat16* x, int k, unsigned char* codes, float* scales) {
   __shared__ unsigned of_warps[kRoundThreads / 32];
@@ -29,7 +34,8 @@ __global__ void __launch_bounds__(kRoundThreads)
   await_previous();
   const __nv_bfloat16* const token = x + static_cast<std::size_t>(blockIdx.x) * k;
   const auto read = [&](int piece, int half) {
-    const int column = piece / 2 * 32 + piece % 2 * 8 + half * 16;
+    const int column = kOrder == ColumnOrder::kPlain ? piece * 16 + half * 8
+                                                     : piece / 2 * 32 + piece % 2 * 8 + half * 16;
     return *reinterpret_cast<const uint4*>(token + column);
   };
   // As integers, the bits of magnitudes have the order of their values, NaN above infinity.
@@ -70,7 +76,8 @@ __global__ void __launch_bounds__(kRoundThreads)
           numbers[2 * j] = __fmul_rn(__uint_as_float(pairs[2 * i + j] << 16), inverse);
           numbers[2 * j + 1] = __fmul_rn(__uint_as_float(pairs[2 * i + j] & 0xffff0000), inverse);
         }
-        words[2 * i + half] = finite ? Code::four_codes(numbers) : 0;
+        words[kOrder == ColumnOrder::kPlain ? 2 * half + i : 2 * i + half] =
+            finite ? Code::four_codes(numbers) : 0;
       }
     }
     *reinterpret_cast<uint4*>(to + piece * 16) = make_uint4(words[0], words[1], words[2], words[3]);
@@ -78,7 +85,7 @@ __global__ void __launch_bounds__(kRoundThreads)
 }
 
 // @param x  [tokens, k], aligned to 16 bytes, as the codes
-template <class Code>
+template <class Code, ColumnOrder kOrder>
 cudaError_t round_tokens(const void* x, std::int64_t tokens, std::int64_t k, unsigned char* codes,
                          float* scales, bool overlap_previous, cudaStream_t stream) {
   cudaLaunchAttribute attribute;
@@ -91,7 +98,7 @@ cudaError_t round_tokens(const void* x, std::int64_t tokens, std::int64_t k, uns
   config.stream = stream;
   config.attrs = &attribute;
   config.numAttrs = overlap_previous ? 1 : 0;
-  return cudaLaunchKernelEx(&config, round_tokens_kernel<Code>,
+  return cudaLaunchKernelEx(&config, round_tokens_kernel<Code, kOrder>,
                             static_cast<const __nv_bfloat16*>(x), static_cast<int>(k), codes,
                             scales);
 }

@@ -314,10 +314,39 @@ __global__ void coded_scales_kernel(const __nv_bfloat16* scales, int n, int padd
   if (row < padded) packed[row] = row < n ? __bfloat162float(scales[row]) : 0.f;
 }
 
-// One warp a stage. @param vectors  16 bytes at a time: k % 8 == 0 and dense aligned
+// The dense matrix in bf16, codes times their scales; 8 columns of a row at a time.
 template <class Code>
+struct AsBf16 {
+  using Element = unsigned short;
+  using Eight = uint4;
+  static __device__ __forceinline__ Eight eight(unsigned low, unsigned high, float scale) {
+    unsigned v[4];
+    Code::decode(low, &v[0], &v[1]);
+    Code::decode(high, &v[2], &v[3]);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float2 f = __half22float2(*reinterpret_cast<const __half2*>(&v[i]));
+      const __nv_bfloat162 b = __floats2bfloat162_rn(f.x * scale, f.y * scale);
+      v[i] = *reinterpret_cast<const unsigned*>(&b);
+    }
+    return {v[0], v[1], v[2], v[3]};
+  }
+};
+
+// The codes themselves: bytes differ from them as that of a dropped weight does from 0.
+template <class Code>
+struct AsCodes {
+  using Element = unsigned char;
+  using Eight = uint2;
+  static __device__ __forceinline__ Eight eight(unsigned low, unsigned high, float) {
+    return {low ^ Code::kZero, high ^ Code::kZero};
+  }
+};
+
+// One warp a stage. @param vectors  eight at a time: k % 8 == 0 and dense aligned to them
+template <class Code, class As>
 __global__ void __launch_bounds__(kPackWarps * 32)
-    coded_unpack_kernel(const unsigned char* packed, const Layout l, __nv_bfloat16* dense,
+    coded_unpack_kernel(const unsigned char* packed, const Layout l, typename As::Element* dense,
                         bool vectors) {
   extern __shared__ __align__(128) unsigned char shared[];
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, stages = l.stages();
@@ -344,38 +373,22 @@ __global__ void __launch_bounds__(kPackWarps * 32)
   for (int pair = 0; pair < kGroups / 2; ++pair) {
 #pragma unroll
     for (int group = 0; group < 2; ++group) {
-      unsigned v[2][4];  // of both rows 8 columns
-#pragma unroll
-      for (int step = 0; step < 2; ++step) {
-        const uint2 bytes = string.step<Code>(masks[pair], 2 * group + step);
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          unsigned pairs[2];
-          Code::decode(half ? bytes.y : bytes.x, &pairs[0], &pairs[1]);
-#pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            const float2 f = __half22float2(*reinterpret_cast<const __half2*>(&pairs[i]));
-            const __nv_bfloat162 b = __floats2bfloat162_rn(f.x * scale[half], f.y * scale[half]);
-            v[half][2 * step + i] = *reinterpret_cast<const unsigned*>(&b);
-          }
-        }
-      }
+      const uint2 low = string.step<Code>(masks[pair], 2 * group);
+      const uint2 high = string.step<Code>(masks[pair], 2 * group + 1);
       const int first = column + 64 * pair + 32 * group;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         if (row + 8 * half >= l.n) continue;
-        __nv_bfloat16* const to = dense + static_cast<std::size_t>(row + 8 * half) * l.k + first;
+        const typename As::Eight v =
+            half ? As::eight(low.y, high.y, scale[1]) : As::eight(low.x, high.x, scale[0]);
+        typename As::Element* const to =
+            dense + static_cast<std::size_t>(row + 8 * half) * l.k + first;
         if (vectors) {
-          if (first < l.k) {
-            *reinterpret_cast<uint4*>(to) =
-                make_uint4(v[half][0], v[half][1], v[half][2], v[half][3]);
-          }
+          if (first < l.k) *reinterpret_cast<typename As::Eight*>(to) = v;
         } else {
 #pragma unroll
           for (int i = 0; i < 8; ++i) {
-            const unsigned short bits =
-                static_cast<unsigned short>(v[half][i / 2] >> (16 * (i % 2)));
-            if (first + i < l.k) to[i] = *reinterpret_cast<const __nv_bfloat16*>(&bits);
+            if (first + i < l.k) to[i] = reinterpret_cast<const typename As::Element*>(&v)[i];
           }
         }
       }
@@ -824,18 +837,22 @@ struct Coded {
     return cudaGetLastError();
   }
 
-  static int unpack(const GpuLayout* layout, const void* packed, void* dense, GpuStream stream) {
+  template <class As>
+  static int unpack_as(const GpuLayout* layout, const void* packed, void* dense, GpuStream stream) {
     const auto l = held<Layout>(layout);
     if (dense == nullptr || packed == nullptr) return cudaErrorInvalidValue;
+    const auto kernel = coded_unpack_kernel<Code, As>;
     const int bytes = kPackWarps * l.slot_bytes() + 2 * kRowBytes;
-    const cudaError_t error = cudaFuncSetAttribute(
-        coded_unpack_kernel<Code>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    const cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (error != cudaSuccess) return error;
     const std::int64_t all = static_cast<std::int64_t>(l.row_tiles()) * l.stages();
-    coded_unpack_kernel<Code>
-        <<<ceil_div(all, kPackWarps), kPackWarps * 32, bytes, static_cast<cudaStream_t>(stream)>>>(
-            static_cast<const unsigned char*>(packed), l, static_cast<__nv_bfloat16*>(dense),
-            l.k % 8 == 0 && reinterpret_cast<std::uintptr_t>(dense) % 16 == 0);
+    const bool vectors =
+        l.k % 8 == 0 && reinterpret_cast<std::uintptr_t>(dense) % sizeof(typename As::Eight) == 0;
+    kernel<<<ceil_div(all, kPackWarps), kPackWarps * 32, bytes,
+             static_cast<cudaStream_t>(stream)>>>(static_cast<const unsigned char*>(packed), l,
+                                                  static_cast<typename As::Element*>(dense),
+                                                  vectors);
     return cudaGetLastError();
   }
 
@@ -999,13 +1016,14 @@ struct Coded {
             .scratch_bytes = [](int64_t, int64_t) -> size_t { return sizeof(Found); },
             .measure = measure,
             .pack = pack,
-            .unpack = unpack,
+            .unpack = unpack_as<AsBf16<Code>>,
             .max_tokens = [](const GpuLayout*) -> int64_t { return kCodedMaxTokens; },
             .many_tokens = [](const GpuLayout*) -> int64_t { return 0; },
             .plan = plan,
             .workspace_bytes = [](const GpuLayout*, const GpuPlan*) -> size_t { return 0; },
             .run = run,
-            .pack_scales = pack_scales};
+            .pack_scales = pack_scales,
+            .unpack_codes = unpack_as<AsCodes<Code>>};
   }
 };
 

@@ -55,6 +55,7 @@
 #include <functional>
 #include <numeric>
 #include <queue>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -468,9 +469,9 @@ struct UnpackParams {
   Params packed;
   int warps;        // streams of a block
   int most_chunks;  // of a stream
-  unsigned short* dense;
-  float factor;  // 2^(top - 30)
-  bool vectors;  // rows begin at 16 bytes, and a vector's number takes 32 bits
+  void* dense;      // of As::Element
+  float factor;     // 2^(top - 30), 1 for codes
+  bool vectors;     // rows begin where a vector of 8 may, and its number takes 32 bits
 };
 
 __device__ __forceinline__ void store_shared_half(unsigned address, unsigned value) {
@@ -507,9 +508,37 @@ __device__ __forceinline__ unsigned held_at(unsigned ring, int r, int column) {
   return ring + r * kRingBytes + ((2 * column + 16 * r) & (kRingBytes - 1));
 }
 
+// What the dense matrix is written in: bf16, or the codes that the bf16 numbers are.
+struct AsBf16 {
+  using Element = unsigned short;
+  static __device__ __forceinline__ Element element(unsigned short v) { return v; }
+  static __device__ __forceinline__ void store8(Element* dense, unsigned at, const uint4& v) {
+    reinterpret_cast<uint4*>(dense)[at] = v;
+  }
+};
+
+template <class Code>
+struct AsCodes {
+  using Element = unsigned char;
+  static __device__ __forceinline__ Element element(unsigned short v) {
+    return static_cast<Element>(Code::encode(v));
+  }
+  static __device__ __forceinline__ void store8(Element* dense, unsigned at, const uint4& v) {
+    reinterpret_cast<uint2*>(dense)[at] = {four(v.x, v.y), four(v.z, v.w)};
+  }
+
+ private:
+  static __device__ __forceinline__ unsigned four(unsigned first, unsigned second) {
+    const float numbers[] = {__uint_as_float(first << 16), __uint_as_float(first & 0xffff0000),
+                             __uint_as_float(second << 16), __uint_as_float(second & 0xffff0000)};
+    return Code::four_codes(numbers);
+  }
+};
+
 // Writes `first` .. `end` - 1 of the 8 columns at `base`, one a lane.
+template <class As>
 __device__ __forceinline__ void write_some(const UnpackRows& rows, int first, int end,
-                                           unsigned short* dense, int k) {
+                                           typename As::Element* dense, int k) {
   const int lane = threadIdx.x & 31, e = lane & 7;
   const int packed = rows.base << 8 | first << 4 | max(min(end, k - rows.base), 0);
 #pragma unroll 2
@@ -519,21 +548,22 @@ __device__ __forceinline__ void write_some(const UnpackRows& rows, int first, in
     if (e < (own >> 4 & 15) || e >= (own & 15)) continue;
     const int column = (own >> 8) + e;
     const unsigned short value = take_shared_half(held_at(rows.ring, r, column));
-    if (row >= 0) dense[static_cast<std::size_t>(row) * k + column] = value;
+    if (row >= 0) dense[static_cast<std::size_t>(row) * k + column] = As::element(value);
   }
   __syncwarp();
 }
 
 // Writes up to 128 columns of each row, those up to a multiple of 128 or none, with `rest` whatever
 // vectors there are. Returns the new base.
-__device__ __noinline__ int write_vectors(UnpackRows rows, unsigned short* dense, int k,
+template <class As>
+__device__ __noinline__ int write_vectors(UnpackRows rows, typename As::Element* dense, int k,
                                           bool rest) {
   constexpr int kParts = kWriteColumns / 8, kAtOnce = 32 / kParts;  // rows
   const int lane = threadIdx.x & 31, part = lane % kParts;
   __syncwarp();
   const int before = rows.start - rows.base;  // these 8 are only in part of this stream
   if (__any_sync(~0u, before > 0)) {
-    write_some(rows, before > 0 ? before : 8, 8, dense, k);
+    write_some<As>(rows, before > 0 ? before : 8, 8, dense, k);
     if (before > 0) rows.base += 8;
   }
   const int ready = (min(rows.column, k) - rows.base) / 8;
@@ -564,7 +594,7 @@ __device__ __noinline__ int write_vectors(UnpackRows rows, unsigned short* dense
     }
 #pragma unroll
     for (int q = 0; q < 8; ++q) {
-      if (some[q]) reinterpret_cast<uint4*>(dense)[at[q]] = v[q];
+      if (some[q]) As::store8(dense, at[q], v[q]);
     }
   }
   __syncwarp();
@@ -572,7 +602,8 @@ __device__ __noinline__ int write_vectors(UnpackRows rows, unsigned short* dense
 }
 
 // Writes all that is left, where rows begin at any address. Returns the new base, any column.
-__device__ __noinline__ int write_elements(UnpackRows rows, unsigned short* dense, int k) {
+template <class As>
+__device__ __noinline__ int write_elements(UnpackRows rows, typename As::Element* dense, int k) {
   const int from = max(rows.base, rows.start);
   __syncwarp();
 #pragma unroll 1
@@ -581,7 +612,7 @@ __device__ __noinline__ int write_elements(UnpackRows rows, unsigned short* dens
     const int end = min(__shfl_sync(~0u, rows.column, r), k);
     for (int c = __shfl_sync(~0u, from, r) + static_cast<int>(threadIdx.x & 31); c < end; c += 32) {
       const unsigned short value = take_shared_half(held_at(rows.ring, r, c));
-      if (row >= 0) dense[static_cast<std::size_t>(row) * k + c] = value;
+      if (row >= 0) dense[static_cast<std::size_t>(row) * k + c] = As::element(value);
     }
   }
   __syncwarp();
@@ -589,23 +620,26 @@ __device__ __noinline__ int write_elements(UnpackRows rows, unsigned short* dens
 }
 
 // Writes all that is left of vectors, and of elements.
-__device__ __noinline__ void write_rest(UnpackRows rows, unsigned short* dense, int k) {
+template <class As>
+__device__ __noinline__ void write_rest(UnpackRows rows, typename As::Element* dense, int k) {
   do {
-    rows.base = write_vectors(rows, dense, k, true);
+    rows.base = write_vectors<As>(rows, dense, k, true);
   } while (__any_sync(~0u, min(rows.column, k) - rows.base >= 8));
-  write_some(rows, 0, min(rows.column - rows.base, 8), dense, k);
+  write_some<As>(rows, 0, min(rows.column - rows.base, 8), dense, k);
 }
 
 // Leaves room for so many columns more of each row.
+template <class As>
 __device__ __forceinline__ void make_room(UnpackRows& rows, const UnpackParams& u, int columns) {
+  auto* const dense = static_cast<typename As::Element*>(u.dense);
   while (__any_sync(~0u, rows.column + columns - rows.base > kRingColumns)) {
-    rows.base = u.vectors ? write_vectors(rows, u.dense, u.packed.k, false)
-                          : write_elements(rows, u.dense, u.packed.k);
+    rows.base = u.vectors ? write_vectors<As>(rows, dense, u.packed.k, false)
+                          : write_elements<As>(rows, dense, u.packed.k);
   }
 }
 
 // Puts a chunk of each row.
-template <int kBits, class Unit>
+template <class As, int kBits, class Unit>
 __device__ __forceinline__ void put_chunk(UnpackRows& rows, const UnpackParams& u, const Unit& unit,
                                           int c) {
   const int lane = threadIdx.x & 31;
@@ -614,7 +648,7 @@ __device__ __forceinline__ void put_chunk(UnpackRows& rows, const UnpackParams& 
     store_shared_half((at & (kRingBytes - 1)) | own, v);
   };
   if constexpr (kBits == kWindowBits) {
-    make_room(rows, u, 1 << kBits);
+    make_room<As>(rows, u, 1 << kBits);
     const unsigned at = 2 * rows.column + 16 * lane - 2;  // of the last place
     unsigned most = 0;
 #pragma unroll
@@ -639,7 +673,7 @@ __device__ __forceinline__ void put_chunk(UnpackRows& rows, const UnpackParams& 
     const unsigned odd_sums = (gaps.even + gaps.odd) * 0x01010101u;  // byte j: places 0 .. 2j + 1
     const unsigned even_sums = odd_sums - gaps.odd;
     const int columns = static_cast<int>(odd_sums >> 24);
-    make_room(rows, u, columns);
+    make_room<As>(rows, u, columns);
     const unsigned at = 2 * rows.column + 16 * lane - 2;
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
@@ -654,8 +688,9 @@ __device__ __forceinline__ void put_chunk(UnpackRows& rows, const UnpackParams& 
 // One warp unpacks one stream after the other, without a word to the others: 12 of them leave each
 // other room for their rings. All lanes take the same chunk at once, so that loads lie side by side
 // as they do for products.
-template <GapValues kValues, int kBits>
+template <class As, GapValues kValues, int kBits>
 __global__ void __launch_bounds__(kUnpackWarps * 32, 1) gap_unpack_kernel(const UnpackParams u) {
+  constexpr bool kScales = kValues != GapValues::kBf16 && std::is_same_v<As, AsBf16>;
   extern __shared__ __align__(1024) unsigned char rings[];
   using Unit = GapUnit<kValues, kBits>;
   constexpr int kChunks = Unit::kChunks;
@@ -707,7 +742,7 @@ __global__ void __launch_bounds__(kUnpackWarps * 32, 1) gap_unpack_kernel(const 
       }
       const int slot = kTableRows + group * rows + (lane & (rows - 1));
       to.row = static_cast<int>(table[slot]);
-      if (kValues != GapValues::kBf16) to.factor = __uint_as_float(table[slot + block_rows]);
+      if (kScales) to.factor = __uint_as_float(table[slot + block_rows]);
       to.start = to.column = start;
       to.base = start & ~7;
     };
@@ -727,16 +762,17 @@ __global__ void __launch_bounds__(kUnpackWarps * 32, 1) gap_unpack_kernel(const 
         for (int c = 0; c < kChunks; ++c) {
           const int at = chunk + q * kChunks + c;
           if (at >= count) continue;
-          put_chunk<kBits>(to, u, units[q], c);
+          put_chunk<As, kBits>(to, u, units[q], c);
           if (at + 1 != end) continue;
           // The last lane of a row writes up to its end, the others up to their last place.
           if (end == group_end && lane >= 32 - rows && to.row >= 0) {
             to.column = max(to.column, p.k);
           }
+          auto* const dense = static_cast<typename As::Element*>(u.dense);
           if (u.vectors) {
-            write_rest(to, u.dense, p.k);
+            write_rest<As>(to, dense, p.k);
           } else {
-            write_elements(to, u.dense, p.k);
+            write_elements<As>(to, dense, p.k);
           }
           if (end < count) enter();
         }
@@ -1127,17 +1163,19 @@ cudaError_t gap_pack_scales(const void* scales, const GapLayout& layout, void* p
   return cudaGetLastError();
 }
 
-cudaError_t gap_unpack(const void* packed, const GapLayout& layout, void* dense,
+namespace {
+
+// @param kernel  gap_unpack_kernel @param factor  of all values that have no scale
+cudaError_t run_unpack(void (*kernel)(const UnpackParams), const void* packed,
+                       const GapLayout& layout, float factor, int element_bytes, void* dense,
                        cudaStream_t stream) {
-  if (!layout_ok(layout) || dense == nullptr || packed == nullptr ||
+  if (!layout_ok(layout) || kernel == nullptr || dense == nullptr || packed == nullptr ||
       reinterpret_cast<std::uintptr_t>(packed) % 128 != 0) {
     return cudaErrorInvalidValue;
   }
-  const Params p = params_of(packed, layout);
-  const bool vectors = layout.k % 8 == 0 && reinterpret_cast<std::uintptr_t>(dense) % 16 == 0 &&
+  const bool vectors = layout.k % 8 == 0 &&
+                       reinterpret_cast<std::uintptr_t>(dense) % (8 * element_bytes) == 0 &&
                        layout.n * layout.k / 8 <= UINT32_MAX;
-  const auto kernel = with_format(
-      layout, [&]<GapValues kValues, int kBits>() { return gap_unpack_kernel<kValues, kBits>; });
   cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kUnpackSharedBytes);
   int sms = 0;
@@ -1145,13 +1183,36 @@ cudaError_t gap_unpack(const void* packed, const GapLayout& layout, void* dense,
   if (error != cudaSuccess) return error;
   const int blocks = std::min(sms, layout.blocks * layout.warps);
   kernel<<<blocks, kUnpackWarps * 32, kUnpackSharedBytes, stream>>>(
-      {p, layout.warps, layout.most_chunks, static_cast<unsigned short*>(dense),
-       std::ldexp(1.0f, layout.top - kExponents), vectors});
-  if (layout.strays > 0) {
-    gap_unpack_strays_kernel<<<layout.blocks, 128, 0, stream>>>(
-        p, static_cast<unsigned short*>(dense));
-  }
+      {params_of(packed, layout), layout.warps, layout.most_chunks, dense, factor, vectors});
   return cudaGetLastError();
+}
+
+}  // namespace
+
+cudaError_t gap_unpack(const void* packed, const GapLayout& layout, void* dense,
+                       cudaStream_t stream) {
+  const auto kernel = with_format(layout, [&]<GapValues kValues, int kBits>() {
+    return gap_unpack_kernel<AsBf16, kValues, kBits>;
+  });
+  const cudaError_t error = run_unpack(kernel, packed, layout,
+                                       std::ldexp(1.0f, layout.top - kExponents), 2, dense, stream);
+  if (error != cudaSuccess || layout.strays == 0) return error;
+  gap_unpack_strays_kernel<<<layout.blocks, 128, 0, stream>>>(params_of(packed, layout),
+                                                              static_cast<unsigned short*>(dense));
+  return cudaGetLastError();
+}
+
+cudaError_t gap_unpack_codes(const void* packed, const GapLayout& layout, void* codes,
+                             cudaStream_t stream) {
+  using Kernel = void (*)(const UnpackParams);
+  const auto kernel = with_format(layout, [&]<GapValues kValues, int kBits>() -> Kernel {
+    if constexpr (kValues == GapValues::kFp8)
+      return gap_unpack_kernel<AsCodes<cuda::Fp8>, kValues, kBits>;
+    if constexpr (kValues == GapValues::kInt8)
+      return gap_unpack_kernel<AsCodes<cuda::Int8>, kValues, kBits>;
+    return nullptr;
+  });
+  return run_unpack(kernel, packed, layout, 1.0f, 1, codes, stream);
 }
 
 std::size_t gap_shared_bytes(const GapLayout& layout, const GapPlan& plan) {
@@ -1228,6 +1289,11 @@ int pack_scales(const GpuLayout* layout, const void* scales, void* packed, GpuSt
                          static_cast<cudaStream_t>(stream));
 }
 
+int unpack_codes(const GpuLayout* layout, const void* packed, void* codes, GpuStream stream) {
+  return gap_unpack_codes(packed, held<GapLayout>(layout), codes,
+                          static_cast<cudaStream_t>(stream));
+}
+
 // `kBits`: 0 if the weight decides.
 template <GapValues kValues, int kBits>
 constexpr GpuLinearKernel shown_as(const char* name) {
@@ -1277,6 +1343,7 @@ constexpr GpuLinearKernel shown_as(const char* name) {
                        overlap_previous != 0, static_cast<cudaStream_t>(stream));
       },
       .pack_scales = kValues == GapValues::kBf16 ? nullptr : &pack_scales,
+      .unpack_codes = kValues == GapValues::kBf16 ? nullptr : &unpack_codes,
   };
 }
 

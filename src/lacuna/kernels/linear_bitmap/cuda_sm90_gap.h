@@ -75,6 +75,9 @@ cudaError_t gap_pack_scales(const void* scales, const GapLayout& layout, void* p
 // @shape dense [N,K]
 cudaError_t gap_unpack(const void* packed, const GapLayout& layout, void* dense,
                        cudaStream_t stream);
+// Writes the codes of a W that has some. @shape codes [N,K], a byte each
+cudaError_t gap_unpack_codes(const void* packed, const GapLayout& layout, void* codes,
+                             cudaStream_t stream);
 
 // Chooses how to multiply by a packed W on the current device from measured rules.
 cudaError_t gap_plan(const GapLayout& layout, int t, GapPlan* plan);

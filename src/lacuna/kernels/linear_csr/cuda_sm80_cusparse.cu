@@ -258,7 +258,6 @@ class Product {
     if (x_ != nullptr) destroy(x_);
     if (w_ != nullptr) library_.cusparseDestroySpMat(w_);
   }
-  bool ok() const { return ok_; }
   bool buffer_bytes(Handle handle, size_t* bytes) {
     return ok_ && 0 == (one_token_ ? library_.cusparseSpMV_bufferSize(handle, kNotTransposed, &kOne,
                                                                       w_, x_, &kNone, y_,

@@ -119,13 +119,40 @@ struct CodedDense {
       }
     }
   }
+
+  static __device__ __forceinline__ void unpack_codes(const unsigned char* unit,
+                                                      cuda::UnitRows& rows, int lane) {
+    const int g = lane >> 2, t = lane & 3;
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      const uint4 words = *reinterpret_cast<const uint4*>(unit + step * kStepBytes + lane * 16);
+#pragma unroll
+      for (int second = 0; second < 2; ++second) {
+        unsigned odd, even;
+        Code::rows(second ? words.z : words.x, second ? words.w : words.y, &odd, &even);
+        unsigned char* const to =
+            rows + g * cuda::kUnpackCodesStride + 32 * step + 16 * second + 2 * t;
+        unsigned char* const below = to + 8 * cuda::kUnpackCodesStride;
+        *reinterpret_cast<unsigned short*>(to) = static_cast<unsigned short>(odd);
+        *reinterpret_cast<unsigned short*>(to + 8) = static_cast<unsigned short>(odd >> 16);
+        *reinterpret_cast<unsigned short*>(below) = static_cast<unsigned short>(even);
+        *reinterpret_cast<unsigned short*>(below + 8) = static_cast<unsigned short>(even >> 16);
+      }
+    }
+  }
 };
+
+template <class Code>
+constexpr GpuLinearKernel shown_as(const char* name) {
+  using Kernel = cuda::CodedKernel<CodedDense<Code>>;
+  GpuLinearKernel kernel = Kernel::shown_as("linear_dense", name);
+  kernel.unpack_codes = Kernel::unpack_codes;
+  return kernel;
+}
 
 }  // namespace
 
-const GpuLinearKernel kFp8 =
-    cuda::CodedKernel<CodedDense<cuda::Fp8>>::shown_as("linear_dense", "cuda_sm90_fp8");
-const GpuLinearKernel kInt8 =
-    cuda::CodedKernel<CodedDense<cuda::Int8>>::shown_as("linear_dense", "cuda_sm90_int8");
+const GpuLinearKernel kFp8 = shown_as<cuda::Fp8>("cuda_sm90_fp8");
+const GpuLinearKernel kInt8 = shown_as<cuda::Int8>("cuda_sm90_int8");
 
 }  // namespace lacuna::kernels::linear_dense
