@@ -150,8 +150,8 @@ struct OfCode {
     }
     auto* const codes = static_cast<unsigned char*>(o.workspace);
     auto* const x_scales = reinterpret_cast<float*>(codes + t * k);
-    const cudaError_t error =
-        cuda::round_tokens<Code, cuda::ColumnOrder::kWgmmaSp>(o.x, t, k, codes, x_scales, overlap_previous, stream);
+    const cudaError_t error = cuda::round_tokens<Code, cuda::ColumnOrder::kWgmmaSp>(
+        o.x, t, k, codes, x_scales, overlap_previous, stream);
     if (error != cudaSuccess) return error;
     if (tiles != nullptr) {
       return tile_run<Unit>(o.units, o.scales, codes, x_scales, o.y, n, k, t, *tiles, stream);
