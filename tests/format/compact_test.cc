@@ -186,6 +186,24 @@ TEST(Compact, compress_names_row_and_columns_that_break_the_pattern) {
   EXPECT_THAT(matrix.error().message, HasSubstr("row 2, columns 4..7 hold 3 non-zeros"));
 }
 
+TEST(Compact, compress_is_the_same_for_any_executor) {
+  ThreadPool pool(3);
+  for (const DType dtype : kTypes)
+    for (const Pattern& pattern : kPatterns)
+      for (const int64_t columns : {5, 130}) {
+        const MatrixBits dense = random_matrix(dtype, 200, columns, pattern, 0.5, 5);
+        auto many = compress(dense.tensor(), pattern, pool.executor());
+        ASSERT_TRUE(many.ok());
+        EXPECT_TRUE(same(*many, compact(dense, pattern))) << pattern.text() << columns;
+      }
+  MatrixBits broken(DType::kBF16, 200, 4);  // in two groups of rows: the first is named
+  for (const int64_t row : {70, 199})
+    for (const int64_t column : {0, 1, 2}) broken.at(row, column) = bits_of(1, DType::kBF16);
+  const auto refused = compress(broken.tensor(), Pattern::keep_of(2, 4), pool.executor());
+  ASSERT_FALSE(refused.ok());
+  EXPECT_THAT(refused.error().message, HasSubstr("row 70,"));
+}
+
 TEST(Compact, compress_refuses_what_is_no_matrix) {
   const Bytes bytes = Bytes::take(std::vector<float>(4));
   EXPECT_FALSE(compress({DType::kF32, {4}, bytes}, Pattern::unstructured()).ok());

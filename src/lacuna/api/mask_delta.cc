@@ -232,7 +232,8 @@ Result<ApplyReport> apply(const fs::path& dense_folder, const fs::path& mask_fil
       if (whole.shape != Shape{mask.rows, mask.columns} || whole.dtype != mask.values)
         return bad_input("{}: tensor \"{}\" has another shape or type than its mask in {}.",
                          dense_folder.string(), name, mask_file.string());
-      auto matrix = format::compress(masked(whole, mask.bitmap), mask.pattern);
+      auto matrix =
+          format::compress(masked(whole, mask.bitmap), mask.pattern, model::torch_executor());
       if (!matrix.ok())
         return bad_input("{}: mask of \"{}\": {}", mask_file.string(), name,
                          matrix.error().message);

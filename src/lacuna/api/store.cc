@@ -120,7 +120,7 @@ Result<ConvertReport> convert_store(const fs::path& model, const fs::path& out,
     if (const Tensor* dense = std::get_if<Tensor>(&weight)) {
       const format::Pattern pattern = compactable(info, weight, prunable.contains(name));
       if (pattern.kind != format::PatternKind::kDense) {
-        LACUNA_TRY(weight, format::compress(*dense, pattern));
+        LACUNA_TRY(weight, format::compress(*dense, pattern, model::torch_executor()));
       }
     }
     LACUNA_TRY(weight, quantizer.apply(info, std::move(weight), prunable.contains(name)));

@@ -142,7 +142,8 @@ Result<WeightPtr> as_a_model(const Case& c, model::Compute compute, bool fastest
   problem.operation = kernels::linear_operation_on_gpu(problem)->name;
   LACUNA_TRY(auto packed, model::packed_weight(problem, compute, [&] { return c.dense; }));
   if (packed != nullptr) return packed;
-  LACUNA_TRY(auto compact, format::compress(model::unwrap(c.dense), c.problem.pattern));
+  LACUNA_TRY(auto compact,
+             format::compress(model::unwrap(c.dense), c.problem.pattern, model::torch_executor()));
   return model::compact_weight(std::move(compact), compute);
 }
 

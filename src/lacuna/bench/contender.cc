@@ -407,7 +407,7 @@ Result<Weight> random_weight(const Problem& problem, uint64_t seed) {
   Weight weight{.problem = problem, .dense = model::wrap(dense)};
   const bool sparse = problem.pattern.kind != PatternKind::kDense;
   if (sparse) {
-    LACUNA_TRY(weight.compact, format::compress(dense, problem.pattern));
+    LACUNA_TRY(weight.compact, format::compress(dense, problem.pattern, model::torch_executor()));
   }
   if (coded) {
     LACUNA_TRY(const auto code, format::Quantization::parse(kernels::text(problem.values)));

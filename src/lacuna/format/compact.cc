@@ -11,97 +11,6 @@
 namespace lacuna::format {
 namespace {
 
-template <class U>
-Result<CompactMatrix> compress_bitmap(const Dense<U>& dense, int64_t kept, CompactMatrix out) {
-  const int64_t stride = out.bitmap_stride_bytes();
-  std::vector<uint8_t> bitmap(static_cast<size_t>(dense.rows * stride));
-  std::vector<U> values;
-  values.reserve(static_cast<size_t>(kept));
-  std::vector<int64_t> offsets;
-  for (int64_t row = 0; row < dense.rows; ++row) {
-    if (row % kRowGroup == 0) offsets.push_back(static_cast<int64_t>(values.size()));
-    for (int64_t column = 0; column < dense.columns; ++column) {
-      const U bits = dense.at(row, column);
-      if (is_zero(bits)) continue;
-      bitmap[row * stride + column / 8] |= static_cast<uint8_t>(1u << (column % 8));
-      values.push_back(bits);
-    }
-  }
-  offsets.push_back(static_cast<int64_t>(values.size()));
-  out.bitmap = Bytes::take(std::move(bitmap));
-  out.values = Bytes::take(std::move(values));
-  out.offsets = Bytes::take(std::move(offsets));
-  return out;
-}
-
-template <class U>
-Result<CompactMatrix> compress_keep_of(const Dense<U>& dense, CompactMatrix out) {
-  const int64_t stride = out.bitmap_stride_bytes(), of = out.pattern.of, keep = out.pattern.keep;
-  std::vector<uint8_t> bitmap(static_cast<size_t>(dense.rows * stride));
-  std::vector<U> values(static_cast<size_t>(dense.rows * out.values_per_row()));
-  for (int64_t row = 0; row < dense.rows; ++row) {
-    U* next = values.data() + row * out.values_per_row();
-    for (int64_t first = 0; first < dense.columns; first += of, next += keep) {
-      const int64_t width = std::min(of, dense.columns - first);
-      uint64_t kept = 0;
-      for (int64_t i = 0; i < width; ++i)
-        if (!is_zero(dense.at(row, first + i))) kept |= uint64_t{1} << i;
-      const int64_t wanted = std::min(keep, width);
-      if (std::popcount(kept) > wanted)
-        return bad_input(
-            "compress: row {}, columns {}..{} hold {} non-zeros (need at most {} for {}). Prune "
-            "with this pattern first.",
-            row, first, first + width - 1, std::popcount(kept), wanted, out.pattern.text());
-      for (int64_t i = 0; std::popcount(kept) < wanted; ++i) kept |= uint64_t{1} << i;
-      int64_t slot = 0;
-      for (int64_t i = 0; i < width; ++i) {
-        if (!(kept >> i & 1)) continue;
-        const int64_t column = first + i;
-        bitmap[row * stride + column / 8] |= static_cast<uint8_t>(1u << (column % 8));
-        const U bits = dense.at(row, column);
-        next[slot++] = is_zero(bits) ? U{0} : bits;
-      }
-    }
-  }
-  out.bitmap = Bytes::take(std::move(bitmap));
-  out.values = Bytes::take(std::move(values));
-  return out;
-}
-
-template <class U>
-Result<CompactMatrix> compress_block(const Dense<U>& dense, CompactMatrix out) {
-  const int64_t height = out.pattern.block_rows, width = out.pattern.block_columns;
-  std::vector<int32_t> columns;
-  std::vector<int64_t> offsets;
-  std::vector<U> values;
-  for (int64_t top = 0; top < dense.rows; top += height) {
-    offsets.push_back(static_cast<int64_t>(columns.size()));
-    const int64_t bottom = std::min(dense.rows, top + height);
-    for (int64_t left = 0; left < dense.columns; left += width) {
-      const int64_t right = std::min(dense.columns, left + width);
-      bool any = false;
-      for (int64_t row = top; row < bottom && !any; ++row)
-        for (int64_t column = left; column < right && !any; ++column)
-          any = !is_zero(dense.at(row, column));
-      if (!any) continue;
-      columns.push_back(static_cast<int32_t>(left / width));
-      const size_t start = values.size();
-      values.resize(start + static_cast<size_t>(height * width));
-      for (int64_t row = top; row < bottom; ++row)
-        for (int64_t column = left; column < right; ++column) {
-          const U bits = dense.at(row, column);
-          values[start + (row - top) * width + (column - left)] = is_zero(bits) ? U{0} : bits;
-        }
-    }
-  }
-  offsets.push_back(static_cast<int64_t>(columns.size()));
-  values.shrink_to_fit();
-  out.values = Bytes::take(std::move(values));
-  out.block_columns = Bytes::take(std::move(columns));
-  out.block_offsets = Bytes::take(std::move(offsets));
-  return out;
-}
-
 void expand_block_rows(const CompactMatrix& m, int64_t first, int64_t last, std::byte* out) {
   const auto width_bytes = static_cast<int64_t>(size_bytes(m.values_dtype));
   const int64_t row_bytes = m.columns * width_bytes;
@@ -172,38 +81,6 @@ void expand_bitmap_rows(const CompactMatrix& m, int64_t first, int64_t last, std
 }
 
 }  // namespace
-
-Result<CompactMatrix> compress(const Tensor& dense, const Pattern& pattern) {
-  if (dense.shape.size() != 2 || !storable(dense.dtype))
-    return bad_input("compress: needs a matrix of float32, bfloat16 or float16 (got {} {}).",
-                     long_name(dense.dtype), shape_text(dense.shape));
-  if (!element_count(dense.shape) || std::ranges::max(dense.shape) > kLargestExtent)
-    return bad_input("compress: impossible shape (got {}; need extents of 0..2^31-1).",
-                     shape_text(dense.shape));
-  if (dense.bytes.size() != static_cast<size_t>(dense.elements()) * size_bytes(dense.dtype))
-    return bad_input("compress: {} {} holds {} bytes (need {}).", long_name(dense.dtype),
-                     shape_text(dense.shape), dense.bytes.size(),
-                     static_cast<size_t>(dense.elements()) * size_bytes(dense.dtype));
-  CompactMatrix out;
-  out.pattern = pattern;
-  out.rows = dense.shape[0];
-  out.columns = dense.shape[1];
-  out.values_dtype = dense.dtype;
-  return with_bits(dense.dtype, [&](auto bits) -> Result<CompactMatrix> {
-    const Dense<decltype(bits)> view{dense.bytes.data(), out.rows, out.columns};
-    switch (pattern.kind) {
-      case PatternKind::kUnstructured:
-        return compress_bitmap(view, dense.elements() - count_zeros(dense), std::move(out));
-      case PatternKind::kKeepOf:
-        return compress_keep_of(view, std::move(out));
-      case PatternKind::kBlock:
-        return compress_block(view, std::move(out));
-      case PatternKind::kDense:
-        break;
-    }
-    return bad_input("compress: a dense matrix has no compact form (need a sparse pattern).");
-  });
-}
 
 void expand_rows(const CompactMatrix& matrix, int64_t first, int64_t last, void* out) {
   if (first == last || matrix.columns == 0) return;

@@ -71,7 +71,9 @@ struct CompactMatrix {
 /// is kept bit by bit.
 /// @errors kBadInput: not a matrix or not one of those types; a weight that breaks the pattern (row
 /// and column named)
-Result<CompactMatrix> compress(const Tensor& dense, const Pattern& pattern);
+/// @determinism the same bits for any executor
+Result<CompactMatrix> compress(const Tensor& dense, const Pattern& pattern,
+                               const Executor& executor = Executor::serial());
 
 /// Writes rows [first, last) densely: out [last-first, columns] in the dtype of the values; dropped
 /// weights become +0. A quantised weight is the float32 product of its scale and code, rounded once

@@ -59,7 +59,7 @@ Result<io::Weight> make_matrix(const SynthOptions& options, const Pattern& patte
     LACUNA_TRY(auto coded, format::quantize(dense, code, executor));
     return io::Weight(std::move(coded));
   }
-  LACUNA_TRY(auto compact, format::compress(dense, pattern));
+  LACUNA_TRY(auto compact, format::compress(dense, pattern, executor));
   if (!code.none()) {
     LACUNA_TRY(compact, format::quantize(compact, code, executor));
   }

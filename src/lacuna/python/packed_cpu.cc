@@ -104,7 +104,7 @@ Opened open(const at::Tensor& packed, const Form& form) {
 }  // namespace
 
 Packed pack_cpu(const at::Tensor& weight, const format::Pattern& pattern) {
-  auto compressed = format::compress(model::unwrap(weight), pattern);
+  auto compressed = format::compress(model::unwrap(weight), pattern, model::torch_executor());
   TORCH_CHECK(compressed.ok(), compressed.error().message);
   auto made = format::CompactRows::make(std::move(compressed).value());
   TORCH_CHECK(made.ok(), made.error().message);
