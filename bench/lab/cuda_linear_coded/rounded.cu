@@ -3,6 +3,7 @@
 //   rounded --check [small]             exact tests; small for sanitizers
 //   rounded time OUT.csv SHAPES TS [KINDS]   planned cuts beside the rivals; KINDS: 0 fp8, 1 int8
 //   rounded sweep OUT.csv SHAPES TS [KINDS]  cuts of x resident in shared memory, and of tiles
+//   rounded tiles OUT.csv SHAPES TS [KINDS]  those of tiles alone
 //   rounded one SHAPE T KIND            runs one a few times, for a profiler
 // Times are medians of CUDA graph replays, weights rotated over more than 1 GB; nothing is timed
 // before its result was compared with the product of the rounded operands. Rounding x is in our
@@ -29,7 +30,8 @@ static std::string name_of(const k::GpuPlan& held) {
     snprintf(b, sizeof b, "resident N%d C%d G%d S%d A%d", p->tokens, p->cluster, p->groups,
              p->stages, p->ahead);
   if (auto* p = std::get_if<nm::WgmmaSpPlan>(&call.plan))
-    snprintf(b, sizeof b, "tiles N%d band %d", p->tokens, p->band);
+    snprintf(b, sizeof b, p->split ? "tiles R%d N%d pair %d parts %d" : "tiles R%d N%d", p->rows,
+             p->tokens, p->pair, p->parts);
   return b;
 }
 struct Packed {
@@ -76,8 +78,19 @@ static vector<k::GpuPlan> cuts(int n, int k, int t, bool all) {
             if (!all && (s + g + c + ahead) % 3) continue;
             v.push_back(held_plan(t, nm::ResidentPlan{tokens, c, g, s, ahead}));
           }
-  if (n % 8 == 0)
+  if (n % 8 == 0) {
     for (int tile : {128, 256}) v.push_back(held_plan(t, nm::WgmmaSpPlan{tile, 8}));
+    v.push_back(held_plan(t, nm::WgmmaSpPlan{128, 8, 256}));
+    for (int tile : {64, 128})
+      for (int pair : {1, 2})
+        for (int parts = tile / 64; parts * pair <= 8; parts++) {
+          // More than two waves of blocks are not worth a try.
+          const int blocks = (n + 256 * pair - 1) / (256 * pair) * ((t + tile - 1) / tile);
+          if (parts > k / 128 || (all && parts > 1 && blocks * pair * parts > 264)) continue;
+          if (!all && (parts + pair + tile / 64) % 2) continue;
+          v.push_back(held_plan(t, nm::WgmmaSpPlan{tile, 8, 256, true, pair, parts}));
+        }
+  }
   return v;
 }
 
@@ -256,7 +269,8 @@ static void time_run(const char* shapes, const vector<int>& ts, const vector<int
     }
 }
 
-static void sweep(const char* shapes, const vector<int>& ts, const vector<int>& kinds) {
+static void sweep(const char* shapes, const vector<int>& ts, const vector<int>& kinds,
+                  bool tiles_alone) {
   fprintf(csv, "kind,n,k,t,plan,us,overlap_us\n");
   for (const char* s = shapes; *s; s++)
     for (int kind : kinds) {
@@ -277,6 +291,7 @@ static void sweep(const char* shapes, const vector<int>& ts, const vector<int>& 
         vector<Row> rows;
         int wrong = 0, refused = 0;
         for (const auto& c : cuts(sh.n, sh.k, t, true)) {
+          if (tiles_alone && name_of(c)[0] != 't') continue;
           const double e = p.check(t, c, false);
           if (e < 0) {
             refused++;
@@ -547,7 +562,7 @@ int main(int argc, char** argv) {
   csv = fopen(argv[2], "w");
   if (!csv) return 2;
   const vector<int> kinds = argc > 5 ? numbers(argv[5]) : vector<int>{0};
-  if (mode == "sweep") sweep(argv[3], numbers(argv[4]), kinds);
+  if (mode == "sweep" || mode == "tiles") sweep(argv[3], numbers(argv[4]), kinds, mode == "tiles");
   if (mode == "time") time_run(argv[3], numbers(argv[4]), kinds);
   fclose(csv);
   CK(cudaDeviceSynchronize());

@@ -29,8 +29,7 @@ struct CodedUnit {
   static constexpr int kBytes = kCodedUnitBytes;
   static constexpr int kElementBytes = 1;
   static constexpr bool kScaled = true;
-  static constexpr int kStages = 5;
-  static constexpr double kHalfTileCost = 0.68;
+  static const std::array<TileVariant, 5> kTileVariants;
 
   struct Fragments {  // of 128 columns
     uint4 a[2];
@@ -83,6 +82,14 @@ struct CodedUnit {
   }
 };
 
+template <class Code>
+const std::array<TileVariant, 5> CodedUnit<Code>::kTileVariants = {
+    tile_variant<Cut<CodedUnit, 2, 256, 5, 5, 16>>(),
+    tile_variant<Cut<CodedUnit, 2, 128, 8, 5, 64>>(),
+    tile_variant<Cut<CodedUnit, 4, 128, 5, 5, 32>>(),
+    tile_variant<Cut<CodedUnit, 4, 128, 5, 5, 32, true>>(),
+    tile_variant<Cut<CodedUnit, 4, 64, 8, 6, 32, true>>()};
+
 bool tiles_take(std::int64_t n, std::int64_t k) {
   return n >= 8 && n % 8 == 0 && n < (1 << 25) && k >= 128 && k % 128 == 0 && k < (1 << 20);
 }
@@ -120,6 +127,24 @@ cudaError_t resident_cut(std::int64_t n, std::int64_t units, std::int64_t t, con
   return cudaErrorInvalidValue;
 }
 
+template <class Unit>
+cudaError_t tile_cut(std::int64_t n, std::int64_t units, std::int64_t t, WgmmaSpPlan* plan) {
+  double least = 0;
+  constexpr double kTileCost[] = {1, 0.68};
+  for (int i = 0; i < 2; ++i) {
+    const TileVariant& v = Unit::kTileVariants[i];
+    int clusters = 0;
+    if (const cudaError_t error = tile_clusters_at_once<Unit>(i, kPair, &clusters)) return error;
+    const std::int64_t tiles = ceil_div(n, v.rows * kPair) * ceil_div(t, v.tokens);
+    const double cost = static_cast<double>(ceil_div(tiles, clusters)) * kTileCost[i];
+    if (i == 0 || cost < least) {
+      least = cost;
+      *plan = {v.tokens, kBand};
+    }
+  }
+  return units > 0 ? cudaSuccess : cudaErrorInvalidValue;
+}
+
 template <class Code>
 struct OfCode {
   using Unit = CodedUnit<Code>;
@@ -137,7 +162,7 @@ struct OfCode {
       if (error != cudaErrorInvalidValue) return error;
     }
     if (!tiles_take(n, k)) return cudaErrorInvalidValue;
-    return tile_plan<Unit>(n, t, &plan->emplace<WgmmaSpPlan>());
+    return tile_cut<Unit>(n, k / kUnitColumns, t, &plan->emplace<WgmmaSpPlan>());
   }
 
   static cudaError_t run(const RoundedOperands& o, std::int64_t n, std::int64_t k, std::int64_t t,
