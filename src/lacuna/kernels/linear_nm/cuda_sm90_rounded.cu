@@ -29,7 +29,7 @@ struct CodedUnit {
   static constexpr int kBytes = kCodedUnitBytes;
   static constexpr int kElementBytes = 1;
   static constexpr bool kScaled = true;
-  static const std::array<TileVariant, 5> kTileVariants;
+  static const std::array<TileVariant, 6> kTileVariants;
 
   struct Fragments {  // of 128 columns
     uint4 a[2];
@@ -83,12 +83,13 @@ struct CodedUnit {
 };
 
 template <class Code>
-const std::array<TileVariant, 5> CodedUnit<Code>::kTileVariants = {
+const std::array<TileVariant, 6> CodedUnit<Code>::kTileVariants = {
     tile_variant<Cut<CodedUnit, 2, 256, 5, 5, 16>>(),
     tile_variant<Cut<CodedUnit, 2, 128, 8, 5, 64>>(),
     tile_variant<Cut<CodedUnit, 4, 128, 5, 5, 32>>(),
     tile_variant<Cut<CodedUnit, 4, 128, 5, 5, 32, true>>(),
-    tile_variant<Cut<CodedUnit, 4, 64, 8, 6, 32, true>>()};
+    tile_variant<Cut<CodedUnit, 4, 64, 8, 6, 32, true>>(),
+    tile_variant<Cut<CodedUnit, 2, 128, 8, 5, 64, true>>()};
 
 bool tiles_take(std::int64_t n, std::int64_t k) {
   return n >= 8 && n % 8 == 0 && n < (1 << 25) && k >= 128 && k % 128 == 0 && k < (1 << 20);

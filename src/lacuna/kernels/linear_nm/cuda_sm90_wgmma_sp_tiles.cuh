@@ -42,10 +42,13 @@ namespace lacuna::kernels::linear_nm {
 inline constexpr int kTileRows = 16;  // of a packed unit
 inline constexpr int kUnitColumns = 128;
 inline constexpr int kSlotBytes = 128;  // of each token in a slot of x: what a copy swizzles
+// A map has packed units as numbers of 8 bytes, in pieces of at most 256 of them.
+inline constexpr int kMapElementBytes = 8;
+template <class Unit>
+inline constexpr int kMapPieces = Unit::kBytes <= 256 * kMapElementBytes ? 1 : 2;
 inline constexpr int kMaxSharedBytes = 227 * 1024;
 
 struct TileParams {
-  const unsigned char* weights;
   const float *scales, *x_scales;  // of rows (up to a multiple of 16 of them) and tokens
   int n, t, row_tiles, units;
   int row_blocks, token_blocks, band;  // of a cluster's rows; of tokens
@@ -175,29 +178,20 @@ __device__ __forceinline__ void produce_x(const TileParams& p, const CUtensorMap
   }
 }
 
-// Each lane copies one row tile of a stage, if there is one for it.
+// A stage at a time.
 template <class C>
-__device__ __forceinline__ void produce_w(const TileParams& p, unsigned shared, unsigned full,
-                                          unsigned empty, const Member& me, int first, int tiles,
-                                          int step, int lane) {
-  constexpr int kCopies = C::kRows / kTileRows, kUnitBytes = C::Unit::kBytes;
-  static_assert(kCopies <= 32);
+__device__ __forceinline__ void produce_w(const TileParams& p, const CUtensorMap& map,
+                                          unsigned shared, unsigned full, unsigned empty,
+                                          const Member& me, int first, int tiles, int step) {
+  constexpr int kRowTiles = C::kRows / kTileRows, kPieces = kMapPieces<typename C::Unit>;
   Turn<C::kWStages> turn;
   for (int tile = first; tile < tiles; tile += step) {
-    const int row_tile =
-        min((place_of(p, tile).row_block * me.pair + me.rank) * kCopies + lane, p.row_tiles - 1);
-    const unsigned char* from =
-        p.weights +
-        (static_cast<std::size_t>(row_tile) * p.units + me.first_unit) * kUnitBytes;
+    const int row_tile = (place_of(p, tile).row_block * me.pair + me.rank) * kRowTiles;
     for (int unit = 0; unit < me.units; ++unit, turn.next()) {
       cuda::barrier_wait(empty + 8 * turn.slot, turn.phase ^ 1);
-      if (lane == 0) cuda::barrier_expect(full + 8 * turn.slot, C::kWBytes);
-      __syncwarp();
-      if (lane < kCopies) {
-        cuda::bulk_copy(shared + C::kWOffset + turn.slot * C::kWBytes + lane * kUnitBytes,
-                        from + static_cast<std::size_t>(unit) * kUnitBytes, kUnitBytes,
-                        full + 8 * turn.slot);
-      }
+      cuda::barrier_expect(full + 8 * turn.slot, C::kWBytes);
+      pieces_copy(shared + C::kWOffset + turn.slot * C::kWBytes, map,
+                  (me.first_unit + unit) * kPieces, row_tile, full + 8 * turn.slot);
     }
   }
 }
@@ -441,6 +435,7 @@ struct Consumer {
 template <class C>
 __global__ void __launch_bounds__(C::kThreads, 1)
     wgmma_sp_kernel(const TileParams p, const __grid_constant__ CUtensorMap x_map,
+                    const __grid_constant__ CUtensorMap w_map,
                     const __grid_constant__ CUtensorMap y_map) {
   extern __shared__ unsigned char memory[];
   // Swizzled tiles begin at multiples of 1,024 bytes, at the same place in all blocks of a cluster.
@@ -485,7 +480,7 @@ __global__ void __launch_bounds__(C::kThreads, 1)
         produce_x<C>(p, x_map, shared, x_full, x_empty, me, first, tiles, step);
       }
     } else if (warp == C::kConsumers * 4 + 1) {
-      produce_w<C>(p, shared, w_full, w_empty, me, first, tiles, step, lane);
+      if (lane == 0) produce_w<C>(p, w_map, shared, w_full, w_empty, me, first, tiles, step);
     } else if (warp == C::kConsumers * 4 + 2) {
       if (C::Unit::kScaled && lane == 0) fetch_map(y_map);
     }
@@ -528,7 +523,7 @@ __global__ void __launch_bounds__(C::kThreads, 1)
 struct TileVariant {
   int rows, tokens;
   bool split;
-  void (*kernel)(const TileParams, const CUtensorMap, const CUtensorMap);
+  void (*kernel)(const TileParams, const CUtensorMap, const CUtensorMap, const CUtensorMap);
   bool (*takes)(int parts);
   int threads, shared_bytes, chunk_tokens;
 };
@@ -614,6 +609,27 @@ inline cudaError_t make_map(const void* matrix, std::int64_t rows, std::int64_t 
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 
+// Packed units [row tile][unit], copied in boxes of one unit of some row tiles.
+template <class Unit>
+cudaError_t make_weight_map(const void* weights, std::int64_t row_tiles, std::int64_t units,
+                            int box_row_tiles, CUtensorMap* map) {
+  if (encoder() == nullptr) return cudaErrorNotSupported;
+  constexpr int pieces = kMapPieces<Unit>, piece_bytes = Unit::kBytes / pieces;
+  const cuuint64_t sizes[] = {static_cast<cuuint64_t>(piece_bytes / kMapElementBytes),
+                              static_cast<cuuint64_t>(units * pieces),
+                              static_cast<cuuint64_t>(row_tiles)};
+  const cuuint64_t strides[] = {static_cast<cuuint64_t>(piece_bytes),
+                                static_cast<cuuint64_t>(units * Unit::kBytes)};
+  const cuuint32_t box[] = {static_cast<cuuint32_t>(sizes[0]), static_cast<cuuint32_t>(pieces),
+                            static_cast<cuuint32_t>(box_row_tiles)},
+                   steps[] = {1, 1, 1};
+  const CUresult result =
+      encoder()(map, CU_TENSOR_MAP_DATA_TYPE_FLOAT64, 3, const_cast<void*>(weights), sizes,
+                strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_NONE,
+                CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+}
+
 inline bool aligned(const void* p) {
   return p != nullptr && reinterpret_cast<std::uintptr_t>(p) % 16 == 0;
 }
@@ -649,7 +665,6 @@ cudaError_t tile_run(const void* packed, const float* scales, const void* x, con
     return cudaErrorInvalidValue;
   }
   TileParams p = {};
-  p.weights = static_cast<const unsigned char*>(packed);
   p.scales = scales;
   p.x_scales = x_scales;
   p.n = static_cast<int>(n);
@@ -663,8 +678,11 @@ cudaError_t tile_run(const void* packed, const float* scales, const void* x, con
   p.parts = plan.parts;
   const std::int64_t tiles = static_cast<std::int64_t>(p.row_blocks) * p.token_blocks;
   if (tiles > (1 << 27)) return cudaErrorInvalidValue;
-  CUtensorMap x_map, y_map;
+  CUtensorMap x_map, w_map, y_map;
   cudaError_t error = make_map(x, t, k, Unit::kElementBytes, v.tokens / plan.pair, &x_map);
+  if (error == cudaSuccess) {
+    error = make_weight_map<Unit>(packed, p.row_tiles, units, v.rows / kTileRows, &w_map);
+  }
   if (error == cudaSuccess) error = make_map(y, t, n, 2, v.chunk_tokens, &y_map);
   int clusters = 0;
   if (error == cudaSuccess) error = tile_clusters_at_once<Unit>(index, cluster, &clusters);
@@ -672,7 +690,7 @@ cudaError_t tile_run(const void* packed, const float* scales, const void* x, con
   // Without parts every cluster stays and walks over tiles.
   const TileLaunch launch(v, cluster, v.split ? tiles : std::min<std::int64_t>(clusters, tiles),
                           Unit::kScaled, stream);
-  return cudaLaunchKernelEx(&launch.config, v.kernel, p, x_map, y_map);
+  return cudaLaunchKernelEx(&launch.config, v.kernel, p, x_map, w_map, y_map);
 }
 
 }  // namespace lacuna::kernels::linear_nm
