@@ -11,7 +11,6 @@
 //   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -Isrc -cudart static
 //     bench/lab/cuda_linear_coded/rounded.cu src/lacuna/kernels/linear_nm/cuda_sm90_coded.cu
 //     src/lacuna/kernels/linear_nm/cuda_sm90_rounded.cu -lcublas -lcublasLt -o build/gpu/rounded
-#include <array>
 #include <memory>
 
 #include "codes.h"
@@ -81,16 +80,14 @@ static vector<k::GpuPlan> cuts(int n, int k, int t, bool all) {
           }
   if (n % 8 == 0) {
     for (int tile : {128, 256}) v.push_back(held_plan(t, nm::WgmmaSpPlan{tile, 8}));
-    v.push_back(held_plan(t, nm::WgmmaSpPlan{128, 8, 256}));
-    for (const auto& [rows, tile, least] : {std::array{256, 64, 1}, {256, 128, 2}, {128, 128, 2}})
-      for (int pair : {1, 2})
-        for (int parts = least; parts * pair <= 8; parts++) {
-          // More than two waves of blocks are not worth a try.
-          const int blocks = (n + rows * pair - 1) / (rows * pair) * ((t + tile - 1) / tile);
-          if (parts > k / 128 || (all && parts > 1 && blocks * pair * parts > 264)) continue;
-          if (!all && (parts + pair + tile / 64) % 2) continue;
-          v.push_back(held_plan(t, nm::WgmmaSpPlan{tile, 8, rows, true, pair, parts}));
-        }
+    for (int tile : {64, 128}) v.push_back(held_plan(t, nm::WgmmaSpPlan{tile, 8, 256}));
+    for (int pair : {1, 2})
+      for (int parts = 2; parts <= 4 && parts <= k / 128; parts++) {
+        // More than one wave of blocks is not worth a try.
+        const int tiles = (n + 128 * pair - 1) / (128 * pair) * ((t + 127) / 128);
+        if (all && tiles * pair * parts > 140) continue;
+        v.push_back(held_plan(t, nm::WgmmaSpPlan{128, 8, 128, true, pair, parts}));
+      }
   }
   return v;
 }

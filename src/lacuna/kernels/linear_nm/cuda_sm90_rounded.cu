@@ -29,7 +29,7 @@ struct CodedUnit {
   static constexpr int kBytes = kCodedUnitBytes;
   static constexpr int kElementBytes = 1;
   static constexpr bool kScaled = true;
-  static const std::array<TileVariant, 6> kTileVariants;
+  static const std::array<TileVariant, 5> kTileVariants;
 
   struct Fragments {  // of 128 columns
     uint4 a[2];
@@ -83,12 +83,11 @@ struct CodedUnit {
 };
 
 template <class Code>
-const std::array<TileVariant, 6> CodedUnit<Code>::kTileVariants = {
+const std::array<TileVariant, 5> CodedUnit<Code>::kTileVariants = {
     tile_variant<Cut<CodedUnit, 2, 256, 5, 5, 16>>(),
     tile_variant<Cut<CodedUnit, 2, 128, 8, 5, 64>>(),
     tile_variant<Cut<CodedUnit, 4, 128, 5, 5, 32>>(),
-    tile_variant<Cut<CodedUnit, 4, 128, 5, 5, 32, true>>(),
-    tile_variant<Cut<CodedUnit, 4, 64, 8, 6, 32, true>>(),
+    tile_variant<Cut<CodedUnit, 4, 64, 8, 6, 32>>(),
     tile_variant<Cut<CodedUnit, 2, 128, 8, 5, 64, true>>()};
 
 bool tiles_take(std::int64_t n, std::int64_t k) {
@@ -128,22 +127,53 @@ cudaError_t resident_cut(std::int64_t n, std::int64_t units, std::int64_t t, con
   return cudaErrorInvalidValue;
 }
 
+// What a block does with 128 columns costs what they move through its shared memory (x, read once
+// by each warpgroup; x and W, written; W, read) and, on top, what all blocks ask of the L2 at one
+// time. Fitted to a sweep of 64 to 2,048 tokens (bench/lab/cuda_linear_coded).
+constexpr double kSharedBytesPerUs = 242e3, kL2BytesPerUs = 18.5e6, kExchangeBytesPerUs = 13.2e3;
+
 template <class Unit>
 cudaError_t tile_cut(std::int64_t n, std::int64_t units, std::int64_t t, WgmmaSpPlan* plan) {
   double least = 0;
-  constexpr double kTileCost[] = {1, 0.68};
-  for (int i = 0; i < 2; ++i) {
+  for (int i = 0; i < static_cast<int>(Unit::kTileVariants.size()); ++i) {
     const TileVariant& v = Unit::kTileVariants[i];
-    int clusters = 0;
-    if (const cudaError_t error = tile_clusters_at_once<Unit>(i, kPair, &clusters)) return error;
-    const std::int64_t tiles = ceil_div(n, v.rows * kPair) * ceil_div(t, v.tokens);
-    const double cost = static_cast<double>(ceil_div(tiles, clusters)) * kTileCost[i];
-    if (i == 0 || cost < least) {
-      least = cost;
-      *plan = {v.tokens, kBand};
+    for (int pair = v.split ? 1 : kPair; pair <= kPair; ++pair) {
+      for (int parts = v.split ? 2 : 1; v.takes(parts) && parts <= units; ++parts) {
+        const int cluster = pair * parts;
+        int at_once = 0;
+        const cudaError_t error = tile_clusters_at_once<Unit>(i, cluster, &at_once);
+        if (v.split && error == cudaErrorNotSupported) continue;  // (a part of a device)
+        if (error != cudaSuccess) return error;
+        const std::int64_t tiles = ceil_div(n, v.rows * pair) * ceil_div(t, v.tokens);
+        const double turns = static_cast<double>(ceil_div(tiles, at_once) * ceil_div(units, parts));
+        const auto blocks = static_cast<double>(std::min<std::int64_t>(tiles, at_once) * cluster);
+        const double w = v.rows / kTileRows * Unit::kBytes, x = v.tokens * kSlotBytes;
+        const double shared = (v.rows / 64 + 1) * x + 2.2 * w, l2 = blocks * (w + x / pair);
+        const double exchanged = v.rows * v.tokens * 4. * (parts - 1) / parts;
+        const double cost = turns * (shared / kSharedBytesPerUs + l2 / kL2BytesPerUs) +
+                            exchanged / kExchangeBytesPerUs;
+        if (least == 0 || cost < least) {
+          least = cost;
+          *plan = {v.tokens, kBand, v.rows, v.split, pair, parts};
+        }
+      }
     }
   }
-  return units > 0 ? cudaSuccess : cudaErrorInvalidValue;
+  return least > 0 ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+// Whether tiles of 256 rows x 64 tokens beat x in shared memory for 33 to 64 tokens: where nearly
+// all multiprocessors have one.
+template <class Unit>
+cudaError_t tiles_of_64(std::int64_t n, std::int64_t t, bool* faster, WgmmaSpPlan* plan) {
+  *plan = {64, kBand, 256};
+  int at_once = 0;
+  const cudaError_t error =
+      tile_clusters_at_once<Unit>(tile_variant_of<Unit>(*plan), kPair, &at_once);
+  if (error != cudaSuccess) return error;
+  const std::int64_t tiles = ceil_div(n, 256 * kPair);
+  *faster = t > 32 && t <= 64 && tiles * 4 >= ceil_div(tiles, at_once) * at_once * 3;
+  return cudaSuccess;
 }
 
 template <class Code>
@@ -155,6 +185,15 @@ struct OfCode {
       return cudaErrorInvalidValue;
     }
     if (t <= 64) {
+      bool tiles = false;
+      WgmmaSpPlan of_64;
+      if (tiles_take(n, k)) {
+        if (const cudaError_t error = tiles_of_64<Unit>(n, t, &tiles, &of_64)) return error;
+      }
+      if (tiles) {
+        *plan = of_64;
+        return cudaSuccess;
+      }
       const auto at_once = [&](int cluster, int* count) {
         return resident_clusters_at_once<Unit>(t <= 32 ? 32 : 64, cluster, count);
       };

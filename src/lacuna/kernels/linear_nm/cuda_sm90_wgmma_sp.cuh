@@ -171,16 +171,6 @@ __device__ __forceinline__ void tile_copy(unsigned to, const CUtensorMap& map, i
       : "memory");
 }
 
-// The same of a map of three dimensions, the box beginning at (0, piece, row).
-__device__ __forceinline__ void pieces_copy(unsigned to, const CUtensorMap& map, int piece, int row,
-                                            unsigned barrier) {
-  asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
-      " [%0], [%1, {%2, %3, %4}], [%5];" ::"r"(to),
-      "l"(&map), "r"(0), "r"(piece), "r"(row), "r"(barrier)
-      : "memory");
-}
-
 __device__ __forceinline__ unsigned load_shared1(unsigned address) {
   unsigned v;
   asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(address) : "memory");

@@ -30,6 +30,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <type_traits>
 
 #include "lacuna/kernels/cuda/sm90_async.h"
 #include "lacuna/kernels/cuda/sm90_device.h"
@@ -42,13 +43,15 @@ namespace lacuna::kernels::linear_nm {
 inline constexpr int kTileRows = 16;  // of a packed unit
 inline constexpr int kUnitColumns = 128;
 inline constexpr int kSlotBytes = 128;  // of each token in a slot of x: what a copy swizzles
-// A map has packed units as numbers of 8 bytes, in pieces of at most 256 of them.
+// A map of W has packed units as numbers of 8 bytes, and copies at most 256 of them of a row tile.
+// (In two pieces the units of bf16 came up to 4 % later than by a copy each.)
 inline constexpr int kMapElementBytes = 8;
 template <class Unit>
-inline constexpr int kMapPieces = Unit::kBytes <= 256 * kMapElementBytes ? 1 : 2;
+inline constexpr bool kMapped = Unit::kBytes <= 256 * kMapElementBytes;
 inline constexpr int kMaxSharedBytes = 227 * 1024;
 
 struct TileParams {
+  const unsigned char* weights;
   const float *scales, *x_scales;  // of rows (up to a multiple of 16 of them) and tokens
   int n, t, row_tiles, units;
   int row_blocks, token_blocks, band;  // of a cluster's rows; of tokens
@@ -86,8 +89,7 @@ struct Cut {
   static constexpr int kBarriers =
       2 * (kXSlots + kWStages) + (kSplit ? 1 + kConsumers * 4 : 0);  // the last: of the exchange
   static constexpr int kSharedBytes = kBarrierOffset + 8 * kBarriers + 1024;
-  // A block starts with as many registers for each thread as there are, in eights; then those that
-  // fetch give some to those that multiply.
+  // Threads that fetch give registers to those that multiply.
   static constexpr int kFetchRegisters = kConsumers == 2 ? 40 : 32;
   static constexpr int kMultiplyRegisters = kConsumers == 2 ? 232 : 112;
   static_assert(kSharedBytes <= kMaxSharedBytes && kTokens % kChunkTokens == 0);
@@ -95,13 +97,15 @@ struct Cut {
   static_assert(kParts == 1 || kParts == 2);
   static_assert(!kSplit || kParts == 1);
 
-  // The sums that other blocks send lie where x and W did: [warp][sender][octet] of tokens.
+  // The sums that blocks exchange lie where x and W did: [warp][part][octet] of tokens.
   static constexpr int kOctets = kTokens / 8;
-  static constexpr int most_octets(int parts) { return (kOctets + parts - 1) / parts; }
+  template <int kParts>
+  static constexpr int kMostOctets = (kOctets + kParts - 1) / kParts;
   static constexpr bool takes(int parts) {
     if (!kSplit) return parts == 1;
-    return parts >= 1 && parts <= 8 && most_octets(parts) * 8 * 128 <= kYBytes &&
-           kConsumers * 4 * (parts - 1) * most_octets(parts) * 512 <= kYOffset;
+    const int octets = (kOctets + parts - 1) / parts;
+    return parts >= 2 && parts <= 4 && octets * 8 * 128 <= kYBytes &&
+           kConsumers * 4 * parts * octets * 512 <= kYOffset;
   }
 };
 
@@ -178,20 +182,38 @@ __device__ __forceinline__ void produce_x(const TileParams& p, const CUtensorMap
   }
 }
 
-// A stage at a time.
+// By one warp. Where a map takes a unit, one lane copies a stage at a time; else each copies one row
+// tile of it, if there is one for it.
 template <class C>
 __device__ __forceinline__ void produce_w(const TileParams& p, const CUtensorMap& map,
                                           unsigned shared, unsigned full, unsigned empty,
-                                          const Member& me, int first, int tiles, int step) {
-  constexpr int kRowTiles = C::kRows / kTileRows, kPieces = kMapPieces<typename C::Unit>;
+                                          const Member& me, int first, int tiles, int step,
+                                          int lane) {
+  constexpr int kRowTiles = C::kRows / kTileRows, kUnitBytes = C::Unit::kBytes;
+  static_assert(kRowTiles <= 32);
   Turn<C::kWStages> turn;
   for (int tile = first; tile < tiles; tile += step) {
     const int row_tile = (place_of(p, tile).row_block * me.pair + me.rank) * kRowTiles;
+    const unsigned char* from =
+        p.weights + (static_cast<std::size_t>(min(row_tile + lane, p.row_tiles - 1)) * p.units +
+                     me.first_unit) *
+                        kUnitBytes;
     for (int unit = 0; unit < me.units; ++unit, turn.next()) {
+      const unsigned to = shared + C::kWOffset + turn.slot * C::kWBytes;
       cuda::barrier_wait(empty + 8 * turn.slot, turn.phase ^ 1);
-      cuda::barrier_expect(full + 8 * turn.slot, C::kWBytes);
-      pieces_copy(shared + C::kWOffset + turn.slot * C::kWBytes, map,
-                  (me.first_unit + unit) * kPieces, row_tile, full + 8 * turn.slot);
+      if (lane == 0) cuda::barrier_expect(full + 8 * turn.slot, C::kWBytes);
+      if constexpr (kMapped<typename C::Unit>) {
+        if (lane == 0) {
+          tile_copy(to, map, (me.first_unit + unit) * (kUnitBytes / kMapElementBytes), row_tile,
+                    full + 8 * turn.slot);
+        }
+      } else {
+        __syncwarp();
+        if (lane < kRowTiles) {
+          cuda::bulk_copy(to + lane * kUnitBytes, from + static_cast<std::size_t>(unit) * kUnitBytes,
+                          kUnitBytes, full + 8 * turn.slot);
+        }
+      }
     }
   }
 }
@@ -349,82 +371,78 @@ struct Consumer {
     }
   }
 
-  // The same of a tile whose parts are in several blocks: the block of part j % parts gets octet j
+  // The same of a tile whose parts are in several blocks: the block of part j % kParts gets octet j
   // of the tokens from all others and adds the parts up in their order, so that a token that two
-  // tiles share has the same bits in both. `free`: how many warps of the others have read their x
-  // and W; `received`: of this warp.
+  // tiles share has the same bits in both. `free`: warps of all that have read their x and W;
+  // `received`: sums of this warp.
+  template <int kParts>
   __device__ __forceinline__ void exchange_and_store(const Sums& sums, const Factors& factors,
                                                      const CUtensorMap& map, const Place& place,
                                                      unsigned free, unsigned received) {
-    // What follows from these is worked out here, not kept in registers all the way.
-    const int parts = static_cast<int>(kept(me.parts)), mine = static_cast<int>(kept(me.part));
-    const int others = parts - 1, most = (C::kOctets + others) / parts;
-    const int own = (C::kOctets - mine + others) / parts;
-    const unsigned slots =
-        shared + (group * 4 + warp) * others * most * 512 + lane * 16;  // [sender][octet]
-    if (others > 0) {
-      __syncwarp();
-      if (lane < parts && lane != mine) {
-        barrier_arrive_in_cluster(cuda::cluster_address(free, me.along(lane)));
-      }
-      if (lane == 0) cuda::barrier_expect(received, others * own * 512);
-      __syncwarp();
-    }
+    constexpr int kMost = C::template kMostOctets<kParts>;
+    const int mine = static_cast<int>(kept(me.part));  // (what follows is worked out here)
+    const int own = (C::kOctets - mine + kParts - 1) / kParts;
+    const unsigned slots = shared + (group * 4 + warp) * kParts * kMost * 512 + lane * 16;
+    __syncwarp();
+    if (lane < kParts) barrier_arrive_in_cluster(cuda::cluster_address(free, me.along(lane)));
+    if (lane == 0) cuda::barrier_expect(received, (kParts - 1) * own * 512);
     share(factors);
     barrier_of_group(1 + group);
-    if (others > 0) {
-      cuda::barrier_wait_cluster(free, 0);
-      int owner = 0, octet = 0;
+    cuda::barrier_wait_cluster(free, 0);
 #pragma unroll
-      for (int j = 0; j < C::kOctets; ++j) {
-        if (owner != mine) {
-          const int sender = mine - (mine > owner);
-          const float v[4] = {static_cast<float>(sums[4 * j]), static_cast<float>(sums[4 * j + 1]),
-                              static_cast<float>(sums[4 * j + 2]),
-                              static_cast<float>(sums[4 * j + 3])};
-          cuda::store_cluster4(
-              cuda::cluster_address(slots + (sender * most + octet) * 512, me.along(owner)), v,
-              cuda::cluster_address(received, me.along(owner)));
+    for (int d = 0; d < kParts; ++d) {  // each begins with another block
+      const int owner = mine + d < kParts ? mine + d : mine + d - kParts;
+      const unsigned to = cuda::cluster_address(slots + mine * kMost * 512, me.along(owner));
+      const unsigned barrier = cuda::cluster_address(received, me.along(owner));
+#pragma unroll
+      for (int i = 0; i < kMost; ++i) {
+        float v[4];
+#pragma unroll
+        for (int q = 0; q < 4; ++q) {
+          auto sum = sums[4 * i * kParts + q];
+#pragma unroll
+          for (int part = 1; part < kParts; ++part) {
+            const int j = i * kParts + part;
+            if (j < C::kOctets) sum = owner == part ? sums[4 * j + q] : sum;
+          }
+          v[q] = static_cast<float>(sum);
         }
-        if (++owner == parts) owner = 0, ++octet;
+        if (C::kOctets % kParts != 0 && i * kParts + owner >= C::kOctets) continue;
+        if (d == 0) {
+          cuda::store_shared4(slots + (mine * kMost + i) * 512, v);
+        } else {
+          cuda::store_cluster4(to + i * 512, v, barrier);
+        }
       }
-      cuda::barrier_wait_cluster(received, 0);
     }
+    cuda::barrier_wait_cluster(received, 0);
     const unsigned buffer = shared + C::kYOffset + group * C::kYBytes;
     const unsigned to =
         buffer + (lane & 7) * 128 + (((warp * 2 + (lane >> 3 & 1)) ^ (lane & 7)) * 16);
-    int owner = 0, octet = 0;
+    const unsigned scales = token_scales() + (mine * 8 + (lane & 3) * 2) * 4;
 #pragma unroll
-    for (int j = 0; j < C::kOctets; ++j) {
-      if (owner == mine) {
-        float v[4] = {-0.f, -0.f, -0.f, -0.f};
-#pragma unroll 1
-        for (int part = 0; part < parts; ++part) {
-          if (part == mine) {
+    for (int i = 0; i < kMost; ++i) {
+      if (C::kOctets % kParts != 0 && i * kParts + mine >= C::kOctets) continue;
+      float v[4] = {-0.f, -0.f, -0.f, -0.f};
 #pragma unroll
-            for (int i = 0; i < 4; ++i) v[i] += static_cast<float>(sums[4 * j + i]);
-          } else {
-            const int sender = part - (part > mine);
-            const uint4 other = cuda::load_shared4(slots + (sender * most + octet) * 512);
-            v[0] += __uint_as_float(other.x);
-            v[1] += __uint_as_float(other.y);
-            v[2] += __uint_as_float(other.z);
-            v[3] += __uint_as_float(other.w);
-          }
-        }
-        const float2 token = load_shared_floats(token_scales() + (j * 8 + (lane & 3) * 2) * 4);
-        store_matrices_turned(to + octet * 1024, scaled_pack(v[0], v[1], factors.row[0], token),
-                              scaled_pack(v[2], v[3], factors.row[1], token));
+      for (int part = 0; part < kParts; ++part) {
+        const uint4 sum = cuda::load_shared4(slots + (part * kMost + i) * 512);
+        v[0] += __uint_as_float(sum.x);
+        v[1] += __uint_as_float(sum.y);
+        v[2] += __uint_as_float(sum.z);
+        v[3] += __uint_as_float(sum.w);
       }
-      if (++owner == parts) owner = 0, ++octet;
+      const float2 token = load_shared_floats(scales + i * kParts * 8 * 4);
+      store_matrices_turned(to + i * 1024, scaled_pack(v[0], v[1], factors.row[0], token),
+                            scaled_pack(v[2], v[3], factors.row[1], token));
     }
     async_proxy_fence();
     barrier_of_group(1 + group);
     const int row = first_row(place);
-    if (warp == 0 && lane == 0 && row < p.n) {
+    if (lane == 0 && row < p.n) {
 #pragma unroll 1
-      for (int i = 0; i < own; ++i) {
-        const int token = first_token<C>(p, place) + (mine + i * parts) * 8;
+      for (int i = warp; i < own; i += 4) {
+        const int token = first_token<C>(p, place) + (mine + i * kParts) * 8;
         if (token < p.t) tile_store(map, row, token, buffer + i * 1024);
       }
       stores_commit();
@@ -459,7 +477,7 @@ __global__ void __launch_bounds__(C::kThreads, 1)
       cuda::barrier_init(w_empty + 8 * i, C::kConsumers * 4);
     }
     if constexpr (C::kSplit) {
-      if (me.parts > 1) cuda::barrier_init(free, (me.parts - 1) * C::kConsumers * 4);
+      cuda::barrier_init(free, me.parts * C::kConsumers * 4);
       for (int i = 0; i < C::kConsumers * 4; ++i) cuda::barrier_init(received + 8 * i, 1);
     }
     cuda::barrier_init_fence();
@@ -480,7 +498,7 @@ __global__ void __launch_bounds__(C::kThreads, 1)
         produce_x<C>(p, x_map, shared, x_full, x_empty, me, first, tiles, step);
       }
     } else if (warp == C::kConsumers * 4 + 1) {
-      if (lane == 0) produce_w<C>(p, w_map, shared, w_full, w_empty, me, first, tiles, step);
+      produce_w<C>(p, w_map, shared, w_full, w_empty, me, first, tiles, step, lane);
     } else if (warp == C::kConsumers * 4 + 2) {
       if (C::Unit::kScaled && lane == 0) fetch_map(y_map);
     }
@@ -505,13 +523,18 @@ __global__ void __launch_bounds__(C::kThreads, 1)
       const auto factors = consumer.load_factors(place_of(p, tile));
       consumer.multiply_tile(sums);
       if constexpr (C::kSplit) {
-        consumer.exchange_and_store(sums, factors, y_map, place_of(p, tile), free,
-                                    received + 8 * warp);
+        const auto exchange = [&](auto parts) {
+          consumer.template exchange_and_store<decltype(parts)::value>(
+              sums, factors, y_map, place_of(p, tile), free, received + 8 * warp);
+        };
+        if (me.parts == 2) exchange(std::integral_constant<int, 2>());
+        if (me.parts == 3) exchange(std::integral_constant<int, 3>());
+        if (me.parts == 4) exchange(std::integral_constant<int, 4>());
       } else {
         consumer.store_tile(sums, factors, y_map, place_of(p, tile));
       }
     }
-    if (threadIdx.x % 128 == 0) stores_read<0>();
+    if (lane == 0) stores_read<0>();
   }
   // No block leaves while another may still write into its memory.
   cuda::cluster_arrive();
@@ -610,21 +633,17 @@ inline cudaError_t make_map(const void* matrix, std::int64_t rows, std::int64_t 
 }
 
 // Packed units [row tile][unit], copied in boxes of one unit of some row tiles.
-template <class Unit>
-cudaError_t make_weight_map(const void* weights, std::int64_t row_tiles, std::int64_t units,
-                            int box_row_tiles, CUtensorMap* map) {
+inline cudaError_t make_weight_map(const void* weights, std::int64_t row_tiles, std::int64_t units,
+                                   int unit_bytes, int box_row_tiles, CUtensorMap* map) {
   if (encoder() == nullptr) return cudaErrorNotSupported;
-  constexpr int pieces = kMapPieces<Unit>, piece_bytes = Unit::kBytes / pieces;
-  const cuuint64_t sizes[] = {static_cast<cuuint64_t>(piece_bytes / kMapElementBytes),
-                              static_cast<cuuint64_t>(units * pieces),
+  const cuuint64_t sizes[] = {static_cast<cuuint64_t>(units * unit_bytes / kMapElementBytes),
                               static_cast<cuuint64_t>(row_tiles)};
-  const cuuint64_t strides[] = {static_cast<cuuint64_t>(piece_bytes),
-                                static_cast<cuuint64_t>(units * Unit::kBytes)};
-  const cuuint32_t box[] = {static_cast<cuuint32_t>(sizes[0]), static_cast<cuuint32_t>(pieces),
+  const cuuint64_t strides[] = {static_cast<cuuint64_t>(units * unit_bytes)};
+  const cuuint32_t box[] = {static_cast<cuuint32_t>(unit_bytes / kMapElementBytes),
                             static_cast<cuuint32_t>(box_row_tiles)},
-                   steps[] = {1, 1, 1};
+                   steps[] = {1, 1};
   const CUresult result =
-      encoder()(map, CU_TENSOR_MAP_DATA_TYPE_FLOAT64, 3, const_cast<void*>(weights), sizes,
+      encoder()(map, CU_TENSOR_MAP_DATA_TYPE_FLOAT64, 2, const_cast<void*>(weights), sizes,
                 strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_NONE,
                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
@@ -665,6 +684,7 @@ cudaError_t tile_run(const void* packed, const float* scales, const void* x, con
     return cudaErrorInvalidValue;
   }
   TileParams p = {};
+  p.weights = static_cast<const unsigned char*>(packed);
   p.scales = scales;
   p.x_scales = x_scales;
   p.n = static_cast<int>(n);
@@ -678,10 +698,10 @@ cudaError_t tile_run(const void* packed, const float* scales, const void* x, con
   p.parts = plan.parts;
   const std::int64_t tiles = static_cast<std::int64_t>(p.row_blocks) * p.token_blocks;
   if (tiles > (1 << 27)) return cudaErrorInvalidValue;
-  CUtensorMap x_map, w_map, y_map;
+  CUtensorMap x_map, w_map = {}, y_map;
   cudaError_t error = make_map(x, t, k, Unit::kElementBytes, v.tokens / plan.pair, &x_map);
-  if (error == cudaSuccess) {
-    error = make_weight_map<Unit>(packed, p.row_tiles, units, v.rows / kTileRows, &w_map);
+  if (error == cudaSuccess && kMapped<Unit>) {
+    error = make_weight_map(packed, p.row_tiles, units, Unit::kBytes, v.rows / kTileRows, &w_map);
   }
   if (error == cudaSuccess) error = make_map(y, t, n, 2, v.chunk_tokens, &y_map);
   int clusters = 0;
