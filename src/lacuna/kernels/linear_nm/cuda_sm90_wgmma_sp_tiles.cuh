@@ -44,10 +44,7 @@ inline constexpr int kTileRows = 16;  // of a packed unit
 inline constexpr int kUnitColumns = 128;
 inline constexpr int kSlotBytes = 128;  // of each token in a slot of x: what a copy swizzles
 // A map of W has packed units as numbers of 8 bytes, and copies at most 256 of them of a row tile.
-// (In two pieces the units of bf16 came up to 4 % later than by a copy each.)
 inline constexpr int kMapElementBytes = 8;
-template <class Unit>
-inline constexpr bool kMapped = Unit::kBytes <= 256 * kMapElementBytes;
 inline constexpr int kMaxSharedBytes = 227 * 1024;
 
 struct TileParams {
@@ -80,6 +77,9 @@ struct Cut {
   static constexpr int kParts = kUnitColumns / kSlotColumns;  // of a unit
   static constexpr int kWStages = kWStages_;
   static constexpr int kWBytes = kRows / kTileRows * Unit::kBytes;  // of a stage of W
+  // Whether one copy fetches a stage: a copy for each row tile takes 86 cycles. With as many tokens
+  // as take longer than that anyway, W comes 2 to 4 % sooner by these.
+  static constexpr bool kMapped = Unit::kBytes <= 256 * kMapElementBytes && kTokens < 256;
   static constexpr int kWOffset = kXSlots * kXBytes;
   static constexpr int kYOffset = kWOffset + kWStages * kWBytes;
   static constexpr int kYBytes = 2 * kChunkBytes;  // of a warpgroup
@@ -202,7 +202,7 @@ __device__ __forceinline__ void produce_w(const TileParams& p, const CUtensorMap
       const unsigned to = shared + C::kWOffset + turn.slot * C::kWBytes;
       cuda::barrier_wait(empty + 8 * turn.slot, turn.phase ^ 1);
       if (lane == 0) cuda::barrier_expect(full + 8 * turn.slot, C::kWBytes);
-      if constexpr (kMapped<typename C::Unit>) {
+      if constexpr (C::kMapped) {
         if (lane == 0) {
           tile_copy(to, map, (me.first_unit + unit) * (kUnitBytes / kMapElementBytes), row_tile,
                     full + 8 * turn.slot);
@@ -545,15 +545,22 @@ __global__ void __launch_bounds__(C::kThreads, 1)
 
 struct TileVariant {
   int rows, tokens;
-  bool split;
+  bool split, mapped;
   void (*kernel)(const TileParams, const CUtensorMap, const CUtensorMap, const CUtensorMap);
   bool (*takes)(int parts);
   int threads, shared_bytes, chunk_tokens;
 };
 template <class C>
 constexpr TileVariant tile_variant() {
-  return {C::kRows,    C::kTokens,      C::kSplit,      wgmma_sp_kernel<C>,
-          C::takes, C::kThreads, C::kSharedBytes, C::kSplit ? 8 : C::kChunkTokens};
+  return {C::kRows,
+          C::kTokens,
+          C::kSplit,
+          C::kMapped,
+          wgmma_sp_kernel<C>,
+          C::takes,
+          C::kThreads,
+          C::kSharedBytes,
+          C::kSplit ? 8 : C::kChunkTokens};
 }
 inline constexpr int kMostTileVariants = 8;
 // Token tiles that are walked for the same rows before the next rows.
@@ -700,7 +707,7 @@ cudaError_t tile_run(const void* packed, const float* scales, const void* x, con
   if (tiles > (1 << 27)) return cudaErrorInvalidValue;
   CUtensorMap x_map, w_map = {}, y_map;
   cudaError_t error = make_map(x, t, k, Unit::kElementBytes, v.tokens / plan.pair, &x_map);
-  if (error == cudaSuccess && kMapped<Unit>) {
+  if (error == cudaSuccess && v.mapped) {
     error = make_weight_map(packed, p.row_tiles, units, Unit::kBytes, v.rows / kTileRows, &w_map);
   }
   if (error == cudaSuccess) error = make_map(y, t, n, 2, v.chunk_tokens, &y_map);
