@@ -1,6 +1,6 @@
 // Study of 2:4 codes of 8 bits times x rounded to codes (linear_nm/cuda_sm90_rounded) against
 // cuBLASLt's products of dense codes on one GPU.
-//   rounded --check [small]             exact tests; small for sanitizers
+//   rounded --check [small|all [KINDS]]     exact tests; small for sanitizers
 //   rounded time OUT.csv SHAPES TS [KINDS]   planned cuts beside the rivals; KINDS: 0 fp8, 1 int8
 //   rounded sweep OUT.csv SHAPES TS [KINDS]  cuts of x resident in shared memory, and of tiles
 //   rounded tiles OUT.csv SHAPES TS [KINDS]  those of tiles alone
@@ -506,9 +506,10 @@ static int check_repeats(bool fp8) {
   if (moved) printf("BAD %s: %d of 500 repeats differ\n", fp8 ? "fp8" : "int8", moved);
   return moved != 0;
 }
-static int check(bool small) {
+static int check(bool small, const vector<int>& kinds) {
   int bad = 0, total = 0;
-  for (bool fp8 : {true, false}) {
+  for (int kind : kinds) {
+    const bool fp8 = kind == 0;
     const auto test = [&](int n, int k, int t, bool identity, bool all = false) {
       vector<k::GpuPlan> plans = cuts(n, k, t, all);
       Packed packed(fp8, n, k);
@@ -545,7 +546,9 @@ static int check(bool small) {
 int main(int argc, char** argv) {
   setup_device();
   const std::string mode = argc > 1 ? argv[1] : "--check";
-  if (mode == "--check") return check(argc > 2) != 0;
+  if (mode == "--check")
+    return check(argc > 2 && std::string(argv[2]) == "small",
+                 argc > 3 ? numbers(argv[3]) : vector<int>{0, 1}) != 0;
   setup_dense();
   if (mode == "one") {
     const Shape sh = kShapes[atoi(argv[2])];

@@ -11,7 +11,8 @@
 //               step h, rows g and g+8                halves of both, interleaved by 4 bits (5)
 //
 // Two kernels: up to 64 tokens x lies in shared memory (cuda_sm90_wgmma_sp_resident.cuh), above it
-// comes in tiles (cuda_sm90_wgmma_sp_tiles.cuh).
+// (and from 33 for matrices of many rows) it comes in tiles (cuda_sm90_wgmma_sp_tiles.cuh), the
+// less tokens the smaller, or shared by blocks that split K.
 #include "lacuna/kernels/linear_nm/cuda_sm90_rounded.h"
 
 #include "lacuna/kernels/cuda/sm90_round_tokens.cuh"
@@ -82,13 +83,14 @@ struct CodedUnit {
   }
 };
 
+// Warpgroups of 64 rows, tokens, slots of x, stages of W, tokens of y at a time.
 template <class Code>
 const std::array<TileVariant, 5> CodedUnit<Code>::kTileVariants = {
     tile_variant<Cut<CodedUnit, 2, 256, 5, 5, 16>>(),
     tile_variant<Cut<CodedUnit, 2, 128, 8, 5, 64>>(),
     tile_variant<Cut<CodedUnit, 4, 128, 5, 5, 32>>(),
     tile_variant<Cut<CodedUnit, 4, 64, 8, 6, 32>>(),
-    tile_variant<Cut<CodedUnit, 2, 128, 8, 5, 64, true>>()};
+    tile_variant<Cut<CodedUnit, 2, 128, 5, 5, 32, true>>()};
 
 bool tiles_take(std::int64_t n, std::int64_t k) {
   return n >= 8 && n % 8 == 0 && n < (1 << 25) && k >= 128 && k % 128 == 0 && k < (1 << 20);
@@ -129,7 +131,8 @@ cudaError_t resident_cut(std::int64_t n, std::int64_t units, std::int64_t t, con
 
 // What a block does with 128 columns costs what they move through its shared memory (x, read once
 // by each warpgroup; x and W, written; W, read) and, on top, what all blocks ask of the L2 at one
-// time. Fitted to a sweep of 64 to 2,048 tokens (bench/lab/cuda_linear_coded).
+// time. Fitted to a sweep of 64 to 2,048 tokens (bench/lab/cuda_linear_coded): 11 % off, but it
+// finds the fastest cut.
 constexpr double kSharedBytesPerUs = 242e3, kL2BytesPerUs = 18.5e6, kExchangeBytesPerUs = 13.2e3;
 
 template <class Unit>
@@ -138,7 +141,8 @@ cudaError_t tile_cut(std::int64_t n, std::int64_t units, std::int64_t t, WgmmaSp
   for (int i = 0; i < static_cast<int>(Unit::kTileVariants.size()); ++i) {
     const TileVariant& v = Unit::kTileVariants[i];
     for (int pair = v.split ? 1 : kPair; pair <= kPair; ++pair) {
-      for (int parts = v.split ? 2 : 1; v.takes(parts) && parts <= units; ++parts) {
+      for (int parts = v.split ? 2 : 1; parts <= std::min<std::int64_t>(v.most_parts, units);
+           ++parts) {
         const int cluster = pair * parts;
         int at_once = 0;
         const cudaError_t error = tile_clusters_at_once<Unit>(i, cluster, &at_once);

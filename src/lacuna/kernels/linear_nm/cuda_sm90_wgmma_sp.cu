@@ -60,7 +60,8 @@ struct Bf16Unit {
 };
 
 const std::array<TileVariant, 2> Bf16Unit::kTileVariants = {
-    tile_variant<Cut<Bf16Unit, 2, 256, 5, 3, 16>>(), tile_variant<Cut<Bf16Unit, 2, 128, 8, 3, 64>>()};
+    tile_variant<Cut<Bf16Unit, 2, 256, 5, 3, 16>>(),
+    tile_variant<Cut<Bf16Unit, 2, 128, 8, 3, 64>>()};
 // Cost of a tile, in tiles of 256 tokens: measured where all multiprocessors are busy.
 constexpr double kTileCost[] = {1, 0.58};
 

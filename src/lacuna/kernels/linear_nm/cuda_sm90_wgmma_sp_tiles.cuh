@@ -1,6 +1,8 @@
 // The kernel of cuda_sm90_wgmma_sp for weights of any element that wgmma.sp takes: 2:4, packed for
 // the decode kernels in units of 16 rows x 128 columns. (That file has the idea and the picture.)
-// What differs is the unit:
+// Where few tiles would leave multiprocessors idle, blocks of a cluster may share K: each has a
+// tile of sums for its columns, sends of every token's octet those that are another's to it, and
+// stores the octets that are its own. What differs is the unit:
 //
 //   struct Unit {
 //     using Sum;                         // float or int
@@ -83,11 +85,21 @@ struct Cut {
   static constexpr int kWOffset = kXSlots * kXBytes;
   static constexpr int kYOffset = kWOffset + kWStages * kWBytes;
   static constexpr int kYBytes = 2 * kChunkBytes;  // of a warpgroup
-  static constexpr int kScaleOffset = kYOffset + kConsumers * kYBytes;  // of tokens, per warpgroup
+  // Where blocks exchange sums: [warp][part][octet] of tokens.
+  static constexpr int kOctets = kTokens / 8;
+  template <int kParts>
+  static constexpr int kMostOctets = (kOctets + kParts - 1) / kParts;
+  static constexpr int kMostParts = kSplit ? 4 : 1;
+  static constexpr int kSumsOffset = kYOffset + kConsumers * kYBytes;
+  static constexpr int kSumsBytes =  // for 2, 3 or 4 parts
+      kSplit ? kConsumers * 4 * 512 *
+                   std::max({2 * kMostOctets<2>, 3 * kMostOctets<3>, 4 * kMostOctets<4>})
+             : 0;
+  static constexpr int kScaleOffset = kSumsOffset + kSumsBytes;  // of tokens, per warpgroup
   static constexpr int kBarrierOffset =
       kScaleOffset + (Unit::kScaled ? kConsumers * kTokens * 4 : 0);
   static constexpr int kBarriers =
-      2 * (kXSlots + kWStages) + (kSplit ? 1 + kConsumers * 4 : 0);  // the last: of the exchange
+      2 * (kXSlots + kWStages) + (kSplit ? kConsumers * 4 : 0);  // the last: of the exchange
   static constexpr int kSharedBytes = kBarrierOffset + 8 * kBarriers + 1024;
   // Threads that fetch give registers to those that multiply.
   static constexpr int kFetchRegisters = kConsumers == 2 ? 40 : 32;
@@ -95,18 +107,7 @@ struct Cut {
   static_assert(kSharedBytes <= kMaxSharedBytes && kTokens % kChunkTokens == 0);
   static_assert(kYOffset % 1024 == 0 && kWOffset % 1024 == 0);
   static_assert(kParts == 1 || kParts == 2);
-  static_assert(!kSplit || kParts == 1);
-
-  // The sums that blocks exchange lie where x and W did: [warp][part][octet] of tokens.
-  static constexpr int kOctets = kTokens / 8;
-  template <int kParts>
-  static constexpr int kMostOctets = (kOctets + kParts - 1) / kParts;
-  static constexpr bool takes(int parts) {
-    if (!kSplit) return parts == 1;
-    const int octets = (kOctets + parts - 1) / parts;
-    return parts >= 2 && parts <= 4 && octets * 8 * 128 <= kYBytes &&
-           kConsumers * 4 * parts * octets * 512 <= kYOffset;
-  }
+  static_assert(!kSplit || (kParts == 1 && kMostOctets<2> * 8 * 128 <= kYBytes));
 };
 
 // Where a block stands in its cluster.
@@ -182,8 +183,8 @@ __device__ __forceinline__ void produce_x(const TileParams& p, const CUtensorMap
   }
 }
 
-// By one warp. Where a map takes a unit, one lane copies a stage at a time; else each copies one row
-// tile of it, if there is one for it.
+// By one warp. Where a map takes a unit, one lane copies a stage at a time; else each copies one
+// row tile of it, if there is one for it.
 template <class C>
 __device__ __forceinline__ void produce_w(const TileParams& p, const CUtensorMap& map,
                                           unsigned shared, unsigned full, unsigned empty,
@@ -210,8 +211,9 @@ __device__ __forceinline__ void produce_w(const TileParams& p, const CUtensorMap
       } else {
         __syncwarp();
         if (lane < kRowTiles) {
-          cuda::bulk_copy(to + lane * kUnitBytes, from + static_cast<std::size_t>(unit) * kUnitBytes,
-                          kUnitBytes, full + 8 * turn.slot);
+          cuda::bulk_copy(to + lane * kUnitBytes,
+                          from + static_cast<std::size_t>(unit) * kUnitBytes, kUnitBytes,
+                          full + 8 * turn.slot);
         }
       }
     }
@@ -373,22 +375,19 @@ struct Consumer {
 
   // The same of a tile whose parts are in several blocks: the block of part j % kParts gets octet j
   // of the tokens from all others and adds the parts up in their order, so that a token that two
-  // tiles share has the same bits in both. `free`: warps of all that have read their x and W;
-  // `received`: sums of this warp.
+  // tiles share has the same bits in both. `received`: the barrier of this warp's sums.
   template <int kParts>
   __device__ __forceinline__ void exchange_and_store(const Sums& sums, const Factors& factors,
                                                      const CUtensorMap& map, const Place& place,
-                                                     unsigned free, unsigned received) {
+                                                     unsigned received) {
     constexpr int kMost = C::template kMostOctets<kParts>;
     const int mine = static_cast<int>(kept(me.part));  // (what follows is worked out here)
     const int own = (C::kOctets - mine + kParts - 1) / kParts;
-    const unsigned slots = shared + (group * 4 + warp) * kParts * kMost * 512 + lane * 16;
-    __syncwarp();
-    if (lane < kParts) barrier_arrive_in_cluster(cuda::cluster_address(free, me.along(lane)));
+    const unsigned slots =
+        shared + C::kSumsOffset + (group * 4 + warp) * kParts * kMost * 512 + lane * 16;
     if (lane == 0) cuda::barrier_expect(received, (kParts - 1) * own * 512);
     share(factors);
     barrier_of_group(1 + group);
-    cuda::barrier_wait_cluster(free, 0);
 #pragma unroll
     for (int d = 0; d < kParts; ++d) {  // each begins with another block
       const int owner = mine + d < kParts ? mine + d : mine + d - kParts;
@@ -460,7 +459,7 @@ __global__ void __launch_bounds__(C::kThreads, 1)
   const unsigned shared = (cuda::shared_address(memory) + 1023) & ~1023u;
   const unsigned x_full = shared + C::kBarrierOffset, x_empty = x_full + 8 * C::kXSlots,
                  w_full = x_empty + 8 * C::kXSlots, w_empty = w_full + 8 * C::kWStages,
-                 free = w_empty + 8 * C::kWStages, received = free + 8;  // of the exchange
+                 received = w_empty + 8 * C::kWStages;
   const int warp = __shfl_sync(~0u, threadIdx.x >> 5, 0), lane = threadIdx.x & 31;
   const Member me = member_of<C>(p);
   const int first = static_cast<int>(blockIdx.x) / (me.pair * me.parts);
@@ -477,7 +476,6 @@ __global__ void __launch_bounds__(C::kThreads, 1)
       cuda::barrier_init(w_empty + 8 * i, C::kConsumers * 4);
     }
     if constexpr (C::kSplit) {
-      cuda::barrier_init(free, me.parts * C::kConsumers * 4);
       for (int i = 0; i < C::kConsumers * 4; ++i) cuda::barrier_init(received + 8 * i, 1);
     }
     cuda::barrier_init_fence();
@@ -525,7 +523,7 @@ __global__ void __launch_bounds__(C::kThreads, 1)
       if constexpr (C::kSplit) {
         const auto exchange = [&](auto parts) {
           consumer.template exchange_and_store<decltype(parts)::value>(
-              sums, factors, y_map, place_of(p, tile), free, received + 8 * warp);
+              sums, factors, y_map, place_of(p, tile), received + 8 * warp);
         };
         if (me.parts == 2) exchange(std::integral_constant<int, 2>());
         if (me.parts == 3) exchange(std::integral_constant<int, 3>());
@@ -547,20 +545,13 @@ struct TileVariant {
   int rows, tokens;
   bool split, mapped;
   void (*kernel)(const TileParams, const CUtensorMap, const CUtensorMap, const CUtensorMap);
-  bool (*takes)(int parts);
-  int threads, shared_bytes, chunk_tokens;
+  int most_parts, threads, shared_bytes, chunk_tokens;
 };
 template <class C>
 constexpr TileVariant tile_variant() {
-  return {C::kRows,
-          C::kTokens,
-          C::kSplit,
-          C::kMapped,
-          wgmma_sp_kernel<C>,
-          C::takes,
-          C::kThreads,
-          C::kSharedBytes,
-          C::kSplit ? 8 : C::kChunkTokens};
+  return {C::kRows,    C::kTokens,         C::kSplit,
+          C::kMapped,  wgmma_sp_kernel<C>, C::kMostParts,
+          C::kThreads, C::kSharedBytes,    C::kSplit ? 8 : C::kChunkTokens};
 }
 inline constexpr int kMostTileVariants = 8;
 // Token tiles that are walked for the same rows before the next rows.
@@ -650,8 +641,8 @@ inline cudaError_t make_weight_map(const void* weights, std::int64_t row_tiles, 
                             static_cast<cuuint32_t>(box_row_tiles)},
                    steps[] = {1, 1};
   const CUresult result =
-      encoder()(map, CU_TENSOR_MAP_DATA_TYPE_FLOAT64, 2, const_cast<void*>(weights), sizes,
-                strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_NONE,
+      encoder()(map, CU_TENSOR_MAP_DATA_TYPE_FLOAT64, 2, const_cast<void*>(weights), sizes, strides,
+                box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_NONE,
                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
@@ -687,7 +678,7 @@ cudaError_t tile_run(const void* packed, const float* scales, const void* x, con
   const TileVariant& v = Unit::kTileVariants[index];
   const int cluster = plan.pair * plan.parts;
   if ((plan.pair != 1 && plan.pair != 2) || (!v.split && plan.pair != kPair) ||
-      !v.takes(plan.parts) || plan.parts > units || cluster > 8) {
+      plan.parts < (v.split ? 2 : 1) || plan.parts > v.most_parts || plan.parts > units) {
     return cudaErrorInvalidValue;
   }
   TileParams p = {};
