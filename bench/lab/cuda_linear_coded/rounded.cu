@@ -1,8 +1,9 @@
 // Study of 2:4 codes of 8 bits times x rounded to codes (linear_nm/cuda_sm90_rounded) against
 // cuBLASLt's products of dense codes on one GPU.
-//   rounded --check [small]             exact tests; small for sanitizers
+//   rounded --check [small|all [KINDS]]     exact tests; small for sanitizers
 //   rounded time OUT.csv SHAPES TS [KINDS]   planned cuts beside the rivals; KINDS: 0 fp8, 1 int8
 //   rounded sweep OUT.csv SHAPES TS [KINDS]  cuts of x resident in shared memory, and of tiles
+//   rounded tiles OUT.csv SHAPES TS [KINDS]  those of tiles alone
 //   rounded one SHAPE T KIND            runs one a few times, for a profiler
 // Times are medians of CUDA graph replays, weights rotated over more than 1 GB; nothing is timed
 // before its result was compared with the product of the rounded operands. Rounding x is in our
@@ -29,7 +30,8 @@ static std::string name_of(const k::GpuPlan& held) {
     snprintf(b, sizeof b, "resident N%d C%d G%d S%d A%d", p->tokens, p->cluster, p->groups,
              p->stages, p->ahead);
   if (auto* p = std::get_if<nm::WgmmaSpPlan>(&call.plan))
-    snprintf(b, sizeof b, "tiles N%d band %d", p->tokens, p->band);
+    snprintf(b, sizeof b, p->split ? "tiles R%d N%d pair %d parts %d" : "tiles R%d N%d", p->rows,
+             p->tokens, p->pair, p->parts);
   return b;
 }
 struct Packed {
@@ -76,8 +78,17 @@ static vector<k::GpuPlan> cuts(int n, int k, int t, bool all) {
             if (!all && (s + g + c + ahead) % 3) continue;
             v.push_back(held_plan(t, nm::ResidentPlan{tokens, c, g, s, ahead}));
           }
-  if (n % 8 == 0)
+  if (n % 8 == 0) {
     for (int tile : {128, 256}) v.push_back(held_plan(t, nm::WgmmaSpPlan{tile, 8}));
+    for (int tile : {64, 128}) v.push_back(held_plan(t, nm::WgmmaSpPlan{tile, 8, 256}));
+    for (int pair : {1, 2})
+      for (int parts = 2; parts <= 4 && parts <= k / 128; parts++) {
+        // More than one wave of blocks is not worth a try.
+        const int tiles = (n + 128 * pair - 1) / (128 * pair) * ((t + 127) / 128);
+        if (all && tiles * pair * parts > 140) continue;
+        v.push_back(held_plan(t, nm::WgmmaSpPlan{128, 8, 128, true, pair, parts}));
+      }
+  }
   return v;
 }
 
@@ -257,7 +268,8 @@ static void time_run(const char* shapes, const vector<int>& ts, const vector<int
     }
 }
 
-static void sweep(const char* shapes, const vector<int>& ts, const vector<int>& kinds) {
+static void sweep(const char* shapes, const vector<int>& ts, const vector<int>& kinds,
+                  bool tiles_alone) {
   fprintf(csv, "kind,n,k,t,plan,us,overlap_us\n");
   for (const char* s = shapes; *s; s++)
     for (int kind : kinds) {
@@ -278,6 +290,7 @@ static void sweep(const char* shapes, const vector<int>& ts, const vector<int>& 
         vector<Row> rows;
         int wrong = 0, refused = 0;
         for (const auto& c : cuts(sh.n, sh.k, t, true)) {
+          if (tiles_alone && name_of(c)[0] != 't') continue;
           const double e = p.check(t, c, false);
           if (e < 0) {
             refused++;
@@ -494,9 +507,10 @@ static int check_repeats(bool fp8) {
   if (moved) printf("BAD %s: %d of 500 repeats differ\n", fp8 ? "fp8" : "int8", moved);
   return moved != 0;
 }
-static int check(bool small) {
+static int check(bool small, const vector<int>& kinds) {
   int bad = 0, total = 0;
-  for (bool fp8 : {true, false}) {
+  for (int kind : kinds) {
+    const bool fp8 = kind == 0;
     const auto test = [&](int n, int k, int t, bool identity, bool all = false) {
       vector<k::GpuPlan> plans = cuts(n, k, t, all);
       Packed packed(fp8, n, k);
@@ -533,7 +547,9 @@ static int check(bool small) {
 int main(int argc, char** argv) {
   setup_device();
   const std::string mode = argc > 1 ? argv[1] : "--check";
-  if (mode == "--check") return check(argc > 2) != 0;
+  if (mode == "--check")
+    return check(argc > 2 && std::string(argv[2]) == "small",
+                 argc > 3 ? numbers(argv[3]) : vector<int>{0, 1}) != 0;
   setup_dense();
   if (mode == "one") {
     const Shape sh = kShapes[atoi(argv[2])];
@@ -548,7 +564,7 @@ int main(int argc, char** argv) {
   csv = fopen(argv[2], "w");
   if (!csv) return 2;
   const vector<int> kinds = argc > 5 ? numbers(argv[5]) : vector<int>{0};
-  if (mode == "sweep") sweep(argv[3], numbers(argv[4]), kinds);
+  if (mode == "sweep" || mode == "tiles") sweep(argv[3], numbers(argv[4]), kinds, mode == "tiles");
   if (mode == "time") time_run(argv[3], numbers(argv[4]), kinds);
   fclose(csv);
   CK(cudaDeviceSynchronize());

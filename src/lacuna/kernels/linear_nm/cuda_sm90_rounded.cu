@@ -11,7 +11,8 @@
 //               step h, rows g and g+8                halves of both, interleaved by 4 bits (5)
 //
 // Two kernels: up to 64 tokens x lies in shared memory (cuda_sm90_wgmma_sp_resident.cuh), above it
-// comes in tiles (cuda_sm90_wgmma_sp_tiles.cuh).
+// (and from 33 for matrices of many rows) it comes in tiles (cuda_sm90_wgmma_sp_tiles.cuh), the
+// less tokens the smaller, or shared by blocks that split K.
 #include "lacuna/kernels/linear_nm/cuda_sm90_rounded.h"
 
 #include "lacuna/kernels/cuda/sm90_round_tokens.cuh"
@@ -29,8 +30,7 @@ struct CodedUnit {
   static constexpr int kBytes = kCodedUnitBytes;
   static constexpr int kElementBytes = 1;
   static constexpr bool kScaled = true;
-  static constexpr int kStages = 5;
-  static constexpr double kHalfTileCost = 0.68;
+  static const std::array<TileVariant, 5> kTileVariants;
 
   struct Fragments {  // of 128 columns
     uint4 a[2];
@@ -83,6 +83,15 @@ struct CodedUnit {
   }
 };
 
+// Warpgroups of 64 rows, tokens, slots of x, stages of W, tokens of y at a time.
+template <class Code>
+const std::array<TileVariant, 5> CodedUnit<Code>::kTileVariants = {
+    tile_variant<Cut<CodedUnit, 2, 256, 5, 5, 16>>(),
+    tile_variant<Cut<CodedUnit, 2, 128, 8, 5, 64>>(),
+    tile_variant<Cut<CodedUnit, 4, 128, 5, 5, 32>>(),
+    tile_variant<Cut<CodedUnit, 4, 64, 8, 6, 32>>(),
+    tile_variant<Cut<CodedUnit, 2, 128, 5, 5, 32, true>>()};
+
 bool tiles_take(std::int64_t n, std::int64_t k) {
   return n >= 8 && n % 8 == 0 && n < (1 << 25) && k >= 128 && k % 128 == 0 && k < (1 << 20);
 }
@@ -120,6 +129,57 @@ cudaError_t resident_cut(std::int64_t n, std::int64_t units, std::int64_t t, con
   return cudaErrorInvalidValue;
 }
 
+// What a block does with 128 columns costs what they move through its shared memory (x, read once
+// by each warpgroup; x and W, written; W, read) and, on top, what all blocks ask of the L2 at one
+// time. Fitted to a sweep of 64 to 2,048 tokens (bench/lab/cuda_linear_coded): 11 % off, but it
+// finds the fastest cut.
+constexpr double kSharedBytesPerUs = 242e3, kL2BytesPerUs = 18.5e6, kExchangeBytesPerUs = 13.2e3;
+
+template <class Unit>
+cudaError_t tile_cut(std::int64_t n, std::int64_t units, std::int64_t t, WgmmaSpPlan* plan) {
+  double least = 0;
+  for (int i = 0; i < static_cast<int>(Unit::kTileVariants.size()); ++i) {
+    const TileVariant& v = Unit::kTileVariants[i];
+    for (int pair = v.split ? 1 : kPair; pair <= kPair; ++pair) {
+      for (int parts = v.split ? 2 : 1; parts <= std::min<std::int64_t>(v.most_parts, units);
+           ++parts) {
+        const int cluster = pair * parts;
+        int at_once = 0;
+        const cudaError_t error = tile_clusters_at_once<Unit>(i, cluster, &at_once);
+        if (v.split && error == cudaErrorNotSupported) continue;  // (a part of a device)
+        if (error != cudaSuccess) return error;
+        const std::int64_t tiles = ceil_div(n, v.rows * pair) * ceil_div(t, v.tokens);
+        const double turns = static_cast<double>(ceil_div(tiles, at_once) * ceil_div(units, parts));
+        const auto blocks = static_cast<double>(std::min<std::int64_t>(tiles, at_once) * cluster);
+        const double w = v.rows / kTileRows * Unit::kBytes, x = v.tokens * kSlotBytes;
+        const double shared = (v.rows / 64 + 1) * x + 2.2 * w, l2 = blocks * (w + x / pair);
+        const double exchanged = v.rows * v.tokens * 4. * (parts - 1) / parts;
+        const double cost = turns * (shared / kSharedBytesPerUs + l2 / kL2BytesPerUs) +
+                            exchanged / kExchangeBytesPerUs;
+        if (least == 0 || cost < least) {
+          least = cost;
+          *plan = {v.tokens, kBand, v.rows, v.split, pair, parts};
+        }
+      }
+    }
+  }
+  return least > 0 ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+// Whether tiles of 256 rows x 64 tokens beat x in shared memory for 33 to 64 tokens: where nearly
+// all multiprocessors have one.
+template <class Unit>
+cudaError_t tiles_of_64(std::int64_t n, std::int64_t t, bool* faster, WgmmaSpPlan* plan) {
+  *plan = {64, kBand, 256};
+  int at_once = 0;
+  const cudaError_t error =
+      tile_clusters_at_once<Unit>(tile_variant_of<Unit>(*plan), kPair, &at_once);
+  if (error != cudaSuccess) return error;
+  const std::int64_t tiles = ceil_div(n, 256 * kPair);
+  *faster = t > 32 && t <= 64 && tiles * 4 >= ceil_div(tiles, at_once) * at_once * 3;
+  return cudaSuccess;
+}
+
 template <class Code>
 struct OfCode {
   using Unit = CodedUnit<Code>;
@@ -129,6 +189,15 @@ struct OfCode {
       return cudaErrorInvalidValue;
     }
     if (t <= 64) {
+      bool tiles = false;
+      WgmmaSpPlan of_64;
+      if (tiles_take(n, k)) {
+        if (const cudaError_t error = tiles_of_64<Unit>(n, t, &tiles, &of_64)) return error;
+      }
+      if (tiles) {
+        *plan = of_64;
+        return cudaSuccess;
+      }
       const auto at_once = [&](int cluster, int* count) {
         return resident_clusters_at_once<Unit>(t <= 32 ? 32 : 64, cluster, count);
       };
@@ -137,7 +206,7 @@ struct OfCode {
       if (error != cudaErrorInvalidValue) return error;
     }
     if (!tiles_take(n, k)) return cudaErrorInvalidValue;
-    return tile_plan<Unit>(n, t, &plan->emplace<WgmmaSpPlan>());
+    return tile_cut<Unit>(n, k / kUnitColumns, t, &plan->emplace<WgmmaSpPlan>());
   }
 
   static cudaError_t run(const RoundedOperands& o, std::int64_t n, std::int64_t k, std::int64_t t,

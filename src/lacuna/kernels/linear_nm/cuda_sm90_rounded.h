@@ -45,7 +45,8 @@ struct Rounded {
   cudaError_t (*plan)(std::int64_t n, std::int64_t k, std::int64_t t, RoundedPlan* plan);
   // Two launches: x is rounded (cuda/sm90_round_tokens.cuh), then multiplied; the second reads W
   // while the first still runs. Products of codes are added by the tensor cores, exactly for int8,
-  // with some 14 bits for e4m3; both scales are multiplied in float32, then one rounding to bf16.
+  // with some 14 bits for e4m3; the sums of up to eight blocks that share K as float32, in an
+  // order that the plan fixes. Both scales are multiplied in float32, then one rounding to bf16.
   // @limits compute capability 9.0; K a multiple of 128; with a WgmmaSpPlan N a multiple of 8;
   //         x, y, units and workspace aligned to 16 bytes. A token with NaN or Inf gives NaN, all
   //         of it; a dropped weight meets no x

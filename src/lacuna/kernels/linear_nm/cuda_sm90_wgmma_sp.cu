@@ -33,8 +33,7 @@ struct Bf16Unit {
   static constexpr int kBytes = kMetadataBytes + 4 * kStepBytes;
   static constexpr int kElementBytes = 2;
   static constexpr bool kScaled = false;
-  static constexpr int kStages = 3;
-  static constexpr double kHalfTileCost = 0.58;
+  static const std::array<TileVariant, 2> kTileVariants;
 
   struct Fragments {  // of 64 columns
     uint4 a[2];
@@ -60,6 +59,12 @@ struct Bf16Unit {
   }
 };
 
+const std::array<TileVariant, 2> Bf16Unit::kTileVariants = {
+    tile_variant<Cut<Bf16Unit, 2, 256, 5, 3, 16>>(),
+    tile_variant<Cut<Bf16Unit, 2, 128, 8, 3, 64>>()};
+// Cost of a tile, in tiles of 256 tokens: measured where all multiprocessors are busy.
+constexpr double kTileCost[] = {1, 0.58};
+
 }  // namespace
 
 bool wgmma_sp_takes(std::int64_t n, std::int64_t k) {
@@ -72,7 +77,21 @@ std::int64_t wgmma_sp_from_tokens(std::int64_t n, std::int64_t k) {
 
 cudaError_t wgmma_sp_plan(std::int64_t n, std::int64_t k, std::int64_t t, WgmmaSpPlan* plan) {
   if (!wgmma_sp_takes(n, k) || t < 1 || plan == nullptr) return cudaErrorInvalidValue;
-  return tile_plan<Bf16Unit>(n, t, plan);
+  double least = 0;
+  for (int i = 0; i < 2; ++i) {
+    const TileVariant& v = Bf16Unit::kTileVariants[i];
+    int clusters = 0;
+    if (const cudaError_t error = tile_clusters_at_once<Bf16Unit>(i, kPair, &clusters)) {
+      return error;
+    }
+    const std::int64_t tiles = ceil_div(n, v.rows * kPair) * ceil_div(t, v.tokens);
+    const double cost = static_cast<double>(ceil_div(tiles, clusters)) * kTileCost[i];
+    if (i == 0 || cost < least) {
+      least = cost;
+      *plan = {v.tokens, kBand};
+    }
+  }
+  return cudaSuccess;
 }
 
 cudaError_t wgmma_sp_run(const void* packed, const void* x, void* y, std::int64_t n, std::int64_t k,

@@ -132,6 +132,11 @@ __device__ __forceinline__ void tile_copy_to_all(unsigned to, const CUtensorMap&
       : "memory");
 }
 
+// The map itself, which a copy reads, ahead of it.
+__device__ __forceinline__ void fetch_map(const CUtensorMap& map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
+
 // Shared memory into the map's box at (column, row), what lies beyond the tensor left out.
 __device__ __forceinline__ void tile_store(const CUtensorMap& map, int column, int row,
                                            unsigned from) {
@@ -177,6 +182,13 @@ __device__ __forceinline__ void store_matrices_turned(unsigned to, unsigned a, u
                                                       unsigned c, unsigned d) {
   asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to),
                "r"(a), "r"(b), "r"(c), "r"(d)
+               : "memory");
+}
+
+// Two of them: lanes 8i .. 8i+7 with i < 2 say where.
+__device__ __forceinline__ void store_matrices_turned(unsigned to, unsigned a, unsigned b) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(to), "r"(a),
+               "r"(b)
                : "memory");
 }
 

@@ -11,8 +11,13 @@ namespace lacuna::kernels::linear_nm {
 // How one launch is cut. `wgmma_sp_plan` fills it; every field may be set by hand to measure
 // others.
 struct WgmmaSpPlan {
-  int tokens;  // of a block's tile of 128 rows: 128 or 256
+  int tokens;  // of a block's tile: 128 or 256, or 64 where K may be split
   int band;    // token tiles that are walked for the same rows before the next rows
+  // The rest is for codes alone (cuda_sm90_rounded).
+  int rows = 128;      // of a block's tile: 128 or 256
+  bool split = false;  // clusters that have one tile each and may split K
+  int pair = 2;        // blocks of a cluster with other rows, which share x: with `split` also 1
+  int parts = 1;       // of K, one a block of the cluster: up to 8 blocks in all
 };
 
 // Whether the kernel takes a shape: N a multiple of 8 (y's rows then begin at 16 bytes), K of 128.

@@ -82,6 +82,7 @@ __global__ void __launch_bounds__(kMostGroups<kTokens> * 128 + 32, 1)
     __syncthreads();
     cuda::cluster_arrive_relaxed();
     cuda::launch_next();
+    if (lane == 0) fetch_map(x_map);
     cuda::await_previous();
     if (lane == 0) {
 #pragma unroll 1
