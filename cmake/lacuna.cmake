@@ -68,10 +68,10 @@ function(lacuna_library folder)
   endif()
 endfunction()
 
-# lacuna_tests(folders...): one program a folder from tests/FOLDER/*_test.cc, run by ctest.
+# lacuna_tests(folders...): one program a folder from tests/FOLDER/*.cc, run by ctest.
 function(lacuna_tests)
   foreach(folder IN LISTS ARGN)
-    file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/${folder}/*_test.cc)
+    file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/${folder}/*.cc)
     if(NOT sources)
       continue()
     endif()

@@ -1,4 +1,7 @@
 // bench, tune and doctor --op from outside.
+#include <fmt/format.h>
+#include <fstream>
+#include <map>
 #include <sstream>
 
 #include "cli/run_tool.h"

@@ -1,5 +1,7 @@
 // `sweep`, and `prune --allocate` and `--budget`, on the model that comes with the repository.
 #include <fmt/format.h>
+#include <fstream>
+#include <map>
 
 #include "cli/run_tool.h"
 

@@ -2,7 +2,7 @@
 
 #include <cstdlib>
 
-#include "lacuna/cli/tool.h"
+#include "lacuna/cli/run.h"
 
 namespace {
 
@@ -19,5 +19,5 @@ void wait_passively(char** argv) {
 
 int main(int argc, char** argv) {
   wait_passively(argv);
-  return lacuna::cli::Tool().run(argc, argv);
+  return lacuna::cli::run(argc, argv);
 }

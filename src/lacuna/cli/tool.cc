@@ -261,4 +261,6 @@ Status Tool::run_verb() {
   }
 }
 
+int run(int argc, char** argv) { return Tool().run(argc, argv); }
+
 }  // namespace lacuna::cli
