@@ -1,6 +1,7 @@
 // Wrong flags are told before anything is read (2); wrong files by name (3).
 #include <fmt/format.h>
 #include <sys/mount.h>
+
 #include <fstream>
 
 #include "cli/run_tool.h"

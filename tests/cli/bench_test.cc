@@ -1,5 +1,6 @@
 // bench, tune and doctor --op from outside.
 #include <fmt/format.h>
+
 #include <fstream>
 #include <map>
 #include <sstream>

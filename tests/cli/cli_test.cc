@@ -1,6 +1,7 @@
 // The tool from outside on the model that comes with the repository: what each verb does and
 // prints.
 #include <fmt/ranges.h>
+
 #include <fstream>
 #include <map>
 

@@ -1,6 +1,8 @@
 // `convert --format csr|coo|bsr` from outside: there and back without a changed byte, proved, run.
 #include <fmt/format.h>
+
 #include <fstream>
+
 #include "cli/run_tool.h"
 
 namespace lacuna::testing {

@@ -1,6 +1,8 @@
 // What a signal at any moment leaves behind.
 #include <fmt/format.h>
+
 #include <fstream>
+
 #include "cli/run_tool.h"
 
 namespace lacuna::testing {

@@ -1,7 +1,9 @@
 // `convert --quantize` from outside: a pruned or dense model becomes codes, is proved, and runs.
 #include <fmt/format.h>
+
 #include <fstream>
 #include <map>
+
 #include "cli/run_tool.h"
 #include "lacuna/io/checkpoint.h"
 

@@ -5,6 +5,7 @@
 #include <unistd.h>
 #include <wordexp.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <deque>
 #include <fstream>

@@ -1,5 +1,6 @@
 // `sweep`, and `prune --allocate` and `--budget`, on the model that comes with the repository.
 #include <fmt/format.h>
+
 #include <fstream>
 #include <map>
 

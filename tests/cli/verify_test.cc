@@ -1,6 +1,8 @@
 // `verify`, and --verify of the other verbs: whatever is wrong inside a model is found and named.
 #include <fmt/format.h>
+
 #include <fstream>
+
 #include "cli/run_tool.h"
 #include "lacuna/core/half.h"
 #include "lacuna/io/checkpoint.h"

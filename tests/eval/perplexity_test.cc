@@ -131,7 +131,8 @@ TEST(Protocol, IsKnownByItsName) {
 
 // --- The numbers of transformers -----------------------------------------------------------------
 
-/// What transformers 5.24 says in float32 of so many windows, evenly spread over WikiText-2 test;
+/// What transformers 5.24 says in float32 of so many windows, evenly spread over WikiText-2 test
+/// (tools/golden/perplexity.py);
 /// of all of them where none is given, from the model's reference.json.
 struct Trained {
   const char* model;
@@ -157,7 +158,7 @@ TEST_P(WikiText, HasThePerplexityOfTransformers) {
   EXPECT_NEAR(report.perplexity, windows > 0 ? given : reference[whole].get<double>(), 0.01);
 }
 
-// `lacuna eval` gives those of the whole file (docs/measured.md), which take minutes.
+// `lacuna eval` gives those of the whole file (docs/results/quality.md), which take minutes.
 INSTANTIATE_TEST_SUITE_P(Models, WikiText,
                          ::testing::Values(Trained{"demo-5m", 512},
                                            Trained{"demo-5m", 1024, 48, 32.214929},

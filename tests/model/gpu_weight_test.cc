@@ -625,7 +625,8 @@ TEST_F(GpuWeight24, CodesStayWithinTheirBoundForEveryNumberOfTokens) {
         EXPECT_EQ(plain.weight_bytes(),
                   code == "int4"
                       ? padded * inputs * 13 / 32
-                      : (padded * 4 + 127) / 128 * 128 + padded * inputs * (sparse ? 5 : 8) / 8);
+                      : (padded * 4 + 127) / 128 * 128 + padded * inputs * (sparse ? 5 : 8) / 8 +
+                            (sparse ? 0 : outputs * 4));  // the scales, beside unpacked codes
         EXPECT_TRUE(plain.is_compact());
         EXPECT_TRUE(plain.recordable());
         const at::Tensor rounded = meant(matrix, DType::kBF16);
@@ -720,6 +721,9 @@ TEST_F(GpuWeight24, RoundedActivationsStayWithinTheirBound) {
       check_rounded(random_codes(outputs, inputs, Pattern::keep_of(2, 4), fp8 ? "fp8" : "int8"),
                     fp8, tokens);
     }
+  for (const char* code : {"int8", "fp8"})  // tiles of 256 rows
+    check_rounded(random_codes(28672, 256, Pattern::keep_of(2, 4), code),
+                  std::string_view(code) == "fp8", {64, 100, 128});
 }
 
 /// Dense and unstructured codes are unpacked for a dense product of codes: 40 % zeros by a bitmap,
@@ -740,6 +744,66 @@ TEST_F(GpuWeight24, UnpackedCodesStayWithinTheBoundOfRoundedActivations) {
         check_rounded(codes_of(weight, Pattern::unstructured(), code), fp8, tokens);
       }
     }
+  // Gaps take two tokens, 16 are the fewest of a product of codes; K is no multiple of 32.
+  const at::Tensor weight = at::randn({272, 656}) * (at::rand({272, 656}) >= 0.6);
+  for (const char* code : {"int8", "fp8"})
+    check_rounded(codes_of(weight, Pattern::unstructured(), code), std::string_view(code) == "fp8",
+                  {17, 33, 64, 65});
+  // int8 in parts of 4,096 tokens.
+  check_rounded(random_codes(16, 128, Pattern(), "int8"), false, {4096, 8192, 8209});
+}
+
+TEST_F(GpuWeight24, TokensAreRoundedAndSumsScaledToTheBit) {
+  const kernels::GpuTable& library = **kernels::gpu_library();
+  const auto floats = at::TensorOptions().device(kGpu.device).dtype(at::kFloat);
+  for (const bool fp8 : {false, true})
+    for (const auto& [tokens, columns] :
+         {std::pair<int64_t, int64_t>{1, 16}, {37, 656}, {5, 8208}, {300, 96}}) {
+      const at::Tensor x = (at::randn({tokens, columns}) * at::rand({tokens, 1}).mul(5).floor())
+                               .to(kGpu.device, at::kBFloat16);
+      const at::Tensor codes =
+          at::empty({tokens, columns}, floats.dtype(fp8 ? at::kFloat8_e4m3fn : at::kChar));
+      const at::Tensor scales = at::empty({tokens, 1}, floats);
+      const kernels::GpuRounding rounding = {tokens,
+                                             columns,
+                                             fp8,
+                                             x.const_data_ptr(),
+                                             codes.mutable_data_ptr(),
+                                             scales.mutable_data_ptr<float>()};
+      ASSERT_EQ(library.round_tokens(&rounding, gpu_stream(kGpu.device)), 0);
+      const RoundedTokens expected = rounded_tokens(x, fp8);
+      EXPECT_TRUE(at::equal(codes.to(at::kDouble), expected.codes)) << fp8 << columns;
+      EXPECT_TRUE(at::equal(scales.to(at::kDouble), expected.scales)) << fp8 << columns;
+    }
+  const int64_t tokens = 5000, rows = 2056;
+  const at::Tensor sums = at::randint(-(1 << 28), 1 << 28, {tokens, rows}, floats.dtype(at::kInt));
+  const at::Tensor of_tokens = at::rand({tokens, 1}, floats), of_rows = at::rand({1, rows}, floats);
+  const at::Tensor y = at::empty({tokens, rows}, floats.dtype(at::kBFloat16));
+  const kernels::GpuScaling scaling = {tokens,
+                                       rows,
+                                       sums.const_data_ptr<int32_t>(),
+                                       of_tokens.const_data_ptr<float>(),
+                                       of_rows.const_data_ptr<float>(),
+                                       y.mutable_data_ptr()};
+  ASSERT_EQ(library.scale_sums(&scaling, gpu_stream(kGpu.device)), 0);
+  EXPECT_TRUE(at::equal(y, (sums.to(at::kFloat) * (of_tokens * of_rows)).to(at::kBFloat16)));
+}
+
+TEST_F(GpuWeight24, TheFastestFormOfCodesIsCloseToTheWeight) {
+  Compute fastest = kGpu;
+  fastest.fastest = true;
+  for (const Pattern& pattern : {Pattern(), Pattern::keep_of(2, 4)}) {
+    const auto matrix = random_codes(1024, 2048, pattern, "int8");
+    const Linear linear = must(Linear::compact(matrix, {}, fastest));
+    const at::Tensor w = meant(matrix).to(at::kDouble);
+    for (const int64_t tokens : {1, 64, 128, 1000}) {
+      const at::Tensor x = at::randn({tokens, 2048}).to(kGpu.device, at::kBFloat16);
+      const at::Tensor exact = at::linear(x.to(at::kDouble), w);
+      EXPECT_LE((linear.forward(x).to(at::kDouble) - exact).norm().item<double>(),
+                0.02 * exact.norm().item<double>())  // x in codes: 0.9 %
+          << pattern.text() << tokens;
+    }
+  }
 }
 
 TEST_F(GpuWeight24, RoundedActivationsKeepNonFiniteNumbersWithTheirToken) {

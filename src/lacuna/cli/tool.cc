@@ -126,8 +126,8 @@ void Tool::chooses_types(CLI::App* verb) {
       ->check(CLI::IsMember({"auto", "float32", "bfloat16", "float16"}));
   verb->add_option(
           "--activations", activations_,
-          "what weights in codes multiply: int8 (rounded per token; 2:4 fp8 weights on a GPU: "
-          "to fp8), or bf16: as they come, in --dtype (slower)")
+          "what weights in codes multiply: int8 (rounded per token; fp8 weights on a GPU: to "
+          "fp8), or bf16: as they come, in --dtype (slower)")
       ->check(CLI::IsMember({"int8", "bf16"}))
       ->capture_default_str();
 }

@@ -2,9 +2,8 @@
 // themselves; where a group's values begin is known after all have been counted.
 #include <algorithm>
 #include <bit>
-#include <cstring>
 #include <numeric>
-#include <optional>
+#include <vector>
 
 #include "lacuna/format/compact.h"
 #include "lacuna/format/element.h"
@@ -61,7 +60,7 @@ Result<CompactMatrix> compress_bitmap(const Dense<U>& dense, CompactMatrix out,
   std::vector<int64_t> offsets = before_each(counts);
   std::vector<U> values(static_cast<size_t>(offsets.back()));
   for_each_rows(dense.rows, kRowGroup, executor, [&](int64_t group, int64_t first, int64_t last) {
-    std::vector<U> of_row(static_cast<size_t>(dense.columns) + 1);  // a zero may stand behind them
+    std::vector<U> of_row(static_cast<size_t>(dense.columns));
     U* to = values.data() + offsets[static_cast<size_t>(group)];
     for (int64_t row = first; row < last; ++row) {
       size_t kept = 0;

@@ -84,8 +84,8 @@ struct GpuLinearKernel {
   int64_t (*rounded_from)(const GpuLayout* layout);
   int (*plan_rounded)(const GpuLayout* layout, int64_t tokens, GpuPlan* plan);
 
-  /// A kernel of codes of 8 bits with one scale a row that leaves many tokens to a dense product of
-  /// codes, else null: the codes of W again [N,K], e4m3 or int8.
+  /// Writes the codes of W [N,K], a byte each (e4m3 or int8), for a dense product of many tokens.
+  /// Null where W has none of 8 bits with one scale a row, or run() takes many tokens itself.
   int (*unpack_codes)(const GpuLayout* layout, const void* packed, void* codes, GpuStream stream);
 };
 

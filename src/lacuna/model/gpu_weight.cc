@@ -57,11 +57,12 @@ Status GpuWeight::pack(const at::Tensor& dense, const at::Tensor& scales,
   check(kernel_->pack(&layout_, w, scratch.const_data_ptr(), packed_.mutable_data_ptr(),
                       static_cast<kernels::GpuPackReport*>(report.mutable_data_ptr()), stream),
         *kernel_, "pack");
-  if (scales.defined())
+  if (scales.defined()) {
     check(
         kernel_->pack_scales(&layout_, scales.const_data_ptr(), packed_.mutable_data_ptr(), stream),
         *kernel_, "pack the scales");
-  if (kernel_->unpack_codes != nullptr) row_scales_ = scales.reshape({1, rows()}).to(at::kFloat);
+    if (kernel_->unpack_codes != nullptr) row_scales_ = scales.reshape({1, rows()}).to(at::kFloat);
+  }
   plans_.resize(static_cast<size_t>(kernel_->max_tokens(&layout_)));
   for (size_t i = 0; i < plans_.size(); ++i) plans_[i] = make_plan(static_cast<int64_t>(i + 1));
   const at::Tensor copied = report.cpu();
@@ -93,13 +94,8 @@ bool GpuWeight::kernel_rounds(int64_t tokens) const {
 }
 
 bool GpuWeight::unpacks_codes(int64_t tokens) const {
-  return compute().int8_activations && kernel_->unpack_codes != nullptr &&
-         tokens >= kLeastOfCodes && !takes(tokens) && rows() % kCodesAligned == 0 &&
-         columns() % kCodesAligned == 0;
-}
-
-bool GpuWeight::rounds(int64_t tokens) const {
-  return kernel_rounds(tokens) || unpacks_codes(tokens);
+  return compute().int8_activations && row_scales_.defined() && tokens >= kLeastOfCodes &&
+         !takes(tokens) && rows() % kCodesAligned == 0 && columns() % kCodesAligned == 0;
 }
 
 bool GpuWeight::takes(int64_t tokens) const {

@@ -12,9 +12,9 @@ namespace lacuna::model {
 /// y = x W^T + b. Few tokens (64 for 2:4 and for codes, 1 for a dense W) run on the kernel that W
 /// is packed for, and many tokens where it takes them (2:4); what it doesn't take expands W into
 /// the scratch, unless it is dense, for the dense product. Where codes are multiplied faster by x
-/// rounded to such codes (rounds()), they are, unless the computation forbids it: by the kernel, or
-/// unpacked into the scratch for a dense product of codes. Everything goes onto torch's current
-/// stream.
+/// rounded to such codes, they are, unless the computation forbids it: by the kernel, or unpacked
+/// into the scratch for a dense product of codes (multiply() alone: run() may be recorded, and that
+/// product allocates). Everything goes onto torch's current stream.
 class GpuWeight final : public Weight {
  public:
   /// W packed for the kernel that its problem gets with one token, or null where that is the dense
@@ -35,10 +35,10 @@ class GpuWeight final : public Weight {
   /// The launch may precede the end of the kernel before it, which must write no packed weights.
   void run(const format::RowProduct& product, const Executor& executor) const override;
   at::Tensor expanded() const override;
-  size_t bytes() const override { return packed_.nbytes(); }
+  size_t bytes() const override {
+    return packed_.nbytes() + (row_scales_.defined() ? row_scales_.nbytes() : 0);
+  }
   bool is_compact() const override { return layout_.packed_bytes > 0; }
-  /// Whether so many tokens are rounded to codes, one scale each.
-  bool rounds(int64_t tokens) const;
 
   GpuWeight(const kernels::GpuLinearKernel& kernel, const kernels::Problem& problem,
             const Compute& compute)

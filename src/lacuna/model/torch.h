@@ -28,8 +28,8 @@ struct Compute {
   at::Device device = at::kCPU;
   at::ScalarType dtype = at::kFloat;
   /// Whether weights in codes may multiply activations rounded to codes, one scale a token: int8
-  /// and int4 weights on the CPU (to int8), 2:4 fp8 and int8 weights on a GPU from some number of
-  /// tokens on (to codes of their own kind, GpuWeight::rounds). Else the activations stay as they
+  /// and int4 weights on the CPU (to int8), fp8 and int8 weights on a GPU from some number of
+  /// tokens on (to codes of their own kind, GpuWeight). Else the activations stay as they
   /// are, and the CPU expands such weights.
   bool int8_activations = true;
   /// Whether a sparse weight on a GPU may be kept in several forms, a dense one among them, so that

@@ -1,7 +1,6 @@
 // Activations as codes on a GPU, as kernels/quantize_token.h rounds them on a CPU: each token has a
 // scale, the largest magnitude over that of the code (Code::kLargest). A NaN or an infinity makes
 // all codes of its token 0 and the scale NaN.
-//
 #pragma once
 
 #include <cuda_bf16.h>

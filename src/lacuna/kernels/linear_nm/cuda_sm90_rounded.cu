@@ -12,7 +12,7 @@
 //
 // Two kernels: up to 64 tokens x lies in shared memory (cuda_sm90_wgmma_sp_resident.cuh), above it
 // (and from 33 for matrices of many rows) it comes in tiles (cuda_sm90_wgmma_sp_tiles.cuh), the
-// less tokens the smaller, or shared by blocks that split K.
+// fewer tokens the smaller, or shared by blocks that split K.
 #include "lacuna/kernels/linear_nm/cuda_sm90_rounded.h"
 
 #include "lacuna/kernels/cuda/sm90_round_tokens.cuh"
@@ -131,7 +131,7 @@ cudaError_t resident_cut(std::int64_t n, std::int64_t units, std::int64_t t, con
 
 // What a block does with 128 columns costs what they move through its shared memory (x, read once
 // by each warpgroup; x and W, written; W, read) and, on top, what all blocks ask of the L2 at one
-// time. Fitted to a sweep of 64 to 2,048 tokens (bench/lab/cuda_linear_coded): 11 % off, but it
+// time. Fitted to a sweep of 64 to 1,024 tokens (bench/lab/cuda_linear_coded): 11 % off, but it
 // finds the fastest cut.
 constexpr double kSharedBytesPerUs = 242e3, kL2BytesPerUs = 18.5e6, kExchangeBytesPerUs = 13.2e3;
 
@@ -176,7 +176,7 @@ cudaError_t tiles_of_64(std::int64_t n, std::int64_t t, bool* faster, WgmmaSpPla
       tile_clusters_at_once<Unit>(tile_variant_of<Unit>(*plan), kPair, &at_once);
   if (error != cudaSuccess) return error;
   const std::int64_t tiles = ceil_div(n, 256 * kPair);
-  *faster = t > 32 && t <= 64 && tiles * 4 >= ceil_div(tiles, at_once) * at_once * 3;
+  *faster = tiles * 4 >= ceil_div(tiles, at_once) * at_once * 3;
   return cudaSuccess;
 }
 
@@ -191,7 +191,7 @@ struct OfCode {
     if (t <= 64) {
       bool tiles = false;
       WgmmaSpPlan of_64;
-      if (tiles_take(n, k)) {
+      if (t > 32 && tiles_take(n, k)) {
         if (const cudaError_t error = tiles_of_64<Unit>(n, t, &tiles, &of_64)) return error;
       }
       if (tiles) {

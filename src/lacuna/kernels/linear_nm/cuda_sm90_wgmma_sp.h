@@ -15,7 +15,7 @@ struct WgmmaSpPlan {
   int band;    // token tiles that are walked for the same rows before the next rows
   // The rest is for codes alone (cuda_sm90_rounded).
   int rows = 128;      // of a block's tile: 128 or 256
-  bool split = false;  // clusters that have one tile each and may split K
+  bool split = false;  // clusters that have one tile each and may split K: tiles of 128 x 128
   int pair = 2;        // blocks of a cluster with other rows, which share x: with `split` also 1
   int parts = 1;       // of K, one a block of the cluster: up to 8 blocks in all
 };

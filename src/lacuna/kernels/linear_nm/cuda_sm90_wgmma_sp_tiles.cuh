@@ -203,13 +203,13 @@ __device__ __forceinline__ void produce_w(const TileParams& p, const CUtensorMap
       const unsigned to = shared + C::kWOffset + turn.slot * C::kWBytes;
       cuda::barrier_wait(empty + 8 * turn.slot, turn.phase ^ 1);
       if (lane == 0) cuda::barrier_expect(full + 8 * turn.slot, C::kWBytes);
+      __syncwarp();  // also so that no lane falls behind by two phases of a barrier
       if constexpr (C::kMapped) {
         if (lane == 0) {
           tile_copy(to, map, (me.first_unit + unit) * (kUnitBytes / kMapElementBytes), row_tile,
                     full + 8 * turn.slot);
         }
       } else {
-        __syncwarp();
         if (lane < kRowTiles) {
           cuda::bulk_copy(to + lane * kUnitBytes,
                           from + static_cast<std::size_t>(unit) * kUnitBytes, kUnitBytes,
