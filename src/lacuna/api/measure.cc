@@ -1,10 +1,10 @@
 #include "lacuna/api/measure.h"
 
 #include <algorithm>
-#include <chrono>
 #include <nlohmann/json.hpp>
 
 #include "lacuna/bench/record.h"
+#include "lacuna/core/clock.h"
 #include "lacuna/core/memory.h"
 #include "lacuna/io/checkpoint.h"
 #include "lacuna/kernels/linear.h"
@@ -53,9 +53,9 @@ Result<std::vector<Problem>> problems_of(const TuneJob& job) {
 Result<model::Decoder> timed_load(const fs::path& folder, const ComputeChoice& choice,
                                   LoadSpeed& load) {
   load.memory_before_bytes = peak_memory_bytes();
-  const auto start = std::chrono::steady_clock::now();
+  const auto start = Clock::now();
   LACUNA_TRY(auto decoder, load_decoder(folder, choice));
-  load.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  load.seconds = seconds_since(start);
   load.peak_memory_bytes = peak_memory_bytes();
   LACUNA_TRY(const auto files, io::Checkpoint::open(folder));
   load.file_bytes = files.total_bytes();
@@ -71,14 +71,13 @@ Result<model::Decoder> decoder_of(const BenchModelJob::Source& source, const Com
   const auto& options = std::get<model::SynthOptions>(source);
   LACUNA_TRY(const auto compute, resolve(choice, options.dtype));
   if (progress.log) progress.log(fmt::format("making {} {}", options.like, options.variant()));
-  const auto start = std::chrono::steady_clock::now();
+  const auto start = Clock::now();
   LACUNA_TRY(const auto checkpoint, model::synth_in_memory(options));
-  const auto made = std::chrono::steady_clock::now();
+  const double made = seconds_since(start);
   LACUNA_TRY(auto decoder, model::Decoder::load(checkpoint, compute));
-  const auto seconds = [](auto span) { return std::chrono::duration<double>(span).count(); };
   if (progress.log)
-    progress.log(fmt::format("made in {:.1f} s, loaded in {:.1f} s", seconds(made - start),
-                             seconds(std::chrono::steady_clock::now() - made)));
+    progress.log(
+        fmt::format("made in {:.1f} s, loaded in {:.1f} s", made, seconds_since(start) - made));
   return decoder;
 }
 

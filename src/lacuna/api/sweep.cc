@@ -3,23 +3,17 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <chrono>
 #include <map>
 #include <utility>
 
 #include "lacuna/api/sweep_judge.h"
+#include "lacuna/core/clock.h"
 #include "lacuna/format/quantization.h"
 #include "lacuna/io/out_folder.h"
 
 namespace lacuna::api {
 namespace fs = std::filesystem;
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 /// A folder for models that nobody keeps.
 class Scratch {

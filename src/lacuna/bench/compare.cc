@@ -10,6 +10,7 @@
 #include <memory>
 
 #include "lacuna/bench/stream_read.h"
+#include "lacuna/core/clock.h"
 #include "lacuna/core/random.h"
 #include "lacuna/io/file.h"
 #include "lacuna/io/lines.h"
@@ -123,9 +124,9 @@ Status add_copies(Entry& entry, double rotated_bytes) {
 double time_us(Entry& entry, const at::Tensor& x) {
   at::Tensor y;
   const Packed& weight = entry.copies->next();
-  const auto start = std::chrono::steady_clock::now();
+  const auto start = Clock::now();
   entry.contender.run(entry.of->problem, weight, x, y);
-  const std::chrono::duration<double, std::micro> us = std::chrono::steady_clock::now() - start;
+  const std::chrono::duration<double, std::micro> us = Clock::now() - start;
   entry.last_y = std::move(y);
   return us.count();
 }
@@ -176,12 +177,12 @@ void drop_slow(std::vector<Entry>& entries, const at::Tensor& x, double slowest,
 /// follows the same one.
 Result<int64_t> run_rounds(std::vector<Entry>& entries, const at::Tensor& x,
                            const CompareOptions& options, const std::atomic<bool>* interrupted) {
-  auto start = std::chrono::steady_clock::now();
+  auto start = Clock::now();
   int64_t rounds = 0;
   for (int64_t round = -kWarmUpRounds; rounds < kMostRounds; ++round) {
     if (interrupted != nullptr && interrupted->load())
       return Error{Code::kInterrupted, "interrupted"};
-    if (round == 0) start = std::chrono::steady_clock::now();
+    if (round == 0) start = Clock::now();
     for (size_t i = 0; i < entries.size(); ++i) {
       Entry& entry = entries[round % 2 == 0 ? i : entries.size() - 1 - i];
       const double us = turn_us(entry, x, options.settle_us);
@@ -189,8 +190,7 @@ Result<int64_t> run_rounds(std::vector<Entry>& entries, const at::Tensor& x,
     }
     if (round < 0) continue;
     ++rounds;
-    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-    if (rounds >= options.least_rounds && seconds.count() >= options.seconds) break;
+    if (rounds >= options.least_rounds && seconds_since(start) >= options.seconds) break;
   }
   return rounds;
 }

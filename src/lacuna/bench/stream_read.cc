@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <cstring>
 
 #include "lacuna/bench/samples.h"
+#include "lacuna/core/clock.h"
 #include "lacuna/core/cpu.h"
 
 namespace lacuna::bench {
@@ -42,15 +42,15 @@ double StreamRead::gb_per_second(const Executor& executor) const {
   std::atomic<uint64_t> total = 0;  // keeps the sums from being left out
   std::vector<double> rates;
   for (int pass = 0; pass < kPasses; ++pass) {
-    const auto start = std::chrono::steady_clock::now();
+    const auto start = Clock::now();
     executor.parallel_for(chunks, [&](int64_t chunk) {
       const auto* words = reinterpret_cast<const uint64_t*>(bytes_.data()) +
                           static_cast<size_t>(chunk) * kChunkWords;
       total.fetch_add(sum_words(words, kChunkWords), std::memory_order_relaxed);
     });
-    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+    const double seconds = seconds_since(start);
     const auto bytes = static_cast<double>(chunks) * kChunkWords * sizeof(uint64_t);
-    rates.push_back(bytes / seconds.count() / 1e9);
+    rates.push_back(bytes / seconds / 1e9);
   }
   return summarize(rates).median;
 }

@@ -2,7 +2,6 @@
 
 #include <unistd.h>
 
-#include <chrono>
 #include <cmath>
 #include <csignal>
 #include <cstdio>
@@ -12,6 +11,7 @@
 
 #include "lacuna/api/verify.h"
 #include "lacuna/cli/progress.h"
+#include "lacuna/core/clock.h"
 #include "lacuna/core/memory.h"
 #include "lacuna/core/version.h"
 #include "lacuna/io/out_folder.h"
@@ -236,12 +236,12 @@ int Tool::run(int argc, char** argv) {
   tuned_ = bench::use_tuned();
   if (!tuned_.remark.empty() && !quiet_)
     std::fprintf(stderr, "lacuna: %s\n", tuned_.remark.c_str());
-  const auto start = std::chrono::steady_clock::now();
+  const auto start = Clock::now();
   const Status forced = kernels::check_forced();
   const Status status = forced.ok() ? run_verb() : forced;
-  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  const double seconds = seconds_since(start);
   if (verbose_)
-    std::fprintf(stderr, "[%.1f s, at most %.2f GiB of memory]\n", seconds.count(),
+    std::fprintf(stderr, "[%.1f s, at most %.2f GiB of memory]\n", seconds,
                  static_cast<double>(peak_memory_bytes()) / (1 << 30));
   if (status.ok()) return written();
   if (!status.error().message.empty())

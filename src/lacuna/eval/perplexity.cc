@@ -3,10 +3,10 @@
 #include <c10/core/InferenceMode.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <filesystem>
 
+#include "lacuna/core/clock.h"
 #include "lacuna/eval/kl.h"
 #include "lacuna/io/file.h"
 #include "lacuna/io/text_source.h"
@@ -166,7 +166,7 @@ Result<PerplexityReport> perplexity(const model::Decoder& decoder, const std::ve
                                     const PerplexityOptions& options,
                                     const model::Decoder* reference,
                                     const std::function<void(int64_t, int64_t, double)>& progress) {
-  const auto start = std::chrono::steady_clock::now();
+  const auto start = Clock::now();
   LACUNA_CHECK(check(decoder, ids, options));
   if (reference != nullptr) {
     LACUNA_CHECK(check(*reference, ids, options));
@@ -206,7 +206,7 @@ Result<PerplexityReport> perplexity(const model::Decoder& decoder, const std::ve
     report.kl->perplexity_reference = std::exp(mean(means.reference));
     report.kl->ppl_delta = report.perplexity - report.kl->perplexity_reference;
   }
-  report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  report.seconds = seconds_since(start);
   return report;
 }
 

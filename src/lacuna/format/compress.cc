@@ -27,22 +27,14 @@ std::vector<int64_t> before_each(const std::vector<int64_t>& counts) {
 }
 
 /// The bits of a row's non-zeros; `bitmap` is 0. No branches: half of them would be mispredicted.
-/// @return their number
 template <class U>
-int64_t mark_row(const Dense<U>& dense, int64_t row, uint8_t* bitmap) {
-  int64_t kept = 0, column = 0;
-  for (; column + 8 <= dense.columns; column += 8) {
+void mark_row(const Dense<U>& dense, int64_t row, uint8_t* bitmap) {
+  for (int64_t first = 0; first < dense.columns; first += 8) {
+    const int64_t width = std::min<int64_t>(8, dense.columns - first);
     unsigned bits = 0;
-    for (int i = 0; i < 8; ++i) bits |= unsigned{!is_zero(dense.at(row, column + i))} << i;
-    bitmap[column / 8] = static_cast<uint8_t>(bits);
-    kept += std::popcount(bits);
+    for (int64_t i = 0; i < width; ++i) bits |= unsigned{!is_zero(dense.at(row, first + i))} << i;
+    bitmap[first / 8] = static_cast<uint8_t>(bits);
   }
-  for (; column < dense.columns; ++column) {
-    const bool any = !is_zero(dense.at(row, column));
-    bitmap[column / 8] |= static_cast<uint8_t>(unsigned{any} << (column % 8));
-    kept += any;
-  }
-  return kept;
 }
 
 template <class U>
@@ -52,10 +44,10 @@ Result<CompactMatrix> compress_bitmap(const Dense<U>& dense, CompactMatrix out,
   std::vector<uint8_t> bitmap(static_cast<size_t>(dense.rows * stride));
   std::vector<int64_t> counts(static_cast<size_t>(ceil_div(dense.rows, kRowGroup)));
   for_each_rows(dense.rows, kRowGroup, executor, [&](int64_t group, int64_t first, int64_t last) {
-    int64_t kept = 0;
+    uint8_t* const bits = bitmap.data() + first * stride;
     for (int64_t row = first; row < last; ++row)
-      kept += mark_row(dense, row, bitmap.data() + row * stride);
-    counts[static_cast<size_t>(group)] = kept;
+      mark_row(dense, row, bits + (row - first) * stride);
+    counts[static_cast<size_t>(group)] = count_bits(bits, (last - first) * stride);
   });
   std::vector<int64_t> offsets = before_each(counts);
   std::vector<U> values(static_cast<size_t>(offsets.back()));

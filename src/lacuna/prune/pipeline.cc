@@ -1,8 +1,8 @@
 #include "lacuna/prune/pipeline.h"
 
-#include <chrono>
 #include <future>
 
+#include "lacuna/core/clock.h"
 #include "lacuna/model/decoder.h"
 #include "lacuna/prune/about.h"
 #include "lacuna/prune/activations.h"
@@ -104,7 +104,7 @@ class Pipeline {
 
   const CalibrationSource& source_;
   Run run_;
-  std::chrono::steady_clock::time_point start_;
+  Clock::time_point start_;
   std::optional<Activations> activations_;       // none without calibration
   std::optional<Activations> dense_;             // of the dense blocks, for a reconstruction
   std::map<std::string, Tensor> reconstructed_;  // by name, in place of the journal's
@@ -125,7 +125,7 @@ Result<PruneReport> Pipeline::run() {
 }
 
 Status Pipeline::begin() {
-  start_ = std::chrono::steady_clock::now();
+  start_ = Clock::now();
   PruneOptions& options = run_.options;
   LACUNA_TRY(run_.method, method_of(options));
   LACUNA_TRY(run_.spec, model::spec_of(run_.checkpoint));
@@ -168,8 +168,7 @@ Result<PruneReport> Pipeline::finish() {
   LACUNA_CHECK(journal_->remove());
   run_.clock.settle();
   run_.report.phases = run_.clock.seconds();
-  run_.report.seconds =
-      std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+  run_.report.seconds = seconds_since(start_);
   return std::move(run_.report);
 }
 

@@ -1,8 +1,8 @@
 #include "lacuna/prune/prune_linear.h"
 
-#include <chrono>
 #include <cmath>
 
+#include "lacuna/core/clock.h"
 #include "lacuna/format/compact.h"
 #include "lacuna/prune/about.h"
 #include "lacuna/prune/grid.h"
@@ -40,7 +40,7 @@ Status choose_refined(Run& run) {
 
 Result<at::Tensor> prune_linear(Run& run, const std::string& name, InputStatistics* inputs,
                                 Journal::Block& finished) {
-  const auto start = std::chrono::steady_clock::now();
+  const auto start = Clock::now();
   const auto named = [&](const Error& error) {
     return Error{error.code, fmt::format("{}: {}", name, error.message)};
   };
@@ -79,7 +79,7 @@ Result<at::Tensor> prune_linear(Run& run, const std::string& name, InputStatisti
   layer.damping = pruned->damping;
   layer.iterations = pruned->iterations;
   layer.fell_back = pruned->fell_back;
-  layer.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  layer.seconds = seconds_since(start);
   if (const double off = layer.sparsity - request.sparsity;
       !request.keep_mask && request.pattern.kind == format::PatternKind::kBlock &&
       std::abs(off) > kNoticeable)
