@@ -842,7 +842,7 @@ TEST(PruneMemory, StaysBelowThePlan) {
   };
   // As everybody runs it. glibc keeps freed tensors for later ones, some 140 MB here, which no plan
   // names: the working bytes have to hold them.
-  task["samples"] = 16;
+  task["samples"] = 8;
   task["length"] = 2048;
   const auto [usual, usually_planned] = measure();
   EXPECT_LT(usual, usually_planned);
