@@ -313,7 +313,7 @@ def main():
         if options.like:
             models = ["--like", options.like, "--compare", *options.ours]
         else:
-            models = [options.ours[0], *(["--against", options.ours[1]] if len(options.ours) > 1 else [])]
+            models = [options.ours[0], *(["--compare", options.ours[1]] if len(options.ours) > 1 else [])]
         racers.append(Racers([options.lacuna, "bench", "model", *models, *same, "--dtype", options.dtype, "--device", "cpu",
                               "--turns", "--json", "-q"], options.ours))
     if files:

@@ -280,18 +280,18 @@ TEST(Compare, anOutputMayBeOffByItsBoundAndNoMore) {
 TEST(Records, haveALineForEveryContender) {
   register_wrong_candidates();
   const Comparison result = quick({"linear_dense:f32:77x128x1"});
-  const auto lines = to_json(result, Environment::here());
+  const auto lines = lines_of(result, Environment::here());
   EXPECT_EQ(lines.size(), result.records.size() + result.refused.size() + result.failed.size());
   size_t records = 0, failures = 0;
   for (const auto& line : lines) {
-    for (const char* key : {"verb", "problem", "candidate", "machine", "threads", "versions"})
+    for (const char* key : {"verb", "problem", "name", "machine", "threads", "versions"})
       EXPECT_TRUE(line.contains(key)) << key;
     failures += line.contains("failed");
     if (!line.contains("median_us")) continue;
     ++records;
-    for (const char* key : {"p10_us", "p90_us", "weight_bytes", "flops", "share", "ratio",
-                            "baseline", "gb_per_second", "gflop_per_second", "rounds", "copies",
-                            "read_gb_per_second", "scratch_bytes"})
+    for (const char* key : {"p10_us", "p90_us", "weight_bytes", "share_of_limit", "speedup",
+                            "speedup_p10", "speedup_p90", "baseline", "gbps", "gflops", "rounds",
+                            "copies", "read_gbps", "scratch_bytes", "max_error"})
       EXPECT_TRUE(line.contains(key) && !line[key].is_null()) << key;
     EXPECT_EQ(line["asked"][0], "linear_dense:f32:77x128x1");
     EXPECT_EQ(line["versions"]["libtorch"].get<std::string>().substr(0, 2), "2.");

@@ -13,6 +13,7 @@ namespace lacuna::testing {
 namespace {
 using ::testing::AllOf;
 using ::testing::HasSubstr;
+using ::testing::IsEmpty;
 using ::testing::MatchesRegex;
 using ::testing::Not;
 
@@ -23,22 +24,59 @@ std::vector<json> lines_of(const Output& run) {
   return lines;
 }
 
-TEST(Bench, PrintsARecordALine) {
-  const Output run = done(
-      "bench linear_bitmap:f32:64x96x2:0.5 linear_nm:f32:64x96x2:2:4 --quick --threads 1 --json");
-  std::map<std::string, int> asked;
-  for (const json& line : lines_of(run)) {
-    ASSERT_FALSE(line.contains("failed")) << line;
-    EXPECT_EQ(line["threads"], 1);
-    if (!line.contains("median_us")) continue;
-    ++asked[line["asked"].dump()];
-    EXPECT_THAT(line["baseline"].get<std::string>(), HasSubstr("linear_dense:f32:64x96x2 "));
-    EXPECT_GT(line["ratio"], 0.0);
+std::string text_of(const fs::path& file) { return io::read_text(file).value(); }
+
+TEST(Bench, AProblemIsAnObjectAndSeveralAreResults) {
+  const std::string bitmap = "linear_bitmap:f32:64x96x2:0.5", nm = "linear_nm:f32:64x96x2:2:4";
+  const json one = done("bench op " + bitmap + " --quick --threads 1 --json").report();
+  EXPECT_EQ(one["problem"], bitmap);
+  EXPECT_EQ(one["threads"], 1);
+  EXPECT_THAT(one["failed"], IsEmpty());
+  ASSERT_FALSE(one["candidates"].empty());
+  for (const json& candidate : one["candidates"])
+    for (const char* key : {"name", "median_us", "p10_us", "p90_us", "gbps", "share_of_limit",
+                            "speedup", "max_error", "weight_bytes"})
+      EXPECT_TRUE(candidate.contains(key) && !candidate[key].is_null()) << key;
+  for (const char* key : {"name", "median_us", "gbps"}) EXPECT_TRUE(one["dense"].contains(key));
+  EXPECT_EQ(one["dense"]["speedup"], 1.0);
+  for (const json& other : one["other_dense"])
+    EXPECT_GE(other["median_us"], one["dense"]["median_us"]);
+  const json& first = one["candidates"][0];
+  EXPECT_GT(first["max_error"], 0.0) << "float32 sums of 96 products are rounded";
+  EXPECT_LT(first["max_error"], 1e-5);
+
+  for (const char* together : {"", " --compare"}) {
+    const json both =
+        done("bench " + bitmap + " " + nm + " --quick --threads 1 --json" + together).report();
+    ASSERT_EQ(both["results"].size(), 2u);
+    EXPECT_EQ(both["results"][0]["problem"], bitmap);
+    EXPECT_EQ(both["results"][1]["problem"], nm);
+    const bool same = both["results"][0]["dense"] == both["results"][1]["dense"];
+    EXPECT_EQ(same, *together != '\0') << "each alone has its own round robin";
   }
-  EXPECT_EQ(asked.size(), 2u) << "each problem has its own round robin";
-  const Output together = done(
-      "bench linear_bitmap:f32:64x96x2:0.5 linear_nm:f32:64x96x2:2:4 --quick --compare --json");
-  for (const json& line : lines_of(together)) EXPECT_EQ(line["asked"].size(), 2u);
+}
+
+TEST(Bench, WritesTablesAndAChart) {
+  const fs::path folder = scratch_folder("bench_tables");
+  const auto file = [&](const char* name) { return (folder / name).string(); };
+  const std::string line =
+      "bench linear_bitmap:f32:64x96x2:0.5 linear_bitmap:f32:64x96x2:0.9 "
+      "linear_bitmap:bf16:64x96x2:0.5 --quick -q --threads 1 --table ";
+  done(line + file("t.md") + " --chart " + file("c.svg"));
+  EXPECT_THAT(text_of(file("t.md")),
+              AllOf(HasSubstr("| problem | candidate | us |"), HasSubstr("f32:64x96x2:0.9")));
+  // A curve of two points, one of one, and dense.
+  const std::string chart = text_of(file("c.svg"));
+  EXPECT_THAT(chart, AllOf(HasSubstr(">f32<"), HasSubstr(">bf16<"), HasSubstr(">dense<"),
+                           HasSubstr("linear_bitmap:f32:64x96x2:0.9: (0.9, ")));
+  EXPECT_EQ(chart.find("xmlns"), chart.rfind("xmlns"));
+  done(line + file("t.csv"));
+  EXPECT_THAT(text_of(file("t.csv")), HasSubstr("problem,candidate,us,p10,p90,GB/s"));
+  done(line + file("t.jsonl"));
+  std::istringstream lines(text_of(file("t.jsonl")));
+  size_t timed = 0;
+  for (std::string each; std::getline(lines, each);) timed += json::parse(each).contains("gbps");
+  EXPECT_GE(timed, 6u) << "three problems, each with something dense beside it";
 }
 
 TEST(Bench, TableSaysWhatEachNumberIsAndWhoDidNotRun) {
@@ -103,6 +141,7 @@ TEST(BenchModel, TimesTwoModelsInTurns) {
   EXPECT_GT(sparse["speedup_decode"], 0.0);
   EXPECT_GT(sparse["speedup_prefill"], 0.0);
   EXPECT_FALSE(dense.contains("speedup_decode")) << "nobody is compared with itself";
+  EXPECT_EQ(report["tpot_ms"], sparse["tpot_ms"]) << "the first stands at the top too";
   EXPECT_DOUBLE_EQ(sparse["memory_saving"],
                    1 - sparse["weight_bytes"].get<double>() / dense["weight_bytes"].get<double>());
   EXPECT_GT(sparse["memory_saving"], 0.2);
@@ -114,6 +153,21 @@ TEST(BenchModel, TimesTwoModelsInTurns) {
   EXPECT_THAT(text.out, AllOf(HasSubstr("prefill"), HasSubstr("decode"), HasSubstr("of memory"),
                               Not(HasSubstr("linear layers"))));
   EXPECT_THAT(lacuna_tool("bench model --help").out, HasSubstr("Examples:"));
+}
+
+TEST(BenchModel, MeasuresPerplexitiesOnAText) {
+  const fs::path text = scratch_folder("bench_text") / "text.txt";
+  std::ofstream(text) << text_of(source_folder() / "README.md");
+  const std::string sparse = pruned("2:4").folder.string(),
+                    protocol = " --text " + text.string() + " --length 128 --windows 4 --json -q";
+  const json report = done("bench model " + sparse + " --compare " + demo_model() +
+                           " --new-tokens 1 --prompt-tokens 2 --repetitions 1" + protocol)
+                          .report();
+  EXPECT_EQ(report["models"][0]["perplexity"],
+            done("eval " + sparse + protocol).report()["perplexity"]);
+  EXPECT_DOUBLE_EQ(report["ppl_delta"], report["perplexity"].get<double>() -
+                                            report["models"][1]["perplexity"].get<double>());
+  EXPECT_FALSE(report["models"][1].contains("ppl_delta"));
 }
 
 TEST(BenchModel, MakesVariantsOfAShapeInMemory) {

@@ -83,8 +83,12 @@ TEST(Block, ShowsTheInputOfEveryLinearInForwardOrder) {
     seen.emplace_back(name);
     EXPECT_EQ(input.size(-1), block.linear(name).in_features()) << name;
   };
-  block.forward(at::randn({1, 3, spec.hidden}), Rotary(spec, compute), nullptr, &observer);
+  const at::Tensor hidden = at::randn({1, 3, spec.hidden});
+  const Rotary rotary(spec, compute);
+  EXPECT_FALSE(block.observe(hidden, rotary, observer, /*outputs=*/false).defined());
   EXPECT_EQ(seen, block.linear_names());
+  EXPECT_TRUE(block.observe(hidden, rotary, observer, /*outputs=*/true)
+                  .equal(block.forward(hidden, rotary)));
   EXPECT_EQ(seen.front(), "self_attn.q_proj");
   EXPECT_EQ(seen.back(), "mlp.down_proj");
 }

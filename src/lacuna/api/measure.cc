@@ -111,6 +111,8 @@ json model_json(const BenchedModel& model) {
     put(out, "speedup_decode", *model.speedup_decode);
     out["memory_saving"] = *model.memory_saving;
   }
+  if (model.perplexity) out["perplexity"] = *model.perplexity;
+  if (model.ppl_delta) out["ppl_delta"] = *model.ppl_delta;
   return out;
 }
 
@@ -122,6 +124,25 @@ void compare_with(const bench::ModelSpeed& baseline, BenchedModel& model) {
       bench::summarize(bench::paired_ratios(baseline.decode_samples_ms, speed.decode_samples_ms));
   model.memory_saving =
       1 - static_cast<double>(speed.weight_bytes) / static_cast<double>(baseline.weight_bytes);
+}
+
+/// The perplexity of each, and how far it lies from the baseline's.
+Status evaluate_all(const BenchModelJob& job, const ComputeChoice& choice,
+                    const JobProgress& progress, std::vector<BenchedModel>& models) {
+  for (size_t i = 0; i < models.size(); ++i) {
+    const auto* folder = std::get_if<fs::path>(&job.models[i]);
+    if (folder == nullptr)
+      return usage_error("{}: random weights have no perplexity. Give folders.", models[i].name);
+    LACUNA_TRY(
+        const auto report,
+        evaluate({.model = *folder, .text = job.text, .options = job.evaluation, .choice = choice},
+                 progress));
+    models[i].perplexity = report.perplexity;
+  }
+  for (size_t i = 0; job.baseline && i < models.size(); ++i)
+    if (i != *job.baseline)
+      models[i].ppl_delta = *models[i].perplexity - *models[*job.baseline].perplexity;
+  return {};
 }
 
 }  // namespace
@@ -161,11 +182,15 @@ Result<BenchModelReport> bench_model(const BenchModelJob& job, const JobProgress
     if (job.baseline && i != *job.baseline)
       compare_with(speeds[*job.baseline], report.models.back());
   }
+  decoders.clear();
+  if (!job.text.empty()) LACUNA_CHECK(evaluate_all(job, choice, progress, report.models));
   return report;
 }
 
 json to_json(const BenchModelReport& report) {
-  json out = to_json(bench::Environment::here());
+  // The figures of the first stand at the top too: of most runs it is the one that they are about.
+  json out = report.models.empty() ? json::object() : model_json(report.models.front());
+  out.update(to_json(bench::Environment::here()));
   out["verb"] = "bench model";
   out["dtype"] = report.dtype;
   out["device"] = report.device;

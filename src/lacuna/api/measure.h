@@ -24,6 +24,9 @@ struct BenchModelJob {
   std::optional<size_t> baseline;  ///< the model that the others are compared with
   bench::ModelSpeedOptions options;
   std::optional<bench::ModelTurns> turns;  ///< when the order comes from outside
+  /// A file or data set that each is then evaluated on, with `evaluation`; empty: nothing is.
+  std::string text;
+  eval::PerplexityOptions evaluation;
   ComputeChoice choice;
 };
 
@@ -47,6 +50,7 @@ struct BenchedModel {
   /// Time of the baseline over time of this, the median over repetitions.
   std::optional<bench::Summary> speedup_prefill, speedup_decode;
   std::optional<double> memory_saving;  ///< share of the baseline's weight bytes that this has less
+  std::optional<double> perplexity, ppl_delta;  ///< delta: to the baseline's
 };
 
 struct BenchModelReport {
@@ -56,7 +60,7 @@ struct BenchModelReport {
 };
 
 /// Loads or makes the models, all in the type that `choice` settles for the first, and times them
-/// in turns. @errors of loading, of model::synth_in_memory and of bench::time_models
+/// in turns. @errors of loading, of model::synth_in_memory, of bench::time_models and of evaluate()
 Result<BenchModelReport> bench_model(const BenchModelJob& job, const JobProgress& progress = {});
 nlohmann::json to_json(const BenchModelReport& report);
 

@@ -206,25 +206,12 @@ Record record_of(const Entry& entry, double read) {
                 .scratch_bytes = entry.contender.scratch_bytes(problem),
                 .flops = 2.0 * static_cast<double>(problem.tokens) *
                          static_cast<double>(problem.outputs) * static_cast<double>(problem.inputs),
+                .max_error = max_error(entry.last_y, entry.of->exact),
                 .samples_us = entry.samples_us};
   record.gb_per_second = static_cast<double>(record.weight_bytes) / record.us.median / 1e3;
   record.gflop_per_second = record.flops / record.us.median / 1e3;
   if (read > 0) record.share = record.gb_per_second / read;
   return record;
-}
-
-/// The dense record with the least median time, and everyone's ratio to it.
-void set_ratios(std::vector<Record>& records, const std::vector<Entry>& entries,
-                std::string& baseline) {
-  const Record* best = nullptr;
-  for (size_t i = 0; i < records.size(); ++i)
-    if (entries[i].of->problem.operation == kernels::linear_dense::kOperation &&
-        (best == nullptr || records[i].us.median < best->us.median))
-      best = &records[i];
-  if (best == nullptr) return;
-  baseline = best->problem + " " + best->candidate;
-  for (Record& record : records)
-    record.ratio = summarize(paired_ratios(best->samples_us, record.samples_us));
 }
 
 /// The problems with the dense one that they are compared with, each with its operation.
@@ -344,8 +331,25 @@ Result<Comparison> compare(const std::vector<Problem>& problems, const CompareOp
   });
   for (const Entry& entry : entries)
     result.records.push_back(record_of(entry, (result.read_before + result.read_after) / 2));
-  set_ratios(result.records, entries, result.baseline);
+  set_ratios(result, dense_problem(problems.front()));
   return result;
+}
+
+double max_error(const at::Tensor& y, const at::Tensor& exact) {
+  const double most = exact.abs().max().item<double>();
+  const double off = (y.to(at::kDouble) - exact).abs().max().item<double>();
+  return most > 0 ? off / most : off;
+}
+
+void set_ratios(Comparison& comparison, const Problem& dense) {
+  const Record* best = nullptr;
+  for (const Record& record : comparison.records)
+    if (record.problem == dense.text() && (best == nullptr || record.us.median < best->us.median))
+      best = &record;
+  if (best == nullptr) return;
+  comparison.baseline = best->problem + " " + best->candidate;
+  for (Record& record : comparison.records)
+    record.ratio = summarize(paired_ratios(best->samples_us, record.samples_us));
 }
 
 std::vector<std::vector<Problem>> same_shapes(const std::vector<Problem>& problems) {

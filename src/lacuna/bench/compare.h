@@ -46,6 +46,7 @@ struct Record {
   std::optional<double> share;  ///< of the streaming read
   /// Time of the baseline over time of this, the median over rounds; nothing without a baseline.
   std::optional<Summary> ratio;
+  double max_error = 0;            ///< max_error() of the last product timed
   std::vector<double> samples_us;  ///< by round
 };
 
@@ -81,6 +82,12 @@ Result<Comparison> compare(const std::vector<kernels::Problem>& problems,
 std::string wrong_output(const at::Tensor& y, const at::Tensor& exact,
                          const at::Tensor& weight_sums, const kernels::ErrorBound& bound,
                          const at::Tensor& slack = {});
+
+/// The largest |y - exact| as a share of the largest |exact|. @param exact  float64, of y's shape
+double max_error(const at::Tensor& y, const at::Tensor& exact);
+
+/// Finds the baseline, the fastest of the dense problem's records, and everyone's ratio to it.
+void set_ratios(Comparison& comparison, const kernels::Problem& dense);
 
 /// Problems by what they share (values, activations, NxKxT), in order of their first: each group
 /// can be compared in one go.

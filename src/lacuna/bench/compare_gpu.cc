@@ -89,6 +89,7 @@ struct Entry {
   std::unique_ptr<Recorded> graph;
   int64_t products = 0, replays = 1;
   std::vector<double> samples_us;
+  double max_error = 0;  ///< of the last product checked
 };
 
 /// 1 where the pattern keeps a weight, [N,K] on the GPU.
@@ -201,10 +202,12 @@ class Runner {
                 .y_stride = problem_.outputs},
                Executor());
   }
-  /// Empty, or why the output is wrong.
-  std::string check(const model::Weight& weight, const at::Tensor& exact) {
+  /// Empty, or why the output of a copy is wrong.
+  std::string check(Entry& entry, const model::Weight& weight) {
+    const at::Tensor& exact = entry.of->exact;
     y_.fill_(std::numeric_limits<double>::quiet_NaN());
     product(weight);
+    entry.max_error = max_error(y_, exact);
     const double off = ((y_.to(at::kDouble) - exact).norm() / exact.norm()).item<double>();
     if (off <= kMostError) return "";  // false for NaN
     return fmt::format("wrong output: off by {:.2g} of its norm (need at most {:.2g})", off,
@@ -254,13 +257,13 @@ std::string prepare(Entry& entry, Runner& runner, double rotated_bytes) {
       if (!made.ok()) return made.error().message;
       entry.copies.push_back(std::move(made).value());
       if (entry.copies.size() == 1) {
-        const std::string wrong = runner.check(*entry.copies.front(), entry.of->exact);
+        const std::string wrong = runner.check(entry, *entry.copies.front());
         if (!wrong.empty()) return wrong;
       }
       rotated_bytes -= static_cast<double>(read_bytes(entry));
     } while (rotated_bytes > 0);
     runner.record(entry);
-    return runner.check(*entry.copies.back(), entry.of->exact);
+    return runner.check(entry, *entry.copies.back());
   } catch (const c10::Error& error) {
     return first_line(error.what_without_backtrace());
   }
@@ -273,6 +276,7 @@ Record record_of(const Entry& entry) {
   if (several != nullptr)
     record.candidate += fmt::format(" ({})", several->chosen(problem.tokens).name);
   record.us = summarize(entry.samples_us);
+  record.max_error = entry.max_error;
   record.samples_us = entry.samples_us;
   record.copies = static_cast<int64_t>(entry.copies.size());
   record.weight_bytes = entry.copies.front()->bytes();
@@ -333,17 +337,8 @@ Result<Comparison> compare_on_gpu(const std::vector<Problem>& problems,
       Entry& entry = entries[result.rounds % 2 == 0 ? i : entries.size() - 1 - i];
       entry.samples_us.push_back(runner.measure(entry));
     }
-  const Record* best = nullptr;
   for (const Entry& entry : entries) result.records.push_back(record_of(entry));
-  for (const Record& record : result.records)
-    if (record.problem == dense_problem(all.front()).text() &&
-        (best == nullptr || record.us.median < best->us.median))
-      best = &record;
-  if (best == nullptr) return result;
-  result.baseline = best->problem + " " + best->candidate;
-  const std::vector<double> baseline = best->samples_us;
-  for (Record& record : result.records)
-    record.ratio = summarize(paired_ratios(baseline, record.samples_us));
+  set_ratios(result, dense_problem(all.front()));
   return result;
 }
 

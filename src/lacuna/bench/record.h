@@ -1,4 +1,4 @@
-// Records of a benchmark as JSON, a line each.
+// A benchmark's results as JSON: one object a problem, or a line a contender.
 #pragma once
 
 #include <nlohmann/json_fwd.hpp>
@@ -19,8 +19,13 @@ struct Environment {
 };
 nlohmann::json to_json(const Environment& environment);
 
-/// One object for every contender: a record, or {"problem", "candidate", "refused" or "failed"}.
-/// Each carries the environment, so that a line stands for itself.
-std::vector<nlohmann::json> to_json(const Comparison& comparison, const Environment& environment);
+/// One object for every problem that was asked for: its candidates, the best dense product of the
+/// same run, the other dense ones, and who wasn't timed and why.
+std::vector<nlohmann::json> results_of(const Comparison& comparison,
+                                       const Environment& environment);
+
+/// One object for every contender, to stand on a line of its own: a record with its problem, or
+/// {"problem", "name", "refused" or "failed"}.
+std::vector<nlohmann::json> lines_of(const Comparison& comparison, const Environment& environment);
 
 }  // namespace lacuna::bench

@@ -1,73 +1,24 @@
-#include <cmath>
-#include <iostream>
-#include <utility>
+#include <map>
 
-#include "lacuna/api/measure.h"
 #include "lacuna/bench/compare.h"
 #include "lacuna/bench/compare_gpu.h"
 #include "lacuna/bench/record.h"
+#include "lacuna/cli/bench_model.h"
 #include "lacuna/cli/tool.h"
+#include "lacuna/io/file.h"
 #include "lacuna/kernels/linear.h"
-#include "lacuna/model/decode_step.h"
-#include "lacuna/model/synth.h"
+#include "lacuna/report/svg.h"
 #include "lacuna/report/table.h"
 
 namespace lacuna::cli {
 namespace {
-
-namespace fs = std::filesystem;
-
-/// Of `bench model`.
-struct ModelFlags {
-  fs::path model;
-  std::string against, like, pattern, quantize;
-  double sparsity = 0.5;
-  bool sparsity_given = false, turns = false;
-  std::vector<std::string> compare;
-  bench::ModelSpeedOptions options;
-  uint64_t seed = 0;
-};
-
-/// The variant that --pattern, --sparsity and --quantize name together.
-Result<std::string> variant_of(const ModelFlags& flags) {
-  model::SynthOptions options;
-  const bool sparse = !flags.pattern.empty() || flags.sparsity_given;
-  if (sparse) {
-    LACUNA_TRY(options.pattern,
-               sparse_pattern(flags.pattern.empty() ? "unstructured" : flags.pattern));
-    LACUNA_TRY(options.sparsity,
-               settle_sparsity(options.pattern, flags.sparsity, flags.sparsity_given));
-  }
-  if (!flags.quantize.empty()) {
-    LACUNA_TRY(options.quantization, format::Quantization::parse(flags.quantize));
-  }
-  return options.variant();
-}
-
-/// Refuses flags that have no say beside the others.
-Status check_flags(const ModelFlags& flags) {
-  if (flags.model.empty() == flags.like.empty())
-    return usage_error("MODEL: need one folder, or --like and no folder.");
-  const bool of_like = !flags.pattern.empty() || flags.sparsity_given || !flags.quantize.empty() ||
-                       !flags.compare.empty();
-  if (flags.like.empty() && of_like)
-    return usage_error(
-        "--like: --pattern, --sparsity, --quantize and --compare belong to it. A folder is "
-        "compared by --against.");
-  if (!flags.like.empty() && !flags.against.empty())
-    return usage_error("--against: names a folder. Beside --like use --compare.");
-  for (const std::string& variant : flags.compare)
-    LACUNA_CHECK(model::SynthOptions().as_variant(variant));
-  LACUNA_CHECK(variant_of(flags));
-  return {};
-}
 
 struct Flags {
   std::vector<std::string> problems;
   std::string cases;
   bench::CompareOptions options;
   bool quick = false, compare = false, all = false;
-  ModelFlags model;
+  std::string table, chart;
 };
 
 Result<bool> parse_problem(const std::string& text) {
@@ -75,9 +26,12 @@ Result<bool> parse_problem(const std::string& text) {
   return true;
 }
 
-std::string table_of(const bench::Comparison& comparison) {
-  report::Table table(
+report::Table new_table() {
+  return report::Table(
       {"problem", "candidate", "us", "p10", "p90", "GB/s", "share", "weight", "GFLOP/s", "ratio"});
+}
+
+void add_rows(const bench::Comparison& comparison, report::Table& table) {
   for (const auto& record : comparison.records)
     table.add({record.problem, record.candidate, fmt::format("{:.1f}", record.us.median),
                fmt::format("{:.1f}", record.us.p10), fmt::format("{:.1f}", record.us.p90),
@@ -86,6 +40,11 @@ std::string table_of(const bench::Comparison& comparison) {
                report::bytes_text(static_cast<double>(record.weight_bytes)),
                fmt::format("{:.1f}", record.gflop_per_second),
                record.ratio ? fmt::format("{:.2f}", record.ratio->median) : "-"});
+}
+
+std::string text_of(const bench::Comparison& comparison) {
+  report::Table table = new_table();
+  add_rows(comparison, table);
   std::string text = comparison.records.empty() ? "" : table.text();
   // Those that refuse for the same reason share a line.
   std::vector<bench::Untimed> refused;
@@ -130,6 +89,81 @@ Result<std::vector<std::vector<kernels::Problem>>> groups_of(const Flags& flags)
   return groups;
 }
 
+/// The speedup over dense of each problem's fastest candidate against the share of zeros: where a
+/// curve crosses 1, sparsity begins to pay. A curve for every type of values, and for every
+/// operation and shape where there are several.
+std::string chart_of(const std::vector<bench::Comparison>& comparisons) {
+  struct Best {
+    kernels::Problem problem;
+    double ratio;
+  };
+  std::vector<Best> all;
+  bool operations = false, shapes = false;
+  for (const auto& comparison : comparisons)
+    for (const std::string& asked : comparison.problems) {
+      double best = 0;
+      for (const auto& record : comparison.records)
+        if (record.problem == asked && record.ratio) best = std::max(best, record.ratio->median);
+      const auto problem = kernels::Problem::parse(asked);
+      if (best == 0 || !problem.ok()) continue;
+      all.push_back({*problem, best});
+      const kernels::Problem& first = all.front().problem;
+      operations |= problem->operation != first.operation;
+      shapes |= problem->outputs != first.outputs || problem->inputs != first.inputs ||
+                problem->tokens != first.tokens;
+    }
+  std::map<std::string, report::Series> curves;
+  report::Series dense{"dense", {}};
+  for (const auto& [problem, ratio] : all) {
+    std::string name(kernels::text(problem.values));
+    if (operations) name = problem.operation + " " + name;
+    if (shapes) name += fmt::format(" {}x{}x{}", problem.outputs, problem.inputs, problem.tokens);
+    curves[name].name = name;
+    curves[name].points.push_back({problem.sparsity, ratio, problem.text()});
+    dense.points.push_back({problem.sparsity, 1, "dense"});
+  }
+  std::vector<report::Series> series;
+  const auto by_sparsity = [](const auto& a, const auto& b) { return a.x < b.x; };
+  for (auto& [name, curve] : curves) series.push_back(std::move(curve));
+  series.push_back(std::move(dense));
+  for (auto& one : series) std::ranges::stable_sort(one.points, by_sparsity);
+  return report::standalone(report::xy_chart({.title = "Speedup over the best dense product",
+                                              .x = "share of zeros",
+                                              .y = "speedup",
+                                              .lines = true},
+                                             series));
+}
+
+/// All that was timed, in the form that the file's name asks for.
+Status write_table(const std::string& file, const std::vector<bench::Comparison>& comparisons,
+                   const bench::Environment& environment) {
+  std::string lines;
+  report::Table table = new_table();
+  for (const auto& comparison : comparisons) {
+    add_rows(comparison, table);
+    for (const auto& line : lines_of(comparison, environment)) lines += line.dump() + "\n";
+  }
+  return io::write_text(file, file.ends_with(".csv")  ? table.csv()
+                              : file.ends_with(".md") ? table.markdown()
+                                                      : lines);
+}
+
+/// An error if an output was wrong, or a problem found nobody to compute it.
+Status check_all(const std::vector<bench::Comparison>& comparisons) {
+  for (const auto& comparison : comparisons)
+    if (!comparison.failed.empty()) {
+      const bench::Untimed& first = comparison.failed.front();
+      return check_failed("{} {}: {}. It was not timed.", first.problem, first.candidate,
+                          first.why);
+    }
+  for (const auto& comparison : comparisons)
+    for (const std::string& asked : comparison.problems)
+      if (std::ranges::none_of(comparison.records,
+                               [&](const auto& record) { return record.problem == asked; }))
+        return not_possible("{}: nothing here can compute it; the lines above say why.", asked);
+  return {};
+}
+
 Status bench_problems(Tool& tool, Flags& flags) {
   LACUNA_TRY(const auto groups, groups_of(flags));
   if (flags.quick) flags.options = bench::CompareOptions::quick();
@@ -146,128 +180,22 @@ Status bench_problems(Tool& tool, Flags& flags) {
   if (!tool.json())
     tool.print({}, fmt::format("{}, {} threads, lacuna {}, libtorch {}\n", environment.machine,
                                environment.threads, environment.lacuna, environment.libtorch));
-  std::string failed, untimed;
+  std::vector<bench::Comparison> comparisons;
+  auto results = nlohmann::json::array();
   for (const auto& group : groups) {
-    LACUNA_TRY(const auto comparison,
+    LACUNA_TRY(auto comparison,
                on_gpu ? bench::compare_on_gpu(group, flags.options, compute, progress.log,
                                               progress.interrupted)
                       : bench::compare(group, flags.options, progress.log, progress.interrupted));
-    if (tool.json()) {
-      for (const auto& line : to_json(comparison, environment)) tool.print(line, "");
-    } else {
-      tool.print({}, "\n" + table_of(comparison));
-    }
-    if (!comparison.failed.empty() && failed.empty())
-      failed = fmt::format("{} {}: {}", comparison.failed[0].problem,
-                           comparison.failed[0].candidate, comparison.failed[0].why);
-    for (const std::string& asked : comparison.problems) {
-      const bool timed =
-          std::any_of(comparison.records.begin(), comparison.records.end(),
-                      [&](const bench::Record& record) { return record.problem == asked; });
-      if (!timed && untimed.empty()) untimed = asked;
-    }
+    if (!tool.json()) tool.print({}, "\n" + text_of(comparison));
+    for (auto& result : results_of(comparison, environment)) results.push_back(std::move(result));
+    comparisons.push_back(std::move(comparison));
   }
-  if (!failed.empty()) return check_failed("{}. It was not timed.", failed);
-  if (!untimed.empty())
-    return not_possible("{}: nothing here can compute it; the lines above say why.", untimed);
-  return {};
-}
-
-std::string speed_line(const api::BenchedModel& model) {
-  const bench::ModelSpeed& speed = model.speed;
-  std::string line = fmt::format(
-      "{}: prefill {:.1f} tokens/s, decode {:.1f} tokens/s ({:.2f} ms, p10 {:.2f}, p90 {:.2f}), "
-      "weights {}\n",
-      model.name, speed.prefill_tokens_per_second, speed.decode_tokens_per_second,
-      speed.decode_ms.median, speed.decode_ms.p10, speed.decode_ms.p90,
-      report::bytes_text(static_cast<double>(speed.weight_bytes)));
-  if (speed.prefill_linear_share >= 0)
-    line += fmt::format("  in the linear layers: {:.0f} % of prefill, {:.0f} % of decode\n",
-                        100 * speed.prefill_linear_share, 100 * speed.decode_linear_share);
-  if (model.load)
-    line += fmt::format(
-        "  loaded in {:.2f} s, {:.2f} GB/s of its files; at most {} of memory ({} before)\n",
-        model.load->seconds, model.load->gb_per_second,
-        report::bytes_text(static_cast<double>(model.load->peak_memory_bytes)),
-        report::bytes_text(static_cast<double>(model.load->memory_before_bytes)));
-  return line;
-}
-
-std::string comparison_line(const std::string& baseline, const api::BenchedModel& model) {
-  return fmt::format(
-      "ratio (time of {} / time of {}): prefill {:.2f}, decode {:.2f} ({:.2f} to {:.2f}); {:.0f} % "
-      "{} memory for weights\n",
-      baseline, model.name, model.speedup_prefill->median, model.speedup_decode->median,
-      model.speedup_decode->p10, model.speedup_decode->p90, 100 * std::abs(*model.memory_saving),
-      *model.memory_saving < 0 ? "more" : "less");
-}
-
-/// The models that the flags name, in the order in which they are reported.
-Status choose_models(const ModelFlags& flags, api::BenchModelJob& job) {
-  if (flags.like.empty()) {
-    job.models = {flags.model};
-    if (!flags.against.empty()) job.models.emplace_back(fs::path(flags.against));
-    if (!flags.against.empty()) job.baseline = 1;
-    return {};
-  }
-  const model::SynthOptions shape{.like = flags.like, .seed = flags.seed};
-  std::vector<std::string> variants = flags.compare;
-  const bool one = !flags.pattern.empty() || !flags.quantize.empty() || variants.empty();
-  if (one) {
-    LACUNA_TRY(const std::string variant, variant_of(flags));
-    variants.insert(variants.begin(), variant);
-  }
-  for (const std::string& text : variants) {
-    LACUNA_TRY(auto options, shape.as_variant(text));
-    job.models.emplace_back(std::move(options));
-  }
-  if (!flags.compare.empty()) job.baseline = one ? 1 : 0;
-  return {};
-}
-
-/// Turns by number from standard input, a line each; what a turn took goes to standard output.
-bench::ModelTurns turns_of(Tool& tool, const api::BenchModelJob& job) {
-  nlohmann::json names = nlohmann::json::array();
-  for (const auto& source : job.models) names.push_back(api::name_of(source));
-  bench::ModelTurns turns;
-  turns.next = [&tool, greeting = nlohmann::json{{"ready", std::move(names)}},
-                greeted = false]() mutable -> std::optional<size_t> {
-    if (!std::exchange(greeted, true)) tool.print(greeting, greeting.dump() + "\n");
-    size_t model = 0;
-    return std::cin >> model ? std::optional(model) : std::nullopt;
-  };
-  turns.done = [&tool](size_t model, const bench::ModelTurn& turn) {
-    const nlohmann::json line = {
-        {"model", model}, {"ttft_ms", turn.prefill_ms}, {"tpot_ms", turn.decode_ms}};
-    tool.print(line, line.dump() + "\n");
-  };
-  return turns;
-}
-
-Status bench_model(Tool& tool, ModelFlags& flags) {
-  flags.seed = tool.seed();
-  api::BenchModelJob job{.options = flags.options, .choice = tool.compute()};
-  job.options.seed = tool.seed();
-  job.choice.batch = job.options.batch;
-  LACUNA_CHECK(choose_models(flags, job));
-  if (flags.turns) job.turns = turns_of(tool, job);
-  LACUNA_TRY(const auto report, api::bench_model(job, tool.stoppable_progress()));
-  auto json = to_json(report);
-  if (!flags.like.empty()) json["like"] = flags.like;
-  json["prompt"] = job.options.prompt;
-  json["batch"] = job.options.batch;
-  json["tokens"] = job.options.tokens;
-  json["repetitions"] = job.options.repetitions;
-  std::string text;
-  for (const auto& model : report.models) text += speed_line(model);
-  for (const auto& model : report.models)
-    if (model.speedup_decode) text += comparison_line(report.baseline, model);
-  text += fmt::format(
-      "{} on {}, prompts: {} of {} tokens, {} new ones, median of {}; at most {} of memory\n",
-      report.dtype, report.device, job.options.batch, job.options.prompt, job.options.tokens,
-      job.options.repetitions, report::bytes_text(static_cast<double>(report.peak_bytes)));
-  tool.print(json, text);
-  return {};
+  if (tool.json())
+    tool.print(results.size() == 1 ? results[0] : nlohmann::json{{"results", results}}, "");
+  if (!flags.table.empty()) LACUNA_CHECK(write_table(flags.table, comparisons, environment));
+  if (!flags.chart.empty()) LACUNA_CHECK(io::write_text(flags.chart, chart_of(comparisons)));
+  return check_all(comparisons);
 }
 
 }  // namespace
@@ -276,7 +204,9 @@ void add_bench(Tool& tool) {
   auto* verb = tool.verb(
       "bench", "Time kernels on one problem, each checked first, against the best dense product.",
       {"lacuna bench linear_bitmap:bf16:4096x4096x1:0.5 linear_nm:bf16:4096x4096x1:2:4 --compare",
-       "lacuna bench --cases bench/cases/decode.txt --json"});
+       "lacuna bench --cases bench/cases/decode.txt --json",
+       "lacuna bench --cases bench/cases/break_even.txt --chart break-even.svg --table "
+       "break-even.csv"});
   tool.computes(verb);
   tool.seeded(verb);
   static Flags flags;
@@ -294,73 +224,33 @@ void add_bench(Tool& tool) {
   verb->add_flag("--quick", flags.quick,
                  "one copy of each weight and a few products: a trial, no measurement");
 
-  auto* model =
-      verb->add_subcommand("model", "Time a whole model: reading a prompt, writing text.");
-  model->fallthrough();  // --json, --threads, ... belong to the verb
-  static ModelFlags& of_model = flags.model;
-  model->add_option("MODEL", of_model.model, "model folder, dense or compact");
-  model
-      ->add_option("--like", of_model.like,
-                   "instead of MODEL: random weights of this shape, made in memory")
-      ->check(CLI::IsMember(model::synth_names()));
-  model
-      ->add_option("--pattern", of_model.pattern,
-                   "with --like: unstructured, KEEP:OF or block:RxC; without it dense")
-      ->check(accepted_by(sparse_pattern));
-  auto* sparsity = model->add_option("--sparsity", of_model.sparsity, "with --like: share of zeros")
-                       ->check(between(0, 1))
-                       ->capture_default_str();
-  model
-      ->add_option("--quantize", of_model.quantize,
-                   "with --like: int8, int4, fp8 (gGROUP, z behind it), as `convert` does it")
-      ->check(accepted_by(format::Quantization::parse));
-  model
-      ->add_option("--compare", of_model.compare,
-                   "with --like: variants PATTERN[@SPARSITY][/CODE] that take turns, compared with "
-                   "the first of them")
-      ->expected(1, -1);
-  model->add_option("--tokens", of_model.options.tokens, "tokens to write after the first")
-      ->check(between(1))
-      ->capture_default_str();
-  model->add_option("--prompt", of_model.options.prompt, "tokens to read")
-      ->check(between(1))
-      ->capture_default_str();
-  model
-      ->add_option("--batch", of_model.options.batch,
-                   "prompts that are answered at once; tokens/s are those of all of them")
-      ->check(between(1, model::DecodeStep::kMaxSequences))
-      ->capture_default_str();
-  model
-      ->add_option("--repetitions", of_model.options.repetitions,
-                   "timed ones, after one that isn't")
-      ->check(between(1))
-      ->capture_default_str();
-  model->add_flag("--profile", of_model.options.profile,
-                  "also print the share of the time that the linear layers take");
-  model->add_option("--against", of_model.against,
-                    "another model that takes turns with MODEL; prints the ratio");
-  model->add_flag("--turns", of_model.turns,
-                  "wait for numbers on standard input: the model (0, 1, ...) to run once next; for "
-                  "programs that alternate it with others");
-  model->footer(
-      "Examples:\n  lacuna bench model models/llama-50 --against models/llama\n"
-      "  lacuna bench model models/llama --prompt 512 --tokens 128 --profile\n"
-      "  lacuna bench model --like tinyllama-1.1b --pattern 2:4 --quantize int8\n"
-      "  lacuna bench model --like tinyllama-1.1b --compare dense unstructured@0.5 2:4/int8");
+  verb->add_option("--table", flags.table,
+                   "also write what was timed: .md, .csv, or .jsonl (one record a line)")
+      ->check(named_like({".md", ".csv", ".jsonl"}));
+  verb->add_option("--chart", flags.chart,
+                   "also write a chart of the speedup against the sparsity: .svg")
+      ->check(named_like({".svg"}));
+
+  auto* op = verb->add_subcommand("op", "Time kernels: the same as without this word.");
+  auto* model = add_bench_model(verb);
+  // PROBLEM, --json, --threads, ... belong to the verb.
+  op->fallthrough();
+  model->fallthrough();
   // Checked while parsing, so that it is a usage error before anything is made.
-  verb->parse_complete_callback([verb, model, sparsity] {
+  verb->parse_complete_callback([verb, model] {
     const bool problems = !flags.problems.empty() || !flags.cases.empty();
     if (model->parsed() && problems)
       throw CLI::ValidationError("PROBLEM: `bench model` takes a model alone.");
+    if (model->parsed() && !(flags.table.empty() && flags.chart.empty()))
+      throw CLI::ValidationError("--table and --chart: of problems, not of `bench model`.");
     if (!model->parsed() && !problems && verb->parsed())
       throw CLI::RequiredError("PROBLEM or --cases or `model MODEL`");
-    of_model.sparsity_given = sparsity->count() > 0;
     if (!model->parsed()) return;
-    if (const Status status = check_flags(of_model); !status.ok())
+    if (const Status status = check_bench_model(); !status.ok())
       throw CLI::ValidationError(status.error().message);
   });
   tool.action(verb, [&tool, model]() -> Status {
-    return model->parsed() ? bench_model(tool, flags.model) : bench_problems(tool, flags);
+    return model->parsed() ? run_bench_model(tool) : bench_problems(tool, flags);
   });
 }
 

@@ -253,7 +253,7 @@ void add_prune(Tool& tool) {
       ->check(accepted_by(PrunePattern::parse))
       ->capture_default_str();
   auto* sparsity = verb->add_option("--sparsity", flags.sparsity, "share of zeros, 0..1")
-                       ->check(between(0, 1))
+                       ->check(share())
                        ->capture_default_str();
   verb->add_option("--allocate", flags.allocate,
                    "who gives up more: uniform, owl, error or curves (docs/methods/allocation.md; "

@@ -158,11 +158,6 @@ Status write_table(const api::SweepReport& report, const std::filesystem::path& 
   return io::write_text(file, text);
 }
 
-Result<std::string> table_file(const std::string& file) {
-  if (file.ends_with(".md") || file.ends_with(".csv")) return file;
-  return usage_error("--table: need a name that ends in .md or .csv (got {}).", file);
-}
-
 }  // namespace
 
 void add_sweep(Tool& tool) {
@@ -211,8 +206,8 @@ void add_sweep(Tool& tool) {
   verb->add_flag("--overwrite", job.overwrite, "replace finished models there")->needs(write);
   verb->add_flag("--resume", job.resume, "go on where an interrupted sweep stopped")->needs(write);
   verb->add_option("--table", table, "also write the table: .md or .csv")
-      ->check(accepted_by(table_file));
-  verb->add_option("--chart", chart, "also write a chart: .svg");
+      ->check(named_like({".md", ".csv"}));
+  verb->add_option("--chart", chart, "also write a chart: .svg")->check(named_like({".svg"}));
   auto* edge = verb->add_option(
       "--frontier", frontier,
       "look for the largest sparsity, alone and with int8 and int4, whose perplexity is at most "

@@ -47,7 +47,7 @@ void add_synth(Tool& tool) {
   verb->add_option("--pattern", flags.pattern, "make it sparse: unstructured, KEEP:OF or block:RxC")
       ->check(accepted_by(sparse_pattern));
   auto* sparsity = verb->add_option("--sparsity", flags.options.sparsity, "share of zeros")
-                       ->check(between(0, 1))
+                       ->check(share())
                        ->capture_default_str();
   verb->add_option("--quantize", flags.quantize,
                    "int8, int4, fp8 (gGROUP, z behind it) for the weights of the blocks, as "

@@ -1,7 +1,9 @@
 #include "lacuna/cli/tool.h"
 
+#include <fmt/ranges.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <csignal>
 #include <cstdio>
@@ -51,8 +53,25 @@ CLI::Validator between(double low, double high) {
       [=](double value) { return value >= low && value <= high; });
 }
 
+CLI::Validator share() {
+  return number("a share, 0 to 1: half is 0.5, not 50",
+                [](double value) { return value >= 0 && value <= 1; });
+}
+
 CLI::Validator above(double low) {
   return number(fmt::format("more than {:g}", low), [=](double value) { return value > low; });
+}
+
+CLI::Validator named_like(std::vector<std::string> endings) {
+  return CLI::Validator(
+      [endings = std::move(endings)](std::string& file) {
+        const bool fine = std::ranges::any_of(
+            endings, [&](const std::string& ending) { return file.ends_with(ending); });
+        return fine ? std::string()
+                    : fmt::format("need a name that ends in {} (got {})",
+                                  fmt::join(endings, " or "), file);
+      },
+      "");
 }
 
 Result<format::Pattern> sparse_pattern(const std::string& text) {

@@ -78,8 +78,13 @@ const std::vector<AddVerb>& verbs();
 
 /// Numbers from `low` to `high`, both included; NaN is none of them.
 CLI::Validator between(double low, double high = std::numeric_limits<double>::infinity());
+/// Shares of a whole, from 0 to 1.
+CLI::Validator share();
 /// Numbers above `low`.
 CLI::Validator above(double low);
+
+/// Names of files that end in one of these: their form follows from it.
+CLI::Validator named_like(std::vector<std::string> endings);
 
 /// A pattern that leaves zeros ("dense" doesn't). @errors kUsage
 Result<format::Pattern> sparse_pattern(const std::string& text);

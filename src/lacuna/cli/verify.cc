@@ -28,7 +28,7 @@ void add_verify(Tool& tool) {
   verb->add_option("--expect-sparsity", flags.sparsity,
                    "share of zeros over the sparse layers, within 0.005 (quantised: of dropped "
                    "weights)")
-      ->check(between(0, 1));
+      ->check(share());
   verb->add_option(
       "--against", flags.against,
       "dense model whose values the kept ones must equal (methods that don't update weights); for "
@@ -61,8 +61,8 @@ void add_verify(Tool& tool) {
                         report.ok ? "ok" : "NOT OK", report.tensors, report.sparsity, checksums);
     tool.print(to_json(report), text);
     if (report.ok) return {};
-    return check_failed("{}: {} violation(s); first: {}", report.model, report.violations.size(),
-                        report.violations.front());
+    return check_failed("{}: {} violation(s){}.", report.model, all,
+                        tool.json() ? "; first: " + report.violations.front() : ", listed above");
   });
 }
 

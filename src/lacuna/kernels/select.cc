@@ -108,6 +108,7 @@ Result<Problem> Problem::parse(std::string_view text) {
   Problem problem;
   problem.operation = take_field(rest, ':');
   if (problem.operation.empty()) return wrong("no operation", "");
+  if (rest.empty()) return wrong("no values and no shape behind the operation", text);
 
   std::string_view types = take_field(rest, ':');
   const std::string_view stored = take_field(types, '/');

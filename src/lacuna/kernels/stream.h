@@ -22,6 +22,8 @@ inline constexpr int64_t chunk_count(int64_t columns) { return format::ceil_div(
 /// Lines are asked for twice, from far for the second-level cache, from near for the first: few
 /// may be on their way to the first at a time. The prefetchers of the hardware stop at every 4 KiB.
 inline constexpr int64_t kNear = 1024, kFar = 6144;
+inline void ask_near(const uint8_t* at) { __builtin_prefetch(at + kNear, 0, 3); }
+inline void ask_far(const uint8_t* at) { __builtin_prefetch(at + kFar, 0, 2); }
 
 /// Runs of tiles that threads take one after the other, each time half of what is left until a
 /// sixteenth is: a thread loses time where it begins a run (no line has been asked for yet), and

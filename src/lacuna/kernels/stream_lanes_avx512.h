@@ -6,9 +6,6 @@
 
 namespace lacuna::kernels::stream {
 
-LACUNA_INLINE void ask_near(const uint8_t* at) { _mm_prefetch(at + kNear, _MM_HINT_T0); }
-LACUNA_INLINE void ask_far(const uint8_t* at) { _mm_prefetch(at + kFar, _MM_HINT_T1); }
-
 /// A block of 16-bit values, and on to the next block's. The mask goes from memory straight into
 /// its register: over a general register it takes half as long again.
 LACUNA_INLINE __m512i take_values(const uint8_t* mask, const uint8_t*& values) {

@@ -130,11 +130,28 @@ struct Block::State {
     return apply(kO, attend(q, k, v, window), observer);
   }
 
-  at::Tensor mlp(const at::Tensor& x, const LinearObserver* observer) const {
-    const size_t down = linears.size() - 1, up = down - 1, gate = down - 2;
-    if (!gated()) return apply(down, activate(activation, apply(up, x, observer)), observer);
+  /// What down reads.
+  at::Tensor widened(const at::Tensor& x, const LinearObserver* observer) const {
+    const size_t up = linears.size() - 2, gate = up - 1;
+    if (!gated()) return activate(activation, apply(up, x, observer));
     const std::vector<at::Tensor> both = apply_all(gate, 2, x, observer);
-    return apply(down, activate(activation, both[0]) * both[1], observer);
+    return activate(activation, both[0]) * both[1];
+  }
+
+  /// hidden [B, T, hidden] -> [B, count, hidden] of the last `count` tokens; nothing, and what lies
+  /// behind the last observed input left out, unless `outputs` are wanted.
+  at::Tensor run(const at::Tensor& hidden, int64_t count, const Rotary& positions, KvCache* cache,
+                 const LinearObserver* observer, bool outputs) const {
+    at::Tensor middle =
+        last_tokens(hidden, count) + attention(pre_norm ? normalize(kAttention, hidden) : hidden,
+                                               count, positions, cache, observer);
+    if (!pre_norm) middle = normalize(kAttention, middle);
+    const at::Tensor wide = widened(pre_norm ? normalize(kMlp, middle) : middle, observer);
+    const auto& [name, down] = linears.back();
+    if (observer != nullptr) (*observer)(name, wide);
+    if (!outputs) return {};
+    const at::Tensor out = middle + down.forward(wide);
+    return pre_norm ? out : normalize(kMlp, out);
   }
 };
 
@@ -177,18 +194,13 @@ Result<Block> Block::load(const io::Checkpoint& checkpoint, const io::DecoderSpe
 }
 
 at::Tensor Block::forward(const at::Tensor& hidden, const Rotary& rotary, KvCache* cache,
-                          const LinearObserver* observer, std::optional<int64_t> last) const {
-  const State& s = *state_;
-  const int64_t count = last.value_or(hidden.size(1));
-  const auto attended = [&](const at::Tensor& x) {
-    return last_tokens(hidden, count) + s.attention(x, count, rotary, cache, observer);
-  };
-  if (s.pre_norm) {
-    const at::Tensor middle = attended(s.normalize(State::kAttention, hidden));
-    return middle + s.mlp(s.normalize(State::kMlp, middle), observer);
-  }
-  const at::Tensor middle = s.normalize(State::kAttention, attended(hidden));
-  return s.normalize(State::kMlp, middle + s.mlp(middle, observer));
+                          std::optional<int64_t> last) const {
+  return state_->run(hidden, last.value_or(hidden.size(1)), rotary, cache, nullptr, true);
+}
+
+at::Tensor Block::observe(const at::Tensor& hidden, const Rotary& rotary,
+                          const LinearObserver& observer, bool outputs) const {
+  return state_->run(hidden, hidden.size(1), rotary, nullptr, &observer, outputs);
 }
 
 std::vector<std::string> Block::linear_names() const {

@@ -41,8 +41,7 @@ at::Tensor Decoder::hidden(const at::Tensor& ids, KvCache* cache,
   const int64_t first = cache != nullptr ? cache->length() : 0;
   at::Tensor hidden = ends_.embed(ids.to(compute_.device), first);
   for (const Block& block : blocks_)
-    hidden = block.forward(hidden, rotary_, cache, nullptr,
-                           &block == &blocks_.back() ? last : std::nullopt);
+    hidden = block.forward(hidden, rotary_, cache, &block == &blocks_.back() ? last : std::nullopt);
   if (cache != nullptr) cache->advance(ids.size(1));
   return hidden;
 }

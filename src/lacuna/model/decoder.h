@@ -43,8 +43,7 @@ class KvCache {
   std::vector<at::Tensor> keys_, values_;
 };
 
-/// Called with the name of a Linear ("self_attn.q_proj") and its input [B, T, in], before the
-/// product.
+/// Called with the name of a Linear ("self_attn.q_proj") and its input [B, T, in].
 using LinearObserver = std::function<void(std::string_view name, const at::Tensor& input)>;
 
 /// Cosines and sines of the rotary positions, with the scaling of the spec (linear, llama3).
@@ -75,8 +74,11 @@ class Block {
   /// with a cache the T tokens follow those in it (the caller advances the cache once all blocks
   /// have run).
   at::Tensor forward(const at::Tensor& hidden, const Rotary& rotary, KvCache* cache = nullptr,
-                     const LinearObserver* observer = nullptr,
                      std::optional<int64_t> last = std::nullopt) const;
+  /// Shows what each Linear reads, and gives what forward() gives; without `outputs` an undefined
+  /// tensor, and the last Linear's product isn't computed.
+  at::Tensor observe(const at::Tensor& hidden, const Rotary& rotary, const LinearObserver& observer,
+                     bool outputs) const;
   /// The block's Linears by relative name, in the order of the forward pass.
   std::vector<std::string> linear_names() const;
   Linear& linear(std::string_view name);

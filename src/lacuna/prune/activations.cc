@@ -55,7 +55,8 @@ Status Activations::run(const model::Block& block, bool replace, const ObserverA
       const int64_t begin = first + place * batch_;
       const at::Tensor batch = hidden_.narrow(0, begin, std::min(batch_, last - begin));
       const model::LinearObserver observer = observe(place);
-      const at::Tensor out = block.forward(batch, rotary_, nullptr, observer ? &observer : nullptr);
+      const at::Tensor out = observer ? block.observe(batch, rotary_, observer, /*outputs=*/replace)
+                                      : block.forward(batch, rotary_);
       if (replace) batch.copy_(out);
     });
     LACUNA_CHECK(after(last - first));

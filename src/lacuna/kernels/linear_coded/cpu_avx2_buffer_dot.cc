@@ -17,9 +17,6 @@ namespace {
 
 using format::Code;
 
-/// How far ahead of its chunk a kernel asks for lines.
-constexpr int64_t kAhead = 2048;
-
 /// Shuffle controls that spread the next codes over 16 places are a sum, first[low mask byte] +
 /// second[high mask byte]: where each byte comes from, past what the low mask keeps in the upper
 /// half. From 0x80 on the result is 0.
@@ -66,11 +63,12 @@ inline const uint8_t* expand_block(const uint8_t* mask, const uint8_t* codes, ui
   return codes;
 }
 
-/// Asks for the lines of a chunk some way behind this one.
-template <Code kCode>
-inline void ask_ahead(const uint8_t* chunk) {
-  for (int line = 0; line < (kCode == Code::kInt8 ? 16 : 8); ++line)
-    _mm_prefetch(reinterpret_cast<const char*>(chunk) + kAhead + 64 * line, _MM_HINT_T0);
+/// Asks for as many lines some way behind `at`.
+inline void ask_ahead(const uint8_t* at, int64_t lines = 1) {
+  for (int64_t line = 0; line < lines; ++line) {
+    stream::ask_near(at + 64 * line);
+    stream::ask_far(at + 64 * line);
+  }
 }
 
 /// A chunk as dot_half() wants it: bytes of the two blocks of pair 0, of pair 1, ...; or one block
@@ -84,16 +82,23 @@ Expanded expand_chunk(const Stream& stream, const uint8_t* at, uint8_t* buffer) 
   const uint8_t* const masks = at;
   const uint8_t* codes = at + stream.mask_bytes() + 2 * kTileRows * stream.scale_sets();
   const bool int8 = stream.code() == Code::kInt8;
-  if (stream.masks() == Masks::kNone)
-    return {codes, codes + (int8 ? kBlocks : kPairs) * kBlockWeights};
+  if (stream.masks() == Masks::kNone) {
+    const int64_t lines = int8 ? kBlocks : kPairs;
+    ask_ahead(codes, lines);
+    return {codes, codes + lines * kBlockWeights};
+  }
+  ask_ahead(masks, stream.mask_bytes() / 64);
   if (stream.masks() == Masks::kShared) {
-    for (int64_t pair = 0; pair < kPairs; ++pair)
+    for (int64_t pair = 0; pair < kPairs; ++pair) {
+      ask_ahead(codes);
       codes = expand_block(masks + 8 * pair, codes, buffer + kBlockWeights * pair);
+    }
     return {buffer, codes};
   }
   const uint8_t* high = codes;
   for (int64_t pair = 0; pair < kPairs; ++pair) {
     uint8_t* const out = buffer + 2 * kBlockWeights * pair;
+    ask_ahead(codes);
     codes = expand_block(masks + 8 * pair, codes, out);
     const uint8_t*& other = int8 ? codes : high;
     other = expand_block(masks + 8 * (pair + kPairs), other, out + kBlockWeights);
@@ -226,7 +231,6 @@ void tile_of(const Stream& stream, int64_t tile, const uint8_t* x, int64_t x_str
   const uint8_t* at = stream.chunks_of(tile);
   for (int64_t chunk = 0; chunk < chunks; ++chunk, x += kChunk) {
     const uint8_t* const scales = at + stream.mask_bytes();
-    ask_ahead<kCode>(at);
     const Expanded expanded = expand_chunk(stream, at, buffer);
     for (int rows = 0; rows < 2; ++rows) {
       const uint8_t* const bytes = expanded.bytes + 32 * rows;
@@ -251,6 +255,7 @@ class ChunkCodesInOrder {
 
   /// low[i], high[i]: rows 8 i .. 8 i + 7 of a pair's two halves.
   inline void take(__m256i (&low)[2], __m256i (&high)[2]) {
+    ask_ahead(codes_, kMasks == Masks::kNone && kCode == Code::kInt8 ? 2 : 1);
     if constexpr (kCode == Code::kInt4 && kMasks != Masks::kOwn) {
       for (int i = 0; i < 2; ++i) {
         const __m256i both = next(masks_, codes_);
@@ -286,7 +291,7 @@ void tile_of_one(const Stream& stream, int64_t tile, const uint8_t* x, float* su
   const uint8_t* at = stream.chunks_of(tile);
   for (int64_t chunk = 0; chunk < chunks; ++chunk, x += kChunk) {
     const uint8_t* const scales = at + stream.mask_bytes();
-    ask_ahead<kCode>(at);
+    ask_ahead(at, stream.mask_bytes() / 64);
     ChunkCodesInOrder<kCode, kMasks> codes(at, scales + 2 * kTileRows * sets);
     __m256i low[2] = {zero, zero}, high[2] = {zero, zero};
     __m256i low_codes[2] = {zero, zero}, high_codes[2] = {zero, zero};

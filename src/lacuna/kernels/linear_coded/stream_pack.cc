@@ -4,6 +4,7 @@
 #include <cstring>
 #include <utility>
 
+#include "lacuna/core/cpu.h"
 #include "lacuna/core/half.h"
 #include "lacuna/format/codes.h"
 #include "lacuna/kernels/linear_coded/stream_chunk.h"
@@ -20,7 +21,8 @@ using format::RowWalk;
 constexpr size_t kMargin = 64;
 
 /// Sharing masks takes more bytes (5 % at 20 % kept, 12 % at 30 %) and half the expansions. Below
-/// this share of kept weights it is faster (bench/lab/cpu_coded).
+/// this share of kept weights it is faster where vpexpandb expands, and always where several
+/// shuffles do (bench/lab/cpu_coded).
 constexpr double kSharedBelow = 0.25;
 
 /// What the stream's codes are. With a zero point z of its own for each group, q - z of a 4-bit q
@@ -33,6 +35,7 @@ Masks masks_for(const CompactMatrix& matrix, std::optional<Masks> wanted) {
   if (matrix.pattern.kind == format::PatternKind::kDense) return Masks::kNone;
   if (streamed_code(matrix.quantization) == Code::kInt8) return Masks::kOwn;
   if (wanted) return *wanted;
+  if (!cpu_features().avx512_vbmi2) return Masks::kShared;
   const auto weights = static_cast<double>(matrix.rows) * static_cast<double>(matrix.columns);
   const bool few = static_cast<double>(format::count_kept(matrix)) < kSharedBelow * weights;
   return few ? Masks::kShared : Masks::kOwn;

@@ -20,7 +20,7 @@ LACUNA_INLINE const uint8_t* expand(const uint8_t* chunk, Buffer& out) {
   auto* to = reinterpret_cast<__m128i*>(&out);
   for (int64_t i = 0; i < kValueMaskBytes; ++i) {
     const auto packed = _mm_loadu_si128(reinterpret_cast<const __m128i*>(next));
-    _mm_prefetch(next + stream::kNear, _MM_HINT_T0);
+    stream::ask_near(next);
     _mm_store_si128(to + i, format::avx2::expand_u16(chunk[i], packed));
     next += 2 * static_cast<int64_t>(_mm_popcnt_u32(chunk[i]));
   }
