@@ -12,10 +12,14 @@
 namespace lacuna::testing {
 namespace {
 using ::testing::AllOf;
+using ::testing::Gt;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::MatchesRegex;
 using ::testing::Not;
+using ::testing::Pair;
+using ::testing::StartsWith;
+using ::testing::UnorderedElementsAre;
 
 std::vector<json> lines_of(const Output& run) {
   std::vector<json> lines;
@@ -39,6 +43,7 @@ TEST(Bench, AProblemIsAnObjectAndSeveralAreResults) {
       EXPECT_TRUE(candidate.contains(key) && !candidate[key].is_null()) << key;
   for (const char* key : {"name", "median_us", "gbps"}) EXPECT_TRUE(one["dense"].contains(key));
   EXPECT_EQ(one["dense"]["speedup"], 1.0);
+  EXPECT_FALSE(one["other_dense"].empty());
   for (const json& other : one["other_dense"])
     EXPECT_GE(other["median_us"], one["dense"]["median_us"]);
   const json& first = one["candidates"][0];
@@ -69,14 +74,21 @@ TEST(Bench, WritesTablesAndAChart) {
   const std::string chart = text_of(file("c.svg"));
   EXPECT_THAT(chart, AllOf(HasSubstr(">f32<"), HasSubstr(">bf16<"), HasSubstr(">dense<"),
                            HasSubstr("linear_bitmap:f32:64x96x2:0.9: (0.9, ")));
-  EXPECT_EQ(chart.find("xmlns"), chart.rfind("xmlns"));
+  EXPECT_THAT(chart, StartsWith("<svg xmlns="));
   done(line + file("t.csv"));
   EXPECT_THAT(text_of(file("t.csv")), HasSubstr("problem,candidate,us,p10,p90,GB/s"));
   done(line + file("t.jsonl"));
   std::istringstream lines(text_of(file("t.jsonl")));
-  size_t timed = 0;
-  for (std::string each; std::getline(lines, each);) timed += json::parse(each).contains("gbps");
-  EXPECT_GE(timed, 6u) << "three problems, each with something dense beside it";
+  std::map<std::string, int> timed;
+  for (std::string each; std::getline(lines, each);) {
+    const json record = json::parse(each);
+    if (record.contains("gbps")) ++timed[record["problem"]];
+  }
+  EXPECT_THAT(timed, UnorderedElementsAre(Pair("linear_bitmap:f32:64x96x2:0.5", Gt(0)),
+                                          Pair("linear_bitmap:f32:64x96x2:0.9", Gt(0)),
+                                          Pair("linear_bitmap:bf16:64x96x2:0.5", Gt(0)),
+                                          Pair("linear_dense:f32:64x96x2", Gt(1)),
+                                          Pair("linear_dense:bf16:64x96x2", Gt(0))));
 }
 
 TEST(Bench, TableSaysWhatEachNumberIsAndWhoDidNotRun) {
@@ -121,7 +133,7 @@ TEST(Bench, WhatNobodyCanComputeEndsInExitCodeFour) {
 
 TEST(BenchModel, TimesTwoModelsInTurns) {
   const json report =
-      done(fmt::format("bench model {} --against {} --tokens 3 --prompt 8 --repetitions 2 "
+      done(fmt::format("bench model {} --compare {} --tokens 3 --prompt 8 --repetitions 2 "
                        "--profile --threads 1 --json -q",
                        pruned("2:4").folder.string(), demo_model()))
           .report();

@@ -198,7 +198,8 @@ Result<eval::PerplexityReport> evaluate(const EvalJob& job, const JobProgress& p
     if (progress.step) progress.step(fmt::format("perplexity {:.3f}", so_far), done, total);
   };
   LACUNA_TRY(auto report,
-             eval::perplexity(decoder, ids, job.options, reference ? &*reference : nullptr, step));
+             eval::perplexity(decoder, ids, job.options, reference ? &*reference : nullptr, step,
+                              progress.interrupted));
   report.text = text.string();
   if (is_finite(report)) return report;
   if (const std::string why = not_finite(opened, dense); !why.empty()) return bad_input("{}", why);

@@ -7,6 +7,7 @@
 #include "lacuna/core/clock.h"
 #include "lacuna/core/memory.h"
 #include "lacuna/io/checkpoint.h"
+#include "lacuna/io/text_source.h"
 #include "lacuna/kernels/linear.h"
 #include "lacuna/kernels/linear_coded/linear_coded.h"
 #include "lacuna/kernels/measured.h"
@@ -126,17 +127,32 @@ void compare_with(const bench::ModelSpeed& baseline, BenchedModel& model) {
       1 - static_cast<double>(speed.weight_bytes) / static_cast<double>(baseline.weight_bytes);
 }
 
+/// Refuses a text that can't be evaluated, before hours of timing.
+Status check_text(const BenchModelJob& job) {
+  LACUNA_TRY(const fs::path text, io::find_dataset(job.text, io::Split::kTest));
+  for (const BenchModelJob::Source& source : job.models) {
+    const auto* folder = std::get_if<fs::path>(&source);
+    if (folder == nullptr)
+      return usage_error("{}: random weights have no perplexity. Give folders.", name_of(source));
+    LACUNA_TRY(const auto tokenizer, io::Tokenizer::open(*folder));
+    LACUNA_TRY(const auto ids,
+               eval::evaluation_ids(text.string(), job.evaluation.protocol, *tokenizer));
+    if (static_cast<int64_t>(ids.size()) < job.evaluation.length)
+      return bad_input("{}: shorter than one window (got {} tokens; need {}). Lower --length.",
+                       text.string(), ids.size(), job.evaluation.length);
+  }
+  return {};
+}
+
 /// The perplexity of each, and how far it lies from the baseline's.
 Status evaluate_all(const BenchModelJob& job, const ComputeChoice& choice,
                     const JobProgress& progress, std::vector<BenchedModel>& models) {
   for (size_t i = 0; i < models.size(); ++i) {
-    const auto* folder = std::get_if<fs::path>(&job.models[i]);
-    if (folder == nullptr)
-      return usage_error("{}: random weights have no perplexity. Give folders.", models[i].name);
-    LACUNA_TRY(
-        const auto report,
-        evaluate({.model = *folder, .text = job.text, .options = job.evaluation, .choice = choice},
-                 progress));
+    LACUNA_TRY(const auto report, evaluate({.model = std::get<fs::path>(job.models[i]),
+                                            .text = job.text,
+                                            .options = job.evaluation,
+                                            .choice = choice},
+                                           progress));
     models[i].perplexity = report.perplexity;
   }
   for (size_t i = 0; job.baseline && i < models.size(); ++i)
@@ -155,6 +171,7 @@ std::string name_of(const BenchModelJob::Source& source) {
 Result<BenchModelReport> bench_model(const BenchModelJob& job, const JobProgress& progress) {
   if (job.models.empty())
     return usage_error("bench model: no model (need at least one). Give one.");
+  if (!job.text.empty()) LACUNA_CHECK(check_text(job));
   std::vector<model::Decoder> decoders;
   ComputeChoice choice = job.choice;
   std::vector<std::optional<LoadSpeed>> loads(job.models.size());

@@ -16,14 +16,20 @@ Error not_yet(std::string_view option, std::string_view value) {
   return usage_error("SparsityConfig.{}: \"{}\" is not available yet.", option, value);
 }
 
+/// The pattern that the options of these names spell.
+Result<format::Pattern> spelled(std::string_view options, const std::string& text) {
+  auto pattern = format::Pattern::parse(text);
+  if (!pattern.ok()) return usage_error("SparsityConfig.{}: {}", options, pattern.error().message);
+  return pattern;
+}
+
 Result<format::Pattern> square_blocks(const SparsityConfig& config) {
-  return format::Pattern::parse(fmt::format("block:{0}x{0}", config.block_size));
+  return spelled("block_size", fmt::format("block:{0}x{0}", config.block_size));
 }
 
 Result<format::Pattern> pattern_of(const SparsityConfig& config) {
   if (config.pattern == "unstructured") return format::Pattern::unstructured();
-  if (config.pattern == "n:m")
-    return format::Pattern::parse(fmt::format("{}:{}", config.n, config.m));
+  if (config.pattern == "n:m") return spelled("n and m", fmt::format("{}:{}", config.n, config.m));
   if (config.pattern == "block") return square_blocks(config);
   if (config.pattern == "dynamic") return not_yet("pattern", "dynamic");
   return usage_error(

@@ -53,7 +53,8 @@ Result<SweepMeasure> SweepJudge::measure(const model::Decoder& decoder,
     if (progress_->step)
       progress_->step(fmt::format("{}: perplexity {:.3f}", what, so_far), done, total);
   };
-  LACUNA_TRY(const auto report, eval::perplexity(decoder, ids_, job_->evaluation, reference, step));
+  LACUNA_TRY(const auto report, eval::perplexity(decoder, ids_, job_->evaluation, reference, step,
+                                                 progress_->interrupted));
   measure.perplexity = report.perplexity;
   if (report.kl) measure.kl = report.kl->kl_mean;
   return measure;

@@ -217,16 +217,11 @@ Record record_of(const Entry& entry, double read) {
 /// The problems with the dense one that they are compared with, each with its operation.
 Result<std::vector<std::pair<Case, const kernels::LinearOperation*>>> make_cases(
     const std::vector<Problem>& problems, bool rivals) {
-  if (problems.empty()) return usage_error("bench: no problem (need at least one). Give one.");
+  LACUNA_CHECK(check_one_shape(problems));
   std::vector<std::pair<Case, const kernels::LinearOperation*>> cases;
   bool has_dense = !rivals;
   for (const Problem& problem : problems) {
     LACUNA_TRY(const auto* operation, kernels::find_linear_operation(problem.operation));
-    if (!same_shape(problem, problems.front()))
-      return usage_error(
-          "{}: not of one shape with {} (need the same values, activations, N, K "
-          "and T). Compare them apart.",
-          problem.text(), problems.front().text());
     has_dense |= problem == dense_problem(problem);
     cases.emplace_back(Case{.problem = problem}, operation);
   }
@@ -275,8 +270,7 @@ Result<Comparison> compare(const std::vector<Problem>& problems, const CompareOp
     if (step) step(what);
   };
   LACUNA_TRY(auto cases, make_cases(problems, options.rivals));
-  Comparison result;
-  for (const Problem& problem : problems) result.problems.push_back(problem.text());
+  Comparison result{.problems = problems};
 
   const at::Tensor x = random_activations(problems.front(), options.seed + 1);
   std::vector<Entry> entries;
@@ -350,6 +344,17 @@ void set_ratios(Comparison& comparison, const Problem& dense) {
   comparison.baseline = best->problem + " " + best->candidate;
   for (Record& record : comparison.records)
     record.ratio = summarize(paired_ratios(best->samples_us, record.samples_us));
+}
+
+Status check_one_shape(const std::vector<Problem>& problems) {
+  if (problems.empty()) return usage_error("bench: no problem (need at least one). Give one.");
+  for (const Problem& problem : problems)
+    if (!same_shape(problem, problems.front()))
+      return usage_error(
+          "{}: not of one shape with {} (need the same values, activations, N, K and T). Compare "
+          "them apart.",
+          problem.text(), problems.front().text());
+  return {};
 }
 
 std::vector<std::vector<Problem>> same_shapes(const std::vector<Problem>& problems) {

@@ -46,7 +46,7 @@ struct Record {
   std::optional<double> share;  ///< of the streaming read
   /// Time of the baseline over time of this, the median over rounds; nothing without a baseline.
   std::optional<Summary> ratio;
-  double max_error = 0;            ///< max_error() of the last product timed
+  double max_error = 0;            ///< max_error() of the last product checked
   std::vector<double> samples_us;  ///< by round
 };
 
@@ -57,11 +57,11 @@ struct Untimed {
 
 /// One round robin.
 struct Comparison {
-  std::vector<std::string> problems;  ///< as asked
-  std::vector<Record> records;        ///< in the order of the lists, dense last
-  std::vector<Untimed> refused;       ///< don't support the problem, or are too slow
-  std::vector<Untimed> failed;        ///< wrong output, or the library gave up
-  std::string baseline;               ///< "PROBLEM CANDIDATE": least median time of the dense ones
+  std::vector<kernels::Problem> problems;  ///< as asked
+  std::vector<Record> records;             ///< in the order of the lists, dense last
+  std::vector<Untimed> refused;            ///< don't support the problem, or are too slow
+  std::vector<Untimed> failed;             ///< wrong output, or the library gave up
+  std::string baseline;  ///< "PROBLEM CANDIDATE": least median time of the dense ones
   double read_before = 0, read_after = 0;  ///< GB/s; 0: not measured
   int64_t rounds = 0;
 };
@@ -88,6 +88,9 @@ double max_error(const at::Tensor& y, const at::Tensor& exact);
 
 /// Finds the baseline, the fastest of the dense problem's records, and everyone's ratio to it.
 void set_ratios(Comparison& comparison, const kernels::Problem& dense);
+
+/// @errors kUsage: no problem, or problems that don't share values, activations and NxKxT
+Status check_one_shape(const std::vector<kernels::Problem>& problems);
 
 /// Problems by what they share (values, activations, NxKxT), in order of their first: each group
 /// can be compared in one go.

@@ -293,23 +293,18 @@ Result<Comparison> compare_on_gpu(const std::vector<Problem>& problems,
                                   const CompareOptions& options, const model::Compute& compute,
                                   const std::function<void(const std::string&)>& step,
                                   const std::atomic<bool>* interrupted) {
-  if (problems.empty()) return usage_error("bench: no problem (need at least one). Give one.");
+  LACUNA_CHECK(check_one_shape(problems));
   if (const auto why_not = model::gpu_library_refusal())
     return not_possible("bench --device cuda: {}", *why_not);
   const c10::InferenceMode inference;
   OwnStream stream(compute.device);
   at::manual_seed(options.seed);
-  Comparison result;
+  Comparison result{.problems = problems};
   std::vector<Problem> all = problems;
-  for (const Problem& problem : problems) {
-    result.problems.push_back(problem.text());
-    if (dense_problem(problem) != dense_problem(problems.front()))
-      return usage_error("{}: not of one shape with {}. Compare them apart.", problem.text(),
-                         problems.front().text());
+  for (const Problem& problem : problems)
     if (kernels::dtype_of(problem.values) != problem.activations)
       return not_possible("{}: on a GPU weights and activations of one type are timed.",
                           problem.text());
-  }
   if (std::find(all.begin(), all.end(), dense_problem(all.front())) == all.end())
     all.push_back(dense_problem(all.front()));
   const model::Compute typed{compute.device, model::scalar_type(all.front().activations)};

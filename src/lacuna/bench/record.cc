@@ -55,7 +55,8 @@ json of_run(const Comparison& comparison, const Environment& environment) {
   json object = to_json(environment);
   object["verb"] = "bench";
   object["rounds"] = comparison.rounds;
-  object["read_gbps"] = {comparison.read_before, comparison.read_after};
+  object["read_gbps"] =
+      comparison.read_before > 0 ? json{comparison.read_before, comparison.read_after} : json();
   return object;
 }
 
@@ -73,12 +74,12 @@ json reasons(const std::vector<Untimed>& untimed, const std::string& problem,
 
 std::vector<json> results_of(const Comparison& comparison, const Environment& environment) {
   std::vector<json> results;
-  for (const std::string& problem : comparison.problems) {
+  for (const kernels::Problem& asked : comparison.problems) {
+    const std::string problem = asked.text(), dense = dense_problem(asked).text();
     json result = of_run(comparison, environment);
     result["problem"] = problem;
     result["dense"] = json();
     result["candidates"] = result["other_dense"] = json::array();
-    const std::string dense = dense_problem(*kernels::Problem::parse(problem)).text();
     for (const Record& record : comparison.records) {
       const json object = to_json(record);
       if (record.problem + " " + record.candidate == comparison.baseline)
@@ -98,7 +99,7 @@ std::vector<json> lines_of(const Comparison& comparison, const Environment& envi
   std::vector<json> lines;
   const auto add = [&](const std::string& problem, const json& object) {
     json& line = lines.emplace_back(of_run(comparison, environment));
-    line["asked"] = comparison.problems;
+    for (const kernels::Problem& asked : comparison.problems) line["asked"].push_back(asked.text());
     line["problem"] = problem;
     line["baseline"] = comparison.baseline.empty() ? json() : json(comparison.baseline);
     line.update(object);

@@ -89,49 +89,62 @@ Result<std::vector<std::vector<kernels::Problem>>> groups_of(const Flags& flags)
   return groups;
 }
 
-/// The speedup over dense of each problem's fastest candidate against the share of zeros: where a
-/// curve crosses 1, sparsity begins to pay. A curve for every type of values, and for every
-/// operation and shape where there are several.
-std::string chart_of(const std::vector<bench::Comparison>& comparisons) {
+/// What problems of one curve share: the types, and where there are several the operation, the
+/// size of blocks and the shape.
+std::string curve_of(const kernels::Problem& problem, bool operations, bool shapes) {
+  std::string name(kernels::text(problem.values));
+  if (kernels::dtype_of(problem.values) && kernels::dtype_of(problem.values) != problem.activations)
+    name += fmt::format("/{}", kernels::text(kernels::values_of(problem.activations)));
+  if (operations) name = problem.operation + " " + name;
+  const format::Pattern& pattern = problem.pattern;
+  if (pattern.kind == format::PatternKind::kBlock) name += " " + pattern.text();
+  if (shapes) name += fmt::format(" {}x{}x{}", problem.outputs, problem.inputs, problem.tokens);
+  return name;
+}
+
+/// Draws the speedup over dense of each problem's fastest candidate against the share of zeros:
+/// where a curve crosses 1, sparsity begins to pay.
+Status write_chart(const std::string& file, const std::vector<bench::Comparison>& comparisons) {
   struct Best {
     kernels::Problem problem;
-    double ratio;
+    double ratio = 0;
   };
   std::vector<Best> all;
   bool operations = false, shapes = false;
   for (const auto& comparison : comparisons)
-    for (const std::string& asked : comparison.problems) {
-      double best = 0;
+    for (const kernels::Problem& problem : comparison.problems) {
+      if (problem == bench::dense_problem(problem)) continue;
+      Best best{problem};
       for (const auto& record : comparison.records)
-        if (record.problem == asked && record.ratio) best = std::max(best, record.ratio->median);
-      const auto problem = kernels::Problem::parse(asked);
-      if (best == 0 || !problem.ok()) continue;
-      all.push_back({*problem, best});
+        if (record.problem == problem.text() && record.ratio)
+          best.ratio = std::max(best.ratio, record.ratio->median);
+      if (best.ratio == 0) continue;
+      all.push_back(best);
       const kernels::Problem& first = all.front().problem;
-      operations |= problem->operation != first.operation;
-      shapes |= problem->outputs != first.outputs || problem->inputs != first.inputs ||
-                problem->tokens != first.tokens;
+      operations |= problem.operation != first.operation;
+      shapes |= problem.outputs != first.outputs || problem.inputs != first.inputs ||
+                problem.tokens != first.tokens;
     }
+  if (all.empty())
+    return usage_error("--chart: nothing sparse was timed (need a problem with a sparsity).");
   std::map<std::string, report::Series> curves;
   report::Series dense{"dense", {}};
   for (const auto& [problem, ratio] : all) {
-    std::string name(kernels::text(problem.values));
-    if (operations) name = problem.operation + " " + name;
-    if (shapes) name += fmt::format(" {}x{}x{}", problem.outputs, problem.inputs, problem.tokens);
-    curves[name].name = name;
-    curves[name].points.push_back({problem.sparsity, ratio, problem.text()});
+    report::Series& curve = curves[curve_of(problem, operations, shapes)];
+    curve.points.push_back({problem.sparsity, ratio, problem.text()});
     dense.points.push_back({problem.sparsity, 1, "dense"});
   }
   std::vector<report::Series> series;
-  const auto by_sparsity = [](const auto& a, const auto& b) { return a.x < b.x; };
-  for (auto& [name, curve] : curves) series.push_back(std::move(curve));
+  for (auto& [name, curve] : curves) series.push_back({name, std::move(curve.points)});
   series.push_back(std::move(dense));
-  for (auto& one : series) std::ranges::stable_sort(one.points, by_sparsity);
-  return report::standalone(report::xy_chart({.title = "Speedup over the best dense product",
-                                              .x = "share of zeros",
-                                              .y = "speedup",
-                                              .lines = true},
-                                             series));
+  for (auto& one : series)
+    std::ranges::stable_sort(one.points, [](const auto& a, const auto& b) { return a.x < b.x; });
+  return io::write_text(
+      file, report::standalone(report::xy_chart({.title = "Speedup over the best dense product",
+                                                 .x = "share of zeros",
+                                                 .y = "speedup",
+                                                 .lines = true},
+                                                series)));
 }
 
 /// All that was timed, in the form that the file's name asks for.
@@ -157,10 +170,11 @@ Status check_all(const std::vector<bench::Comparison>& comparisons) {
                           first.why);
     }
   for (const auto& comparison : comparisons)
-    for (const std::string& asked : comparison.problems)
+    for (const kernels::Problem& asked : comparison.problems)
       if (std::ranges::none_of(comparison.records,
-                               [&](const auto& record) { return record.problem == asked; }))
-        return not_possible("{}: nothing here can compute it; the lines above say why.", asked);
+                               [&](const auto& record) { return record.problem == asked.text(); }))
+        return not_possible("{}: nothing here can compute it; the lines above say why.",
+                            asked.text());
   return {};
 }
 
@@ -182,20 +196,26 @@ Status bench_problems(Tool& tool, Flags& flags) {
                                environment.threads, environment.lacuna, environment.libtorch));
   std::vector<bench::Comparison> comparisons;
   auto results = nlohmann::json::array();
+  Status status;  // what ends the run early doesn't take with it what was measured before
   for (const auto& group : groups) {
-    LACUNA_TRY(auto comparison,
-               on_gpu ? bench::compare_on_gpu(group, flags.options, compute, progress.log,
-                                              progress.interrupted)
-                      : bench::compare(group, flags.options, progress.log, progress.interrupted));
-    if (!tool.json()) tool.print({}, "\n" + text_of(comparison));
-    for (auto& result : results_of(comparison, environment)) results.push_back(std::move(result));
-    comparisons.push_back(std::move(comparison));
+    auto comparison =
+        on_gpu ? bench::compare_on_gpu(group, flags.options, compute, progress.log,
+                                       progress.interrupted)
+               : bench::compare(group, flags.options, progress.log, progress.interrupted);
+    if (!comparison.ok()) {
+      status = comparison.error();
+      break;
+    }
+    if (!tool.json()) tool.print({}, "\n" + text_of(*comparison));
+    for (auto& result : results_of(*comparison, environment)) results.push_back(std::move(result));
+    comparisons.push_back(std::move(comparison).value());
   }
+  if (comparisons.empty()) return status;
   if (tool.json())
     tool.print(results.size() == 1 ? results[0] : nlohmann::json{{"results", results}}, "");
   if (!flags.table.empty()) LACUNA_CHECK(write_table(flags.table, comparisons, environment));
-  if (!flags.chart.empty()) LACUNA_CHECK(io::write_text(flags.chart, chart_of(comparisons)));
-  return check_all(comparisons);
+  if (!flags.chart.empty()) LACUNA_CHECK(write_chart(flags.chart, comparisons));
+  return status.ok() ? check_all(comparisons) : status;
 }
 
 }  // namespace
@@ -212,24 +232,25 @@ void add_bench(Tool& tool) {
   static Flags flags;
   verb->add_option("PROBLEM", flags.problems, "OPERATION:VALUES[/ACTIVATIONS]:NxKxT[:SPARSITY]")
       ->check(accepted_by(parse_problem));
-  verb->add_option("--cases", flags.cases, "file of problems, one a line");
-  verb->add_option("--seconds", flags.options.seconds, "of timed products, each round robin")
-      ->check(above(0))
-      ->capture_default_str();
-  verb->add_flag("--compare", flags.compare,
-                 "time all problems of one shape together, so that they compare with each other");
-  verb->add_flag(
-      "--all", flags.all,
-      "time those too that are 8 times as slow as the fastest (they are checked anyway)");
-  verb->add_flag("--quick", flags.quick,
-                 "one copy of each weight and a few products: a trial, no measurement");
-
-  verb->add_option("--table", flags.table,
-                   "also write what was timed: .md, .csv, or .jsonl (one record a line)")
-      ->check(named_like({".md", ".csv", ".jsonl"}));
-  verb->add_option("--chart", flags.chart,
-                   "also write a chart of the speedup against the sparsity: .svg")
-      ->check(named_like({".svg"}));
+  const std::vector<CLI::Option*> of_problems = {
+      verb->add_option("--cases", flags.cases, "file of problems, one a line"),
+      verb->add_option("--seconds", flags.options.seconds, "of timed products, each round robin")
+          ->check(above(0))
+          ->capture_default_str(),
+      verb->add_flag(
+          "--compare", flags.compare,
+          "time all problems of one shape together, so that they compare with each other"),
+      verb->add_flag(
+          "--all", flags.all,
+          "time those too that are 8 times as slow as the fastest (they are checked anyway)"),
+      verb->add_flag("--quick", flags.quick,
+                     "one copy of each weight and a few products: a trial, no measurement"),
+      verb->add_option("--table", flags.table,
+                       "also write what was timed: .md, .csv, or .jsonl (one record a line)")
+          ->check(named_like({".md", ".csv", ".jsonl"})),
+      verb->add_option("--chart", flags.chart,
+                       "also write a chart of the speedup against the sparsity: .svg")
+          ->check(named_like({".svg"}))};
 
   auto* op = verb->add_subcommand("op", "Time kernels: the same as without this word.");
   auto* model = add_bench_model(verb);
@@ -237,12 +258,13 @@ void add_bench(Tool& tool) {
   op->fallthrough();
   model->fallthrough();
   // Checked while parsing, so that it is a usage error before anything is made.
-  verb->parse_complete_callback([verb, model] {
+  verb->parse_complete_callback([verb, model, of_problems] {
     const bool problems = !flags.problems.empty() || !flags.cases.empty();
-    if (model->parsed() && problems)
+    if (model->parsed() && !flags.problems.empty())
       throw CLI::ValidationError("PROBLEM: `bench model` takes a model alone.");
-    if (model->parsed() && !(flags.table.empty() && flags.chart.empty()))
-      throw CLI::ValidationError("--table and --chart: of problems, not of `bench model`.");
+    for (const CLI::Option* option : of_problems)
+      if (model->parsed() && option->count() > 0)
+        throw CLI::ValidationError(option->get_name() + ": of problems, not of `bench model`.");
     if (!model->parsed() && !problems && verb->parsed())
       throw CLI::RequiredError("PROBLEM or --cases or `model MODEL`");
     if (!model->parsed()) return;

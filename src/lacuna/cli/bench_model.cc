@@ -86,7 +86,8 @@ Status choose_models(uint64_t seed, api::BenchModelJob& job) {
   }
   const model::SynthOptions shape{.like = flags.like, .seed = seed};
   std::vector<std::string> variants = flags.compare;
-  const bool one = !flags.pattern.empty() || !flags.quantize.empty() || variants.empty();
+  const bool one = !flags.pattern.empty() || flags.sparsity_given() || !flags.quantize.empty() ||
+                   variants.empty();
   if (one) {
     LACUNA_TRY(const std::string variant, variant_of());
     variants.insert(variants.begin(), variant);
@@ -141,7 +142,7 @@ CLI::App* add_bench_model(CLI::App* bench) {
                    "with --like: int8, int4, fp8 (gGROUP, z behind it), as `convert` does it")
       ->check(accepted_by(format::Quantization::parse));
   model
-      ->add_option("--compare,--against", flags.compare,
+      ->add_option("--compare", flags.compare,
                    "what takes turns with it; the first of these is the baseline: folders beside "
                    "MODEL, variants PATTERN[@SPARSITY][/CODE] beside --like")
       ->expected(1, -1);
@@ -162,14 +163,17 @@ CLI::App* add_bench_model(CLI::App* bench) {
       ->capture_default_str();
   model->add_flag("--profile", flags.options.profile,
                   "also print the share of the time that the linear layers take");
-  model->add_option("--text", flags.text,
-                    "then measure the perplexity of each on this text or .jsonl file, or data set");
+  auto* text = model->add_option(
+      "--text", flags.text,
+      "then measure the perplexity of each on this text or .jsonl file, or data set");
   model->add_option("--length", flags.evaluation.length, "with --text: tokens a window")
+      ->needs(text)
       ->check(between(2, 1 << 20))
       ->capture_default_str();
   model
       ->add_option("--windows", flags.evaluation.windows,
                    "with --text: this many, evenly spread (0 = all)")
+      ->needs(text)
       ->check(between(0))
       ->capture_default_str();
   model->add_flag("--turns", flags.turns,
@@ -196,8 +200,9 @@ Status check_bench_model() {
   }
   if (!flags.text.empty())
     return usage_error("--text: random weights predict nothing. Leave it out beside --like.");
-  for (const std::string& variant : flags.compare)
-    LACUNA_CHECK(model::SynthOptions().as_variant(variant));
+  for (const std::string& text : flags.compare)
+    if (const auto variant = model::SynthOptions().as_variant(text); !variant.ok())
+      return usage_error("--compare: {}: {}", text, without_flag(variant.error().message));
   LACUNA_CHECK(variant_of());
   return {};
 }

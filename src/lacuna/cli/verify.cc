@@ -61,8 +61,10 @@ void add_verify(Tool& tool) {
                         report.ok ? "ok" : "NOT OK", report.tensors, report.sparsity, checksums);
     tool.print(to_json(report), text);
     if (report.ok) return {};
-    return check_failed("{}: {} violation(s){}.", report.model, all,
-                        tool.json() ? "; first: " + report.violations.front() : ", listed above");
+    return check_failed("{}: {} violation(s){}", report.model, all,
+                        tool.json()   ? "; first: " + report.violations.front()
+                        : shown < all ? "; the first stand above."
+                                      : ", listed above.");
   });
 }
 

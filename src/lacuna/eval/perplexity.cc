@@ -165,7 +165,8 @@ Result<std::vector<int32_t>> evaluation_ids(const std::string& file, Protocol pr
 Result<PerplexityReport> perplexity(const model::Decoder& decoder, const std::vector<int32_t>& ids,
                                     const PerplexityOptions& options,
                                     const model::Decoder* reference,
-                                    const std::function<void(int64_t, int64_t, double)>& progress) {
+                                    const std::function<void(int64_t, int64_t, double)>& progress,
+                                    const std::atomic<bool>* interrupted) {
   const auto start = Clock::now();
   LACUNA_CHECK(check(decoder, ids, options));
   if (reference != nullptr) {
@@ -183,6 +184,8 @@ Result<PerplexityReport> perplexity(const model::Decoder& decoder, const std::ve
   Means means;
   KlCollector kl;
   for (int64_t done = 0; done < total;) {
+    if (interrupted != nullptr && interrupted->load())
+      return Error{Code::kInterrupted, "interrupted"};
     const int64_t count = std::min(std::max<int64_t>(1, options.batch), total - done);
     const at::Tensor batch = at::empty({count, options.length}, at::kLong);
     for (int64_t b = 0; b < count; ++b)

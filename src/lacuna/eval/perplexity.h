@@ -1,6 +1,7 @@
 // How well a model predicts a text, and how far its predictions moved from the dense model's.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <optional>
@@ -55,10 +56,11 @@ Result<std::vector<int32_t>> evaluation_ids(const std::string& file, Protocol pr
 /// @param reference  when given, runs beside the model and fills `kl`
 /// @param progress   called with (windows done, windows in all, perplexity so far)
 /// @errors kBadInput: fewer tokens than one window; an id outside the vocabulary; vocabularies that
-/// differ
+/// differ; kInterrupted: `interrupted` was set between windows
 Result<PerplexityReport> perplexity(
     const model::Decoder& decoder, const std::vector<int32_t>& ids,
     const PerplexityOptions& options, const model::Decoder* reference = nullptr,
-    const std::function<void(int64_t, int64_t, double)>& progress = {});
+    const std::function<void(int64_t, int64_t, double)>& progress = {},
+    const std::atomic<bool>* interrupted = nullptr);
 
 }  // namespace lacuna::eval

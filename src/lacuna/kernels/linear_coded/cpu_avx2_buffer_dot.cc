@@ -98,7 +98,7 @@ Expanded expand_chunk(const Stream& stream, const uint8_t* at, uint8_t* buffer) 
   const uint8_t* high = codes;
   for (int64_t pair = 0; pair < kPairs; ++pair) {
     uint8_t* const out = buffer + 2 * kBlockWeights * pair;
-    ask_ahead(codes);
+    ask_ahead(codes, int8 ? 2 : 1);
     codes = expand_block(masks + 8 * pair, codes, out);
     const uint8_t*& other = int8 ? codes : high;
     other = expand_block(masks + 8 * (pair + kPairs), other, out + kBlockWeights);
@@ -255,7 +255,7 @@ class ChunkCodesInOrder {
 
   /// low[i], high[i]: rows 8 i .. 8 i + 7 of a pair's two halves.
   inline void take(__m256i (&low)[2], __m256i (&high)[2]) {
-    ask_ahead(codes_, kMasks == Masks::kNone && kCode == Code::kInt8 ? 2 : 1);
+    ask_ahead(codes_, kCode == Code::kInt8 ? 2 : 1);  // what a pair takes at most
     if constexpr (kCode == Code::kInt4 && kMasks != Masks::kOwn) {
       for (int i = 0; i < 2; ++i) {
         const __m256i both = next(masks_, codes_);
