@@ -609,6 +609,31 @@ TEST_F(Pipeline, ThePlanCountsTheModelThatCalibratesItself) {
       << "weights and caches";
 }
 
+TEST_F(Pipeline, RefusesAPlanBeyondTheMemoryThatItIsGiven) {
+  const auto report = prune(model_, out_, {.memory = uint64_t{1} << 30}, calibration_);
+  ASSERT_FALSE(report.ok());
+  EXPECT_EQ(report.error().code, Code::kNotPossible);
+  EXPECT_THAT(report.error().message, AllOf(HasSubstr("--memory"), HasSubstr("got 1.00 GiB"),
+                                            HasSubstr("activations in a file")));
+  EXPECT_FALSE(fs::exists(out_));
+}
+
+/// Its first Linears read the states themselves, which the block's outputs take the place of.
+TEST_F(Pipeline, StatisticsOfABlockWithoutAFirstNormAreThoseOfItsInputs) {
+  const fs::path model =
+      lacuna::testing::source_folder() / "tests/golden/tiny_models/opt_post_norm";
+  const auto checkpoint = io::Checkpoint::open(model);
+  const auto spec = model::spec_of(*checkpoint);
+  const Calibration calibration = random_calibration(3, 16, spec->vocab);
+  const PruneOptions options{.method = "wanda", .save_statistics = out_.string() + ".statistics"};
+  const auto report = prune(model, out_, options, calibration);
+  ASSERT_TRUE(report.ok()) << report.error().message;
+  const auto ends = model::Ends::load(*checkpoint, *spec, options.compute);
+  const at::Tensor x = ends->embed(calibration.ids_of(0, 3, at::kCPU)).flatten(0, 1);
+  const InputsByTarget inputs = *StatisticsFolder::open(options.save_statistics)->read(0);
+  EXPECT_TRUE(at::allclose(inputs.at("self_attn.q_proj")->gram, x.t().mm(x), 1e-4, 1e-5));
+}
+
 TEST_F(Pipeline, LeavesNothingWhenNoBlockWasFinished) {
   const std::string journal = out_.string() + ".journal";
   EXPECT_FALSE(prune(model_with(model_, "model.layers.0.mlp.up_proj.weight", 0x7fc0), out_,
@@ -708,6 +733,7 @@ TEST(PruneProcess, DISABLED_Run) {
                        .statistics = task.value("statistics", ""),
                        .save_statistics = task.value("save_statistics", ""),
                        .resume = true,
+                       .memory = task.value("memory", uint64_t{0}),
                        .working_bytes = task.value("working_bytes", PruneOptions().working_bytes)};
   options.request.quantization = *format::Quantization::parse(task.value("codes", "none"));
   const fs::path model = task.at("model").get<std::string>(),
@@ -862,8 +888,25 @@ TEST(PruneMemory, StaysBelowThePlan) {
     EXPECT_GT(taken, (planned - kWorking) / 2) << self << ": the plan is no mere upper bound";
   }
 
-  const std::string folder = out.string() + ".statistics";
+  // A limit moves the activations into a file: what is left is held to the lower plan, and nothing
+  // of the result changes.
   task["self"] = false;
+  task["length"] = 2048;
+  const auto [usually, unlimited] = measure();
+  const auto in_memory = weights_of(out);
+  const int64_t states = int64_t{8} * 2048 * 384 * 4;
+  task["memory"] = unlimited - states / 2;
+  const auto [taken, planned] = measure();
+  task.erase("memory");
+  RecordProperty("planned_bytes_in_file", planned);
+  RecordProperty("taken_bytes_in_file", taken);
+  EXPECT_LT(planned, unlimited - states / 2);
+  EXPECT_LT(taken, planned);
+  EXPECT_LT(taken, usually - states / 2);
+  EXPECT_EQ(weights_of(out), in_memory);
+
+  const std::string folder = out.string() + ".statistics";
+  task["length"] = 256;
   for (const char* flag : {"save_statistics", "statistics"}) {
     task.erase("save_statistics");
     task[flag] = folder;

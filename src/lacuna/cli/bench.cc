@@ -227,7 +227,7 @@ void add_bench(Tool& tool) {
        "lacuna bench --cases bench/cases/decode.txt --json",
        "lacuna bench --cases bench/cases/break_even.txt --chart break-even.svg --table "
        "break-even.csv"});
-  tool.computes(verb);
+  tool.runs_sparse(verb);
   tool.seeded(verb);
   static Flags flags;
   verb->add_option("PROBLEM", flags.problems, "OPERATION:VALUES[/ACTIVATIONS]:NxKxT[:SPARSITY]")

@@ -10,7 +10,7 @@ void add_eval(Tool& tool) {
        "lacuna eval models/llama-24 --text wiki.test.raw --windows 8 --compare models/llama"});
   static api::EvalJob job;
   static std::string compare, protocol = "raw-file";
-  tool.computes(verb);
+  tool.runs_sparse(verb);
   tool.model(verb, job.model, "model folder");
   verb->add_option("--text", job.text, "text or .jsonl file, or a data set name")->required();
   verb->add_option("--compare", compare, "dense model to compare with, token by token");

@@ -57,7 +57,7 @@ void add_generate(Tool& tool) {
                  "echo 'What is sparsity?' | lacuna generate models/smollm2 --prompt - --chat"});
   static api::GenerateJob job;
   auto& options = job.options;
-  tool.computes(verb);
+  tool.runs_sparse(verb);
   tool.seeded(verb);
   tool.model(verb, job.model, "model folder");
   auto* prompt = verb->add_option("--prompt", job.prompt, "text to continue; - reads stdin");

@@ -15,6 +15,7 @@ struct Flags {
   api::PruneJob job;
   std::string pattern = "unstructured", quantize, store = "compact", allocate, budget;
   std::vector<std::string> groups, reconstruct;
+  std::string memory;
   std::string coding = "gptq";
   double sparsity = 0.5;
   bool zero_points = false;
@@ -89,6 +90,13 @@ Status settle_allocation(Flags& flags, bool sparsity_given) {
   return prune::check_allocation(allocation, flags.job.options.request, flags.job.options.store);
 }
 
+/// "12GB" in bytes, in the units that a budget of bytes takes.
+Result<uint64_t> parse_memory(const std::string& text) {
+  const auto budget = prune::Budget::parse("bytes=" + text);
+  if (budget.ok()) return static_cast<uint64_t>(budget->amount);
+  return usage_error("--memory: not an amount of memory (got {}; need 12GB, 800MiB).", text);
+}
+
 /// What CLI11 can't check flag by flag. `given`: --sparsity was on the command line.
 Status settle(Flags& flags, bool given) {
   prune::Request& request = flags.job.options.request;
@@ -105,6 +113,9 @@ Status settle(Flags& flags, bool given) {
   for (const std::string& objective : flags.reconstruct)
     LACUNA_CHECK(prune::add_reconstruction(objective, flags.job.options.reconstruct));
   LACUNA_CHECK(prune::method_of(flags.job.options));
+  if (!flags.memory.empty()) {
+    LACUNA_TRY(flags.job.options.memory, parse_memory(flags.memory));
+  }
   return {};
 }
 
@@ -199,6 +210,7 @@ void add_prune(Tool& tool) {
        "lacuna prune models/llama -o models/llama-2g --budget bytes=2.1GB --statistics "
        "llama.statistics",
        "lacuna prune models/llama -o models/llama-70 --sparsity 0.7 --allocate owl",
+       "lacuna prune models/llama -o models/llama-50 --calibration c4.jsonl --memory 12GB",
        "lacuna prune models/llama -o models/llama-50 --score regional --calibration c4.jsonl"});
   static Flags flags;
   static std::vector<std::string> methods;
@@ -320,6 +332,11 @@ void add_prune(Tool& tool) {
                    "compact, dense, compressed-tensors, csr, coo or bsr")
       ->check(accepted_by([](const std::string& text) { return api::parse_store(text); }))
       ->capture_default_str();
+  verb->add_option(
+          "--memory", flags.memory,
+          "that the run keeps to (12GB, 800MiB): where its activations don't fit, they lie "
+          "in a file beside OUT while it runs")
+      ->check(accepted_by(parse_memory));
   verb->add_flag("--resume", options.resume, "go on where an interrupted run stopped");
   // Checked while parsing, so that a contradiction is a usage error before anything is read.
   verb->parse_complete_callback([sparsity, method, score, solve] {

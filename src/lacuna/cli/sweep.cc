@@ -173,7 +173,7 @@ void add_sweep(Tool& tool) {
   static api::SweepJob job;
   static std::string protocol = "raw-file", table, chart;
   static double frontier = 0.05;
-  tool.computes(verb);
+  tool.runs_sparse(verb);
   tool.model(verb, job.model, "dense model folder");
   verb->add_option("--statistics", job.statistics,
                    "of the dense model: what `prune --save-statistics` wrote")

@@ -131,13 +131,17 @@ void Tool::computes(CLI::App* verb) {
   verb->add_option("--device", device_, "where to compute")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
       ->capture_default_str();
+  chooses_types(verb);
+  threaded(verb);
+}
+
+void Tool::runs_sparse(CLI::App* verb) {
+  computes(verb);
   verb->add_option("--memory", memory_,
                    "on a GPU: compact keeps a sparse weight once, fastest also in other forms and "
                    "dense, and takes the fastest for every number of tokens")
       ->check(CLI::IsMember({"compact", "fastest"}))
       ->capture_default_str();
-  chooses_types(verb);
-  threaded(verb);
 }
 
 void Tool::chooses_types(CLI::App* verb) {

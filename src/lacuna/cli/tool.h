@@ -29,6 +29,8 @@ class Tool {
   /// Flags of the verbs that have a use for them: --device and those of the next two; --dtype and
   /// --activations; --threads; --seed.
   void computes(CLI::App* verb);
+  /// Those of computes(), and how sparse weights lie in memory.
+  void runs_sparse(CLI::App* verb);
   void chooses_types(CLI::App* verb);
   void threaded(CLI::App* verb);
   void seeded(CLI::App* verb);

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "lacuna/prune/chunks.h"
+#include "lacuna/prune/file_tensor.h"
 
 namespace lacuna::prune {
 
@@ -24,17 +25,25 @@ Batches::Batches(int64_t samples, int64_t length, const io::DecoderSpec& spec,
 
 Result<Activations> Activations::embed(const io::Checkpoint& checkpoint,
                                        const io::DecoderSpec& spec, const Calibration& calibration,
-                                       const PruneOptions& options) {
+                                       const PruneOptions& options,
+                                       const std::filesystem::path& folder) {
   const int64_t samples = calibration.samples();
-  Activations made(Batches(samples, calibration.length(), spec, options));
+  Activations made(Batches(samples, calibration.length(), spec, options), options.compute.device);
+  made.in_file_ = !folder.empty();
   made.executor_ = model::executor_for(options.compute.device);
   LACUNA_TRY(const auto ends, model::Ends::load(checkpoint, spec, options.compute));
   for (int64_t first = 0; first < samples; first += made.batch_) {
     const int64_t n = std::min(samples - first, made.batch_);
     const at::Tensor hidden = ends.embed(calibration.ids_of(first, n, options.compute.device));
-    if (!made.hidden_.defined())
-      made.hidden_ = at::empty({samples, hidden.size(1), hidden.size(2)}, hidden.options());
-    made.hidden_.narrow(0, first, hidden.size(0)).copy_(hidden);
+    const std::vector<int64_t> shape = {samples, hidden.size(1), hidden.size(2)};
+    if (!made.hidden_.defined() && made.in_file_) {
+      LACUNA_TRY(made.hidden_, file_tensor(folder, shape, hidden.scalar_type()));
+    } else if (!made.hidden_.defined()) {
+      made.hidden_ = at::empty(shape, hidden.options());
+    }
+    const at::Tensor rows = made.hidden_.narrow(0, first, hidden.size(0));
+    rows.copy_(hidden);
+    if (made.in_file_) give_back(rows);
   }
   if (spec.positions == io::Positions::kRotary) made.rotary_ = model::Rotary(spec, options.compute);
   return made;
@@ -43,6 +52,7 @@ Result<Activations> Activations::embed(const io::Checkpoint& checkpoint,
 Activations Activations::copy() const {
   Activations other = *this;
   other.hidden_ = hidden_.clone();
+  other.in_file_ = false;
   return other;
 }
 
@@ -53,11 +63,15 @@ Status Activations::run(const model::Block& block, bool replace, const ObserverA
     const int64_t last = std::min(samples, first + batch_ * at_once_);
     parallel_chunks(executor_, (last - first + batch_ - 1) / batch_, [&](int64_t place) {
       const int64_t begin = first + place * batch_;
-      const at::Tensor batch = hidden_.narrow(0, begin, std::min(batch_, last - begin));
+      const at::Tensor rows = hidden_.narrow(0, begin, std::min(batch_, last - begin));
       const model::LinearObserver observer = observe(place);
+      // Of a block without a norm in front the observer holds the states themselves for a while.
+      const bool held = observer && replace;
+      const at::Tensor batch = rows.to(device_, /*non_blocking=*/false, /*copy=*/held);
       const at::Tensor out = observer ? block.observe(batch, rotary_, observer, /*outputs=*/replace)
                                       : block.forward(batch, rotary_);
-      if (replace) batch.copy_(out);
+      if (replace) rows.copy_(out);
+      if (in_file_) give_back(rows);
     });
     LACUNA_CHECK(after(last - first));
   }

@@ -19,10 +19,12 @@ struct Batches {
 /// on the threads nor on how many run at once.
 class Activations {
  public:
-  /// Before the first block. @errors as model::Ends::load()
+  /// Before the first block. @param folder  where a file holds them (file_tensor.h); empty: they
+  /// are held in memory. @errors as model::Ends::load() and file_tensor()
   static Result<Activations> embed(const io::Checkpoint& checkpoint, const io::DecoderSpec& spec,
-                                   const Calibration& calibration, const PruneOptions& options);
-  /// The same states, to go another way from here.
+                                   const Calibration& calibration, const PruneOptions& options,
+                                   const std::filesystem::path& folder);
+  /// The same states, held in memory, to go another way from here.
   Activations copy() const;
 
   /// Gives the observer of the batch that runs at `place` (0 .. at_once() - 1).
@@ -44,8 +46,11 @@ class Activations {
   const Executor& executor() const { return executor_; }
 
  private:
-  explicit Activations(const Batches& batches) : batch_(batches.batch), at_once_(batches.at_once) {}
+  Activations(const Batches& batches, at::Device device)
+      : batch_(batches.batch), at_once_(batches.at_once), device_(device) {}
   int64_t batch_, at_once_;
+  at::Device device_;  ///< that blocks run on
+  bool in_file_ = false;
   Executor executor_;
   model::Rotary rotary_;
   at::Tensor hidden_;

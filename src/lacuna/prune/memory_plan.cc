@@ -55,7 +55,8 @@ uint64_t ends_bytes(const io::DecoderSpec& spec, const io::Checkpoint& checkpoin
 }  // namespace
 
 uint64_t planned_peak_bytes(const io::DecoderSpec& spec, const io::Checkpoint& checkpoint,
-                            const CalibrationSource& source, const PruneOptions& options) {
+                            const CalibrationSource& source, const PruneOptions& options,
+                            bool states_in_file) {
   const auto method = method_of(options);
   const Passes passes(spec, source.samples, options, method.ok() ? method->slope() : Slope::kNone);
   const Sizes sizes(spec);
@@ -74,9 +75,11 @@ uint64_t planned_peak_bytes(const io::DecoderSpec& spec, const io::Checkpoint& c
   }
   if (passes.samples > 0) {
     const uint64_t ends = ends_bytes(spec, checkpoint, element);
-    const uint64_t activations =
-        static_cast<uint64_t>(passes.samples * source.length * spec.hidden) * element;
     const Batches batches(passes.samples, source.length, spec, options);
+    const int64_t held =
+        states_in_file ? std::min(passes.samples, batches.batch * batches.at_once) : passes.samples;
+    const uint64_t activations =
+        static_cast<uint64_t>(held * source.length * spec.hidden) * element;
     // Half of the working bytes is theirs already.
     pruning +=
         ends + activations + batches.bytes - std::min(batches.bytes, options.working_bytes / 2);

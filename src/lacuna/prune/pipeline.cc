@@ -91,6 +91,9 @@ class Pipeline {
   int64_t layers() const { return run_.spec.layers; }
 
  private:
+  /// States what the run will take, and where its activations lie. @errors kNotPossible: more than
+  /// PruneOptions::memory
+  Status plan_memory();
   Status calibrate();
   Status blocks_or_nothing();
   /// Until all that was finished is durable. @errors as Journal::write()
@@ -138,10 +141,8 @@ Status Pipeline::begin() {
     options.request.sparsity = options.request.pattern.sparsity();
   run_.report.out = run_.given_out;
   run_.report.quantization = options.request.quantization.text();
-  run_.report.planned_peak_bytes = planned_peak_bytes(run_.spec, run_.checkpoint, source_, options);
-  run_.progress.log(fmt::format("peak memory: at most {:.2f} GiB",
-                                static_cast<double>(run_.report.planned_peak_bytes) / (1 << 30)));
   LACUNA_TRY(run_.out, io::out_folder(run_.given_out));
+  LACUNA_CHECK(plan_memory());
   LACUNA_CHECK(io::check_not_source(run_.out, run_.checkpoint.folder()));
   LACUNA_TRY(run_.lock, io::OutLock::take(run_.out));
   LACUNA_CHECK(Journal::check(run_.out, options.resume));
@@ -158,6 +159,30 @@ Status Pipeline::begin() {
   if (resumed_ > 0)
     run_.progress.log(
         fmt::format("resuming: {} of {} blocks are finished", resumed_, run_.spec.layers));
+  return {};
+}
+
+Status Pipeline::plan_memory() {
+  const auto gib = [](uint64_t bytes) { return static_cast<double>(bytes) / (1 << 30); };
+  const PruneOptions& options = run_.options;
+  const auto planned = [&](bool in_file) {
+    return planned_peak_bytes(run_.spec, run_.checkpoint, source_, options, in_file);
+  };
+  uint64_t bytes = planned(false);
+  // Training and gradients of a block go to all of its states again and again.
+  const bool can_move = options.reconstruct.none() && !run_.passes.wants_regional_gradients();
+  if (options.memory > 0 && bytes > options.memory && can_move) {
+    bytes = planned(true);
+    run_.states_in = run_.out.parent_path();
+  }
+  if (options.memory > 0 && bytes > options.memory)
+    return not_possible(
+        "--memory: the run takes up to {:.2f} GiB{} (got {:.2f} GiB). Take more, fewer --samples "
+        "or a shorter --length.",
+        gib(bytes), can_move ? ", activations in a file" : "", gib(options.memory));
+  run_.report.planned_peak_bytes = bytes;
+  run_.progress.log(fmt::format("peak memory: at most {:.2f} GiB{}", gib(bytes),
+                                run_.states_in.empty() ? "" : "; activations lie in a file"));
   return {};
 }
 
@@ -205,8 +230,8 @@ Status Pipeline::blocks() {
   run_.progress.begin(run_.passes.all_blocks());
   run_.clock.enter("load");
   if (run_.passes.through_blocks()) {
-    LACUNA_TRY(activations_,
-               Activations::embed(run_.checkpoint, run_.spec, run_.calibration, run_.options));
+    LACUNA_TRY(activations_, Activations::embed(run_.checkpoint, run_.spec, run_.calibration,
+                                                run_.options, run_.states_in));
     if (!run_.options.reconstruct.none()) dense_.emplace(activations_->copy());
   }
   for (int64_t layer = 0; layer < layers(); ++layer) {

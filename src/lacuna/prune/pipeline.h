@@ -44,6 +44,9 @@ struct PruneOptions {
   /// Where they are to be written first, by one pass over the dense model; then as `statistics`.
   std::filesystem::path save_statistics;
   bool resume = false;
+  /// That the plan must keep to, in bytes; 0: whatever it comes to. Activations between the blocks
+  /// lie in a file beside OUT where that takes.
+  uint64_t memory = 0;
   /// Of the plan: what isn't named there. Half of it bounds the batches that run at once.
   uint64_t working_bytes = uint64_t{1} << 30;
 };
@@ -109,8 +112,10 @@ struct PruneProgress {
 ///   a dense scratch a thread; the gradients that a score wants, and what makes them (gradients.h);
 ///   for a reconstruction activations of the dense model too;
 /// - reconstruction of the model: planned_training_bytes().
+/// @param states_in_file  activations between the blocks are not in memory
 uint64_t planned_peak_bytes(const io::DecoderSpec& spec, const io::Checkpoint& checkpoint,
-                            const CalibrationSource& source, const PruneOptions& options);
+                            const CalibrationSource& source, const PruneOptions& options,
+                            bool states_in_file = false);
 
 /// Loop (SparseGPT's and Wanda's): statistics of the unpruned block's inputs, prune all its
 /// Linears, recompute the block's outputs through the pruned weights, next block. Every finished

@@ -36,6 +36,7 @@ struct Run {
   std::optional<Method> method, unrefined;  ///< the second where refine_target names some weights
   std::vector<std::regex> refined;          ///< refine_target
   Passes passes;
+  std::filesystem::path states_in;  ///< a folder, where memory is too small for the activations
   Targets targets;
   Calibration calibration;                     ///< may be empty
   std::optional<StatisticsFolder> statistics;  ///< of the dense model

@@ -99,8 +99,8 @@ Status dense_pass(Run& run,
                   const std::function<Status(int64_t layer, const InputsByTarget& inputs)>& visit) {
   run.progress.begin(run.passes.dense_samples());
   run.clock.enter("load");
-  LACUNA_TRY(Activations activations,
-             Activations::embed(run.checkpoint, run.spec, run.calibration, run.options));
+  LACUNA_TRY(Activations activations, Activations::embed(run.checkpoint, run.spec, run.calibration,
+                                                         run.options, run.states_in));
   std::vector<std::string> all;
   for (const io::LinearSpec& linear : run.spec.block_linears()) all.push_back(linear.name);
   for (int64_t layer = 0; layer < run.spec.layers; ++layer) {
