@@ -31,14 +31,13 @@ Result<Pattern> Pattern::parse(std::string_view text) {
       if (rows && columns && *rows <= 4096 && *columns <= 4096) return block(*rows, *columns);
     } else if (const auto keep = positive(left), of = positive(right); keep && of) {
       if (*keep >= *of || *of > kLargestGroup)
-        return usage_error("pattern {} keeps {} of {} (need 0 < keep < of <= {}).", text, *keep, *of,
-                           kLargestGroup);
+        return usage_error("pattern {} keeps {} of {} (need 0 < keep < of <= {}).", text, *keep,
+                           *of, kLargestGroup);
       return keep_of(*keep, *of);
     }
   }
   return usage_error(
-      "unknown pattern (got \"{}\"; need dense, unstructured, KEEP:OF or block:RxC).",
-      text);
+      "unknown pattern (got \"{}\"; need dense, unstructured, KEEP:OF or block:RxC).", text);
 }
 
 std::string Pattern::text() const {
