@@ -41,7 +41,9 @@ TEST(Problem, means_what_it_says) {
 TEST(Problem, refuses_what_breaks_the_grammar_and_says_what) {
   const std::pair<const char*, const char*> wrong[] = {
       {"", "no operation"},
-      {"linear_dense", "unknown values"},
+      {"linear_dense", "no values and no shape"},
+      {"linear_dense:", "no values and no shape"},
+      {"linear_dense:9x9x1", "unknown values"},
       {"linear_dense:bf17:1x1x1", "bf17"},
       {"linear_dense:bf16/int8:1x1x1", "unknown activations"},
       {"linear_dense:bf16:1x1", "an extent"},
