@@ -121,6 +121,31 @@ TEST(AtomicFile, AFolderThatIsNotThereIsNamed) {
 }
 
 /// A file system of 256 KiB, mounted for one test.
+TEST(ScratchMemory, HoldsWhatIsWrittenAndLeavesNoFile) {
+  const fs::path folder = testing::scratch_folder("scratch");
+  constexpr size_t kSize = size_t{3} << 20;
+  auto memory = scratch_memory(folder, kSize);
+  if (!memory.ok() && memory.error().code == Code::kNotPossible)
+    GTEST_SKIP() << memory.error().message;
+  ASSERT_TRUE(memory.ok()) << memory.error().message;
+  EXPECT_EQ(files_in(folder), 0u);
+  std::byte* const bytes = memory->get();
+  for (size_t i = 0; i < kSize; ++i) bytes[i] = static_cast<std::byte>(i * 7);
+  release_pages(bytes + 100, kSize - 200);  // whole pages around them
+  for (size_t i = 0; i < kSize; i += 1001) ASSERT_EQ(bytes[i], static_cast<std::byte>(i * 7)) << i;
+}
+
+TEST(ScratchMemory, SaysWhereNoRoomWasFound) {
+  const fs::path folder = testing::scratch_folder("scratch");
+  const auto memory = scratch_memory(folder, size_t{1} << 50);
+  ASSERT_FALSE(memory.ok());
+  if (memory.error().code == Code::kNotPossible) GTEST_SKIP() << memory.error().message;
+  EXPECT_THAT(memory.error().message, AllOf(HasSubstr(folder.string()), HasSubstr("1126 TB")));
+  EXPECT_EQ(files_in(folder), 0u);
+  EXPECT_THAT(message_of(scratch_memory(folder / "missing", 1), Code::kCheckFailed),
+              HasSubstr("No such file"));
+}
+
 class DiskFull : public ::testing::Test {
  protected:
   void SetUp() override {
@@ -142,6 +167,12 @@ TEST_F(DiskFull, WritingAFileFailsByNameAndLeavesNothing) {
   const std::string text(1 << 20, 'x');
   EXPECT_THAT(message_of(write_text(folder_ / "big", text), Code::kBadInput),
               AllOf(HasSubstr("big"), HasSubstr("No space left"), HasSubstr("Free some space")));
+  EXPECT_EQ(files_in(folder_), 0u);
+}
+
+TEST_F(DiskFull, ScratchMemoryIsRefusedWhereTheFolderLiesInMemory) {
+  EXPECT_THAT(message_of(scratch_memory(folder_, 4096), Code::kNotPossible),
+              AllOf(HasSubstr(folder_.string()), HasSubstr("4.10 kB"), HasSubstr("on a disk")));
   EXPECT_EQ(files_in(folder_), 0u);
 }
 

@@ -102,6 +102,24 @@ TEST(Hybrid, CountsWholeGroups) {
   EXPECT_EQ(dense_columns(two_of_four_beside(0.5), 10), 2);           // a short group stays dense
 }
 
+TEST(Hybrid, WeightsMakeUpForEachOthersWholeGroups) {
+  const std::vector<Shape> shapes = {{384, 384}, {384, 384}, {1024, 384}, {384, 1024}, {384, 12}};
+  for (const double wanted : {0.1, 0.25, 0.4, 0.49, 0.5}) {
+    const auto sparsities = hybrid_sparsities(shapes, two_of_four_beside(wanted));
+    double zeros = 0, all = 0;
+    for (size_t i = 0; i < shapes.size(); ++i) {
+      const auto columns = shapes[i][1];
+      const auto weights = static_cast<double>(shapes[i][0] * columns);
+      const auto pruned = columns - dense_columns(two_of_four_beside(sparsities[i]), columns);
+      EXPECT_EQ(sparsities[i], static_cast<double>(pruned) / static_cast<double>(columns) / 2);
+      EXPECT_NEAR(sparsities[i], wanted, i < 4 ? 0.015 : 0.2) << "near the others'";
+      zeros += sparsities[i] * weights;
+      all += weights;
+    }
+    EXPECT_NEAR(zeros, wanted * all, 384 * 4 * 0.5 / 2) << "half a group of the last one's";
+  }
+}
+
 TEST(Hybrid, RefusesWhatItHasNoFormFor) {
   const auto method = compose({.method = "magnitude"});
   const at::Tensor weight = random_matrix(4, 8, 1);

@@ -15,6 +15,7 @@
 #include <sstream>
 #include <thread>
 
+#include "lacuna/core/memory.h"
 #include "lacuna/core/random.h"
 #include "lacuna/format/codes.h"
 #include "lacuna/io/file.h"
@@ -609,13 +610,37 @@ TEST_F(Pipeline, ThePlanCountsTheModelThatCalibratesItself) {
       << "weights and caches";
 }
 
-TEST_F(Pipeline, RefusesAPlanBeyondTheMemoryThatItIsGiven) {
-  const auto report = prune(model_, out_, {.memory = uint64_t{1} << 30}, calibration_);
-  ASSERT_FALSE(report.ok());
-  EXPECT_EQ(report.error().code, Code::kNotPossible);
-  EXPECT_THAT(report.error().message, AllOf(HasSubstr("--memory"), HasSubstr("got 1.00 GiB"),
-                                            HasSubstr("activations in a file")));
-  EXPECT_FALSE(fs::exists(out_));
+TEST_F(Pipeline, RefusesAPlanBeyondTheMemoryThatItIsGivenAndTakesTheOneThatItNames) {
+  const auto checkpoint = io::Checkpoint::open(model_);
+  const auto refused = [&](PruneOptions options, CalibrationSource source) {
+    options.memory = 1'000'000'000;
+    source.make = []() -> Result<Calibration> { return check_failed("calibrated"); };
+    const auto report = prune_model(*checkpoint, source, out_, options);
+    EXPECT_FALSE(report.ok());
+    EXPECT_EQ(report.error().code, Code::kNotPossible);
+    return report.error().message;
+  };
+  const CalibrationSource many{20'000, 48};
+  EXPECT_THAT(refused({}, many), AllOf(HasSubstr("--memory"), HasSubstr("got 1.00 GB"),
+                                       HasSubstr("its activations in a file")));
+  EXPECT_THAT(refused({.method = "magnitude"}, {}), Not(HasSubstr("activations")));
+  CalibrationSource self = many;
+  self.self = model::Compute{};
+  EXPECT_THAT(refused({}, self), HasSubstr("with --calibration FILE"));
+  PruneOptions trained;
+  trained.reconstruct.block = true;
+  EXPECT_THAT(refused(trained, many),
+              AllOf(HasSubstr("without --reconstruct"), Not(HasSubstr("in a file"))));
+
+  const std::string message = refused({}, many);
+  const size_t begin = message.find("up to ") + 6, unit = message.find(' ', begin);
+  const auto named = parse_bytes(message.substr(begin, unit - begin) + message.substr(unit + 1, 2));
+  ASSERT_TRUE(named) << message;
+  CalibrationSource source = many;
+  source.make = []() -> Result<Calibration> { return check_failed("calibrated"); };
+  EXPECT_THAT(prune_model(*checkpoint, source, out_, {.memory = *named}).error().message,
+              HasSubstr("calibrated"))
+      << "or the folder of this test lies in memory";
 }
 
 /// Its first Linears read the states themselves, which the block's outputs take the place of.
@@ -910,10 +935,10 @@ TEST(PruneMemory, StaysBelowThePlan) {
   for (const char* flag : {"save_statistics", "statistics"}) {
     task.erase("save_statistics");
     task[flag] = folder;
-    const auto [taken, planned] = measure();
-    RecordProperty(fmt::format("planned_bytes_{}", flag), planned);
-    RecordProperty(fmt::format("taken_bytes_{}", flag), taken);
-    EXPECT_LT(taken, planned) << flag;
+    const auto [most, plan] = measure();
+    RecordProperty(fmt::format("planned_bytes_{}", flag), plan);
+    RecordProperty(fmt::format("taken_bytes_{}", flag), most);
+    EXPECT_LT(most, plan) << flag;
   }
 }
 

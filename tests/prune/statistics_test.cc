@@ -58,12 +58,26 @@ TEST(GramSum, HasTheSameBitsOnAnyThreadCountAndForAnyCutOfTheQueue) {
     }
 }
 
+/// In bfloat16 a CPU's matrix units may multiply them; float32 inputs they would round.
 TEST(GramSum, TakesProductsOfHalfPrecisionInputsInFloat32) {
-  std::vector<at::Tensor> batches = {random_matrix(40, 20, 1).unsqueeze(0).to(at::kBFloat16)};
-  const InputStatistics statistics = sum_up(batches, 1, 1);
-  ASSERT_EQ(statistics.gram.scalar_type(), at::kFloat);
-  const at::Tensor x = batches[0].squeeze(0).to(at::kDouble);
-  EXPECT_TRUE(at::allclose(statistics.gram.to(at::kDouble), at::mm(x.t(), x), 1e-6, 1e-5));
+  for (const at::ScalarType type : {at::kBFloat16, at::kHalf, at::kFloat}) {
+    std::vector<at::Tensor> batches = {random_matrix(400, 300, 1).unsqueeze(0).to(type)};
+    const InputStatistics statistics = sum_up(batches, 1, 1);
+    ASSERT_EQ(statistics.gram.scalar_type(), at::kFloat);
+    const at::Tensor x = batches[0].squeeze(0).to(at::kDouble);
+    EXPECT_TRUE(at::allclose(statistics.gram.to(at::kDouble), at::mm(x.t(), x), 1e-6, 1e-4))
+        << type;
+  }
+  // Of two types in one queue the finer one counts.
+  std::vector<GramSum> sums;
+  sums.emplace_back(300, at::kCPU);
+  const at::Tensor x = random_matrix(400, 300, 2), rounded = x.to(at::kBFloat16);
+  sums[0].queue(rounded.unsqueeze(0));
+  sums[0].queue(x.unsqueeze(0));
+  add_queued(sums, model::torch_executor());
+  const at::Tensor both = at::cat({rounded.to(at::kDouble), x.to(at::kDouble)});
+  EXPECT_TRUE(
+      at::allclose(sums[0].take().gram.to(at::kDouble), at::mm(both.t(), both), 1e-6, 1e-4));
 }
 
 TEST(ParallelChunks, PassOnWhatAChunkThrows) {

@@ -30,14 +30,5 @@ TEST(Table, SpeaksMarkdownAndCsv) {
   EXPECT_EQ(table.csv(), "layer,\"a, b\"\r\nq|k,\"say \"\"1\"\"\"\r\nv\r\n");
 }
 
-TEST(BytesText, UsesThreeDigitsAndDecimalUnits) {
-  EXPECT_EQ(bytes_text(512), "512 B");
-  EXPECT_EQ(bytes_text(98362432), "98.4 MB");
-  EXPECT_EQ(bytes_text(9.994e6), "9.99 MB");
-  EXPECT_EQ(bytes_text(999.6e3), "1.00 MB");
-  EXPECT_EQ(bytes_text(16.06e9), "16.1 GB");
-  EXPECT_EQ(bytes_text(269e6), "269 MB");
-}
-
 }  // namespace
 }  // namespace lacuna::report

@@ -127,32 +127,31 @@ void compare_with(const bench::ModelSpeed& baseline, BenchedModel& model) {
       1 - static_cast<double>(speed.weight_bytes) / static_cast<double>(baseline.weight_bytes);
 }
 
-/// Refuses a text that can't be evaluated, before hours of timing.
-Status check_text(const BenchModelJob& job) {
+/// The token ids of the text by each model's tokenizer. Called before hours of timing, so what
+/// can't be evaluated is refused by then.
+Result<std::vector<std::vector<int32_t>>> ids_of_text(const BenchModelJob& job,
+                                                      const std::vector<model::Decoder>& decoders) {
   LACUNA_TRY(const fs::path text, io::find_dataset(job.text, io::Split::kTest));
-  for (const BenchModelJob::Source& source : job.models) {
-    const auto* folder = std::get_if<fs::path>(&source);
-    if (folder == nullptr)
-      return usage_error("{}: random weights have no perplexity. Give folders.", name_of(source));
-    LACUNA_TRY(const auto tokenizer, io::Tokenizer::open(*folder));
-    LACUNA_TRY(const auto ids,
-               eval::evaluation_ids(text.string(), job.evaluation.protocol, *tokenizer));
-    if (static_cast<int64_t>(ids.size()) < job.evaluation.length)
-      return bad_input("{}: shorter than one window (got {} tokens; need {}). Lower --length.",
-                       text.string(), ids.size(), job.evaluation.length);
+  std::vector<std::vector<int32_t>> all;
+  for (size_t i = 0; i < decoders.size(); ++i) {
+    LACUNA_TRY(const auto tokenizer, io::Tokenizer::open(std::get<fs::path>(job.models[i])));
+    LACUNA_TRY(auto ids, eval::evaluation_ids(text.string(), job.evaluation.protocol, *tokenizer));
+    LACUNA_CHECK(eval::check_evaluation(decoders[i], ids, job.evaluation));
+    all.push_back(std::move(ids));
   }
-  return {};
+  return all;
 }
 
 /// The perplexity of each, and how far it lies from the baseline's.
-Status evaluate_all(const BenchModelJob& job, const ComputeChoice& choice,
-                    const JobProgress& progress, std::vector<BenchedModel>& models) {
+Status evaluate_all(const BenchModelJob& job, const std::vector<model::Decoder>& decoders,
+                    const std::vector<std::vector<int32_t>>& ids, const JobProgress& progress,
+                    std::vector<BenchedModel>& models) {
   for (size_t i = 0; i < models.size(); ++i) {
-    LACUNA_TRY(const auto report, evaluate({.model = std::get<fs::path>(job.models[i]),
-                                            .text = job.text,
-                                            .options = job.evaluation,
-                                            .choice = choice},
-                                           progress));
+    const auto step = [&](int64_t done, int64_t total, double) {
+      if (progress.step) progress.step("windows of " + models[i].name, done, total);
+    };
+    LACUNA_TRY(const auto report, eval::perplexity(decoders[i], ids[i], job.evaluation, nullptr,
+                                                   step, progress.interrupted));
     models[i].perplexity = report.perplexity;
   }
   for (size_t i = 0; job.baseline && i < models.size(); ++i)
@@ -171,7 +170,9 @@ std::string name_of(const BenchModelJob::Source& source) {
 Result<BenchModelReport> bench_model(const BenchModelJob& job, const JobProgress& progress) {
   if (job.models.empty())
     return usage_error("bench model: no model (need at least one). Give one.");
-  if (!job.text.empty()) LACUNA_CHECK(check_text(job));
+  for (const BenchModelJob::Source& source : job.models)
+    if (!job.text.empty() && !std::holds_alternative<fs::path>(source))
+      return usage_error("{}: random weights have no perplexity. Give folders.", name_of(source));
   std::vector<model::Decoder> decoders;
   ComputeChoice choice = job.choice;
   std::vector<std::optional<LoadSpeed>> loads(job.models.size());
@@ -182,6 +183,10 @@ Result<BenchModelReport> bench_model(const BenchModelJob& job, const JobProgress
   }
   std::vector<const model::Decoder*> all;
   for (const model::Decoder& decoder : decoders) all.push_back(&decoder);
+  std::vector<std::vector<int32_t>> ids;
+  if (!job.text.empty()) {
+    LACUNA_TRY(ids, ids_of_text(job, decoders));
+  }
   const auto step = [&](int64_t done, int64_t total) {
     if (progress.step) progress.step("repetitions", done, total);
   };
@@ -199,8 +204,7 @@ Result<BenchModelReport> bench_model(const BenchModelJob& job, const JobProgress
     if (job.baseline && i != *job.baseline)
       compare_with(speeds[*job.baseline], report.models.back());
   }
-  decoders.clear();
-  if (!job.text.empty()) LACUNA_CHECK(evaluate_all(job, choice, progress, report.models));
+  if (!job.text.empty()) LACUNA_CHECK(evaluate_all(job, decoders, ids, progress, report.models));
   return report;
 }
 

@@ -1,5 +1,6 @@
 #include "lacuna/api/mask_delta.h"
 #include "lacuna/cli/tool.h"
+#include "lacuna/core/memory.h"
 #include "lacuna/report/table.h"
 
 namespace lacuna::cli {
@@ -27,9 +28,8 @@ void add_apply(Tool& tool) {
                 {"weights", report.weights},
                 {"sparsity", report.sparsity}},
                fmt::format("{}: {} weights masked, sparsity {:.4f}, {} (dense {})\n", report.out,
-                           report.weights, report.sparsity,
-                           report::bytes_text(static_cast<double>(report.bytes_out)),
-                           report::bytes_text(static_cast<double>(report.bytes_dense))));
+                           report.weights, report.sparsity, bytes_text(report.bytes_out),
+                           bytes_text(report.bytes_dense)));
     return {};
   });
 }

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "lacuna/api/measure.h"
+#include "lacuna/core/memory.h"
 #include "lacuna/model/decode_step.h"
 #include "lacuna/model/synth.h"
 #include "lacuna/report/table.h"
@@ -51,16 +52,15 @@ std::string speed_line(const api::BenchedModel& model) {
       "weights {}\n",
       model.name, speed.prefill_tokens_per_second, speed.decode_tokens_per_second,
       speed.decode_ms.median, speed.decode_ms.p10, speed.decode_ms.p90,
-      report::bytes_text(static_cast<double>(speed.weight_bytes)));
+      bytes_text(speed.weight_bytes));
   if (speed.prefill_linear_share >= 0)
     line += fmt::format("  in the linear layers: {:.0f} % of prefill, {:.0f} % of decode\n",
                         100 * speed.prefill_linear_share, 100 * speed.decode_linear_share);
   if (model.load)
     line += fmt::format(
         "  loaded in {:.2f} s, {:.2f} GB/s of its files; at most {} of memory ({} before)\n",
-        model.load->seconds, model.load->gb_per_second,
-        report::bytes_text(static_cast<double>(model.load->peak_memory_bytes)),
-        report::bytes_text(static_cast<double>(model.load->memory_before_bytes)));
+        model.load->seconds, model.load->gb_per_second, bytes_text(model.load->peak_memory_bytes),
+        bytes_text(model.load->memory_before_bytes));
   if (model.perplexity) line += fmt::format("  perplexity {:.4f}", *model.perplexity);
   if (model.ppl_delta) line += fmt::format(" ({:+.4f} to the baseline's)", *model.ppl_delta);
   if (model.perplexity) line += "\n";
@@ -230,7 +230,7 @@ Status run_bench_model(Tool& tool) {
   text += fmt::format(
       "{} on {}, prompts: {} of {} tokens, {} new ones, median of {}; at most {} of memory\n",
       report.dtype, report.device, job.options.batch, job.options.prompt, job.options.tokens,
-      job.options.repetitions, report::bytes_text(static_cast<double>(report.peak_bytes)));
+      job.options.repetitions, bytes_text(report.peak_bytes));
   tool.print(json, text);
   return {};
 }

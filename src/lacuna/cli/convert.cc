@@ -1,6 +1,7 @@
 #include <map>
 
 #include "lacuna/cli/tool.h"
+#include "lacuna/core/memory.h"
 #include "lacuna/report/table.h"
 
 namespace lacuna::cli {
@@ -46,7 +47,7 @@ std::string text_of(const std::vector<api::QuantizedWeight>& weights) {
     text += fmt::format(
         "  {}, {}: {} from {}; {:.2f} % of what is kept rounds to 0 and stays kept\n",
         group.size() == 1 ? group[0]->name : fmt::format("{} weights", group.size()), what,
-        report::bytes_text(out), report::bytes_text(in),
+        bytes_text(out), bytes_text(in),
         100.0 * static_cast<double>(rounded) / static_cast<double>(std::max<int64_t>(kept, 1)));
   }
   return text + "  masks unchanged in what was written\n";
@@ -115,9 +116,8 @@ void add_convert(Tool& tool) {
                            {"out", report.out},
                            {"bytes_in", report.bytes_in},
                            {"bytes_out", report.bytes_out}};
-    std::string text = fmt::format("{}: {} from {}\n", report.out,
-                                   report::bytes_text(static_cast<double>(report.bytes_out)),
-                                   report::bytes_text(static_cast<double>(report.bytes_in)));
+    std::string text = fmt::format("{}: {} from {}\n", report.out, bytes_text(report.bytes_out),
+                                   bytes_text(report.bytes_in));
     if (!options.quantization.none()) {
       json["quantization"] = options.quantization.text();
       json["quantized"] = to_json(report.quantized);

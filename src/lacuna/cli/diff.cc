@@ -1,5 +1,6 @@
 #include "lacuna/api/mask_delta.h"
 #include "lacuna/cli/tool.h"
+#include "lacuna/core/memory.h"
 #include "lacuna/report/table.h"
 
 namespace lacuna::cli {
@@ -28,8 +29,8 @@ void add_diff(Tool& tool) {
     }
     std::string text = fmt::format(
         "{}: masks of {} weights, {} ({:.3f} bits a weight; the pruned model takes {})\n",
-        report.out, report.weights, report::bytes_text(static_cast<double>(report.bytes)),
-        report.bits_per_weight, report::bytes_text(static_cast<double>(report.bytes_sparse)));
+        report.out, report.weights, bytes_text(report.bytes), report.bits_per_weight,
+        bytes_text(report.bytes_sparse));
     if (!report.changed.empty())
       text += fmt::format("left out: {} values in {} weights that differ from the dense model\n",
                           values, report.changed.size());

@@ -1,6 +1,7 @@
 #include "lacuna/api/inspect.h"
 
 #include "lacuna/cli/tool.h"
+#include "lacuna/core/memory.h"
 #include "lacuna/report/table.h"
 
 namespace lacuna::cli {
@@ -17,15 +18,13 @@ void add_inspect(Tool& tool) {
     for (const auto& layer : report.layers)
       table.add({layer.name, shape_text(layer.shape),
                  layer.quantization == "none" ? layer.dtype : layer.quantization, layer.format,
-                 layer.pattern, fmt::format("{:.4f}", layer.sparsity),
-                 report::bytes_text(static_cast<double>(layer.bytes))});
+                 layer.pattern, fmt::format("{:.4f}", layer.sparsity), bytes_text(layer.bytes)});
     tool.print(
         to_json(report),
         fmt::format("{}{}: {} parameters in {} tensors, {} ({} dense), sparsity of the block "
                     "layers {:.4f}\n",
                     table.text(), report.architecture, report.parameters, report.tensors,
-                    report::bytes_text(static_cast<double>(report.bytes)),
-                    report::bytes_text(static_cast<double>(report.bytes_dense)), report.sparsity));
+                    bytes_text(report.bytes), bytes_text(report.bytes_dense), report.sparsity));
     return {};
   });
 }

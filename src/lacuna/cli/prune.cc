@@ -4,6 +4,7 @@
 #include <regex>
 
 #include "lacuna/cli/tool.h"
+#include "lacuna/core/memory.h"
 #include "lacuna/prune/budget.h"
 #include "lacuna/report/json.h"
 #include "lacuna/report/table.h"
@@ -90,11 +91,10 @@ Status settle_allocation(Flags& flags, bool sparsity_given) {
   return prune::check_allocation(allocation, flags.job.options.request, flags.job.options.store);
 }
 
-/// "12GB" in bytes, in the units that a budget of bytes takes.
 Result<uint64_t> parse_memory(const std::string& text) {
-  const auto budget = prune::Budget::parse("bytes=" + text);
-  if (budget.ok()) return static_cast<uint64_t>(budget->amount);
-  return usage_error("--memory: not an amount of memory (got {}; need 12GB, 800MiB).", text);
+  if (const auto bytes = parse_bytes(text)) return *bytes;
+  return usage_error("--memory: not an amount of memory (got {}; need one like 12GB, 1.5GiB).",
+                     text);
 }
 
 /// What CLI11 can't check flag by flag. `given`: --sparsity was on the command line.
@@ -334,7 +334,7 @@ void add_prune(Tool& tool) {
       ->capture_default_str();
   verb->add_option(
           "--memory", flags.memory,
-          "that the run keeps to (12GB, 800MiB): where its activations don't fit, they lie "
+          "that the run keeps to (12GB, 1.5GiB): where its activations don't fit, they lie "
           "in a file beside OUT while it runs")
       ->check(accepted_by(parse_memory));
   verb->add_flag("--resume", options.resume, "go on where an interrupted run stopped");
@@ -355,9 +355,8 @@ void add_prune(Tool& tool) {
         fmt::format("{}{}{}{}{}: sparsity {:.4f}, {} (dense {}), {:.1f} s\n",
                     tool.verbose() ? layer_table(report) + phase_line(report) : worst_layer(report),
                     solver_line(report), reconstruction_line(report), budget_line(report),
-                    report.out.string(), report.sparsity,
-                    report::bytes_text(static_cast<double>(report.bytes_out)),
-                    report::bytes_text(static_cast<double>(report.bytes_dense)), report.seconds));
+                    report.out.string(), report.sparsity, bytes_text(report.bytes_out),
+                    bytes_text(report.bytes_dense), report.seconds));
     return {};
   });
 }

@@ -4,6 +4,7 @@
 #include <map>
 
 #include "lacuna/cli/tool.h"
+#include "lacuna/core/memory.h"
 #include "lacuna/io/file.h"
 #include "lacuna/report/svg.h"
 #include "lacuna/report/table.h"
@@ -29,8 +30,7 @@ report::Table table_of(const api::SweepReport& report) {
   const auto add = [&](const std::string& method, const std::string& pattern,
                        const std::string& sparsity, const std::string& error,
                        const api::SweepMeasure& measure, bool best) {
-    table.add({method, pattern, sparsity, error,
-               report::bytes_text(static_cast<double>(measure.bytes)),
+    table.add({method, pattern, sparsity, error, bytes_text(measure.bytes),
                cell(measure.perplexity, "{:.3f}"), cell(measure.kl, "{:.4f}"),
                speed_cell(measure, report.dense), best ? "*" : ""});
   };
@@ -51,8 +51,7 @@ report::Table frontier_table(const api::SweepReport& report) {
       {"method", "code", "largest sparsity", "perplexity", "bytes", "memory saved", "ms a token"});
   for (const auto& row : report.frontier)
     table.add({row.method, row.code, row.sparsity ? fmt::format("{:.2f}", *row.sparsity) : "none",
-               cell(row.measure.perplexity, "{:.3f}"),
-               report::bytes_text(static_cast<double>(row.measure.bytes)),
+               cell(row.measure.perplexity, "{:.3f}"), bytes_text(row.measure.bytes),
                saving(row.measure, report.dense), speed_cell(row.measure, report.dense)});
   return table;
 }

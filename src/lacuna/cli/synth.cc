@@ -1,4 +1,5 @@
 #include "lacuna/model/synth.h"
+#include "lacuna/core/memory.h"
 
 #include "lacuna/cli/tool.h"
 #include "lacuna/report/table.h"
@@ -70,7 +71,7 @@ void add_synth(Tool& tool) {
                 {"parameters", report.parameters},
                 {"bytes", report.bytes}},
                fmt::format("{}: {} parameters, {}\n", flags.out.string(), report.parameters,
-                           report::bytes_text(static_cast<double>(report.bytes))));
+                           bytes_text(report.bytes)));
     return {};
   });
 }

@@ -264,8 +264,8 @@ int Tool::run(int argc, char** argv) {
   const Status status = forced.ok() ? run_verb() : forced;
   const double seconds = seconds_since(start);
   if (verbose_)
-    std::fprintf(stderr, "[%.1f s, at most %.2f GiB of memory]\n", seconds,
-                 static_cast<double>(peak_memory_bytes()) / (1 << 30));
+    std::fprintf(stderr, "[%.1f s, at most %s of memory]\n", seconds,
+                 bytes_text(peak_memory_bytes()).c_str());
   if (status.ok()) return written();
   if (!status.error().message.empty())
     std::fprintf(stderr, "lacuna: %s\n", status.error().message.c_str());

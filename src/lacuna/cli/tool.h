@@ -26,14 +26,14 @@ class Tool {
   /// Declares a verb with the flags that all share; `examples` are full command lines.
   CLI::App* verb(const std::string& name, const std::string& does,
                  const std::vector<std::string>& examples);
-  /// Flags of the verbs that have a use for them: --device and those of the next two; --dtype and
-  /// --activations; --threads; --seed.
+  // Flags of the verbs that have a use for them.
+  /// --device and those of chooses_types() and threaded().
   void computes(CLI::App* verb);
-  /// Those of computes(), and how sparse weights lie in memory.
+  /// Those of computes(), and --memory: how sparse weights lie in memory.
   void runs_sparse(CLI::App* verb);
-  void chooses_types(CLI::App* verb);
-  void threaded(CLI::App* verb);
-  void seeded(CLI::App* verb);
+  void chooses_types(CLI::App* verb);  ///< --dtype, --activations
+  void threaded(CLI::App* verb);       ///< --threads
+  void seeded(CLI::App* verb);         ///< --seed
   /// Declares a verb's positional MODEL, and --verify, which has its checksums compared before the
   /// verb does anything.
   void model(CLI::App* verb, std::filesystem::path& folder, const std::string& what);

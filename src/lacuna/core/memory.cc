@@ -1,7 +1,11 @@
 #include "lacuna/core/memory.h"
 
+#include <fmt/format.h>
 #include <sys/resource.h>
 #include <unistd.h>
+
+#include <charconv>
+#include <utility>
 
 namespace lacuna {
 
@@ -13,6 +17,40 @@ size_t peak_memory_bytes() {
 
 size_t physical_memory_bytes() {
   return static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<size_t>(sysconf(_SC_PAGE_SIZE));
+}
+
+std::string bytes_text(uint64_t bytes) {
+  static constexpr const char* kUnits[] = {"B", "kB", "MB", "GB", "TB"};
+  auto value = static_cast<double>(bytes);
+  int unit = 0;
+  while (value >= 999.5 && unit < 4) value /= 1000, ++unit;
+  if (unit == 0) return fmt::format("{} B", bytes);
+  return fmt::format("{:.{}f} {}", value, value < 9.995 ? 2 : value < 99.95 ? 1 : 0, kUnits[unit]);
+}
+
+uint64_t rounded_up_for_text(uint64_t bytes) {
+  uint64_t step = 1;
+  while (bytes / step >= 1000) step *= 10;
+  return (bytes + step - 1) / step * step;
+}
+
+std::optional<uint64_t> parse_bytes(std::string_view text) {
+  static constexpr std::pair<std::string_view, double> kUnits[] = {{"", 1},
+                                                                   {"B", 1},
+                                                                   {"kB", 1e3},
+                                                                   {"MB", 1e6},
+                                                                   {"GB", 1e9},
+                                                                   {"KiB", 1024.0},
+                                                                   {"MiB", 1024.0 * 1024},
+                                                                   {"GiB", 1024.0 * 1024 * 1024}};
+  double number = 0;
+  const auto [rest, failure] = std::from_chars(text.data(), text.data() + text.size(), number);
+  if (failure != std::errc()) return std::nullopt;
+  const std::string_view suffix(rest, static_cast<size_t>(text.data() + text.size() - rest));
+  for (const auto& [unit, factor] : kUnits)
+    if (const double bytes = number * factor; unit == suffix && bytes >= 1 && bytes <= 0x1p62)
+      return static_cast<uint64_t>(bytes);
+  return std::nullopt;
 }
 
 }  // namespace lacuna

@@ -1,7 +1,11 @@
-// What this process takes of the machine's memory.
+// What this process takes of the machine's memory, and how sizes are told.
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
 
 namespace lacuna {
 
@@ -9,5 +13,12 @@ namespace lacuna {
 size_t peak_memory_bytes();
 /// Memory of the machine.
 size_t physical_memory_bytes();
+/// "98.4 MB": decimal units, three digits.
+std::string bytes_text(uint64_t bytes);
+/// The next number from here on that bytes_text() tells exactly.
+uint64_t rounded_up_for_text(uint64_t bytes);
+/// "2.1GB" in bytes: B, kB, MB, GB are decimal, KiB, MiB, GiB are not; a number alone counts bytes.
+/// Nothing where that isn't said, and for less than a byte or more than 2^62.
+std::optional<uint64_t> parse_bytes(std::string_view text);
 
 }  // namespace lacuna

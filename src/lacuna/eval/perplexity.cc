@@ -39,31 +39,6 @@ std::string joined(const std::vector<std::string>& parts, std::string_view betwe
   return all;
 }
 
-Status check(const model::Decoder& decoder, const std::vector<int32_t>& ids,
-             const PerplexityOptions& options) {
-  const io::DecoderSpec& spec = decoder.spec();
-  if (options.length < 2)
-    return usage_error("eval: a window must hold at least 2 tokens (got {}). Raise --length.",
-                       options.length);
-  if (options.length > spec.max_positions)
-    return bad_input(
-        "eval: the window is longer than the model's positions (got {}; need at most "
-        "{}). Lower --length.",
-        options.length, spec.max_positions);
-  if (static_cast<int64_t>(ids.size()) < options.length)
-    return bad_input(
-        "eval: the text is shorter than one window (got {} tokens; need {}). Give a "
-        "longer text or lower --length.",
-        ids.size(), options.length);
-  for (size_t i = 0; i < ids.size(); ++i)
-    if (ids[i] < 0 || ids[i] >= spec.vocab)
-      return bad_input(
-          "eval: token {} of the text is outside the vocabulary (got {}; need "
-          "0..{}). Does the tokenizer belong to this model?",
-          i, ids[i], spec.vocab - 1);
-  return {};
-}
-
 /// Indices of `wanted` of `total` windows, evenly spread; 0 = all.
 std::vector<int64_t> chosen_windows(int64_t total, int64_t wanted) {
   const int64_t count = wanted == 0 ? total : std::min(wanted, total);
@@ -162,15 +137,40 @@ Result<std::vector<int32_t>> evaluation_ids(const std::string& file, Protocol pr
   return tokenizer.encode(joined(rows, "\n\n"), /*add_special=*/true);
 }
 
+Status check_evaluation(const model::Decoder& decoder, const std::vector<int32_t>& ids,
+                        const PerplexityOptions& options) {
+  const io::DecoderSpec& spec = decoder.spec();
+  if (options.length < 2)
+    return usage_error("eval: a window must hold at least 2 tokens (got {}). Raise --length.",
+                       options.length);
+  if (options.length > spec.max_positions)
+    return bad_input(
+        "eval: the window is longer than the model's positions (got {}; need at most "
+        "{}). Lower --length.",
+        options.length, spec.max_positions);
+  if (static_cast<int64_t>(ids.size()) < options.length)
+    return bad_input(
+        "eval: the text is shorter than one window (got {} tokens; need {}). Give a "
+        "longer text or lower --length.",
+        ids.size(), options.length);
+  for (size_t i = 0; i < ids.size(); ++i)
+    if (ids[i] < 0 || ids[i] >= spec.vocab)
+      return bad_input(
+          "eval: token {} of the text is outside the vocabulary (got {}; need "
+          "0..{}). Does the tokenizer belong to this model?",
+          i, ids[i], spec.vocab - 1);
+  return {};
+}
+
 Result<PerplexityReport> perplexity(const model::Decoder& decoder, const std::vector<int32_t>& ids,
                                     const PerplexityOptions& options,
                                     const model::Decoder* reference,
                                     const std::function<void(int64_t, int64_t, double)>& progress,
                                     const std::atomic<bool>* interrupted) {
   const auto start = Clock::now();
-  LACUNA_CHECK(check(decoder, ids, options));
+  LACUNA_CHECK(check_evaluation(decoder, ids, options));
   if (reference != nullptr) {
-    LACUNA_CHECK(check(*reference, ids, options));
+    LACUNA_CHECK(check_evaluation(*reference, ids, options));
     if (reference->spec().vocab != decoder.spec().vocab)
       return bad_input(
           "eval: the two models must share a vocabulary (got {} and {} tokens). "

@@ -53,10 +53,16 @@ struct PerplexityReport {
 Result<std::vector<int32_t>> evaluation_ids(const std::string& file, Protocol protocol,
                                             const io::Tokenizer& tokenizer);
 
+/// Whether perplexity() would take them.
+/// @errors kUsage: a window of one token; kBadInput: a window longer than the model's positions;
+/// fewer tokens than one window; an id outside the vocabulary
+Status check_evaluation(const model::Decoder& decoder, const std::vector<int32_t>& ids,
+                        const PerplexityOptions& options);
+
 /// @param reference  when given, runs beside the model and fills `kl`
 /// @param progress   called with (windows done, windows in all, perplexity so far)
-/// @errors kBadInput: fewer tokens than one window; an id outside the vocabulary; vocabularies that
-/// differ; kInterrupted: `interrupted` was set between windows
+/// @errors of check_evaluation(); kBadInput: vocabularies that differ; kInterrupted: `interrupted`
+/// was set between windows
 Result<PerplexityReport> perplexity(
     const model::Decoder& decoder, const std::vector<int32_t>& ids,
     const PerplexityOptions& options, const model::Decoder* reference = nullptr,

@@ -1,8 +1,10 @@
 #include "lacuna/io/file.h"
 
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -10,6 +12,8 @@
 #include <cstring>
 #include <utility>
 #include <vector>
+
+#include "lacuna/core/memory.h"
 
 namespace lacuna::io {
 namespace fs = std::filesystem;
@@ -32,8 +36,7 @@ Error cannot_read(const fs::path& path, const std::string& why) {
   return bad_input("{}: cannot be read ({}). Check the path.", path.string(), why);
 }
 
-Error cannot_write(const fs::path& path) {
-  const int reason = errno;
+Error cannot_write(const fs::path& path, int reason = errno) {
   if (reason == ENOSPC || reason == EDQUOT)  // the place that was given won't do
     return bad_input("{}: cannot be written ({}). Free some space and run it again.", path.string(),
                      std::strerror(reason));
@@ -83,13 +86,39 @@ Result<Bytes> map_file(const fs::path& path) {
   return Bytes(std::move(owner), static_cast<const std::byte*>(address), size);
 }
 
-void release_pages(const Bytes& mapped) {
-  if (mapped.empty()) return;
+void release_pages(const Bytes& mapped) { release_pages(mapped.data(), mapped.size()); }
+
+void release_pages(const void* mapped, size_t size) {
+  if (size == 0) return;
   const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGE_SIZE));
-  const auto first = reinterpret_cast<uintptr_t>(mapped.data());
+  const auto first = reinterpret_cast<uintptr_t>(mapped);
   const uintptr_t begin = first / page * page;
   // A hint: whatever it answers, the bytes stay what they are.
-  ::madvise(reinterpret_cast<void*>(begin), first + mapped.size() - begin, MADV_DONTNEED);
+  ::madvise(reinterpret_cast<void*>(begin), first + size - begin, MADV_DONTNEED);
+}
+
+Result<std::shared_ptr<std::byte>> scratch_memory(const fs::path& folder, size_t size) {
+  const auto failed = [&](int reason) {
+    return cannot_write(folder.string() + fmt::format(" (a file of {})", bytes_text(size)), reason);
+  };
+  struct statfs facts {};
+  if (::statfs(folder.c_str(), &facts) == 0 &&
+      (facts.f_type == TMPFS_MAGIC || facts.f_type == RAMFS_MAGIC))
+    return not_possible(
+        "{}: lies in memory itself, so a file there spares none (need {}). Choose a folder on a "
+        "disk.",
+        folder.string(), bytes_text(size));
+  std::string name = (folder / ".lacuna-scratch-XXXXXX").string();
+  const Descriptor file(::mkostemp(name.data(), O_CLOEXEC));
+  if (file.number < 0) return failed(errno);
+  ::unlink(name.c_str());
+  // What a write to a mapped hole finds on a full disk is the end of the process.
+  if (const int reason = ::posix_fallocate(file.number, 0, static_cast<off_t>(size)); reason != 0)
+    return failed(reason);
+  void* const data = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, file.number, 0);
+  if (data == MAP_FAILED) return failed(errno);
+  return std::shared_ptr<std::byte>(static_cast<std::byte*>(data),
+                                    [size](std::byte* mapped) { ::munmap(mapped, size); });
 }
 
 Result<std::string> read_text(const fs::path& path) {

@@ -20,6 +20,13 @@ Result<Bytes> map_file(const std::filesystem::path& path);
 /// the system's cache of the file as long as it likes, and come back when they are read again.
 /// @param mapped  a part of what map_file() gave, nothing else
 void release_pages(const Bytes& mapped);
+/// The same of memory that lies in a file. @param mapped  a part of what scratch_memory() gave
+void release_pages(const void* mapped, size_t size);
+/// Memory in a file without a name: the system writes out what isn't in use, and release_pages()
+/// makes it. Its room on the disk is taken at once. Gone with the last pointer, or the process.
+/// @errors with the system's reason, naming the folder and the size: kBadInput where the disk is
+/// full, kCheckFailed otherwise; kNotPossible: the folder itself lies in memory
+Result<std::shared_ptr<std::byte>> scratch_memory(const std::filesystem::path& folder, size_t size);
 /// Reads a whole (small) text file. @errors as map_file
 Result<std::string> read_text(const std::filesystem::path& path);
 /// Writes a whole file atomically (temporary name, fsync, rename, fsync of the folder).

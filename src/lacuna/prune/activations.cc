@@ -2,10 +2,24 @@
 
 #include <algorithm>
 
+#include "lacuna/io/file.h"
 #include "lacuna/prune/chunks.h"
-#include "lacuna/prune/file_tensor.h"
 
 namespace lacuna::prune {
+namespace {
+
+/// A tensor that lies in a file (io::scratch_memory()); nothing of it is set.
+Result<at::Tensor> tensor_in_file(const std::filesystem::path& folder, at::IntArrayRef shape,
+                                  at::ScalarType type) {
+  const auto bytes = static_cast<size_t>(c10::multiply_integers(shape)) * c10::elementSize(type);
+  LACUNA_TRY(const auto memory, io::scratch_memory(folder, bytes));
+  return at::from_blob(
+      memory.get(), shape, [memory](void*) {}, at::TensorOptions().dtype(type));
+}
+
+void give_back(const at::Tensor& rows) { io::release_pages(rows.data_ptr(), rows.nbytes()); }
+
+}  // namespace
 
 Batches::Batches(int64_t samples, int64_t length, const io::DecoderSpec& spec,
                  const PruneOptions& options) {
@@ -37,7 +51,7 @@ Result<Activations> Activations::embed(const io::Checkpoint& checkpoint,
     const at::Tensor hidden = ends.embed(calibration.ids_of(first, n, options.compute.device));
     const std::vector<int64_t> shape = {samples, hidden.size(1), hidden.size(2)};
     if (!made.hidden_.defined() && made.in_file_) {
-      LACUNA_TRY(made.hidden_, file_tensor(folder, shape, hidden.scalar_type()));
+      LACUNA_TRY(made.hidden_, tensor_in_file(folder, shape, hidden.scalar_type()));
     } else if (!made.hidden_.defined()) {
       made.hidden_ = at::empty(shape, hidden.options());
     }
@@ -65,8 +79,9 @@ Status Activations::run(const model::Block& block, bool replace, const ObserverA
       const int64_t begin = first + place * batch_;
       const at::Tensor rows = hidden_.narrow(0, begin, std::min(batch_, last - begin));
       const model::LinearObserver observer = observe(place);
-      // Of a block without a norm in front the observer holds the states themselves for a while.
-      const bool held = observer && replace;
+      // Of a block without a norm in front the observer holds the states themselves for a while:
+      // until others took their place, or would be read from the file again.
+      const bool held = observer && (replace || in_file_);
       const at::Tensor batch = rows.to(device_, /*non_blocking=*/false, /*copy=*/held);
       const at::Tensor out = observer ? block.observe(batch, rotary_, observer, /*outputs=*/replace)
                                       : block.forward(batch, rotary_);

@@ -19,8 +19,8 @@ struct Batches {
 /// on the threads nor on how many run at once.
 class Activations {
  public:
-  /// Before the first block. @param folder  where a file holds them (file_tensor.h); empty: they
-  /// are held in memory. @errors as model::Ends::load() and file_tensor()
+  /// Before the first block. @param folder  where a file holds them; empty: they are held in
+  /// memory. @errors as model::Ends::load() and io::scratch_memory()
   static Result<Activations> embed(const io::Checkpoint& checkpoint, const io::DecoderSpec& spec,
                                    const Calibration& calibration, const PruneOptions& options,
                                    const std::filesystem::path& folder);

@@ -10,6 +10,7 @@
 #include <map>
 #include <numeric>
 
+#include "lacuna/core/memory.h"
 #include "lacuna/prune/selection.h"
 
 namespace lacuna::prune {
@@ -32,14 +33,6 @@ struct Unit {
 };
 
 constexpr Unit kUnits[] = {{Budget::Kind::kSparsity, "sparsity", "", 1},
-                           {Budget::Kind::kBytes, "bytes", "", 1},
-                           {Budget::Kind::kBytes, "bytes", "B", 1},
-                           {Budget::Kind::kBytes, "bytes", "kB", 1e3},
-                           {Budget::Kind::kBytes, "bytes", "MB", 1e6},
-                           {Budget::Kind::kBytes, "bytes", "GB", 1e9},
-                           {Budget::Kind::kBytes, "bytes", "KiB", 1024.0},
-                           {Budget::Kind::kBytes, "bytes", "MiB", 1024.0 * 1024},
-                           {Budget::Kind::kBytes, "bytes", "GiB", 1024.0 * 1024 * 1024},
                            {Budget::Kind::kMilliseconds, "tpot", "ms", 1},
                            {Budget::Kind::kMilliseconds, "tpot", "us", 1e-3}};
 
@@ -269,6 +262,11 @@ Result<Budget> Budget::parse(std::string_view text) {
   const size_t equals = text.find('=');
   if (equals == std::string_view::npos) return wrong();
   const std::string_view key = text.substr(0, equals), value = text.substr(equals + 1);
+  if (key == "bytes") {
+    const auto bytes = parse_bytes(value);
+    if (!bytes) return wrong();
+    return Budget{Kind::kBytes, static_cast<double>(*bytes)};
+  }
   double number = 0;
   const auto [rest, failure] = std::from_chars(value.data(), value.data() + value.size(), number);
   if (failure != std::errc() || !std::isfinite(number)) return wrong();

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "lacuna/prune/budget.h"
+#include "lacuna/prune/hybrid.h"
 #include "lacuna/prune/statistics_pass.h"
 
 namespace lacuna::prune {
@@ -54,10 +55,23 @@ Result<std::vector<LayerShare>> measured_shares(Run& run) {
   return all;
 }
 
+void allot_dense_columns(Run& run) {
+  std::vector<std::string> names;
+  std::vector<Shape> shapes;
+  for (int64_t layer = 0; layer < run.spec.layers; ++layer)
+    for (const std::string& linear : run.targets_of(layer)) {
+      names.push_back(run.weight_name(layer, linear));
+      shapes.push_back(run.checkpoint.weights().at(names.back()).shape);
+    }
+  const auto sparsities = hybrid_sparsities(shapes, run.options.request);
+  for (size_t i = 0; i < names.size(); ++i) run.allotted[names[i]] = sparsities[i];
+}
+
 }  // namespace
 
 Status allocation_pass(Run& run) {
   const AllocationOptions& wanted = run.options.allocation;
+  if (run.options.request.rest.kind != format::PatternKind::kDense) allot_dense_columns(run);
   if (wanted.none()) return {};
   LACUNA_TRY(const auto shares, measured_shares(run));
   LACUNA_TRY(const Target target, target_of(run.checkpoint, shares, wanted, run.options.request));

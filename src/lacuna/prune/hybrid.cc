@@ -80,6 +80,22 @@ int64_t dense_columns(const Request& request, int64_t columns) {
   return columns - std::min(columns / of, groups) * of;
 }
 
+std::vector<double> hybrid_sparsities(const std::vector<Shape>& shapes, const Request& request) {
+  std::vector<double> sparsities;
+  double owed = 0;  // zeros
+  for (const Shape& shape : shapes) {
+    const double weights = static_cast<double>(shape[0]) * static_cast<double>(shape[1]);
+    owed += request.sparsity * weights;
+    Request one = request;
+    one.sparsity = std::clamp(owed / weights, 0.0, request.rest.sparsity());
+    const int64_t pruned = shape[1] - dense_columns(one, shape[1]);
+    const double reached = static_cast<double>(pruned) / static_cast<double>(shape[1]);
+    sparsities.push_back(reached * request.rest.sparsity());
+    owed -= sparsities.back() * weights;
+  }
+  return sparsities;
+}
+
 Result<Pruned> prune_hybrid(const Method& method, const at::Tensor& weight,
                             const InputStatistics& statistics, const Request& request) {
   const Division division = divide(weight, statistics, dense_columns(request, weight.size(1)));

@@ -2,6 +2,9 @@
 // gives up less than the pattern takes.
 #pragma once
 
+#include <vector>
+
+#include "lacuna/core/bytes.h"
 #include "lacuna/prune/method.h"
 
 namespace lacuna::prune {
@@ -13,6 +16,10 @@ Status check_hybrid(const Request& request);
 /// How many columns stay dense for the whole to reach the request's sparsity as nearly as whole
 /// groups of the others allow.
 int64_t dense_columns(const Request& request, int64_t columns);
+
+/// A sparsity for each of these weights [rows, columns], in turn, for all of them together to reach
+/// the request's: where whole groups of one fall short of it or pass it, the next make up for that.
+std::vector<double> hybrid_sparsities(const std::vector<Shape>& shapes, const Request& request);
 
 /// Dense are the columns with the most sum of w_ij^2 |x_j|^2. The others, side by side, are a
 /// matrix of their own that the method prunes under Request::rest. Where the method changes kept

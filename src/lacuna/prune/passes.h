@@ -32,6 +32,10 @@ struct Passes {
   bool wants_regional_gradients() const { return slope == Slope::kRegional; }  ///< of each block
   bool wants_loss_gradients() const { return slope != Slope::kNone && !wants_regional_gradients(); }
 
+  /// Whether activations may lie in a file: training and gradients of a block go to all of them
+  /// again and again.
+  bool states_may_move() const { return reconstruct.none() && !wants_regional_gradients(); }
+
   /// One pass over the dense model: for statistics, an allocation, or gradients of the loss.
   int64_t dense_samples() const { return layers * samples; }
   /// Of a block until it is pruned: for statistics, and for its gradients.

@@ -3,6 +3,8 @@
 #include <future>
 
 #include "lacuna/core/clock.h"
+#include "lacuna/core/memory.h"
+#include "lacuna/io/file.h"
 #include "lacuna/model/decoder.h"
 #include "lacuna/prune/about.h"
 #include "lacuna/prune/activations.h"
@@ -94,6 +96,7 @@ class Pipeline {
   /// States what the run will take, and where its activations lie. @errors kNotPossible: more than
   /// PruneOptions::memory
   Status plan_memory();
+  uint64_t states_bytes() const;  ///< of the activations between two blocks
   Status calibrate();
   Status blocks_or_nothing();
   /// Until all that was finished is durable. @errors as Journal::write()
@@ -148,6 +151,8 @@ Status Pipeline::begin() {
   LACUNA_CHECK(Journal::check(run_.out, options.resume));
   run_.progress.blocks_kept = options.resume && Journal::exists(run_.out);
   LACUNA_CHECK(probe_out(run_));
+  if (!run_.states_in.empty())  // given up again; each pass makes its own
+    LACUNA_CHECK(io::scratch_memory(run_.states_in, states_bytes()));
   LACUNA_CHECK(calibrate());
   LACUNA_CHECK(open_statistics(run_));
   LACUNA_CHECK(allocation_pass(run_));
@@ -163,27 +168,50 @@ Status Pipeline::begin() {
 }
 
 Status Pipeline::plan_memory() {
-  const auto gib = [](uint64_t bytes) { return static_cast<double>(bytes) / (1 << 30); };
   const PruneOptions& options = run_.options;
-  const auto planned = [&](bool in_file) {
-    return planned_peak_bytes(run_.spec, run_.checkpoint, source_, options, in_file);
+  // As it is told, so that what is told is enough.
+  const auto planned = [&](const CalibrationSource& source, const PruneOptions& with,
+                           bool in_file) {
+    return rounded_up_for_text(
+        planned_peak_bytes(run_.spec, run_.checkpoint, source, with, in_file));
   };
-  uint64_t bytes = planned(false);
-  // Training and gradients of a block go to all of its states again and again.
-  const bool can_move = options.reconstruct.none() && !run_.passes.wants_regional_gradients();
-  if (options.memory > 0 && bytes > options.memory && can_move) {
-    bytes = planned(true);
-    run_.states_in = run_.out.parent_path();
+  uint64_t bytes = planned(source_, options, false);
+  if (options.memory > 0 && bytes > options.memory && run_.passes.states_may_move()) {
+    const uint64_t moved = planned(source_, options, true);
+    if (moved < bytes) run_.states_in = run_.out.parent_path();
+    bytes = moved;
   }
-  if (options.memory > 0 && bytes > options.memory)
-    return not_possible(
-        "--memory: the run takes up to {:.2f} GiB{} (got {:.2f} GiB). Take more, fewer --samples "
-        "or a shorter --length.",
-        gib(bytes), can_move ? ", activations in a file" : "", gib(options.memory));
+  const bool in_file = !run_.states_in.empty();
+  if (options.memory > 0 && bytes > options.memory) {
+    std::string ways;
+    if (!options.reconstruct.none()) {
+      PruneOptions plain = options;
+      plain.reconstruct = {};
+      ways +=
+          fmt::format("; without --reconstruct {} do", bytes_text(planned(source_, plain, true)));
+    }
+    if (source_.self) {
+      CalibrationSource text = source_;
+      text.self.reset();
+      ways += fmt::format("; with --calibration FILE {} do",
+                          bytes_text(planned(text, options, in_file)));
+    }
+    return not_possible("--memory: the run takes up to {}{} (got {}). Give that much{}.",
+                        bytes_text(bytes), in_file ? ", its activations in a file" : "",
+                        bytes_text(options.memory), ways);
+  }
   run_.report.planned_peak_bytes = bytes;
-  run_.progress.log(fmt::format("peak memory: at most {:.2f} GiB{}", gib(bytes),
-                                run_.states_in.empty() ? "" : "; activations lie in a file"));
+  run_.progress.log(
+      fmt::format("peak memory: at most {}{}", bytes_text(bytes),
+                  in_file ? fmt::format("; activations ({}) lie in a file in {}",
+                                        bytes_text(states_bytes()), run_.states_in.string())
+                          : ""));
   return {};
+}
+
+uint64_t Pipeline::states_bytes() const {
+  return static_cast<uint64_t>(source_.samples * source_.length * run_.spec.hidden) *
+         c10::elementSize(run_.options.compute.dtype);
 }
 
 Result<PruneReport> Pipeline::finish() {

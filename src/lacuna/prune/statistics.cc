@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "lacuna/prune/chunks.h"
+#include "lacuna/prune/rounded_products.h"
 
 namespace lacuna::prune {
 namespace {
@@ -51,14 +52,17 @@ GramSum::GramSum(int64_t width, at::Device device)
 void GramSum::queue(const at::Tensor& inputs) {
   sequences_ += inputs.size(0);
   tokens_ += inputs.size(0) * inputs.size(1);
+  all_bfloat16_ &= inputs.scalar_type() == at::kBFloat16;
   const at::Tensor flat = inputs.reshape({-1, inputs.size(-1)});
   queued_.push_back(stays_half(flat) ? flat : flat.to(at::kFloat));
 }
 
 void add_queued(std::vector<GramSum>& sums, const Executor& executor) {
   std::vector<Tile> tiles;
+  bool exact = true;  // when rounded to bfloat16
   for (size_t i = 0; i < sums.size(); ++i) {
     GramSum& sum = sums[i];
+    exact &= sum.all_bfloat16_;
     if (!sum.gram_.is_cpu()) {
       for (const at::Tensor& x : sum.queued_) {
         add_on_gpu(sum.gram_, x);
@@ -71,6 +75,7 @@ void add_queued(std::vector<GramSum>& sums, const Executor& executor) {
       for (int64_t column = row; column < sum.width(); column += kTile)
         tiles.push_back({i, row, column});
   }
+  const RoundedProducts rounded(exact && !tiles.empty(), "medium");
   parallel_chunks(executor, static_cast<int64_t>(tiles.size()), [&](int64_t chunk) {
     const auto [i, row, column] = tiles[chunk];
     const GramSum& sum = sums[i];
@@ -85,7 +90,10 @@ void add_queued(std::vector<GramSum>& sums, const Executor& executor) {
       sum.sums_.narrow(0, row, down).add_(left.sum({0}, false, at::kDouble));
     }
   });
-  for (GramSum& sum : sums) sum.queued_.clear();
+  for (GramSum& sum : sums) {
+    sum.queued_.clear();
+    sum.all_bfloat16_ = true;
+  }
 }
 
 InputStatistics GramSum::take() {

@@ -26,13 +26,16 @@ class GramSum {
   at::Tensor square_sums_;  // float64: masks chosen by norms must not hang on the order of a sum
   at::Tensor sums_;         // float64
   std::vector<at::Tensor> queued_;
+  bool all_bfloat16_ = true;  // what is queued
   int64_t sequences_ = 0, tokens_ = 0;
 };
 
 /// Adds what was queued to all sums. On the CPU each tile of each Gram matrix belongs to one thread
 /// and takes the queued inputs one after another, so that the bits depend neither on the threads
-/// nor on how the queue was cut. On a GPU wide strips of rows, by its matrix units where the inputs
-/// are of half precision. What lies below the diagonal is left out, which halves the work.
+/// nor on how the queue was cut; if all inputs are bfloat16, by its matrix units, where there are
+/// some: products of two such numbers are exact in float32. On a GPU wide strips of rows, by its
+/// matrix units where the inputs are of half precision. What lies below the diagonal is left out,
+/// which halves the work.
 /// @dtype inputs of any float type, products and sums in float32
 /// @cost tokens * width^2 / 2 multiply-adds, on a GPU tokens * width * (width + 2048) / 2
 void add_queued(std::vector<GramSum>& sums, const Executor& executor);

@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "lacuna/core/memory.h"
 #include "lacuna/core/version.h"
 #include "lacuna/io/file.h"
 #include "lacuna/io/json.h"

@@ -22,7 +22,4 @@ class Table {
   std::vector<std::vector<std::string>> rows_;
 };
 
-/// "98.4 MB": decimal units, three digits.
-std::string bytes_text(double bytes);
-
 }  // namespace lacuna::report
