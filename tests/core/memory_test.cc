@@ -31,8 +31,8 @@ TEST(ParseBytes, ReadsUnitsAndRefusesTheRest) {
   EXPECT_EQ(parse_bytes("800MiB"), 838'860'800u);
   EXPECT_EQ(parse_bytes("2.1kB"), 2100u);
   EXPECT_EQ(parse_bytes("7"), 7u);
-  for (const char* wrong : {"", "GB", "12 GB", "12GBs", "12gb", "-1GB", "0", "1e-3B", "1e30GB",
-                            "nan", "inf", "0x10"})
+  for (const char* wrong :
+       {"", "GB", "12 GB", "12GBs", "12gb", "-1GB", "0", "1e-3B", "1e30GB", "nan", "inf", "0x10"})
     EXPECT_FALSE(parse_bytes(wrong)) << wrong;
 }
 

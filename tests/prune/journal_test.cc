@@ -39,6 +39,33 @@ TEST(Journal, KeepsFinishedBlocksForTheSameRun) {
   EXPECT_EQ(Journal::open(out, run, true)->finished_blocks(), 0) << "starts afresh";
 }
 
+TEST(Journal, NoticesEveryDamagedByteOfABlock) {
+  const fs::path out = testing::scratch_folder("journal") / "out";
+  auto journal = Journal::open(out, {{"method", "wanda"}}, false);
+  ASSERT_TRUE(journal->write(0, block_with(1)).ok() && journal->write(1, block_with(2)).ok());
+  const fs::path file = out.string() + ".journal/block-000.safetensors";
+  const auto whole = io::read_text(file);
+  ASSERT_TRUE(whole.ok());
+  const auto refused = [&](const std::string& text) {
+    EXPECT_TRUE(io::write_text(file, text).ok());
+    const auto block = journal->read(0);
+    if (block.ok()) return false;
+    EXPECT_THAT(block.error().message,
+                AllOf(HasSubstr("block-000.safetensors"), HasSubstr("--resume")));
+    return true;
+  };
+  for (size_t i = 0; i < whole->size(); ++i) {
+    std::string damaged = *whole;
+    damaged[i] ^= 1;
+    // Spaces pad the header.
+    EXPECT_TRUE(refused(damaged) || (*whole)[i] == ' ') << "byte " << i;
+  }
+  EXPECT_TRUE(refused(whole->substr(0, whole->size() - 1)));
+  EXPECT_TRUE(refused(whole->substr(0, 20)));
+  EXPECT_TRUE(refused(*io::read_text(out.string() + ".journal/block-001.safetensors")));
+  EXPECT_FALSE(refused(*whole));
+}
+
 TEST(Journal, FinishedBlocksAreNeverThrownAwayUnasked) {
   const fs::path out = testing::scratch_folder("journal") / "out";
   ASSERT_TRUE(Journal::open(out, {{"a", 2}}, false).ok());

@@ -279,11 +279,56 @@ TEST_F(Pipeline, PrunesByStatisticsOfTheDenseModelFromAFolder) {
   const auto damaged = prune(model_, out_, reading, {});
   ASSERT_FALSE(damaged.ok());
   EXPECT_EQ(damaged.error().code, Code::kBadInput);
-  EXPECT_THAT(damaged.error().message, HasSubstr("is damaged"));
+  EXPECT_THAT(damaged.error().message,
+              AllOf(HasSubstr("block-001.safetensors"), HasSubstr("is damaged")));
+  fs::copy(folder / "block-002.safetensors", file, fs::copy_options::overwrite_existing);
+  fs::remove_all(out_.string() + ".journal");
+  EXPECT_THAT(prune(model_, out_, reading, {}).error().message,
+              AllOf(HasSubstr("block-001.safetensors"), HasSubstr("another block")));
+  fs::remove_all(out_.string() + ".journal");
+  const fs::path other = lacuna::testing::scratch_folder("config") / "model";
+  fs::copy(model_, other);
+  auto config = io::Checkpoint::open(model_)->config();
+  config["rms_norm_eps"] = 0.1;
+  fs::remove(other / "config.json");
+  ASSERT_TRUE(io::write_text(other / "config.json", config.dump()).ok());
+  EXPECT_THAT(prune(other, out_, reading, {}).error().message, HasSubstr("another config.json"));
   fs::remove(folder / "statistics.json");
   fs::remove_all(out_.string() + ".journal");
   EXPECT_THAT(prune(model_, out_, reading, {}).error().message,
               HasSubstr("no finished statistics"));
+}
+
+TEST_F(Pipeline, StatisticsGoIntoNoFolderOfSomethingElseAndHoldNoNaN) {
+  ASSERT_TRUE(prune(model_, out_, {.method = "magnitude"}, {}).ok());
+  const auto before = weights_of(out_);
+  const fs::path other = out_.string() + "2";
+  PruneOptions saving{.method = "wanda", .save_statistics = out_};
+  EXPECT_THAT(prune(model_, other, saving, calibration_).error().message,
+              AllOf(HasSubstr(out_.string()), HasSubstr("no part of statistics")));
+  EXPECT_EQ(weights_of(out_), before);
+
+  const fs::path statistics = out_.string() + ".statistics";
+  saving.save_statistics = statistics;
+  const auto report =
+      prune(model_with(model_, "model.layers.2.post_attention_layernorm.weight", 0x7fc0), other,
+            saving, calibration_);
+  ASSERT_FALSE(report.ok());
+  EXPECT_THAT(report.error().message, AllOf(HasSubstr("block 2"), HasSubstr("not all finite")));
+  EXPECT_FALSE(StatisticsFolder::open(statistics).ok());
+}
+
+TEST_F(Pipeline, RefusesExpressionsThatMatchNothing) {
+  for (auto PruneOptions::*list :
+       {&PruneOptions::target, &PruneOptions::exclude, &PruneOptions::refine_target}) {
+    PruneOptions options{.method = "magnitude", .refine = {"swaps"}};
+    options.*list = {"up_proj", "q_proj,k_proj"};
+    const auto report = prune(model_, out_, options, calibration_);
+    ASSERT_FALSE(report.ok());
+    EXPECT_EQ(report.error().code, Code::kUsage);
+    EXPECT_THAT(report.error().message,
+                AllOf(HasSubstr("\"q_proj,k_proj\" matches no Linear"), HasSubstr("self_attn")));
+  }
 }
 
 TEST_F(Pipeline, RefusesIdsAndLengthsThatTheModelDoesNotHave) {

@@ -165,10 +165,18 @@ TEST(SparseGpt, RaisesTheDampingAndSaysSoWhenCholeskyFails) {
   EXPECT_EQ(dropped(pruned.mask), 8 * 64 / 2);
 }
 
-TEST(SparseGpt, GivesUpByNameRatherThanFallBackToTheIdentity) {
+TEST(SparseGpt, ClipsEigenvaluesWhereNoDampingHelpsAndGivesUpByName) {
   InputStatistics statistics = identity_statistics(4);
   statistics.gram = at::tensor({1.f, 50.f, 50.f, 1.f}).view({2, 2});  // no damping up to 10 helps
   statistics.square_sums = at::ones({2});
+  const Pruned pruned = prune(random_matrix(2, 2, 1), statistics, {});
+  ASSERT_FALSE(pruned.warnings.empty());
+  EXPECT_THAT(pruned.warnings.back(), HasSubstr("eigenvalues clipped"));
+  EXPECT_EQ(pruned.damping, 0.01);
+  EXPECT_TRUE(pruned.weight.isfinite().all().item<bool>());
+  EXPECT_EQ(dropped(pruned.mask), 2);
+
+  statistics.gram = at::tensor({1.f, NAN, NAN, 1.f}).view({2, 2});
   const auto result = sparsegpt().prune(random_matrix(2, 2, 1), statistics, {});
   ASSERT_FALSE(result.ok());
   EXPECT_EQ(result.error().code, Code::kCheckFailed);

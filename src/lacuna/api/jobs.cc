@@ -40,13 +40,13 @@ void say(const JobProgress& progress, const std::string& line) {
 }
 
 /// Pruning what is sparse already is allowed; whoever does it by mistake should see it.
-void say_if_sparse(const Opened& opened, const JobProgress& progress) {
+void say_if_sparse(const Opened& opened, bool mask_stays, const JobProgress& progress) {
   int64_t sparse = 0, quantised = 0;
   for (const auto& [name, info] : opened.checkpoint.weights()) {
     sparse += info.pattern.kind != format::PatternKind::kDense;
     quantised += !info.quantization.none();
   }
-  if (sparse > 0)
+  if (sparse > 0 && !mask_stays)
     say(progress, fmt::format("{}: is sparse already ({} weights); zeros of it may be filled again",
                               opened.checkpoint.folder().string(), sparse));
   if (quantised > 0)
@@ -154,7 +154,7 @@ Result<model::Decoder> load_decoder(const fs::path& folder, const ComputeChoice&
 Result<prune::PruneReport> prune(const PruneJob& job, const JobProgress& progress) {
   LACUNA_TRY(const prune::Method method, prune::method_of(job.options));
   LACUNA_TRY(const Opened opened, open_model(job.model, job.choice));
-  say_if_sparse(opened, progress);
+  say_if_sparse(opened, job.options.request.keep_mask, progress);
   prune::CalibrationSource source;
   // Statistics that are there already need no calibration.
   const bool there = !job.options.statistics.empty();

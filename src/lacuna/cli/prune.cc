@@ -108,6 +108,9 @@ Status settle(Flags& flags, bool given) {
     return usage_error("--pattern {}: how many columns stay dense follows from --sparsity.",
                        flags.pattern);
   LACUNA_CHECK(settle_groups(flags, request));
+  if (request.keep_mask && (given || flags.pattern != "unstructured"))
+    return usage_error("--keep-mask: the mask stays as it is. Leave --sparsity and --pattern out.");
+  LACUNA_CHECK(prune::check_pattern(request));
   LACUNA_TRY(flags.job.options.store, api::parse_store(flags.store));
   LACUNA_CHECK(settle_allocation(flags, given));
   for (const std::string& objective : flags.reconstruct)
@@ -172,10 +175,21 @@ std::string reconstruction_line(const prune::PruneReport& report) {
 /// "budget bytes=2100000000B: reached 2099999872 (curves)"
 std::string budget_line(const prune::PruneReport& report) {
   if (report.budget.empty()) return {};
-  const std::string reached = report.budget_reached > 0
-                                  ? fmt::format("reached {:.8g}", report.budget_reached)
-                                  : "as predicted";
-  return fmt::format("budget {}: {} ({})\n", report.budget, reached, report.allocation);
+  return fmt::format("budget {}: reached {:.8g}{} ({})\n", report.budget, report.budget_reached,
+                     report.budget.starts_with("tpot") ? " as predicted" : "", report.allocation);
+}
+
+/// "3 inputs of 2 layers were zero in all of the calibration"; nothing where none was.
+std::string dead_line(const prune::PruneReport& report) {
+  int64_t inputs = 0, layers = 0;
+  for (const auto& layer : report.layers) {
+    inputs += layer.dead_inputs;
+    layers += layer.dead_inputs > 0 ? 1 : 0;
+  }
+  if (inputs == 0) return {};
+  return fmt::format(
+      "{} inputs of {} layers were zero in all of the calibration: their weights go first\n",
+      inputs, layers);
 }
 
 /// One line for those who did not ask for the table; nothing where no error was measured.
@@ -298,21 +312,24 @@ void add_prune(Tool& tool) {
                  "with --quantize: the mask that the model has, codes alone");
   verb->add_flag("--keep-head", options.keep_head,
                  "with --quantize: leave embedding and output matrix as they are");
-  verb->add_option(
-          "--calibration", flags.job.calibration,
-          "text or .jsonl with a `text` field, a data set name, or `self`: the model's own samples")
-      ->capture_default_str();
-  verb->add_option(
+  auto* calibration = verb->add_option("--calibration", flags.job.calibration,
+                                       "text or .jsonl with a `text` field, a data set name, or "
+                                       "`self`: the model's own samples")
+                          ->capture_default_str();
+  auto* ids = verb->add_option(
       "--calibration-ids", flags.job.calibration_ids,
       "token ids: safetensors with int32 `ids` [samples, length], or a JSON list of lists");
-  verb->add_option("--save-calibration-ids", flags.job.save_calibration_ids,
-                   "write the token ids used there, for --calibration-ids");
+  auto* save_ids = verb->add_option("--save-calibration-ids", flags.job.save_calibration_ids,
+                                    "write the token ids used there, for --calibration-ids");
   auto* saved = verb->add_option("--save-statistics", options.save_statistics,
                                  "calibrate the dense model in one pass, keep the statistics in "
                                  "this folder and prune by them");
-  verb->add_option("--statistics", options.statistics,
-                   "prune by the statistics of such a folder, without calibration")
-      ->excludes(saved);
+  auto* statistics =
+      verb->add_option("--statistics", options.statistics,
+                       "prune by the statistics of such a folder, without calibration")
+          ->excludes(saved);
+  for (CLI::Option* of_calibration : {calibration, ids, save_ids})
+    statistics->excludes(of_calibration);
   verb->add_option("--samples", flags.job.samples, "calibration samples")
       ->check(between(1, prune::kMostSamples))
       ->capture_default_str();
@@ -352,11 +369,11 @@ void add_prune(Tool& tool) {
     LACUNA_TRY(const auto report, api::prune(flags.job, tool.stoppable_progress()));
     tool.print(
         report::to_json(report),
-        fmt::format("{}{}{}{}{}: sparsity {:.4f}, {} (dense {}), {:.1f} s\n",
+        fmt::format("{}{}{}{}{}{}: sparsity {:.4f}, {} (dense {}), {:.1f} s\n",
                     tool.verbose() ? layer_table(report) + phase_line(report) : worst_layer(report),
-                    solver_line(report), reconstruction_line(report), budget_line(report),
-                    report.out.string(), report.sparsity, bytes_text(report.bytes_out),
-                    bytes_text(report.bytes_dense), report.seconds));
+                    solver_line(report), dead_line(report), reconstruction_line(report),
+                    budget_line(report), report.out.string(), report.sparsity,
+                    bytes_text(report.bytes_out), bytes_text(report.bytes_dense), report.seconds));
     return {};
   });
 }

@@ -72,16 +72,20 @@ json about_method(const PruneOptions& options, const Method& method,
 }  // namespace
 
 json to_json(const LayerReport& layer) {
-  return {
-      {"name", layer.name},       {"sparsity", layer.sparsity},     {"error", layer.error},
-      {"damping", layer.damping}, {"iterations", layer.iterations}, {"fell_back", layer.fell_back},
-      {"seconds", layer.seconds}};
+  return {{"name", layer.name},
+          {"sparsity", layer.sparsity},
+          {"error", layer.error},
+          {"damping", layer.damping},
+          {"iterations", layer.iterations},
+          {"fell_back", layer.fell_back},
+          {"dead_inputs", layer.dead_inputs},
+          {"seconds", layer.seconds}};
 }
 
 LayerReport layer_from(const json& layer) {
-  return {layer.at("name"),           layer.at("sparsity"),   layer.at("error"),
-          layer.at("damping"),        layer.at("iterations"), layer.at("fell_back"),
-          layer.value("seconds", 0.0)};
+  return {layer.at("name"),        layer.at("sparsity"),       layer.at("error"),
+          layer.at("damping"),     layer.at("iterations"),     layer.at("fell_back"),
+          layer.at("dead_inputs"), layer.value("seconds", 0.0)};
 }
 
 std::vector<std::string> sampled_hashes(const Bytes& bytes) {
@@ -119,6 +123,7 @@ Result<json> about_model(const io::Checkpoint& checkpoint) {
 Result<json> about_statistics(const Run& run) {
   json about;
   LACUNA_TRY(about["model"], about_model(run.checkpoint));
+  about["config"] = run.checkpoint.config();
   about["calibration"] = about_calibration(run.calibration);
   about["compute"] = about_compute(run.options.compute);
   return about;

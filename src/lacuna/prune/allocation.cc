@@ -295,6 +295,11 @@ std::string Budget::text() const {
   return fmt::format("sparsity={}", amount);
 }
 
+std::string Budget::told(double of) const {
+  if (kind == Kind::kBytes) return bytes_text(static_cast<uint64_t>(of));
+  return kind == Kind::kMilliseconds ? fmt::format("{:.4g} ms", of) : fmt::format("{:.6f}", of);
+}
+
 void measure(std::vector<LayerShare>& shares, const std::vector<at::Tensor>& weights,
              const std::vector<const InputStatistics*>& inputs, const AllocationOptions& options,
              const Request& request) {
@@ -345,11 +350,14 @@ Result<std::vector<double>> allocate(const std::vector<LayerShare>& shares,
   const Way way = way_of(shares, options, cost);
   const auto at = [&](double place) { return Settled(shares, cost, way(place)); };
   const double most = at(0).total(), least = at(1).total();
-  if (least > target || most < target)
+  if (options.budget && (least > target || most < target)) {
+    const double others = options.budget->amount - target;  // not theirs
     return usage_error(
-        "--budget: out of reach (got {}; dense these layers come to {:g}, with nothing left to "
-        "{:g}, and {:g} of it is theirs).",
-        options.budget ? options.budget->text() : "no budget", most, least, target);
+        "--budget: out of reach (got {}; need {} to {}: none, or all, of the "
+        "weights left). Ask for something between.",
+        options.budget->text(), options.budget->told(least + others),
+        options.budget->told(most + others));
+  }
   double low = 0, high = 1;  // too dear, and what meets the target
   for (int i = 0; i < 100; ++i) {
     const double middle = (low + high) / 2;

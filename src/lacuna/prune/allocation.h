@@ -37,7 +37,8 @@ struct Budget {
   /// Reads "sparsity=0.6", "bytes=2.1GB" (B, kB, MB, GB: decimal; KiB, MiB, GiB) or "tpot=12.5ms"
   /// (ms or us). @errors kUsage
   static Result<Budget> parse(std::string_view text);
-  std::string text() const;  ///< that parse() reads
+  std::string text() const;           ///< that parse() reads
+  std::string told(double of) const;  ///< an amount of this kind, for people: "2.10 GB"
 };
 
 struct AllocationOptions {

@@ -94,7 +94,16 @@ Status allocation_pass(Run& run) {
 void check_budget(Run& run) {
   constexpr double kClose = 0.001;
   const auto& budget = run.options.allocation.budget;
-  if (!budget || budget->kind == Budget::Kind::kMilliseconds) return;
+  if (!budget) return;
+  if (budget->kind == Budget::Kind::kMilliseconds) {
+    double predicted = run.options.allocation.other_milliseconds;
+    for (const LayerReport& layer : run.report.layers)
+      if (const auto time = run.options.allocation.milliseconds(layer.name, layer.sparsity);
+          time.ok())
+        predicted += *time;
+    run.report.budget_reached = predicted;
+    return;
+  }
   run.report.budget_reached = reached(*budget, run.out, run.report.sparsity);
   if (std::abs(run.report.budget_reached - budget->amount) <= kClose * budget->amount) return;
   run.warn(

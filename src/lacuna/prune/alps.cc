@@ -140,8 +140,9 @@ class Admm {
 
 /// ADMM finds which weights to keep together, conjugate gradients what they are then.
 /// A score gives the mask that it starts from (and what competes); without one that is the largest
-/// scaled weights. Where it has not come to rest after 300 iterations the better of its mask and
-/// the one it started from is taken.
+/// scaled weights. Where it has not come to rest after 300 iterations, or rests where nothing is
+/// won (inputs of a rank far below their number), the better of its mask and the one it started
+/// from is taken.
 /// @paper Meng et al., ALPS: Improved Optimization for Highly Sparse One-Shot Pruning for Large
 /// Language Models, https://arxiv.org/abs/2406.07831
 class Alps final : public Solver {
@@ -172,12 +173,13 @@ class Alps final : public Solver {
     Pruned pruned = polished(admm.project(free), free, problem, admm);
     pruned.damping = gram.damping;
     pruned.iterations = admm.iterations();
-    if (admm.converged()) return pruned;
-    const Pruned start = polished(admm.start_mask(), admm.dense(), problem, admm);
-    const auto error = [&](const Pruned& one) {
-      return damped_error(problem.weight, one.weight, gram, problem.request.executor);
+    const auto error = [&](const at::Tensor& weight) {
+      return damped_error(problem.weight, weight, gram, problem.request.executor);
     };
-    if (error(pruned) <= error(start)) return pruned;
+    const double reached = error(pruned.weight);
+    if (admm.converged() && reached <= error(problem.weight * admm.start_mask())) return pruned;
+    const Pruned start = polished(admm.start_mask(), admm.dense(), problem, admm);
+    if (reached <= error(start.weight)) return pruned;
     pruned.weight = start.weight;
     pruned.mask = start.mask;
     pruned.fell_back = true;

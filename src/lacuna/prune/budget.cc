@@ -34,8 +34,8 @@ Result<Target> bytes_target(const io::Checkpoint& checkpoint, const std::vector<
   LACUNA_TRY(const double others, other_bytes(checkpoint, names, pattern));
   if (budget.amount <= others)
     return usage_error(
-        "--budget: out of reach (got {}; what is not pruned takes {:.0f} bytes already).",
-        budget.text(), others);
+        "--budget: out of reach (got {}; what is not pruned takes {} already). Ask for more.",
+        budget.text(), budget.told(others));
   return Target{[&shares, dtypes, pattern](size_t layer, double at) {
                   const LayerShare& share = shares[layer];
                   return compact_bytes(pattern, share.rows, share.columns, dtypes[layer],
@@ -50,8 +50,8 @@ Result<Target> time_target(const std::vector<LayerShare>& shares,
   const double amount = options.budget->amount - options.other_milliseconds;
   if (amount <= 0)
     return usage_error(
-        "--budget: out of reach (got {}; what is not pruned takes {:.4g} ms already).",
-        options.budget->text(), options.other_milliseconds);
+        "--budget: out of reach (got {}; what is not pruned takes {} already). Ask for more.",
+        options.budget->text(), options.budget->told(options.other_milliseconds));
   std::vector<std::vector<double>> times;
   for (const LayerShare& share : shares) {
     auto& own = times.emplace_back();

@@ -1,9 +1,10 @@
 #include "lacuna/prune/damped_gram.h"
 
-#include <cmath>
+#include <algorithm>
 #include <numeric>
 
 #include "lacuna/prune/chunks.h"
+#include "lacuna/prune/positive.h"
 #include "lacuna/prune/rounded_products.h"
 
 namespace lacuna::prune {
@@ -60,13 +61,9 @@ void strip(const DampedGram& gram, const at::Tensor& dense, const at::Tensor& ke
   scaled.copy_(at::where(after <= before, scaled, start));
 }
 
-}  // namespace
-
-Result<DampedGram> damped_gram(const at::Tensor& gram, double damping, const Executor& executor) {
+DampedGram damped_by(const at::Tensor& gram, double damping, const Executor& executor) {
   // In float64, whose rounding doesn't show: the order of this sum may depend on the threads.
   const double mean = gram.diagonal().to(at::kDouble).mean().item<double>();
-  if (!std::isfinite(mean))
-    return bad_input("inputs: Gram matrix must be finite (got NaN or infinity on its diagonal).");
   DampedGram damped;
   damped.damping = damping;
   // Where all inputs are zero any weights do: the identity keeps them as they are.
@@ -80,6 +77,36 @@ Result<DampedGram> damped_gram(const at::Tensor& gram, double damping, const Exe
   });
   damped.unit.diagonal().fill_(1);
   return damped;
+}
+
+}  // namespace
+
+Result<DampedGram> damped_gram(const at::Tensor& gram, double damping, const Executor& executor) {
+  if (!gram.diagonal().isfinite().all().item<bool>())
+    return bad_input("inputs: Gram matrix must be finite (got NaN or infinity on its diagonal).");
+  std::vector<std::string> warnings;
+  // Rounding may leave directions of no or of negative length, along which weights would grow
+  // without end.
+  const auto sound = [&](DampedGram& damped) {
+    if (!cholesky_in_place(damped.unit.clone(), executor)) return false;
+    damped.warnings = warnings;
+    return true;
+  };
+  double now = damping;
+  for (; now <= std::max(damping, kMostDamping); now = more_damping(now)) {
+    if (now != damping)
+      warnings.push_back(fmt::format("damping raised to {:g}: the Gram matrix had no factor", now));
+    DampedGram damped = damped_by(gram, now, executor);
+    if (sound(damped)) return damped;
+  }
+  warnings.emplace_back("eigenvalues clipped: the Gram matrix had no factor at any damping");
+  if (const at::Tensor positive = clipped(gram); positive.defined()) {
+    DampedGram damped = damped_by(positive, damping, executor);
+    if (sound(damped)) return damped;
+  }
+  return check_failed(
+      "inputs: the Gram matrix can't be factored even with its eigenvalues clipped. Use other "
+      "calibration data.");
 }
 
 double damped_error(const at::Tensor& weight, const at::Tensor& pruned, const DampedGram& gram,

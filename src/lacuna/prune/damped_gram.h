@@ -18,7 +18,8 @@ struct DampedGram {
   at::Tensor unit;   ///< float32 [in, in], symmetric
   at::Tensor norms;  ///< float32 [in], > 0: roots of the damped diagonal
   double damping = 0;
-  bool rounded_products = false;  ///< as Request has it
+  bool rounded_products = false;      ///< as Request has it
+  std::vector<std::string> warnings;  ///< damping that was raised, eigenvalues that were clipped
 
   at::Tensor scaled(const at::Tensor& weight) const { return weight * norms; }
   /// Back again; exact zeros where the mask says so.
@@ -27,7 +28,9 @@ struct DampedGram {
   }
 };
 
-/// @errors kBadInput: NaN or infinity on the diagonal
+/// With more damping than asked for, or its eigenvalues clipped, where it has no Cholesky factor
+/// (inputs of a rank below their number, in float32).
+/// @errors kBadInput: NaN or infinity on the diagonal; kCheckFailed: in no way made positive
 Result<DampedGram> damped_gram(const at::Tensor& gram, double damping, const Executor& executor);
 
 /// sum over outputs of d G d^T, d = W - W', G damped: what solvers and refinements make small.

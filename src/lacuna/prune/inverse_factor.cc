@@ -3,26 +3,16 @@
 #include <algorithm>
 
 #include "lacuna/prune/chunks.h"
+#include "lacuna/prune/positive.h"
 
 namespace lacuna::prune {
 namespace {
 
-constexpr double kMostDamping = 10;
-
-// Matrices are cut into tiles of this many rows and columns. LAPACK's own Cholesky chooses its
-// blocks by the number of threads, and the bits change with it; up to this size it has but one.
+// Matrices are cut into tiles of this many rows and columns, as for their Cholesky factor.
 constexpr int64_t kTile = 128;
 
 // Up to this size a GPU inverts a triangle by substitution.
 constexpr int64_t kGpuTile = 512;
-
-/// cuSOLVER's bits don't change from run to run, so a GPU factors the whole at once.
-bool cholesky_on_gpu(const at::Tensor& matrix) {
-  const auto [factor, info] = at::linalg_cholesky_ex(matrix);
-  if (info.item<int>() != 0 || !factor.diagonal().isfinite().all().item<bool>()) return false;
-  matrix.copy_(factor);
-  return true;
-}
 
 /// Replaces a lower triangular matrix by its inverse: halves, joined by products, which a GPU does
 /// far better than substitutions. [A 0; B C]^-1 = [A^-1 0; -C^-1 B A^-1 C^-1]
@@ -40,34 +30,6 @@ void invert_lower_on_gpu(const at::Tensor& lower) {
   invert_lower_on_gpu(c);
   const at::Tensor right = at::mm(b, a);
   b.addmm_(c, right, /*beta=*/0, /*alpha=*/-1);
-}
-
-/// Replaces the lower triangle of a symmetric matrix by its Cholesky factor and clears the upper;
-/// false when there is none.
-bool cholesky_in_place(const at::Tensor& matrix, const Executor& executor) {
-  if (!matrix.is_cpu()) return cholesky_on_gpu(matrix);
-  const int64_t n = matrix.size(0);
-  for (int64_t k = 0; k < n; k += kTile) {
-    const int64_t width = std::min(kTile, n - k), rest = n - k - width;
-    const at::Tensor corner = matrix.narrow(0, k, width).narrow(1, k, width);
-    const auto [factor, info] = at::linalg_cholesky_ex(corner);
-    if (info.item<int>() != 0 || !factor.diagonal().isfinite().all().item<bool>()) return false;
-    corner.copy_(factor);
-    matrix.narrow(0, k, width).narrow(1, k + width, rest).zero_();
-    const int64_t tiles = (rest + kTile - 1) / kTile;
-    const at::Tensor panel = matrix.narrow(0, k + width, rest).narrow(1, k, width);
-    parallel_chunks(executor, tiles, [&](int64_t i) {
-      const at::Tensor rows = panel.narrow(0, i * kTile, std::min(kTile, rest - i * kTile));
-      rows.copy_(at::linalg_solve_triangular(factor.t(), rows, /*upper=*/true, /*left=*/false));
-    });
-    parallel_chunks(executor, tiles, [&](int64_t j) {  // the lower triangle of what is left
-      const int64_t from = j * kTile, across = std::min(kTile, rest - from);
-      matrix.narrow(0, k + width + from, rest - from)
-          .narrow(1, k + width + from, across)
-          .addmm_(panel.narrow(0, from, rest - from), panel.narrow(0, from, across).t(), 1, -1);
-    });
-  }
-  return true;
 }
 
 /// L^-1 of a lower triangular matrix, which is used up.
@@ -89,15 +51,17 @@ at::Tensor inverse_of_lower(at::Tensor lower, const Executor& executor) {
 }
 
 /// L of the damped Hessian with rows and columns in reverse order; nothing when it has none.
+/// @param clip  its eigenvalues, if it is none of a sum of squares
 at::Tensor reversed_cholesky(const InputStatistics& statistics, const at::Tensor& dead,
-                             double damping, const Executor& executor) {
+                             double damping, bool clip, const Executor& executor) {
   at::Tensor hessian = statistics.gram.flip({0, 1});
   hessian.mul_(2.0 / static_cast<double>(std::max<int64_t>(1, statistics.sequences)));
   at::Tensor diagonal = hessian.diagonal();
   diagonal.masked_fill_(dead.flip(0), 1);
   // In float64, whose rounding doesn't show: the order of this sum may depend on the threads.
   diagonal.add_(diagonal.to(at::kDouble).mean().item<double>() * damping);
-  return cholesky_in_place(hessian, executor) ? hessian : at::Tensor();
+  if (clip) hessian = clipped(hessian);
+  return hessian.defined() && cholesky_in_place(hessian, executor) ? hessian : at::Tensor();
 }
 
 }  // namespace
@@ -111,21 +75,24 @@ Result<InverseFactor> inverse_factor(const InputStatistics& statistics, double d
   InverseFactor result;
   result.dead = gram.diagonal() == 0;
   at::Tensor lower;
+  bool clip = false;
   for (double now = damping;;) {
-    lower = reversed_cholesky(statistics, result.dead, now, executor);
+    lower = reversed_cholesky(statistics, result.dead, now, clip, executor);
     if (lower.defined()) {
       result.damping = now;
       break;
     }
-    const double next = std::max(now * 10, 1e-3);
-    if (next > kMostDamping)
+    if (clip)
       return check_failed(
-          "inputs: the Hessian can't be factored even with damping {:g}. Use other calibration "
-          "data.",
-          now);
+          "inputs: the Hessian can't be factored even with damping {:g} and its eigenvalues "
+          "clipped. Use other calibration data.",
+          kMostDamping);
+    const double next = more_damping(now);
+    clip = next > kMostDamping;
     result.warnings.push_back(
-        fmt::format("damping raised to {:g}: Cholesky failed at {:g}", next, now));
-    now = next;
+        clip ? fmt::format("eigenvalues clipped: Cholesky failed up to damping {:g}", now)
+             : fmt::format("damping raised to {:g}: Cholesky failed at {:g}", next, now));
+    now = clip ? damping : next;
   }
   result.upper = inverse_of_lower(std::move(lower), executor).flip({0, 1});
   return result;

@@ -7,6 +7,7 @@
 #include "lacuna/io/compact_store.h"
 #include "lacuna/io/file.h"
 #include "lacuna/io/json.h"
+#include "lacuna/io/noted_file.h"
 
 namespace lacuna::prune {
 namespace fs = std::filesystem;
@@ -15,7 +16,9 @@ namespace {
 constexpr const char* kAbout = "journal.json";
 constexpr const char* kRun = "run";      // key of what decides the result, in journal.json
 constexpr const char* kCoded = "coded";  // key of what declares a block's codes, in its notes
-constexpr const char* kNotes = "notes";  // key of a block's notes in the safetensors metadata
+// keys of what lies beside a block's tensors
+constexpr const char* kBlock = "block";
+constexpr const char* kNotes = "notes";
 
 /// "model, pattern": the keys in which two runs differ.
 std::string differences(const nlohmann::json& a, const nlohmann::json& b) {
@@ -167,24 +170,19 @@ fs::path Journal::file_of(int64_t block) const {
 }
 
 Status Journal::write(int64_t block, const Block& content) {
-  LACUNA_CHECK(
-      io::write_safetensors(file_of(block), content.tensors, {{kNotes, content.notes.dump()}}));
+  const nlohmann::json notes = {{kBlock, block}, {kNotes, content.notes}};
+  LACUNA_CHECK(io::write_noted(file_of(block), content.tensors, notes));
   finished_ = std::max(finished_, block + 1);
   return {};
 }
 
 Result<Journal::Block> Journal::read(int64_t block) const {
-  LACUNA_TRY(const auto file, io::SafetensorsFile::open(file_of(block)));
-  Block content;
-  const auto notes = file.metadata().find(kNotes);
-  if (notes == file.metadata().end())
-    return bad_input("{}: has no notes. Remove the folder to start afresh.", file.path());
-  LACUNA_TRY(content.notes, io::parse_json_object(notes->second, file.path() + ": the notes"));
-  for (const auto& entry : file.entries()) {
-    LACUNA_TRY(Tensor tensor, file.tensor(entry.name));
-    content.tensors.push_back({entry.name, std::move(tensor)});
-  }
-  return content;
+  const std::string remedy =
+      "Remove the file and go on by --resume: this block and those after it are pruned again.";
+  LACUNA_TRY(auto file, io::read_noted(file_of(block), remedy));
+  if (file.notes.value(kBlock, int64_t{-1}) != block || !file.notes.contains(kNotes))
+    return bad_input("{}: belongs to another block. {}", file_of(block).string(), remedy);
+  return Block{std::move(file.tensors), std::move(file.notes[kNotes])};
 }
 
 Status Journal::remove() const { return remove_journal(folder_); }

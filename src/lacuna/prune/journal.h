@@ -47,7 +47,7 @@ class Journal {
   int64_t finished_blocks() const { return finished_; }
   /// @errors kCheckFailed (disk full, ...)
   Status write(int64_t block, const Block& content);
-  /// Tensors of a finished block, mapped. @errors kBadInput: damaged
+  /// Tensors of a finished block, mapped. @errors kBadInput: damaged, or another block's
   Result<Block> read(int64_t block) const;
   Status remove() const;
 

@@ -109,28 +109,6 @@ std::string spelled(const Score* score, const Solver& solver,
   return text;
 }
 
-Status check_patterns(const Request& request) {
-  if (request.keep_mask) return {};  // nothing is chosen
-  if (!(request.sparsity >= 0 && request.sparsity <= 1))
-    return usage_error("--sparsity: must lie between 0 and 1 (got {}).", request.sparsity);
-  if (request.pattern.kind == format::PatternKind::kDense)
-    return usage_error(
-        "--pattern: dense prunes nothing (need unstructured, KEEP:OF or block:RxC).");
-  if (request.rest.kind != format::PatternKind::kDense) LACUNA_CHECK(check_hybrid(request));
-  const format::Pattern& pattern = request.pattern;
-  const bool keep_of = pattern.kind == format::PatternKind::kKeepOf;
-  if ((keep_of && !(0 < pattern.keep && pattern.keep < pattern.of && pattern.of <= 64)) ||
-      (pattern.kind == format::PatternKind::kBlock &&
-       (pattern.block_rows < 1 || pattern.block_columns < 1)))
-    return usage_error("--pattern: out of range (got {}; need 0 < KEEP < OF <= 64, or block:RxC).",
-                       pattern.text());
-  if (keep_of && request.group)
-    return usage_error(
-        "--group: {} can't be combined with {}, whose groups are fixed. Leave it out.",
-        group_name(*request.group), request.pattern.text());
-  return {};
-}
-
 /// Scores by gradients need them, unless the mask is there.
 Status check_gradient(Slope slope, const at::Tensor& weight, const Request& request) {
   if (slope == Slope::kNone || request.keep_mask) return {};
@@ -242,7 +220,7 @@ Status Method::check(const at::Tensor& weight, const InputStatistics& statistics
   if (weight.dim() != 2 || weight.scalar_type() != at::kFloat)
     return bad_input("weight: must be a float32 matrix (got {} dimensions). Convert it first.",
                      weight.dim());
-  LACUNA_CHECK(check_patterns(request));
+  LACUNA_CHECK(check_pattern(request));
   LACUNA_CHECK(check_finite(weight, "weight", "Repair or download the model again."));
   const bool gram = needs_gram() || !request.quantization.none();
   if (!gram && !needs_inputs()) return {};
@@ -300,12 +278,38 @@ Result<Pruned> Method::prune(const at::Tensor& weight, const InputStatistics& gi
       LACUNA_TRY(pruned, run_stages({weight, statistics, stages, {}}));
     }
   }
+  if (statistics.damped) {
+    const auto& raised = statistics.damped->warnings;
+    pruned.warnings.insert(pruned.warnings.begin(), raised.begin(), raised.end());
+  }
   if (coded) {
     pruned.weight = pruned.weight.cpu();
     pruned.mask = pruned.mask.cpu();
     LACUNA_CHECK(make_codes({here, on_cpu(statistics), coding, {}}, pruned));
   }
   return pruned;
+}
+
+Status check_pattern(const Request& request) {
+  if (request.keep_mask) return {};  // nothing is chosen
+  if (!(request.sparsity >= 0 && request.sparsity <= 1))
+    return usage_error("--sparsity: must lie between 0 and 1 (got {}).", request.sparsity);
+  if (request.pattern.kind == format::PatternKind::kDense)
+    return usage_error(
+        "--pattern: dense prunes nothing (need unstructured, KEEP:OF or block:RxC).");
+  if (request.rest.kind != format::PatternKind::kDense) LACUNA_CHECK(check_hybrid(request));
+  const format::Pattern& pattern = request.pattern;
+  const bool keep_of = pattern.kind == format::PatternKind::kKeepOf;
+  if ((keep_of && !(0 < pattern.keep && pattern.keep < pattern.of && pattern.of <= 64)) ||
+      (pattern.kind == format::PatternKind::kBlock &&
+       (pattern.block_rows < 1 || pattern.block_columns < 1)))
+    return usage_error("--pattern: out of range (got {}; need 0 < KEEP < OF <= 64, or block:RxC).",
+                       pattern.text());
+  if (keep_of && request.group)
+    return usage_error(
+        "--group: {} can't be combined with {}, whose groups are fixed. Leave it out.",
+        group_name(*request.group), request.pattern.text());
+  return {};
 }
 
 const std::vector<const Method*>& methods() {
@@ -347,6 +351,8 @@ Result<Method> compose(const MethodChoice& choice) {
     LACUNA_TRY(made.solver_, find_stage(kSolvers, choice.solve, "--solve"));
   }
   if (!choice.refine.empty()) made.refinements_.clear();
+  if (choice.refine.size() > 1 && std::ranges::count(choice.refine, "none") > 0)
+    return usage_error("--refine none: stands alone (got {}).", fmt::join(choice.refine, ", "));
   for (const std::string& name : choice.refine) {
     if (name == "none") continue;
     LACUNA_TRY(const Refinement* refinement, find_stage(kRefinements, name, "--refine"));

@@ -147,6 +147,9 @@ class Method {
   bool codes_ = false;
 };
 
+/// Whether a request's pattern, sparsity and group go together. @errors kUsage
+Status check_pattern(const Request& request);
+
 /// Combinations with a name, in the order of --help. @errors kUsage: unknown name (lists the known
 /// ones)
 const std::vector<const Method*>& methods();

@@ -142,6 +142,7 @@ Status Pipeline::begin() {
   LACUNA_CHECK(check_options(run_));
   if (options.request.pattern.kind == format::PatternKind::kKeepOf)
     options.request.sparsity = options.request.pattern.sparsity();
+  LACUNA_CHECK(check_pattern(options.request));
   run_.report.out = run_.given_out;
   run_.report.quantization = options.request.quantization.text();
   LACUNA_TRY(run_.out, io::out_folder(run_.given_out));

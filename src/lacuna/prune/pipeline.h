@@ -73,8 +73,9 @@ struct LayerReport {
   double sparsity = 0;
   double error = 0;  ///< relative_error(); negative when the method has no inputs
   double damping = 0;
-  int64_t iterations = 0;  ///< of a solver that iterates
-  bool fell_back = false;  ///< a warning says to what, and why
+  int64_t iterations = 0;   ///< of a solver that iterates
+  bool fell_back = false;   ///< a warning says to what, and why
+  int64_t dead_inputs = 0;  ///< zero in all of the calibration
   double seconds = 0;
 };
 
@@ -86,7 +87,7 @@ struct PruneReport {
   uint64_t planned_peak_bytes = 0;  ///< stated before the start
   std::string allocation;           ///< "curves": who gave up how much; empty: all the same
   std::string budget;               ///< as asked, or empty
-  double budget_reached = 0;        ///< in the budget's unit; 0: nobody measured it
+  double budget_reached = 0;        ///< in the budget's unit; of a time: as predicted
   /// What the seconds went to, in the order in which it was begun (phase_clock.h): calibration,
   /// gradients (of scores that want them), load (weights and embeddings), forward (calibration
   /// through the blocks), statistics, factor, solve, error (of the report), journal, reconstruct,

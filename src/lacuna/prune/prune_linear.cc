@@ -29,6 +29,7 @@ Request request_of(const Run& run, const std::string& name) {
 
 Status choose_refined(Run& run) {
   if (run.options.refine_target.empty()) return {};
+  LACUNA_CHECK(check_all_match(run.options.refine_target, run.spec, "--refine-target"));
   LACUNA_TRY(run.refined, compile(run.options.refine_target, "--refine-target"));
   PruneOptions plain = run.options;
   plain.refine = {"none"};
@@ -79,6 +80,8 @@ Result<at::Tensor> prune_linear(Run& run, const std::string& name, InputStatisti
   layer.damping = pruned->damping;
   layer.iterations = pruned->iterations;
   layer.fell_back = pruned->fell_back;
+  if (inputs != nullptr && inputs->square_sums.defined())
+    layer.dead_inputs = (inputs->square_sums == 0).sum().item<int64_t>();
   layer.seconds = seconds_since(start);
   if (const double off = layer.sparsity - request.sparsity;
       !request.keep_mask && request.pattern.kind == format::PatternKind::kBlock &&

@@ -4,10 +4,9 @@
 #include <utility>
 #include <vector>
 
-#include "lacuna/io/checkpoint.h"
 #include "lacuna/io/file.h"
 #include "lacuna/io/json.h"
-#include "lacuna/io/safetensors.h"
+#include "lacuna/io/noted_file.h"
 
 namespace lacuna::prune {
 namespace fs = std::filesystem;
@@ -15,8 +14,7 @@ using nlohmann::json;
 namespace {
 
 constexpr const char* kAbout = "statistics.json";
-constexpr const char* kNotes = "lacuna";
-constexpr int kVersion = 1;
+constexpr int kVersion = 2;
 constexpr int64_t kWidest = int64_t{1} << 20;
 
 /// The upper triangle of a symmetric matrix, row by row.
@@ -42,25 +40,6 @@ at::Tensor unpacked(const at::Tensor& triangle, int64_t n) {
   return matrix;
 }
 
-/// One tensor of a block's file, float32 of `elements`, with its checksums compared.
-Result<at::Tensor> checked(const io::SafetensorsFile& file, const json& checksums,
-                           const std::string& name, int64_t elements) {
-  LACUNA_TRY(const Tensor tensor, file.tensor(name));
-  if (tensor.dtype != DType::kF32 || tensor.elements() != elements)
-    return bad_input(
-        "{}: tensor \"{}\" has another size than its input (got {} elements, need "
-        "{}).",
-        file.path(), name, tensor.elements(), elements);
-  if (!checksums.contains(name) || checksums[name] != io::chunk_checksums(tensor.bytes))
-    return bad_input(
-        "{}: tensor \"{}\" is damaged (its checksum differs). Collect the statistics "
-        "again.",
-        file.path(), name);
-  at::Tensor values = at::empty({elements}, at::kFloat);
-  std::memcpy(values.mutable_data_ptr<float>(), tensor.bytes.data(), tensor.bytes.size());
-  return values;
-}
-
 }  // namespace
 
 fs::path StatisticsFolder::file_of(int64_t layer) const {
@@ -76,6 +55,13 @@ Result<StatisticsFolder> StatisticsFolder::create(const fs::path& folder, json a
   if (fs::exists(folder / kAbout, failure))
     return bad_input("{}: holds finished statistics. Use them by --statistics, or remove them.",
                      folder.string());
+  for (fs::directory_iterator entry(folder, failure), end; !failure && entry != end;
+       entry.increment(failure))
+    if (const std::string name = entry->path().filename().string(); !name.starts_with("block-"))
+      return bad_input(
+          "{}: holds {}, which is no part of statistics (need a new or empty folder). Choose "
+          "another.",
+          folder.string(), name);
   fs::create_directories(folder, failure);
   if (failure)
     return check_failed("{}: can't be written ({}).", folder.string(), failure.message());
@@ -92,14 +78,15 @@ Result<StatisticsFolder> StatisticsFolder::open(const fs::path& folder) {
   LACUNA_TRY(const std::string text, io::read_text(folder / kAbout));
   LACUNA_TRY(found.about_, io::parse_json_object(text, (folder / kAbout).string()));
   if (const json version = found.about_.value("version", json()); version != kVersion)
-    return bad_input("{}: statistics of another version (got {}; need {}).", folder.string(),
-                     version.dump(), kVersion);
+    return bad_input(
+        "{}: statistics of another version (got {}; need {}). Collect the statistics again.",
+        folder.string(), version.dump(), kVersion);
   return found;
 }
 
 Status StatisticsFolder::write(int64_t layer, const InputsByTarget& inputs) {
   std::vector<io::NamedTensor> tensors;
-  json notes = {{"inputs", json::object()}, {"checksums", json::object()}};
+  json notes = {{"block", layer}, {"inputs", json::object()}};
   std::map<const InputStatistics*, std::string> named;
   for (const auto& [linear, statistics] : inputs) {
     const auto [place, first] = named.emplace(statistics.get(), linear);
@@ -108,20 +95,24 @@ Status StatisticsFolder::write(int64_t layer, const InputsByTarget& inputs) {
                                {"sequences", statistics->sequences},
                                {"tokens", statistics->tokens}};
     if (!first) continue;
+    if (!statistics->square_sums.isfinite().all().item<bool>())
+      return bad_input(
+          "block {}: inputs of {} are not all finite (NaN or infinity). Verify the model, or "
+          "compute in --dtype float32.",
+          layer, linear);
     const auto add = [&](const char* what, const at::Tensor& values) {
       const at::Tensor here = values.cpu().contiguous();
       const float* from = here.const_data_ptr<float>();
-      const Tensor tensor{
-          DType::kF32, {here.numel()}, Bytes::take(std::vector<float>(from, from + here.numel()))};
-      const std::string name = fmt::format("{}.{}", linear, what);
-      notes["checksums"][name] = io::chunk_checksums(tensor.bytes);
-      tensors.push_back({name, tensor});
+      tensors.push_back({fmt::format("{}.{}", linear, what),
+                         {DType::kF32,
+                          {here.numel()},
+                          Bytes::take(std::vector<float>(from, from + here.numel()))}});
     };
     add("gram", packed(statistics->gram));
     add("square_sums", statistics->square_sums);
     add("sums", statistics->sums);
   }
-  return io::write_safetensors(file_of(layer), tensors, {{kNotes, notes.dump()}});
+  return io::write_noted(file_of(layer), tensors, notes);
 }
 
 Status StatisticsFolder::finish() {
@@ -129,14 +120,27 @@ Status StatisticsFolder::finish() {
 }
 
 Result<InputsByTarget> StatisticsFolder::read(int64_t layer) const {
-  LACUNA_TRY(const auto file, io::SafetensorsFile::open(file_of(layer)));
-  const auto found = file.metadata().find(kNotes);
-  if (found == file.metadata().end())
-    return bad_input("{}: not a file of statistics (no notes).", file.path());
-  LACUNA_TRY(const json notes, io::parse_json_object(found->second, file.path() + ": the notes"));
+  const fs::path path = file_of(layer);
+  LACUNA_TRY(const auto file, io::read_noted(path, "Collect the statistics again."));
+  std::map<std::string, Tensor> tensors;
+  for (const auto& [name, tensor] : file.tensors) tensors[name] = tensor;
+  /// A copy, float32 of `elements`.
+  const auto values = [&](const std::string& name, int64_t elements) -> Result<at::Tensor> {
+    const auto found = tensors.find(name);
+    if (found == tensors.end() || found->second.dtype != DType::kF32 ||
+        found->second.elements() != elements)
+      return bad_input("{}: tensor \"{}\" has another size than its input (need {} elements).",
+                       path.string(), name, elements);
+    at::Tensor copy = at::empty({elements}, at::kFloat);
+    std::memcpy(copy.mutable_data_ptr<float>(), found->second.bytes.data(), copy.nbytes());
+    return copy;
+  };
   InputsByTarget inputs;
   try {
-    for (const auto& [linear, about] : notes.at("inputs").items()) {
+    if (file.notes.at("block") != layer)
+      return bad_input("{}: holds the statistics of another block. Collect the statistics again.",
+                       path.string());
+    for (const auto& [linear, about] : file.notes.at("inputs").items()) {
       const std::string of = about.at("of");
       if (const auto shared = inputs.find(of); shared != inputs.end()) {
         inputs[linear] = shared->second;
@@ -144,19 +148,19 @@ Result<InputsByTarget> StatisticsFolder::read(int64_t layer) const {
       }
       const int64_t n = about.at("width");
       if (n < 1 || n > kWidest)
-        return bad_input("{}: input of \"{}\": width out of range (got {}).", file.path(), of, n);
-      const json& checksums = notes.at("checksums");
+        return bad_input("{}: input of \"{}\": width out of range (got {}).", path.string(), of, n);
       auto statistics = std::make_shared<InputStatistics>();
       statistics->sequences = about.at("sequences");
       statistics->tokens = about.at("tokens");
-      LACUNA_TRY(const at::Tensor gram, checked(file, checksums, of + ".gram", n * (n + 1) / 2));
+      LACUNA_TRY(const at::Tensor gram, values(of + ".gram", n * (n + 1) / 2));
       statistics->gram = unpacked(gram, n);
-      LACUNA_TRY(statistics->square_sums, checked(file, checksums, of + ".square_sums", n));
-      LACUNA_TRY(statistics->sums, checked(file, checksums, of + ".sums", n));
+      LACUNA_TRY(statistics->square_sums, values(of + ".square_sums", n));
+      LACUNA_TRY(statistics->sums, values(of + ".sums", n));
       inputs[linear] = inputs[of] = std::move(statistics);
     }
   } catch (const json::exception& error) {
-    return bad_input("{}: the notes are not those of statistics ({}).", file.path(), error.what());
+    return bad_input("{}: the notes are not those of statistics ({}).", path.string(),
+                     error.what());
   }
   return inputs;
 }

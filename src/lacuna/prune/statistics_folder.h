@@ -17,19 +17,19 @@ using InputsByTarget = std::map<std::string, std::shared_ptr<InputStatistics>>;
 
 /// `DIR/`: statistics.json says which model and calibration they are of, block-NNN.safetensors has
 /// for every distinct input, named by its first Linear: gram (the upper triangle row by row,
-/// float32 [n (n + 1) / 2]), square_sums and sums [n]. A checksum for every MiB lies in the file's
-/// metadata.
+/// float32 [n (n + 1) / 2]), square_sums and sums [n] (io/noted_file.h).
 class StatisticsFolder {
  public:
   /// @param about  model, calibration, ... ; statistics.json, written by finish()
-  /// @errors kBadInput: finished statistics lie there already; kCheckFailed
+  /// @errors kBadInput: finished statistics lie there already, or something else; kCheckFailed
   static Result<StatisticsFolder> create(const std::filesystem::path& folder, nlohmann::json about);
   /// @errors kBadInput: not there, not finished, or of a newer version
   static Result<StatisticsFolder> open(const std::filesystem::path& folder);
 
+  /// @errors kBadInput: inputs that are not finite; kCheckFailed
   Status write(int64_t layer, const InputsByTarget& inputs);
   Status finish();
-  /// @errors kBadInput: not there or damaged, naming file and tensor
+  /// @errors kBadInput: not there, damaged or of another block, naming file and tensor
   Result<InputsByTarget> read(int64_t layer) const;
   const nlohmann::json& about() const { return about_; }
 

@@ -127,6 +127,11 @@ Status open_statistics(Run& run) {
   if (run.statistics->about().value("model", json()) != model)
     return bad_input("{}: statistics of another model. Collect them from {}.", folder.string(),
                      run.checkpoint.folder().string());
+  if (run.statistics->about().value("config", json()) != run.checkpoint.config())
+    return bad_input(
+        "{}: statistics of these weights under another config.json. Collect them from "
+        "{}.",
+        folder.string(), run.checkpoint.folder().string());
   run.progress.statistics_kept = !run.options.save_statistics.empty();
   return {};
 }

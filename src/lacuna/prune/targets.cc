@@ -25,6 +25,21 @@ bool any_matches(const std::vector<std::regex>& regexes, const std::string& name
                      [&](const std::regex& regex) { return std::regex_search(name, regex); });
 }
 
+Status check_all_match(const std::vector<std::string>& texts, const io::DecoderSpec& spec,
+                       const char* flag) {
+  LACUNA_TRY(const auto regexes, compile(texts, flag));
+  const auto weights = spec.block_weights();
+  for (size_t i = 0; i < regexes.size(); ++i)
+    if (std::ranges::none_of(weights, [&](const io::DecoderSpec::BlockWeight& weight) {
+          return std::regex_search(weight.name, regexes[i]);
+        }))
+      return usage_error(
+          "{}: \"{}\" matches no Linear of the model. Names look like \"{}\"; several expressions "
+          "are given one after the other.",
+          flag, texts[i], weights.front().name);
+  return {};
+}
+
 namespace {
 
 /// Of a weight that is to be stored sparse: told now, not when all blocks are pruned.
@@ -48,6 +63,8 @@ Result<Targets> find_targets(const io::Checkpoint& checkpoint, const io::Decoder
                              const PruneOptions& options) {
   LACUNA_TRY(const auto wanted, compile(options.target, "--target"));
   LACUNA_TRY(const auto unwanted, compile(options.exclude, "--exclude"));
+  LACUNA_CHECK(check_all_match(options.target, spec, "--target"));
+  LACUNA_CHECK(check_all_match(options.exclude, spec, "--exclude"));
   Targets targets(static_cast<size_t>(spec.layers));
   bool any = false;
   for (const auto& weight : spec.block_weights()) {

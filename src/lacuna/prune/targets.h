@@ -13,6 +13,11 @@ using Targets = std::vector<std::vector<std::string>>;
 Result<Targets> find_targets(const io::Checkpoint& checkpoint, const io::DecoderSpec& spec,
                              const PruneOptions& options);
 
+/// Refuses an expression that matches none of the weights in the blocks, which is a slip of the
+/// pen.
+/// @errors kUsage
+Status check_all_match(const std::vector<std::string>& texts, const io::DecoderSpec& spec,
+                       const char* flag);
 /// @param flag  where the texts come from. @errors kUsage: no regular expression
 Result<std::vector<std::regex>> compile(const std::vector<std::string>& texts, const char* flag);
 bool any_matches(const std::vector<std::regex>& regexes, const std::string& name);

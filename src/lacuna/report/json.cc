@@ -9,7 +9,8 @@ nlohmann::json to_json(const prune::PruneReport& report) {
   for (const prune::LayerReport& layer : report.layers) {
     nlohmann::json row = {{"name", layer.name},           {"sparsity", layer.sparsity},
                           {"damping", layer.damping},     {"iterations", layer.iterations},
-                          {"fell_back", layer.fell_back}, {"seconds", layer.seconds}};
+                          {"fell_back", layer.fell_back}, {"dead_inputs", layer.dead_inputs},
+                          {"seconds", layer.seconds}};
     row["error"] = layer.error < 0 ? nlohmann::json(nullptr) : nlohmann::json(layer.error);
     layers.push_back(std::move(row));
   }
