@@ -117,11 +117,15 @@ TEST(Sweep, ResumeLeavesFinishedModelsAlone) {
 }
 
 TEST(Sweep, FindsTheFrontierWithAndWithoutCodes) {
+  const fs::path table = scratch_folder("sweep_frontier") / "table.md";
   const json report =
       done(sweep(fmt::format("--methods wanda --patterns 0.5 --text {} --length 64 --windows 2 "
-                             "--frontier 0.5 --json",
-                             text_file().string())))
+                             "--table {} --frontier 0.5 --json",
+                             text_file().string(), table.string())))
           .report();
+  EXPECT_THAT(bytes_of(table),
+              HasSubstr("- no predicted time of dense, 0.5, frontier none, frontier int8, frontier "
+                        "int4g64: the measured table is off (LACUNA_TUNE)"));
   ASSERT_EQ(report.at("frontier").size(), 3u);
   const double most = 1.5 * report.at("dense").at("perplexity").get<double>();
   const std::vector<std::string> codes = {"none", "int8", "int4g64"};

@@ -58,7 +58,9 @@ Result<double> predicted_milliseconds(const model::Decoder& decoder,
           "of 8 or 4 bits, or a weight that is expanded for each product).",
           linear->out_features(), linear->in_features());
     if (const auto time = table.milliseconds(*problem); time.ok())
-      sum += *time;
+      // A slice of a stacked product (q of q, k and v) has its problem, and takes its share.
+      sum += *time * static_cast<double>(linear->out_features()) /
+             static_cast<double>(problem->outputs);
     else
       missing.insert(kernels::measured_as(*problem).text());
   }

@@ -202,8 +202,7 @@ Error stopped(const SweepJob& job) {
                       job.write.string())};
 }
 
-// ---- the same through the pruned blocks
-// ----------------------------------------------------------
+// ---- the same through the pruned blocks ---------------------------------------------------------
 
 /// What statistics.json says of the calibration.
 struct Recorded {

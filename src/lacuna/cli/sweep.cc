@@ -176,7 +176,8 @@ std::string chart_of(const api::SweepReport& report) {
 }
 
 /// Why times are missing: every reason once, with the rows that it is true of.
-std::string remarks_of(const api::SweepReport& report) {
+/// @param front  of each line
+std::string remarks_of(const api::SweepReport& report, std::string_view front = "") {
   std::vector<std::pair<std::string, std::vector<std::string>>> reasons;  // in order of the rows
   const auto note = [&](const std::string& row, const api::SweepMeasure& measure) {
     if (measure.milliseconds) return;
@@ -195,7 +196,7 @@ std::string remarks_of(const api::SweepReport& report) {
   for (const auto& row : report.frontier) note("frontier " + row.code, row.measure);
   std::string text;
   for (const auto& [reason, rows] : reasons)
-    text += fmt::format("no predicted time of {}: {}\n", fmt::join(rows, ", "), reason);
+    text += fmt::format("{}no predicted time of {}: {}\n", front, fmt::join(rows, ", "), reason);
   return text;
 }
 
@@ -235,7 +236,8 @@ Status write_table(const api::SweepReport& report, const std::filesystem::path& 
   if (file.extension() == ".csv") return io::write_text(file, table_of(report).csv());
   std::string text = table_of(report).markdown();
   if (!report.frontier.empty()) text += "\n" + frontier_table(report).markdown();
-  if (const std::string remarks = remarks_of(report); !remarks.empty()) text += "\n" + remarks;
+  if (const std::string remarks = remarks_of(report, "- "); !remarks.empty())
+    text += "\n" + remarks;
   return io::write_text(file, text);
 }
 
