@@ -9,6 +9,7 @@
 #include <numeric>
 #include <sstream>
 
+#include "lacuna/api/measure.h"
 #include "lacuna/bench/tune.h"
 #include "support/data.h"
 
@@ -98,6 +99,39 @@ TEST(LayerTimes, NameWhatWasNotMeasuredAndTakeTheirShareOfAProduct) {
                   0.005 * whole)
           << weight.name << " " << sparsity;
   }
+}
+
+TEST(PredictedMilliseconds, NameAllThatWasNotMeasuredAtOnce) {
+  const Demo demo;
+  const auto decoder =
+      load_decoder(demo.folder, {.device = "cpu", .dtype = "float32", .threads = 1});
+  ASSERT_TRUE(decoder.ok()) << decoder.error().message;
+  const auto missing = predicted_milliseconds(*decoder, bench::SpeedTable({}));
+  ASSERT_FALSE(missing.ok());
+  EXPECT_EQ(missing.error().code, Code::kNotPossible);
+  const auto problems = named_problems(missing.error().message);
+  EXPECT_EQ(problems.size(), 5u) << "q with k and v, o, gate with up, down, the head";
+  const auto time = predicted_milliseconds(*decoder, bench::SpeedTable(table_of(problems)));
+  ASSERT_TRUE(time.ok()) << time.error().message;
+  double weights = static_cast<double>(demo.spec.vocab * demo.spec.hidden);
+  for (const auto& weight : demo.spec.block_weights())
+    weights += static_cast<double>(weight.linear.out * weight.linear.in);
+  EXPECT_NEAR(*time, weights / 1e6, 1e-9) << "each product once";
+}
+
+TEST(PredictedMilliseconds, SayThatCodesAreNotMeasured) {
+  const Demo demo;
+  const fs::path coded = lacuna::testing::scratch_folder("predict_codes") / "int8";
+  ASSERT_TRUE(
+      convert(demo.folder, coded, {.quantization = *format::Quantization::parse("int8")}).ok());
+  const ComputeChoice choice{.device = "cpu", .dtype = "float32", .threads = 1};
+  const auto decoder = load_decoder(coded, choice);
+  ASSERT_TRUE(decoder.ok()) << decoder.error().message;
+  const auto time = predicted_milliseconds(*decoder, bench::SpeedTable({}));
+  EXPECT_EQ(time.error().code, Code::kNotPossible);
+  EXPECT_THAT(time.error().message, HasSubstr("codes of 8 or 4 bits"));
+  TuneJob job{.what = {coded.string()}, .keep = false, .choice = choice};
+  EXPECT_THAT(tune(job).error().message, HasSubstr("codes of 8 or 4 bits"));
 }
 
 TEST(LayerTimes, ABudgetOfTimeIsMetByTheTableOfTheMachine) {

@@ -117,11 +117,15 @@ TEST(Sweep, ResumeLeavesFinishedModelsAlone) {
 }
 
 TEST(Sweep, FindsTheFrontierWithAndWithoutCodes) {
+  const fs::path table = scratch_folder("sweep_frontier") / "table.md";
   const json report =
       done(sweep(fmt::format("--methods wanda --patterns 0.5 --text {} --length 64 --windows 2 "
-                             "--frontier 0.5 --json",
-                             text_file().string())))
+                             "--table {} --frontier 0.5 --json",
+                             text_file().string(), table.string())))
           .report();
+  EXPECT_THAT(bytes_of(table),
+              HasSubstr("- no predicted time of dense, 0.5, frontier none, frontier int8, frontier "
+                        "int4g64: the measured table is off (LACUNA_TUNE)"));
   ASSERT_EQ(report.at("frontier").size(), 3u);
   const double most = 1.5 * report.at("dense").at("perplexity").get<double>();
   const std::vector<std::string> codes = {"none", "int8", "int4g64"};
@@ -136,13 +140,163 @@ TEST(Sweep, FindsTheFrontierWithAndWithoutCodes) {
             report.at("dense").at("bytes").get<int64_t>() / 2);
 }
 
+/// What lies in a folder, by name.
+std::vector<std::string> names_in(const fs::path& folder) {
+  std::vector<std::string> names;
+  for (const auto& entry : fs::directory_iterator(folder))
+    names.push_back(entry.path().filename().string());
+  return names;
+}
+
+TEST(Sweep, TellsWhatStatisticsOfTheDenseModelLose) {
+  const fs::path folder = scratch_folder("sweep_compared"), chart = folder / "chart.svg";
+  const std::string line = sweep(fmt::format(
+      "--methods magnitude,wanda,sparsegpt --patterns 0.5,2:4 --text {0} --length 64 --windows 2 "
+      "--compare-propagated --calibration {0} --table {1} --chart {2} ",
+      text_file().string(), (folder / "table.md").string(), chart.string()));
+  const json report = done(line + "--json").report();
+  EXPECT_GT(report.at("compare_seconds").get<double>(), 0);
+  size_t compared = 0;
+  for (const json& row : report.at("rows")) {
+    EXPECT_EQ(row.contains("propagated"), row.at("best").get<bool>()) << row;
+    if (!row.contains("propagated")) continue;
+    ++compared;
+    // The same as `prune` makes from the calibration itself.
+    const fs::path out = folder / "alone";
+    done(fmt::format(
+        "prune {} -o {} --method {} {} --calibration {} --samples 4 --length 64 "
+        "--overwrite -q",
+        demo_model(), out.string(), row.at("method").get<std::string>(),
+        row.at("pattern") == "2:4" ? "--pattern 2:4" : "--sparsity 0.5", text_file().string()));
+    const json alone = done(fmt::format("eval {} --text {} --length 64 --windows 2 --json -q",
+                                        out.string(), text_file().string()))
+                           .report();
+    const double perplexity = row.at("propagated").at("perplexity");
+    EXPECT_NEAR(perplexity, alone.at("perplexity").get<double>(), 1e-6 * perplexity);
+    EXPECT_NE(perplexity, row.at("perplexity").get<double>());
+    EXPECT_NEAR(row.at("lost").get<double>(), row.at("perplexity").get<double>() / perplexity - 1,
+                1e-12);
+  }
+  EXPECT_EQ(compared, 2u) << "the best of each pattern";
+  EXPECT_THAT(bytes_of(folder / "table.md"), AllOf(HasSubstr("propagated"), HasSubstr("lost")));
+  EXPECT_THAT(bytes_of(chart), HasSubstr("through the pruned blocks"));
+}
+
+TEST(Sweep, ComparesAllRowsAndWhatNeedsNoInputsWithItself) {
+  const json report =
+      done(sweep(fmt::format("--methods magnitude,wanda --patterns 0.5 --text {0} --length 64 "
+                             "--windows 2 --calibration {0} --json --compare-propagated all",
+                             text_file().string())))
+          .report();
+  const json &magnitude = report.at("rows")[0], &wanda = report.at("rows")[1];
+  EXPECT_EQ(magnitude.at("lost"), 0.0);
+  EXPECT_NE(wanda.at("lost"), 0.0);
+}
+
+TEST(Sweep, ComparesWithTheCalibrationOfTheStatisticsAlone) {
+  const fs::path folder = scratch_folder("sweep_calibration"), other = folder / "other.txt";
+  std::ofstream(other) << some_text(500);
+  const std::string line =
+      fmt::format("--methods wanda --patterns 0.5 --text {} --length 64 --windows 2 --write {} ",
+                  text_file().string(), (folder / "models").string());
+  const std::vector<std::pair<std::string, std::string>> wrong = {
+      {"--compare-propagated --calibration " + other.string(), "other tokens than those"},
+      {"--compare-propagated --seed 7 --calibration " + text_file().string(),
+       "other tokens than those"},
+      {"--compare-propagated", "4 x 64 tokens of text.txt"},
+      {"--compare-propagated most --calibration self", "need best or all"},
+      {"--calibration " + text_file().string(), "--compare-propagated"}};
+  for (const auto& [flags, message] : wrong) {
+    const Output run = lacuna_tool(sweep(line + flags));
+    EXPECT_EQ(run.code, 2) << flags << run.err;
+    EXPECT_THAT(run.err, HasSubstr(message)) << flags;
+  }
+  EXPECT_FALSE(fs::exists(folder / "models")) << "all of it is known before anything is pruned";
+}
+
+TEST(Sweep, MakesCodesAndDenseColumnsInTheSamePass) {
+  const fs::path folder = scratch_folder("sweep_codes");
+  const json report =
+      done(sweep(fmt::format("--methods sparsegpt --patterns 0.5,2:4+dense@0.4 --write {} --json",
+                             folder.string())))
+          .report();
+  EXPECT_NEAR(report.at("rows")[1].at("sparsity").get<double>(), 0.4, 0.002);
+  const json coded =
+      done(sweep(fmt::format("--methods sparsegpt --patterns 0.5,2:4 --quantize none,int4 --write "
+                             "{} --resume --json",
+                             folder.string())))
+          .report();
+  ASSERT_EQ(coded.at("rows").size(), 4u);
+  for (size_t i = 0; i < 4; ++i) {
+    const json& row = coded.at("rows")[i];
+    EXPECT_EQ(row.at("code"), i % 2 == 0 ? "none" : "int4g64");
+    EXPECT_TRUE(row.at("best").get<bool>()) << "alone with its pattern and code";
+  }
+  EXPECT_LT(coded.at("rows")[1].at("bytes").get<int64_t>(),
+            coded.at("rows")[0].at("bytes").get<int64_t>() / 2);
+  const fs::path alone = folder / "alone";
+  const std::string prune =
+      fmt::format("prune {} -o {} --method sparsegpt --statistics {} -q --overwrite ", demo_model(),
+                  alone.string(), statistics());
+  for (const auto& [name, flags] : std::vector<std::pair<std::string, std::string>>{
+           {"sparsegpt-2-4-dense-0.4", "--pattern 2:4+dense --sparsity 0.4"},
+           {"sparsegpt-2-4-int4g64", "--pattern 2:4 --quantize int4"}}) {
+    done(prune + flags);
+    for (const char* file : {"model.safetensors", "config.json"})
+      EXPECT_EQ(bytes_of(folder / name / file), bytes_of(alone / file)) << name << " " << file;
+  }
+}
+
+TEST(Sweep, NamesAllThatCantBeDoneBeforeItPrunesAnything) {
+  const fs::path folder = scratch_folder("sweep_impossible") / "models";
+  const Output run = lacuna_tool(
+      sweep(fmt::format("--methods magnitude,alps+swaps,dsnot,gradient --patterns "
+                        "0.5,block:4x4@0.5,2:4+dense@0.4 --quantize none,int4 --write {}",
+                        folder.string())));
+  EXPECT_EQ(run.code, 2) << run.err;
+  EXPECT_THAT(run.err,
+              AllOf(HasSubstr("alps+swaps block:4x4@0.5: --refine swaps: can't do"),
+                    HasSubstr("dsnot block:4x4@0.5 int4g64: --refine dsnot: can't do"),
+                    HasSubstr("magnitude 2:4+dense@0.4 int4g64: --pattern 2:4+dense: neither"),
+                    HasSubstr("gradient: its gradients need the calibration text"),
+                    HasSubstr("`lacuna prune --method gradient --calibration FILE`"),
+                    HasSubstr("leave gradient out"),
+                    HasSubstr("sweep dsnot apart, without block:4x4@0.5, block:4x4@0.5 int4g64, "
+                              "2:4+dense@0.4 int4g64")));
+  EXPECT_THAT(run.err, Not(HasSubstr("--save-statistics")));
+  EXPECT_FALSE(fs::exists(folder)) << "no model, no journal";
+}
+
+TEST(Sweep, WhatItCantWriteOrReadIsKnownBeforeItPrunes) {
+  const fs::path folder = scratch_folder("sweep_early");
+  const std::string line =
+      fmt::format("--methods wanda --patterns 0.5 --write {} ", (folder / "models").string());
+  std::ofstream(folder / "short.txt") << "few words";
+  const std::vector<std::pair<std::string, std::string>> wrong = {
+      {fmt::format("--table {}/none/table.md", folder.string()), "there is no folder"},
+      {fmt::format("--chart {}/none/chart.svg", folder.string()), "there is no folder"},
+      {fmt::format("--text {}/none.txt", folder.string()), "none.txt"},
+      {fmt::format("--text {}/short.txt", folder.string()), "shorter than one window"}};
+  for (const auto& [flags, message] : wrong) {
+    const Output run = lacuna_tool(sweep(line + flags));
+    EXPECT_EQ(run.code, 3) << flags << run.err;
+    EXPECT_THAT(run.err, HasSubstr(message)) << flags;
+  }
+  EXPECT_THAT(names_in(folder), ::testing::ElementsAre("short.txt"));
+}
+
 TEST(Sweep, WrongWordsAreUsageErrors) {
   for (const char* rest :
        {"--methods magic --patterns 0.5", "--methods wanda --patterns 1.5",
         "--methods wanda --patterns 2:4@0.5", "--methods wanda --patterns 0.5,0.5",
         "--methods wanda+magic --patterns 0.5", "--methods wanda",
         "--methods wanda --patterns 0.5 --frontier", "--methods wanda --patterns 0.5 --table t.txt",
-        "--methods wanda --patterns 0.5 --resume"}) {
+        "--methods wanda --patterns 0.5 --resume", "--methods wanda --patterns 0.5+dense@0.4",
+        "--methods wanda --patterns 2:4+dense", "--methods wanda --patterns 2:4+dense@0.5",
+        "--methods wanda --patterns block:4x4+dense@0.4", "--methods wanda --patterns unstructured",
+        "--methods wanda --patterns 0.5 --quantize int3",
+        "--methods wanda --patterns 0.5 --quantize int4,int4g64",
+        "--methods wanda --patterns 0.5 --compare-propagated"}) {
     const Output run = lacuna_tool(sweep(rest));
     EXPECT_EQ(run.code, 2) << rest << run.err;
     EXPECT_NE(run.err, "") << rest;

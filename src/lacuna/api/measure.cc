@@ -25,7 +25,7 @@ Result<std::vector<Problem>> problems_of_model(const fs::path& folder, const Tun
   std::vector<Problem> problems;
   for (const model::Linear* linear : decoder.linears()) {
     auto problem = linear->decode_problem();
-    if (!problem) continue;  // always a dense product: nothing to choose
+    if (!problem) continue;  // a form that is not measured
     for (const int64_t tokens : job.tokens) {
       problem->tokens = tokens;
       const Problem standing_for = kernels::measured_as(*problem);
@@ -34,7 +34,10 @@ Result<std::vector<Problem>> problems_of_model(const fs::path& folder, const Tun
     }
   }
   if (problems.empty())
-    return not_possible("{}: no layer of it runs on kernels here (GPU).", folder.string());
+    return not_possible(
+        "{}: all of its layers are held in forms that are not measured (codes of 8 or 4 bits, or "
+        "weights that are expanded for each product). Give the model from before it was quantised.",
+        folder.string());
   return problems;
 }
 

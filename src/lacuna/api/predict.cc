@@ -9,6 +9,7 @@
 #include <set>
 #include <vector>
 
+#include "lacuna/kernels/measured.h"
 #include "lacuna/model/weight.h"
 
 namespace lacuna::api {
@@ -35,6 +36,11 @@ std::vector<std::vector<std::string>> stacks_of(const io::DecoderSpec& spec, int
   return stacks;
 }
 
+Error not_measured(const std::set<std::string>& problems) {
+  return not_possible("{} products were not measured on this machine. Run `lacuna tune {}` first.",
+                      problems.size(), fmt::join(problems, " "));
+}
+
 }  // namespace
 
 Result<double> predicted_milliseconds(const model::Decoder& decoder,
@@ -43,12 +49,22 @@ Result<double> predicted_milliseconds(const model::Decoder& decoder,
     return not_possible("the measured table is one of CPUs (the model runs on {}).",
                         decoder.compute().device.str());
   double sum = 0;
+  std::set<std::string> missing;  // problems
   for (const model::Linear* linear : decoder.linears()) {
     const auto problem = linear->decode_problem();
-    if (!problem) return not_possible("a Linear of the model runs on no kernel here.");
-    LACUNA_TRY(const double time, table.milliseconds(*problem));
-    sum += time;
+    if (!problem)
+      return not_possible(
+          "`lacuna tune` measures no product of the form in which a Linear of {}x{} is held (codes "
+          "of 8 or 4 bits, or a weight that is expanded for each product).",
+          linear->out_features(), linear->in_features());
+    if (const auto time = table.milliseconds(*problem); time.ok())
+      // A slice of a stacked product (q of q, k and v) has its problem, and takes its share.
+      sum += *time * static_cast<double>(linear->out_features()) /
+             static_cast<double>(problem->outputs);
+    else
+      missing.insert(kernels::measured_as(*problem).text());
   }
+  if (!missing.empty()) return not_measured(missing);
   return sum;
 }
 
@@ -101,10 +117,7 @@ Result<LayerTimes> layer_times(const io::Checkpoint& checkpoint, const io::Decod
     }
   const std::string head = spec.lm_head + ".weight", tied = spec.embedding + ".weight";
   add({checkpoint.contains(head) ? head : tied});
-  if (!missing.empty())
-    return not_possible(
-        "{} products were not measured on this machine. Run `lacuna tune {}` first.",
-        missing.size(), fmt::join(missing, " "));
+  if (!missing.empty()) return not_measured(missing);
   times.pruned = [products, problem_of, pattern, table](const std::string& weight,
                                                         double sparsity) -> Result<double> {
     const auto& [product, share] = products->at(weight);

@@ -15,7 +15,8 @@ namespace lacuna::api {
 
 /// Of a loaded model: all of its Linears and the output matrix, one token of one sequence. What
 /// lies between them (attention, norms) is not in it.
-/// @errors kNotPossible: a device without a table, a problem that was not measured
+/// @errors kNotPossible: a device without a table; a product that no table has (named); problems
+/// that were not measured (the command that measures all of them)
 Result<double> predicted_milliseconds(const model::Decoder& decoder,
                                       const bench::SpeedTable& table);
 

@@ -7,17 +7,26 @@
 namespace lacuna::api {
 namespace fs = std::filesystem;
 
-Result<SweepJudge> SweepJudge::open(const SweepJob& job, const JobProgress& progress) {
+Result<std::vector<int32_t>> SweepJudge::read_text(const SweepJob& job) {
+  if (job.text.empty()) return std::vector<int32_t>();
+  LACUNA_TRY(const fs::path text, io::find_dataset(job.text, io::Split::kTest));
+  LACUNA_TRY(const auto tokenizer, io::Tokenizer::open(job.model));
+  LACUNA_TRY(auto ids, eval::evaluation_ids(text.string(), job.evaluation.protocol, *tokenizer));
+  if (static_cast<int64_t>(ids.size()) < job.evaluation.length)
+    return bad_input(
+        "--text {}: shorter than one window (got {} tokens; need {}). Give a longer text or lower "
+        "--length.",
+        job.text, ids.size(), job.evaluation.length);
+  return ids;
+}
+
+Result<SweepJudge> SweepJudge::open(const SweepJob& job, std::vector<int32_t> ids,
+                                    const JobProgress& progress) {
   SweepJudge judge;
   judge.job_ = &job;
   judge.progress_ = &progress;
+  judge.ids_ = std::move(ids);
   LACUNA_TRY(judge.decoder_, load_decoder(job.model, job.choice));
-  if (!job.text.empty()) {
-    LACUNA_TRY(const fs::path text, io::find_dataset(job.text, io::Split::kTest));
-    LACUNA_TRY(const auto tokenizer, io::Tokenizer::open(job.model));
-    LACUNA_TRY(judge.ids_,
-               eval::evaluation_ids(text.string(), job.evaluation.protocol, *tokenizer));
-  }
   if (auto table = bench::SpeedTable::here(); table.ok())
     judge.table_ = std::move(table).value();
   else

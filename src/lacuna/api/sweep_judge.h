@@ -12,8 +12,13 @@ namespace lacuna::api {
 
 class SweepJudge {
  public:
-  /// Loads the dense model and measures it. @errors those of reading text and model
-  static Result<SweepJudge> open(const SweepJob& job, const JobProgress& progress);
+  /// The tokens to measure on, none without text. @errors those of reading them; kBadInput: fewer
+  /// than one window
+  static Result<std::vector<int32_t>> read_text(const SweepJob& job);
+  /// Loads the dense model and measures it. @param ids  from read_text(). @errors those of the
+  /// model
+  static Result<SweepJudge> open(const SweepJob& job, std::vector<int32_t> ids,
+                                 const JobProgress& progress);
   const SweepMeasure& dense() const { return dense_; }
   const model::Compute& compute() const { return decoder_->compute(); }
   /// @param with_kl  runs the dense model beside it @param what  for the progress
