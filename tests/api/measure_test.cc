@@ -6,6 +6,8 @@
 #include <map>
 #include <set>
 
+#include "lacuna/api/predict.h"
+#include "lacuna/bench/speed_table.h"
 #include "lacuna/kernels/measured.h"
 #include "model/models.h"
 #include "support/data.h"
@@ -41,6 +43,33 @@ TEST(TuneJob, measuresTheLayersOfAModelOnceEachAndUsesWhatItFound) {
   const auto trial = must(tune(job));
   EXPECT_EQ(trial.file, "");
   EXPECT_EQ(must(bench::read_tuned(report.file)).size(), 10u);
+  kernels::set_measured_winners({});
+  unsetenv("XDG_CACHE_HOME");
+}
+
+TEST(TuneJob, MeasuresCodesAndTheirTimeIsPredicted) {
+  const auto folder = testing::scratch_folder("tune_codes");
+  setenv("XDG_CACHE_HOME", folder.c_str(), 1);
+  for (const char* code : {"int8", "int4", "fp8"}) {
+    const auto coded = folder / code;
+    must(convert(testing::demo_model_folder(), coded,
+                 {.quantization = must(format::Quantization::parse(code))}));
+    TuneJob job{.what = {coded.string()},
+                .tokens = {1},
+                .options = bench::CompareOptions::quick(),
+                .choice = {.device = "cpu", .dtype = "float32", .threads = 1}};
+    const auto report = must(tune(job));
+    const auto values = must(kernels::Problem::parse(fmt::format("linear_dense:{}:8x8x1", code)));
+    bool found = false;
+    for (const auto& tuned : report.tuned) {
+      found = found || tuned.problem.values == values.values;
+      EXPECT_EQ(kernels::measured_winner(tuned.problem), tuned.candidate);
+    }
+    EXPECT_TRUE(found) << code;
+    const auto decoder = must(load_decoder(coded, job.choice));
+    const auto table = bench::SpeedTable(must(bench::read_tuned(report.file)));
+    EXPECT_GT(must(predicted_milliseconds(decoder, table)), 0) << code;
+  }
   kernels::set_measured_winners({});
   unsetenv("XDG_CACHE_HOME");
 }

@@ -9,7 +9,6 @@
 #include <numeric>
 #include <sstream>
 
-#include "lacuna/api/measure.h"
 #include "lacuna/bench/tune.h"
 #include "support/data.h"
 
@@ -117,21 +116,6 @@ TEST(PredictedMilliseconds, NameAllThatWasNotMeasuredAtOnce) {
   for (const auto& weight : demo.spec.block_weights())
     weights += static_cast<double>(weight.linear.out * weight.linear.in);
   EXPECT_NEAR(*time, weights / 1e6, 1e-9) << "each product once";
-}
-
-TEST(PredictedMilliseconds, SayThatCodesAreNotMeasured) {
-  const Demo demo;
-  const fs::path coded = lacuna::testing::scratch_folder("predict_codes") / "int8";
-  ASSERT_TRUE(
-      convert(demo.folder, coded, {.quantization = *format::Quantization::parse("int8")}).ok());
-  const ComputeChoice choice{.device = "cpu", .dtype = "float32", .threads = 1};
-  const auto decoder = load_decoder(coded, choice);
-  ASSERT_TRUE(decoder.ok()) << decoder.error().message;
-  const auto time = predicted_milliseconds(*decoder, bench::SpeedTable({}));
-  EXPECT_EQ(time.error().code, Code::kNotPossible);
-  EXPECT_THAT(time.error().message, HasSubstr("codes of 8 or 4 bits"));
-  TuneJob job{.what = {coded.string()}, .keep = false, .choice = choice};
-  EXPECT_THAT(tune(job).error().message, HasSubstr("codes of 8 or 4 bits"));
 }
 
 TEST(LayerTimes, ABudgetOfTimeIsMetByTheTableOfTheMachine) {

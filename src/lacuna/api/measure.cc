@@ -35,8 +35,9 @@ Result<std::vector<Problem>> problems_of_model(const fs::path& folder, const Tun
   }
   if (problems.empty())
     return not_possible(
-        "{}: all of its layers are held in forms that are not measured (codes of 8 or 4 bits, or "
-        "weights that are expanded for each product). Give the model from before it was quantised.",
+        "{}: all of its layers are held in a form that is not measured (weights that are expanded "
+        "for each product). Leave --activations out, or give the model from before it was "
+        "quantised.",
         folder.string());
   return problems;
 }

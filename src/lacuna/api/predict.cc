@@ -54,8 +54,8 @@ Result<double> predicted_milliseconds(const model::Decoder& decoder,
     const auto problem = linear->decode_problem();
     if (!problem)
       return not_possible(
-          "`lacuna tune` measures no product of the form in which a Linear of {}x{} is held (codes "
-          "of 8 or 4 bits, or a weight that is expanded for each product).",
+          "`lacuna tune` measures no product of the form in which a Linear of {}x{} is held (a "
+          "weight that is expanded for each product).",
           linear->out_features(), linear->in_features());
     if (const auto time = table.milliseconds(*problem); time.ok())
       // A slice of a stacked product (q of q, k and v) has its problem, and takes its share.

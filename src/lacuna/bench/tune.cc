@@ -26,11 +26,11 @@ constexpr double kLeastGain = 1.02;
 Result<std::string> first_supporting(const kernels::Problem& problem) {
   LACUNA_TRY(const auto* operation, kernels::find_linear_operation(problem.operation));
   std::string refusals;
-  for (const kernels::LinearCandidate& candidate : operation->candidates()) {
-    const kernels::Support support = candidate.supports(problem, kernels::Device::this_cpu());
-    if (support) return candidate.name;
-    refusals +=
-        fmt::format("{}{} {}", refusals.empty() ? "" : "; ", candidate.name, support.refusal());
+  for (const auto& line :
+       kernels::explain_linear(*operation, problem, kernels::Device::this_cpu())) {
+    if (line.support) return line.candidate;
+    refusals += fmt::format("{}{} {}", refusals.empty() ? "" : "; ", line.candidate,
+                            line.support.refusal());
   }
   return not_possible("{}: no kernel supports this problem ({}).", problem.text(), refusals);
 }

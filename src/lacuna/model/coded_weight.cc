@@ -1,5 +1,6 @@
 #include "lacuna/model/coded_weight.h"
 
+#include <algorithm>
 #include <limits>
 
 #include "lacuna/format/element.h"
@@ -12,15 +13,17 @@ namespace linear_coded = kernels::linear_coded;
 
 Result<WeightPtr> CodedWeight::make(const format::CompactMatrix& matrix, const Compute& compute) {
   const auto* operation = kernels::linear_operation(matrix.pattern.kind);
-  kernels::Problem problem{.operation = std::string(operation->name),
-                           .values = matrix.quantization.code == format::Code::kInt8
-                                         ? kernels::Values::kInt8
-                                         : kernels::Values::kInt4G64,
-                           .activations = dtype_of(compute.dtype),
-                           .outputs = matrix.rows,
-                           .inputs = matrix.columns,
-                           .tokens = 1,
-                           .pattern = matrix.pattern};
+  const auto weights = static_cast<double>(std::max<int64_t>(1, matrix.rows * matrix.columns));
+  kernels::Problem problem{
+      .operation = std::string(operation->name),
+      .values = matrix.quantization.code == format::Code::kInt8 ? kernels::Values::kInt8
+                                                                : kernels::Values::kInt4G64,
+      .activations = dtype_of(compute.dtype),
+      .outputs = matrix.rows,
+      .inputs = matrix.columns,
+      .tokens = 1,
+      .pattern = matrix.pattern,
+      .sparsity = 1 - static_cast<double>(format::count_kept(matrix)) / weights};
   LACUNA_TRY(auto stream, linear_coded::Stream::pack(matrix, torch_executor()));
   auto weight = std::make_shared<CodedWeight>(std::move(stream), compute);
   for (; problem.tokens <= linear_coded::kMaxTokens; ++problem.tokens) {

@@ -21,6 +21,7 @@ class CodedWeight final : public Weight {
                  const Executor& executor) const override;
   size_t bytes() const override { return stream_.size_bytes(); }
   bool is_coded() const override { return true; }
+  std::optional<kernels::Problem> decode_problem() const override { return plans_.front().problem; }
 
   CodedWeight(kernels::linear_coded::Stream stream, const Compute& compute)
       : Weight(stream.rows(), stream.columns(), compute), stream_(std::move(stream)) {}
