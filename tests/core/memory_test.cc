@@ -31,8 +31,10 @@ TEST(ParseBytes, ReadsUnitsAndRefusesTheRest) {
   EXPECT_EQ(parse_bytes("800MiB"), 838'860'800u);
   EXPECT_EQ(parse_bytes("2.1kB"), 2100u);
   EXPECT_EQ(parse_bytes("7"), 7u);
+  for (const uint64_t bytes : {uint64_t{512}, uint64_t{98'400'000}, uint64_t{1'120'000'000'000}})
+    EXPECT_EQ(parse_bytes(bytes_text(bytes)), bytes);
   for (const char* wrong :
-       {"", "GB", "12 GB", "12GBs", "12gb", "-1GB", "0", "1e-3B", "1e30GB", "nan", "inf", "0x10"})
+       {"", "GB", "12  GB", "12GBs", "12gb", "-1GB", "0", "1e-3B", "1e30GB", "nan", "inf", "0x10"})
     EXPECT_FALSE(parse_bytes(wrong)) << wrong;
 }
 

@@ -120,7 +120,6 @@ TEST(AtomicFile, AFolderThatIsNotThereIsNamed) {
               AllOf(HasSubstr("/nowhere/at/all"), HasSubstr("No such file")));
 }
 
-/// A file system of 256 KiB, mounted for one test.
 TEST(ScratchMemory, HoldsWhatIsWrittenAndLeavesNoFile) {
   const fs::path folder = testing::scratch_folder("scratch");
   constexpr size_t kSize = size_t{3} << 20;
@@ -146,6 +145,7 @@ TEST(ScratchMemory, SaysWhereNoRoomWasFound) {
               HasSubstr("No such file"));
 }
 
+/// A file system of 256 KiB, mounted for one test.
 class DiskFull : public ::testing::Test {
  protected:
   void SetUp() override {

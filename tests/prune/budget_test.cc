@@ -239,6 +239,20 @@ TEST_F(Budgeted, VariantsGoOnWhereTheyWereStopped) {
   for (const Variant& variant : variants) EXPECT_EQ(files_of(variant.out), whole[variant.out]);
 }
 
+/// The head is codes there, which stand for other weights than the model's.
+TEST_F(Budgeted, FinishedVariantsWithCodesAreTakenAsTheyAre) {
+  const auto checkpoint = io::Checkpoint::open(lacuna::testing::demo_model_folder());
+  Variant variant{out_ / "wanda", {.method = "wanda", .statistics = statistics_, .resume = true}};
+  variant.options.request.quantization = *format::Quantization::parse("int4");
+  ASSERT_TRUE(prune_variants(*checkpoint, {variant}).ok());
+  const auto whole = files_of(variant.out);
+  const auto reports = prune_variants(*checkpoint, {variant});
+  ASSERT_TRUE(reports.ok()) << reports.error().message;
+  EXPECT_EQ(files_of(variant.out), whole);
+  variant.options.keep_head = true;
+  EXPECT_FALSE(prune_variants(*checkpoint, {variant}).ok()) << "another finished model";
+}
+
 TEST_F(Budgeted, VariantsNeedOneFolderOfStatisticsAndOneWayToCompute) {
   const auto checkpoint = io::Checkpoint::open(lacuna::testing::demo_model_folder());
   auto variants = some_variants(out_, statistics_);

@@ -47,15 +47,18 @@ TEST(GramSum, IsTheSumOfOuterProducts) {
 }
 
 TEST(GramSum, HasTheSameBitsOnAnyThreadCountAndForAnyCutOfTheQueue) {
-  const auto batches = batches_of(5, 333, 600);
-  const InputStatistics once = sum_up(batches, 5, 1);
-  for (int threads : {1, 2, 3})
-    for (size_t at_once : {1, 2, 5}) {
-      const InputStatistics again = sum_up(batches, at_once, threads);
-      EXPECT_TRUE(at::equal(again.gram, once.gram) &&
-                  at::equal(again.square_sums, once.square_sums))
-          << threads << " threads, " << at_once << " at once";
-    }
+  for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
+    auto batches = batches_of(5, 333, 600);
+    for (at::Tensor& batch : batches) batch = batch.to(type);
+    const InputStatistics once = sum_up(batches, 5, 1);
+    for (int threads : {1, 2, 3})
+      for (size_t at_once : {1, 2, 5}) {
+        const InputStatistics again = sum_up(batches, at_once, threads);
+        EXPECT_TRUE(at::equal(again.gram, once.gram) &&
+                    at::equal(again.square_sums, once.square_sums))
+            << type << ", " << threads << " threads, " << at_once << " at once";
+      }
+  }
 }
 
 /// In bfloat16 a CPU's matrix units may multiply them; float32 inputs they would round.

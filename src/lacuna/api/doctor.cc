@@ -41,6 +41,8 @@ DoctorReport doctor() {
       report.gpus.push_back(fmt::format(
           "{}, {:.0f} GB, {} multiprocessors, compute capability {}.{}", gpu.name,
           static_cast<double>(gpu.memory_bytes) / 1e9, gpu.multiprocessors, gpu.major, gpu.minor));
+    for (std::string& version : gpu_library_versions())
+      report.libraries.push_back(std::move(version));
     if (!kernels::gpu_library().ok())
       report.missing.push_back(
           fmt::format("GPU kernels: sparse weights are expanded before each product. {}",

@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "lacuna/api/calibration.h"
 #include "lacuna/api/layers.h"
 #include "lacuna/api/predict.h"
 #include "lacuna/api/store.h"
@@ -53,43 +54,6 @@ void say_if_sparse(const Opened& opened, bool mask_stays, const JobProgress& pro
     say(progress,
         fmt::format("{}: is quantised ({} weights); what is written are rounded values, not codes",
                     opened.checkpoint.folder().string(), quantised));
-}
-
-Result<prune::CalibrationSource> calibration_of(const PruneJob& job, const Opened& opened,
-                                                const JobProgress& progress) {
-  if (!job.calibration_ids.empty()) {
-    LACUNA_TRY(auto ids, prune::calibration_from_ids(job.calibration_ids, opened.spec.vocab));
-    const int64_t samples = ids.samples(), length = ids.length();
-    return prune::CalibrationSource{
-        samples, length, std::nullopt,
-        [ids = std::move(ids)]() -> Result<prune::Calibration> { return ids; }};
-  }
-  LACUNA_CHECK(prune::check_sizes(job.samples, job.length));
-  prune::CalibrationSource source{job.samples, job.length, std::nullopt, {}};
-  if (job.calibration != "self") {
-    LACUNA_TRY(const fs::path file, io::find_dataset(job.calibration, io::Split::kTrain));
-    LACUNA_TRY(const auto tokenizer, io::Tokenizer::open(job.model));
-    source.make = [&job, file, tokenizer] {
-      return prune::calibration_from_text(file, *tokenizer, job.samples, job.length,
-                                          job.options.seed);
-    };
-    return source;
-  }
-  // In the model's own type where that is fast: what it writes is text, not a measurement.
-  LACUNA_TRY(source.self, resolve({.device = job.choice.device, .threads = job.choice.threads},
-                                  opened.spec.dtype));
-  source.make = [&job, &opened, &progress, compute = *source.self]() -> Result<prune::Calibration> {
-    say(progress, fmt::format("sampling {} x {} calibration tokens from the model itself",
-                              job.samples, job.length));
-    LACUNA_TRY(const auto decoder, model::Decoder::load(opened.checkpoint, compute));
-    return prune::calibration_from_model(
-        decoder, job.samples, job.length, job.options.seed,
-        [&](int64_t done, int64_t total) {
-          if (progress.step) progress.step("calibration", done, total);
-        },
-        progress.interrupted);
-  };
-  return source;
 }
 
 /// Has a budget of time know what this machine's layers take. @errors why that can't be told
@@ -155,13 +119,25 @@ Result<prune::PruneReport> prune(const PruneJob& job, const JobProgress& progres
   LACUNA_TRY(const prune::Method method, prune::method_of(job.options));
   LACUNA_TRY(const Opened opened, open_model(job.model, job.choice));
   say_if_sparse(opened, job.options.request.keep_mask, progress);
+  if (!method.needs_inputs() && (job.calibration != "self" || !job.calibration_ids.empty()) &&
+      job.options.reconstruct.none() && !job.options.allocation.needs_inputs())
+    say(progress, fmt::format("--method {}: looks at no inputs; the calibration measures the "
+                              "layers' errors at most",
+                              method.name()));
   prune::CalibrationSource source;
   // Statistics that are there already need no calibration.
   const bool there = !job.options.statistics.empty();
   if (!job.options.save_statistics.empty() ||
       (!there && (method.needs_inputs() || job.options.allocation.needs_inputs() ||
                   !job.options.reconstruct.none() || !job.calibration_ids.empty()))) {
-    LACUNA_TRY(source, calibration_of(job, opened, progress));
+    LACUNA_TRY(source, calibration_of({.model = job.model,
+                                       .ids = job.calibration_ids,
+                                       .text = job.calibration,
+                                       .samples = job.samples,
+                                       .length = job.length,
+                                       .seed = job.options.seed,
+                                       .compute = job.choice},
+                                      opened.checkpoint, opened.spec, progress));
     if (!job.save_calibration_ids.empty())
       source.make = [&job, make = source.make]() -> Result<prune::Calibration> {
         LACUNA_TRY(auto calibration, make());

@@ -1,6 +1,7 @@
 #include "lacuna/api/measure.h"
 
 #include <algorithm>
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "lacuna/bench/record.h"
@@ -140,7 +141,7 @@ Result<std::vector<std::vector<int32_t>>> ids_of_text(const BenchModelJob& job,
   for (size_t i = 0; i < decoders.size(); ++i) {
     LACUNA_TRY(const auto tokenizer, io::Tokenizer::open(std::get<fs::path>(job.models[i])));
     LACUNA_TRY(auto ids, eval::evaluation_ids(text.string(), job.evaluation.protocol, *tokenizer));
-    LACUNA_CHECK(eval::check_evaluation(decoders[i], ids, job.evaluation));
+    LACUNA_CHECK(eval::check_evaluation(decoders[i].spec(), ids, job.evaluation));
     all.push_back(std::move(ids));
   }
   return all;
@@ -156,6 +157,9 @@ Status evaluate_all(const BenchModelJob& job, const std::vector<model::Decoder>&
     };
     LACUNA_TRY(const auto report, eval::perplexity(decoders[i], ids[i], job.evaluation, nullptr,
                                                    step, progress.interrupted));
+    if (!std::isfinite(report.perplexity))
+      return check_failed("{}: its perplexity is no finite number. `lacuna eval` says why.",
+                          models[i].name);
     models[i].perplexity = report.perplexity;
   }
   for (size_t i = 0; job.baseline && i < models.size(); ++i)

@@ -14,13 +14,11 @@
 #include <set>
 #include <utility>
 
+#include "lacuna/api/calibration.h"
 #include "lacuna/api/sweep_judge.h"
 #include "lacuna/core/clock.h"
 #include "lacuna/format/quantization.h"
-#include "lacuna/io/checksums.h"
 #include "lacuna/io/out_folder.h"
-#include "lacuna/io/text_source.h"
-#include "lacuna/prune/calibration.h"
 #include "lacuna/prune/statistics_folder.h"
 
 namespace lacuna::api {
@@ -159,7 +157,8 @@ Result<Plan> plan_of(const SweepJob& job, const fs::path& folder) {
         const fs::path out = folder / fmt::format("{}-{}{}", as_name(method), as_name(row.pattern),
                                                   code.none() ? "" : "-" + row.code);
         if (!outs.insert(out).second)
-          return usage_error("--methods, --patterns, --quantize: {} is named twice.", name_of(row));
+          return usage_error("--methods, --patterns, --quantize: {} is named twice. Leave one out.",
+                             name_of(row));
         plan.variants.push_back({out, std::move(options), job.overwrite});
         plan.rows.push_back(std::move(row));
       }
@@ -223,49 +222,28 @@ Result<Recorded> recorded_calibration(const fs::path& statistics) {
   }
 }
 
-Result<prune::Calibration> calibration_as(const Recorded& recorded, const SweepJob& job,
-                                          const io::Checkpoint& checkpoint,
-                                          const io::DecoderSpec& spec,
-                                          const JobProgress& progress) {
-  if (!job.calibration_ids.empty())
-    return prune::calibration_from_ids(job.calibration_ids, spec.vocab);
-  const std::string source = job.calibration.empty() ? recorded.source : job.calibration;
-  LACUNA_CHECK(prune::check_sizes(recorded.samples, recorded.length));
-  if (source == "self") {
-    if (progress.log)
-      progress.log(fmt::format("sampling {} x {} calibration tokens from the model itself",
-                               recorded.samples, recorded.length));
-    LACUNA_TRY(const auto compute,
-               resolve({.device = job.choice.device, .threads = job.choice.threads}, spec.dtype));
-    LACUNA_TRY(const auto decoder, model::Decoder::load(checkpoint, compute));
-    return prune::calibration_from_model(
-        decoder, recorded.samples, recorded.length, job.seed,
-        [&](int64_t done, int64_t total) {
-          if (progress.step) progress.step("calibration", done, total);
-        },
-        progress.interrupted);
-  }
-  if (job.calibration.empty())
-    return usage_error(
-        "--compare-propagated: needs the calibration that the statistics are of, {} x {} tokens of "
-        "{}. Give --calibration or --calibration-ids.",
-        recorded.samples, recorded.length, recorded.source);
-  LACUNA_TRY(const fs::path file, io::find_dataset(source, io::Split::kTrain));
-  LACUNA_TRY(const auto tokenizer, io::Tokenizer::open(job.model));
-  return prune::calibration_from_text(file, *tokenizer, recorded.samples, recorded.length,
-                                      job.seed);
-}
-
 /// The tokens that the statistics are of: a comparison with others would be one of texts.
 Result<prune::Calibration> calibration_of_statistics(const SweepJob& job,
                                                      const io::Checkpoint& checkpoint,
                                                      const io::DecoderSpec& spec,
                                                      const JobProgress& progress) {
   LACUNA_TRY(const Recorded recorded, recorded_calibration(job.statistics));
-  LACUNA_TRY(auto calibration, calibration_as(recorded, job, checkpoint, spec, progress));
-  std::vector<int32_t> flat;
-  for (const auto& row : calibration.ids) flat.insert(flat.end(), row.begin(), row.end());
-  if (io::whole_checksum(Bytes::take(std::move(flat))) != recorded.hash)
+  if (job.calibration_ids.empty() && job.calibration.empty() && recorded.source != "self")
+    return usage_error(
+        "--compare-propagated: needs the calibration that the statistics are of, {} x {} tokens of "
+        "{}. Give --calibration or --calibration-ids.",
+        recorded.samples, recorded.length, recorded.source);
+  LACUNA_TRY(const auto source,
+             calibration_of({.model = job.model,
+                             .ids = job.calibration_ids,
+                             .text = job.calibration.empty() ? recorded.source : job.calibration,
+                             .samples = recorded.samples,
+                             .length = recorded.length,
+                             .seed = job.seed,
+                             .compute = job.choice},
+                            checkpoint, spec, progress));
+  LACUNA_TRY(auto calibration, source.make());
+  if (calibration.hash() != recorded.hash)
     return usage_error(
         "--compare-propagated: other tokens than those of the statistics (got {} x {} of {}; need "
         "{} x {} of {}). Give the same --calibration and --seed, or the --calibration-ids that "

@@ -12,11 +12,9 @@ Result<std::vector<int32_t>> SweepJudge::read_text(const SweepJob& job) {
   LACUNA_TRY(const fs::path text, io::find_dataset(job.text, io::Split::kTest));
   LACUNA_TRY(const auto tokenizer, io::Tokenizer::open(job.model));
   LACUNA_TRY(auto ids, eval::evaluation_ids(text.string(), job.evaluation.protocol, *tokenizer));
-  if (static_cast<int64_t>(ids.size()) < job.evaluation.length)
-    return bad_input(
-        "--text {}: shorter than one window (got {} tokens; need {}). Give a longer text or lower "
-        "--length.",
-        job.text, ids.size(), job.evaluation.length);
+  LACUNA_TRY(const auto checkpoint, io::Checkpoint::open(job.model));
+  LACUNA_TRY(const auto spec, model::spec_of(checkpoint));
+  LACUNA_CHECK(eval::check_evaluation(spec, ids, job.evaluation));
   return ids;
 }
 

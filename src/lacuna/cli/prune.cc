@@ -105,8 +105,9 @@ Status settle(Flags& flags, bool given) {
   request.rest = pattern.rest;
   LACUNA_TRY(request.sparsity, settle_sparsity(request.pattern, flags.sparsity, given));
   if (request.rest.kind != format::PatternKind::kDense && !given)
-    return usage_error("--pattern {}: how many columns stay dense follows from --sparsity.",
-                       flags.pattern);
+    return usage_error(
+        "--pattern {}: how many columns stay dense follows from --sparsity. Give it.",
+        flags.pattern);
   LACUNA_CHECK(settle_groups(flags, request));
   if (request.keep_mask && (given || flags.pattern != "unstructured"))
     return usage_error("--keep-mask: the mask stays as it is. Leave --sparsity and --pattern out.");
@@ -172,11 +173,14 @@ std::string reconstruction_line(const prune::PruneReport& report) {
                      report.reconstruction.size());
 }
 
-/// "budget bytes=2100000000B: reached 2099999872 (curves)"
+/// "budget bytes=2100000000B: reached 2.10 GB (curves)"
 std::string budget_line(const prune::PruneReport& report) {
-  if (report.budget.empty()) return {};
-  return fmt::format("budget {}: reached {:.8g}{} ({})\n", report.budget, report.budget_reached,
-                     report.budget.starts_with("tpot") ? " as predicted" : "", report.allocation);
+  if (report.budget_reached == 0) return {};
+  const auto budget = prune::Budget::parse(report.budget);
+  if (!budget.ok()) return {};
+  return fmt::format(
+      "budget {}: reached {}{} ({})\n", report.budget, budget->told(report.budget_reached),
+      budget->kind == prune::Budget::Kind::kMilliseconds ? " as predicted" : "", report.allocation);
 }
 
 /// "3 inputs of 2 layers were zero in all of the calibration"; nothing where none was.
@@ -187,9 +191,8 @@ std::string dead_line(const prune::PruneReport& report) {
     layers += layer.dead_inputs > 0 ? 1 : 0;
   }
   if (inputs == 0) return {};
-  return fmt::format(
-      "{} inputs of {} layers were zero in all of the calibration: their weights go first\n",
-      inputs, layers);
+  return fmt::format("{} inputs of {} layers were zero in all of the calibration\n", inputs,
+                     layers);
 }
 
 /// One line for those who did not ask for the table; nothing where no error was measured.
@@ -328,14 +331,14 @@ void add_prune(Tool& tool) {
       verb->add_option("--statistics", options.statistics,
                        "prune by the statistics of such a folder, without calibration")
           ->excludes(saved);
-  for (CLI::Option* of_calibration : {calibration, ids, save_ids})
+  auto* samples = verb->add_option("--samples", flags.job.samples, "calibration samples")
+                      ->check(between(1, prune::kMostSamples))
+                      ->capture_default_str();
+  auto* length = verb->add_option("--length", flags.job.length, "tokens a sample")
+                     ->check(between(2, prune::kLongestSample))
+                     ->capture_default_str();
+  for (CLI::Option* of_calibration : {calibration, ids, save_ids, samples, length})
     statistics->excludes(of_calibration);
-  verb->add_option("--samples", flags.job.samples, "calibration samples")
-      ->check(between(1, prune::kMostSamples))
-      ->capture_default_str();
-  verb->add_option("--length", flags.job.length, "tokens a sample")
-      ->check(between(2, prune::kLongestSample))
-      ->capture_default_str();
   verb->add_option("--target", options.target,
                    "only weights whose name matches one of these regular expressions")
       ->check(accepted_by(parse_regex));

@@ -1,6 +1,7 @@
 #include "lacuna/core/gpu.h"
 
 #include <dlfcn.h>
+#include <fmt/format.h>
 
 #include <type_traits>
 
@@ -54,7 +55,30 @@ std::vector<GpuFacts> ask() {
   return found;
 }
 
+/// Of a function that tells 1000 * major + 10 * minor.
+void add_version(void* library, const char* symbol, const char* what,
+                 std::vector<std::string>& versions) {
+  const auto ask_version = reinterpret_cast<int (*)(int*)>(dlsym(library, symbol));
+  int version = 0;
+  if (ask_version != nullptr && ask_version(&version) == 0)
+    versions.push_back(fmt::format("{} {}.{}", what, version / 1000, version % 1000 / 10));
+}
+
 }  // namespace
+
+std::vector<std::string> gpu_library_versions() {
+  std::vector<std::string> versions;
+  if (void* driver = dlopen("libcuda.so.1", RTLD_NOW | RTLD_NOLOAD); driver != nullptr)
+    add_version(driver, "cuDriverGetVersion", "CUDA driver", versions);
+  add_version(RTLD_DEFAULT, "cudaRuntimeGetVersion", "CUDA runtime", versions);
+  const auto property =
+      reinterpret_cast<int (*)(int, int*)>(dlsym(RTLD_DEFAULT, "cublasGetProperty"));
+  int parts[3] = {};  // libraryPropertyType: major, minor, patch
+  if (property != nullptr && property(0, &parts[0]) == 0 && property(1, &parts[1]) == 0 &&
+      property(2, &parts[2]) == 0)
+    versions.push_back(fmt::format("cuBLAS {}.{}.{}", parts[0], parts[1], parts[2]));
+  return versions;
+}
 
 const std::vector<GpuFacts>& gpus() {
   static const std::vector<GpuFacts> found = ask();

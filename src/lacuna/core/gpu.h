@@ -16,5 +16,7 @@ struct GpuFacts {
 
 /// The NVIDIA GPUs of this machine (libcuda is loaded on demand); empty without driver or GPU.
 const std::vector<GpuFacts>& gpus();
+/// "CUDA driver 13.0", "CUDA runtime 13.0", "cuBLAS 13.1.0": of those that this process has loaded.
+std::vector<std::string> gpu_library_versions();
 
 }  // namespace lacuna

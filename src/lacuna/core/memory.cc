@@ -35,18 +35,14 @@ uint64_t rounded_up_for_text(uint64_t bytes) {
 }
 
 std::optional<uint64_t> parse_bytes(std::string_view text) {
-  static constexpr std::pair<std::string_view, double> kUnits[] = {{"", 1},
-                                                                   {"B", 1},
-                                                                   {"kB", 1e3},
-                                                                   {"MB", 1e6},
-                                                                   {"GB", 1e9},
-                                                                   {"KiB", 1024.0},
-                                                                   {"MiB", 1024.0 * 1024},
-                                                                   {"GiB", 1024.0 * 1024 * 1024}};
+  static constexpr std::pair<std::string_view, double> kUnits[] = {
+      {"", 1},      {"B", 1},        {"kB", 1e3},     {"MB", 1e6},     {"GB", 1e9},
+      {"TB", 1e12}, {"KiB", 0x1p10}, {"MiB", 0x1p20}, {"GiB", 0x1p30}, {"TiB", 0x1p40}};
   double number = 0;
   const auto [rest, failure] = std::from_chars(text.data(), text.data() + text.size(), number);
   if (failure != std::errc()) return std::nullopt;
-  const std::string_view suffix(rest, static_cast<size_t>(text.data() + text.size() - rest));
+  std::string_view suffix(rest, static_cast<size_t>(text.data() + text.size() - rest));
+  if (suffix.starts_with(' ')) suffix.remove_prefix(1);  // as bytes_text() writes it
   for (const auto& [unit, factor] : kUnits)
     if (const double bytes = number * factor; unit == suffix && bytes >= 1 && bytes <= 0x1p62)
       return static_cast<uint64_t>(bytes);

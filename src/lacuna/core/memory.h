@@ -17,8 +17,9 @@ size_t physical_memory_bytes();
 std::string bytes_text(uint64_t bytes);
 /// The next number from here on that bytes_text() tells exactly.
 uint64_t rounded_up_for_text(uint64_t bytes);
-/// "2.1GB" in bytes: B, kB, MB, GB are decimal, KiB, MiB, GiB are not; a number alone counts bytes.
-/// Nothing where that isn't said, and for less than a byte or more than 2^62.
+/// "2.1GB" in bytes: B to TB are decimal, KiB to TiB are not; a number alone counts bytes, and one
+/// space may stand before the unit. Nothing where that isn't said, and for less than a byte or more
+/// than 2^62.
 std::optional<uint64_t> parse_bytes(std::string_view text);
 
 }  // namespace lacuna

@@ -137,9 +137,8 @@ Result<std::vector<int32_t>> evaluation_ids(const std::string& file, Protocol pr
   return tokenizer.encode(joined(rows, "\n\n"), /*add_special=*/true);
 }
 
-Status check_evaluation(const model::Decoder& decoder, const std::vector<int32_t>& ids,
+Status check_evaluation(const io::DecoderSpec& spec, const std::vector<int32_t>& ids,
                         const PerplexityOptions& options) {
-  const io::DecoderSpec& spec = decoder.spec();
   if (options.length < 2)
     return usage_error("eval: a window must hold at least 2 tokens (got {}). Raise --length.",
                        options.length);
@@ -168,9 +167,9 @@ Result<PerplexityReport> perplexity(const model::Decoder& decoder, const std::ve
                                     const std::function<void(int64_t, int64_t, double)>& progress,
                                     const std::atomic<bool>* interrupted) {
   const auto start = Clock::now();
-  LACUNA_CHECK(check_evaluation(decoder, ids, options));
+  LACUNA_CHECK(check_evaluation(decoder.spec(), ids, options));
   if (reference != nullptr) {
-    LACUNA_CHECK(check_evaluation(*reference, ids, options));
+    LACUNA_CHECK(check_evaluation(reference->spec(), ids, options));
     if (reference->spec().vocab != decoder.spec().vocab)
       return bad_input(
           "eval: the two models must share a vocabulary (got {} and {} tokens). "

@@ -56,7 +56,7 @@ Result<std::vector<int32_t>> evaluation_ids(const std::string& file, Protocol pr
 /// Whether perplexity() would take them.
 /// @errors kUsage: a window of one token; kBadInput: a window longer than the model's positions;
 /// fewer tokens than one window; an id outside the vocabulary
-Status check_evaluation(const model::Decoder& decoder, const std::vector<int32_t>& ids,
+Status check_evaluation(const io::DecoderSpec& spec, const std::vector<int32_t>& ids,
                         const PerplexityOptions& options);
 
 /// @param reference  when given, runs beside the model and fills `kl`

@@ -10,12 +10,6 @@ namespace fs = std::filesystem;
 using nlohmann::json;
 namespace {
 
-std::string hash_of(const Calibration& calibration) {
-  std::vector<int32_t> flat;
-  for (const auto& row : calibration.ids) flat.insert(flat.end(), row.begin(), row.end());
-  return calibration.ids.empty() ? "" : io::whole_checksum(Bytes::take(std::move(flat)));
-}
-
 json about_compute(const model::Compute& compute) {
   return {compute.device.str(), c10::toString(compute.dtype)};
 }
@@ -24,7 +18,7 @@ json about_calibration(const Calibration& calibration) {
   return {{"source", calibration.source},
           {"samples", calibration.samples()},
           {"length", calibration.length()},
-          {"hash", hash_of(calibration)}};
+          {"hash", calibration.hash()}};
 }
 
 json about_allocation(const AllocationOptions& options) {
@@ -83,9 +77,14 @@ json to_json(const LayerReport& layer) {
 }
 
 LayerReport layer_from(const json& layer) {
-  return {layer.at("name"),        layer.at("sparsity"),       layer.at("error"),
-          layer.at("damping"),     layer.at("iterations"),     layer.at("fell_back"),
-          layer.at("dead_inputs"), layer.value("seconds", 0.0)};
+  return {layer.at("name"),
+          layer.at("sparsity"),
+          layer.at("error"),
+          layer.at("damping"),
+          layer.at("iterations"),
+          layer.at("fell_back"),
+          layer.value("dead_inputs", int64_t{0}),
+          layer.value("seconds", 0.0)};
 }
 
 std::vector<std::string> sampled_hashes(const Bytes& bytes) {
@@ -94,9 +93,8 @@ std::vector<std::string> sampled_hashes(const Bytes& bytes) {
   if (bytes.size() > kSample) starts = {0, (bytes.size() - kSample) / 2, bytes.size() - kSample};
   std::vector<std::string> hashes;
   for (const size_t start : starts) {
-    const Bytes sample = bytes.slice(start, std::min(kSample, bytes.size() - start));
-    hashes.push_back(io::whole_checksum(sample));
-    io::release_pages(sample);
+    hashes.push_back(
+        io::whole_checksum(bytes.slice(start, std::min(kSample, bytes.size() - start))));
   }
   return hashes;
 }
@@ -111,6 +109,7 @@ Result<json> about_model(const io::Checkpoint& checkpoint) {
       LACUNA_TRY(const Tensor tensor, file.tensor(described.name));
       tensors[described.name] = {safetensors_name(tensor.dtype), tensor.shape,
                                  sampled_hashes(tensor.bytes)};
+      if (file.mapped()) io::release_pages(tensor.bytes);
     }
     const std::string text = tensors.dump();
     about[entry.path().filename().string()] = {

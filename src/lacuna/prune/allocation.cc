@@ -350,11 +350,14 @@ Result<std::vector<double>> allocate(const std::vector<LayerShare>& shares,
   const Way way = way_of(shares, options, cost);
   const auto at = [&](double place) { return Settled(shares, cost, way(place)); };
   const double most = at(0).total(), least = at(1).total();
-  if (options.budget && (least > target || most < target)) {
+  if (least > target || most < target) {
+    if (!options.budget)
+      return usage_error("--allocate: out of reach (got {:g}; need {:g} to {:g}).", target, least,
+                         most);
     const double others = options.budget->amount - target;  // not theirs
     return usage_error(
-        "--budget: out of reach (got {}; need {} to {}: none, or all, of the "
-        "weights left). Ask for something between.",
+        "--budget: out of reach (got {}; need about {} to {}: none, or all, of "
+        "the weights left). Ask for something between.",
         options.budget->text(), options.budget->told(least + others),
         options.budget->told(most + others));
   }

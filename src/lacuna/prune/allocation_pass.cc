@@ -97,11 +97,17 @@ void check_budget(Run& run) {
   if (!budget) return;
   if (budget->kind == Budget::Kind::kMilliseconds) {
     double predicted = run.options.allocation.other_milliseconds;
-    for (const LayerReport& layer : run.report.layers)
-      if (const auto time = run.options.allocation.milliseconds(layer.name, layer.sparsity);
-          time.ok())
-        predicted += *time;
+    for (const LayerReport& layer : run.report.layers) {
+      const auto time = run.options.allocation.milliseconds(layer.name, layer.sparsity);
+      if (!time.ok()) {
+        run.warn(fmt::format("the budget {}: {}", budget->text(), time.error().message));
+        return;
+      }
+      predicted += *time;
+    }
     run.report.budget_reached = predicted;
+    if (predicted > (1 + kClose) * budget->amount)
+      run.warn(fmt::format("the budget {} came to {}", budget->text(), budget->told(predicted)));
     return;
   }
   run.report.budget_reached = reached(*budget, run.out, run.report.sparsity);

@@ -173,6 +173,7 @@ class Alps final : public Solver {
     Pruned pruned = polished(admm.project(free), free, problem, admm);
     pruned.damping = gram.damping;
     pruned.iterations = admm.iterations();
+    pruned.warnings = gram.warnings;
     const auto error = [&](const at::Tensor& weight) {
       return damped_error(problem.weight, weight, gram, problem.request.executor);
     };

@@ -9,6 +9,7 @@
 #include <optional>
 
 #include "lacuna/core/random.h"
+#include "lacuna/io/checksums.h"
 #include "lacuna/io/file.h"
 #include "lacuna/io/json.h"
 #include "lacuna/io/safetensors.h"
@@ -18,6 +19,12 @@
 
 namespace lacuna::prune {
 namespace {
+
+std::vector<int32_t> flat(const Calibration& calibration) {
+  std::vector<int32_t> all;
+  for (const auto& row : calibration.ids) all.insert(all.end(), row.begin(), row.end());
+  return all;
+}
 
 // Streams of random numbers: which documents, where their windows begin, what the model says.
 constexpr uint64_t kDocumentStream = 1, kWindowStream = 2, kTokenStream = 3;
@@ -269,11 +276,13 @@ Result<Calibration> calibration_from_ids(const std::filesystem::path& file, int6
   return calibration;
 }
 
+std::string Calibration::hash() const {
+  return ids.empty() ? "" : io::whole_checksum(Bytes::take(flat(*this)));
+}
+
 Status save_calibration_ids(const Calibration& calibration, const std::filesystem::path& file) {
-  std::vector<int32_t> flat;
-  for (const auto& row : calibration.ids) flat.insert(flat.end(), row.begin(), row.end());
   const Tensor ids{
-      DType::kI32, {calibration.samples(), calibration.length()}, Bytes::take(std::move(flat))};
+      DType::kI32, {calibration.samples(), calibration.length()}, Bytes::take(flat(calibration))};
   return io::write_safetensors(file, {{"ids", ids}}, {{"source", calibration.source}});
 }
 

@@ -20,6 +20,7 @@ struct Calibration {
   std::vector<std::vector<int32_t>> ids;
   int64_t samples() const { return static_cast<int64_t>(ids.size()); }
   int64_t length() const { return ids.empty() ? 0 : static_cast<int64_t>(ids[0].size()); }
+  std::string hash() const;  ///< of the ids; empty without any
   /// Some samples' ids: int64 [samples, length].
   at::Tensor ids_of(const std::vector<int64_t>& samples, at::Device device) const;
   /// Of the samples first .. first + n - 1.

@@ -81,6 +81,7 @@ class Exact final : public Solver {
     pruned.mask = mask;
     pruned.weight = gram.weight(scaled, mask);
     pruned.damping = gram.damping;
+    pruned.warnings = gram.warnings;
     if (const int64_t failed = solved.logical_not().sum().item<int64_t>(); failed > 0) {
       pruned.fell_back = true;
       pruned.warnings.push_back(fmt::format(

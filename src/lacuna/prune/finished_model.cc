@@ -89,6 +89,12 @@ json config_of(const Run& run) {
   return config;
 }
 
+/// Codes are compared by what they stand for.
+Tensor dense_of(const io::Weight& weight) {
+  if (const auto* tensor = std::get_if<Tensor>(&weight)) return *tensor;
+  return format::expand(std::get<format::CompactMatrix>(weight));
+}
+
 /// Whether a finished model has the weights that this run would leave alone.
 Result<bool> keeps_the_others(const Run& run, const io::Checkpoint& finished) {
   const auto pruned = pruned_weights(run);
@@ -96,9 +102,10 @@ Result<bool> keeps_the_others(const Run& run, const io::Checkpoint& finished) {
   for (const auto& [name, info] : run.checkpoint.weights()) {
     if (!finished.contains(name)) return false;
     if (pruned.contains(name)) continue;
-    LACUNA_TRY(const Tensor before, run.checkpoint.dense(name));
-    LACUNA_TRY(const Tensor after, finished.dense(name));
-    if (sampled_hashes(before.bytes) != sampled_hashes(after.bytes)) return false;
+    LACUNA_TRY(const io::Weight before, kept_weight(run, name));
+    LACUNA_TRY(const io::Weight after, finished.weight(name));
+    if (sampled_hashes(dense_of(before).bytes) != sampled_hashes(dense_of(after).bytes))
+      return false;
   }
   return true;
 }

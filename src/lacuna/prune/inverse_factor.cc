@@ -8,8 +8,7 @@
 namespace lacuna::prune {
 namespace {
 
-// Matrices are cut into tiles of this many rows and columns, as for their Cholesky factor.
-constexpr int64_t kTile = 128;
+constexpr int64_t kTile = kFactorTile;
 
 // Up to this size a GPU inverts a triangle by substitution.
 constexpr int64_t kGpuTile = 512;

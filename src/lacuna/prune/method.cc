@@ -126,6 +126,12 @@ bool drops_nothing(const at::Tensor& weight, const Request& request) {
          dropped_of(weight.numel(), request.sparsity) == 0;
 }
 
+/// What was done to the matrix that a stage went by, once.
+void add_warnings(const DampedGram& gram, Pruned& pruned) {
+  for (const std::string& warning : gram.warnings)
+    if (std::ranges::count(pruned.warnings, warning) == 0) pruned.warnings.push_back(warning);
+}
+
 /// Runs a refinement and holds it to its promise. What rounding alone may add to a float32 error is
 /// far below kRounding of it.
 Status refine(const Refinement& refinement, const Problem& problem, bool resolved, Pruned& pruned) {
@@ -278,14 +284,11 @@ Result<Pruned> Method::prune(const at::Tensor& weight, const InputStatistics& gi
       LACUNA_TRY(pruned, run_stages({weight, statistics, stages, {}}));
     }
   }
-  if (statistics.damped) {
-    const auto& raised = statistics.damped->warnings;
-    pruned.warnings.insert(pruned.warnings.begin(), raised.begin(), raised.end());
-  }
   if (coded) {
     pruned.weight = pruned.weight.cpu();
     pruned.mask = pruned.mask.cpu();
     LACUNA_CHECK(make_codes({here, on_cpu(statistics), coding, {}}, pruned));
+    add_warnings(*statistics.damped, pruned);
   }
   return pruned;
 }

@@ -188,8 +188,9 @@ Status Pipeline::plan_memory() {
     if (!options.reconstruct.none()) {
       PruneOptions plain = options;
       plain.reconstruct = {};
-      ways +=
-          fmt::format("; without --reconstruct {} do", bytes_text(planned(source_, plain, true)));
+      const Passes passes(run_.spec, source_.samples, plain, run_.method->slope());
+      ways += fmt::format("; without --reconstruct {} do",
+                          bytes_text(planned(source_, plain, passes.states_may_move())));
     }
     if (source_.self) {
       CalibrationSource text = source_;

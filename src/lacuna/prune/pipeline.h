@@ -87,7 +87,7 @@ struct PruneReport {
   uint64_t planned_peak_bytes = 0;  ///< stated before the start
   std::string allocation;           ///< "curves": who gave up how much; empty: all the same
   std::string budget;               ///< as asked, or empty
-  double budget_reached = 0;        ///< in the budget's unit; of a time: as predicted
+  double budget_reached = 0;        ///< in the budget's unit; of a time: as predicted; 0: unknown
   /// What the seconds went to, in the order in which it was begun (phase_clock.h): calibration,
   /// gradients (of scores that want them), load (weights and embeddings), forward (calibration
   /// through the blocks), statistics, factor, solve, error (of the report), journal, reconstruct,

@@ -10,9 +10,7 @@ namespace {
 
 constexpr double kLeastEigenvalue = 1e-4;  // of the largest, once they are clipped
 
-// LAPACK's own Cholesky chooses its blocks by the number of threads, and the bits change with it;
-// up to this size it has but one.
-constexpr int64_t kTile = 128;
+constexpr int64_t kTile = kFactorTile;
 
 /// cuSOLVER's bits don't change from run to run, so a GPU factors the whole at once.
 bool cholesky_on_gpu(const at::Tensor& matrix) {
@@ -54,9 +52,13 @@ at::Tensor clipped(const at::Tensor& matrix) {
   std::optional<OneThread> alone;
   if (matrix.is_cpu()) alone.emplace();
   if (!matrix.isfinite().all().item<bool>()) return {};
-  const auto [values, vectors] = at::linalg_eigh(matrix.to(at::kDouble));
-  const double least = kLeastEigenvalue * values.abs().max().item<double>();
-  return at::mm(vectors * values.clamp_min(least), vectors.t()).to(at::kFloat);
+  try {
+    const auto [values, vectors] = at::linalg_eigh(matrix.to(at::kDouble));
+    const double least = kLeastEigenvalue * values.abs().max().item<double>();
+    return at::mm(vectors * values.clamp_min(least), vectors.t()).to(at::kFloat);
+  } catch (const c10::Error&) {
+    return {};
+  }
 }
 
 }  // namespace lacuna::prune

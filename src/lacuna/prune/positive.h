@@ -13,6 +13,10 @@ namespace lacuna::prune {
 inline constexpr double kMostDamping = 10;
 inline double more_damping(double damping) { return std::max(damping * 10, 1e-3); }
 
+/// Matrices are cut into tiles of this many rows and columns. LAPACK's own Cholesky chooses its
+/// blocks by the number of threads, and the bits change with it; up to this size it has but one.
+inline constexpr int64_t kFactorTile = 128;
+
 /// Replaces the lower triangle of a symmetric matrix by its Cholesky factor and clears the upper;
 /// false when there is none. The same bits on any number of threads.
 /// @shape [n, n] @dtype float32

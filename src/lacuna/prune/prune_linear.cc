@@ -29,7 +29,8 @@ Request request_of(const Run& run, const std::string& name) {
 
 Status choose_refined(Run& run) {
   if (run.options.refine_target.empty()) return {};
-  LACUNA_CHECK(check_all_match(run.options.refine_target, run.spec, "--refine-target"));
+  LACUNA_CHECK(
+      check_all_match(run.options.refine_target, prunable_names(run.spec), "--refine-target"));
   LACUNA_TRY(run.refined, compile(run.options.refine_target, "--refine-target"));
   PruneOptions plain = run.options;
   plain.refine = {"none"};

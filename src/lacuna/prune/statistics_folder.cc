@@ -57,7 +57,8 @@ Result<StatisticsFolder> StatisticsFolder::create(const fs::path& folder, json a
                      folder.string());
   for (fs::directory_iterator entry(folder, failure), end; !failure && entry != end;
        entry.increment(failure))
-    if (const std::string name = entry->path().filename().string(); !name.starts_with("block-"))
+    if (const std::string name = entry->path().filename().string();
+        !name.starts_with("block-") && !name.starts_with(kAbout))
       return bad_input(
           "{}: holds {}, which is no part of statistics (need a new or empty folder). Choose "
           "another.",

@@ -23,7 +23,7 @@ class StatisticsFolder {
   /// @param about  model, calibration, ... ; statistics.json, written by finish()
   /// @errors kBadInput: finished statistics lie there already, or something else; kCheckFailed
   static Result<StatisticsFolder> create(const std::filesystem::path& folder, nlohmann::json about);
-  /// @errors kBadInput: not there, not finished, or of a newer version
+  /// @errors kBadInput: not there, not finished, or of another version
   static Result<StatisticsFolder> open(const std::filesystem::path& folder);
 
   /// @errors kBadInput: inputs that are not finite; kCheckFailed

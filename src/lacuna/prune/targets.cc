@@ -25,19 +25,23 @@ bool any_matches(const std::vector<std::regex>& regexes, const std::string& name
                      [&](const std::regex& regex) { return std::regex_search(name, regex); });
 }
 
-Status check_all_match(const std::vector<std::string>& texts, const io::DecoderSpec& spec,
+Status check_all_match(const std::vector<std::string>& texts, const std::vector<std::string>& names,
                        const char* flag) {
   LACUNA_TRY(const auto regexes, compile(texts, flag));
-  const auto weights = spec.block_weights();
   for (size_t i = 0; i < regexes.size(); ++i)
-    if (std::ranges::none_of(weights, [&](const io::DecoderSpec::BlockWeight& weight) {
-          return std::regex_search(weight.name, regexes[i]);
-        }))
+    if (std::ranges::none_of(
+            names, [&](const std::string& name) { return std::regex_search(name, regexes[i]); }))
       return usage_error(
-          "{}: \"{}\" matches no Linear of the model. Names look like \"{}\"; several expressions "
-          "are given one after the other.",
-          flag, texts[i], weights.front().name);
+          "{}: \"{}\" matches no weight that it could mean. Names look like \"{}\"; several "
+          "expressions are given one after the other.",
+          flag, texts[i], names.front());
   return {};
+}
+
+std::vector<std::string> prunable_names(const io::DecoderSpec& spec) {
+  std::vector<std::string> names;
+  for (const auto& weight : spec.block_weights()) names.push_back(weight.name);
+  return names;
 }
 
 namespace {
@@ -63,8 +67,12 @@ Result<Targets> find_targets(const io::Checkpoint& checkpoint, const io::Decoder
                              const PruneOptions& options) {
   LACUNA_TRY(const auto wanted, compile(options.target, "--target"));
   LACUNA_TRY(const auto unwanted, compile(options.exclude, "--exclude"));
-  LACUNA_CHECK(check_all_match(options.target, spec, "--target"));
-  LACUNA_CHECK(check_all_match(options.exclude, spec, "--exclude"));
+  std::vector<std::string> names = prunable_names(spec);
+  LACUNA_CHECK(check_all_match(options.target, names, "--target"));
+  // What is never pruned may be left out by name, a head too that the model has tied.
+  for (const auto& [name, info] : checkpoint.weights()) names.push_back(name);
+  names.push_back(spec.lm_head);
+  LACUNA_CHECK(check_all_match(options.exclude, names, "--exclude"));
   Targets targets(static_cast<size_t>(spec.layers));
   bool any = false;
   for (const auto& weight : spec.block_weights()) {

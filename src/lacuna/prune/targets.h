@@ -13,10 +13,10 @@ using Targets = std::vector<std::vector<std::string>>;
 Result<Targets> find_targets(const io::Checkpoint& checkpoint, const io::DecoderSpec& spec,
                              const PruneOptions& options);
 
-/// Refuses an expression that matches none of the weights in the blocks, which is a slip of the
-/// pen.
-/// @errors kUsage
-Status check_all_match(const std::vector<std::string>& texts, const io::DecoderSpec& spec,
+/// Names of the weights in the blocks.
+std::vector<std::string> prunable_names(const io::DecoderSpec& spec);
+/// Refuses an expression that matches none of the names, which is a slip of the pen. @errors kUsage
+Status check_all_match(const std::vector<std::string>& texts, const std::vector<std::string>& names,
                        const char* flag);
 /// @param flag  where the texts come from. @errors kUsage: no regular expression
 Result<std::vector<std::regex>> compile(const std::vector<std::string>& texts, const char* flag);

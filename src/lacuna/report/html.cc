@@ -1,5 +1,6 @@
 #include "lacuna/report/html.h"
 
+#include <algorithm>
 #include <functional>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -95,11 +96,15 @@ std::map<std::string, double> model_bytes(const Runs& runs) {
   return bytes;
 }
 
+/// A size in a record, which anybody may have written.
+std::string size_in(const json& record, const char* key) {
+  return bytes_text(static_cast<uint64_t>(std::clamp(record.value(key, 0.0), 0.0, 1e18)));
+}
+
 std::string sizes(const Runs& runs) {
   std::vector<std::vector<std::string>> rows;
   for (const Run& run : of_verb(runs, "inspect"))
-    rows.push_back({run.name, number(run.json, "parameters", "{:.0f}"),
-                    bytes_text(run.json.value("bytes", 0.0)),
+    rows.push_back({run.name, number(run.json, "parameters", "{:.0f}"), size_in(run.json, "bytes"),
                     number(run.json, "sparsity", "{:.4f}")});
   const std::string table = html_table({"model", "parameters", "bytes", "sparsity"}, rows);
   return table.empty() ? "" : "<h2>Size</h2>" + table;
@@ -177,9 +182,8 @@ std::string layers(const Runs& runs) {
     };
     out += fmt::format("<h2>Layers of {}</h2><p>pruned in {} s to sparsity {}; {} of {} dense</p>",
                        escape(run.name), number(run.json, "seconds", "{:.1f}"),
-                       number(run.json, "sparsity", "{:.4f}"),
-                       bytes_text(run.json.value("bytes_out", 0.0)),
-                       bytes_text(run.json.value("bytes_dense", 0.0)));
+                       number(run.json, "sparsity", "{:.4f}"), size_in(run.json, "bytes_out"),
+                       size_in(run.json, "bytes_dense"));
     out += xy_chart({"Relative output error by block", "block", "|X(W−W')| / |XW|", true},
                     list(errors));
     out += xy_chart({"Sparsity by block", "block", "share of zeros", true}, list(sparsities));
