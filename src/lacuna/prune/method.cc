@@ -137,6 +137,7 @@ void add_warnings(const DampedGram& gram, Pruned& pruned) {
 Status refine(const Refinement& refinement, const Problem& problem, bool resolved, Pruned& pruned) {
   if (!refinement.never_raises_the_damped_error())
     return refinement.refine(problem, resolved, pruned);
+  add_warnings(*problem.statistics.damped, pruned);
   constexpr double kRounding = 1e-5;
   const auto error = [&] {
     return damped_error(problem.weight, pruned.weight, *problem.statistics.damped,

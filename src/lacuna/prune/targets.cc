@@ -71,7 +71,7 @@ Result<Targets> find_targets(const io::Checkpoint& checkpoint, const io::Decoder
   LACUNA_CHECK(check_all_match(options.target, names, "--target"));
   // What is never pruned may be left out by name, a head too that the model has tied.
   for (const auto& [name, info] : checkpoint.weights()) names.push_back(name);
-  names.push_back(spec.lm_head);
+  names.emplace_back("lm_head.weight");
   LACUNA_CHECK(check_all_match(options.exclude, names, "--exclude"));
   Targets targets(static_cast<size_t>(spec.layers));
   bool any = false;
