@@ -28,9 +28,9 @@ Result<prune::CalibrationSource> calibration_of(const CalibrationChoice& choice,
     return source;
   }
   // In the model's own type where that is fast: what it writes is text, not a measurement.
-  LACUNA_TRY(source.self,
-             resolve({.device = choice.compute.device, .threads = choice.compute.threads},
-                     spec.dtype));
+  LACUNA_TRY(
+      source.self,
+      resolve({.device = choice.compute.device, .threads = choice.compute.threads}, spec.dtype));
   source.make = [choice, &checkpoint, progress,
                  compute = *source.self]() -> Result<prune::Calibration> {
     if (progress.log)
