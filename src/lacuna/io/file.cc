@@ -63,6 +63,16 @@ Result<fs::path> replaceable(fs::path path) {
       path.string());
 }
 
+/// @return 0, or an errno
+int take_room(int descriptor, const fs::path& folder, off_t size) {
+  if (::fallocate(descriptor, 0, 0, size) == 0) return 0;
+  if (errno != EOPNOTSUPP) return errno;
+  // Then it is done by writing to every block, which may not go on until the disk is full.
+  std::error_code failure;
+  if (fs::space(folder, failure).available < static_cast<uintmax_t>(size)) return ENOSPC;
+  return ::posix_fallocate(descriptor, 0, size);
+}
+
 /// Makes the renaming itself durable. Some file systems can't sync folders, so failing is no error.
 void sync_folder(const fs::path& folder) {
   const Descriptor descriptor(::open(folder.c_str(), O_RDONLY | O_DIRECTORY));
@@ -113,7 +123,7 @@ Result<std::shared_ptr<std::byte>> scratch_memory(const fs::path& folder, size_t
   if (file.number < 0) return failed(errno);
   ::unlink(name.c_str());
   // What a write to a mapped hole finds on a full disk is the end of the process.
-  if (const int reason = ::posix_fallocate(file.number, 0, static_cast<off_t>(size)); reason != 0)
+  if (const int reason = take_room(file.number, folder, static_cast<off_t>(size)); reason != 0)
     return failed(reason);
   void* const data = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, file.number, 0);
   if (data == MAP_FAILED) return failed(errno);
