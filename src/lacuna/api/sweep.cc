@@ -491,7 +491,7 @@ Result<SweepReport> sweep(const SweepJob& job, const JobProgress& progress) {
   LACUNA_TRY(const auto checkpoint, io::Checkpoint::open(job.model));
   LACUNA_TRY(const auto spec, model::spec_of(checkpoint));
   LACUNA_TRY(const auto compute, resolve(job.choice, spec.dtype));
-  LACUNA_TRY(auto ids, SweepJudge::read_text(job));
+  LACUNA_TRY(auto ids, SweepJudge::read_text(job, spec));
   prune::Calibration calibration;
   if (job.propagated != Propagated::kNone) {
     LACUNA_TRY(calibration, calibration_of_statistics(job, checkpoint, spec, progress));

@@ -7,13 +7,12 @@
 namespace lacuna::api {
 namespace fs = std::filesystem;
 
-Result<std::vector<int32_t>> SweepJudge::read_text(const SweepJob& job) {
+Result<std::vector<int32_t>> SweepJudge::read_text(const SweepJob& job,
+                                                   const io::DecoderSpec& spec) {
   if (job.text.empty()) return std::vector<int32_t>();
   LACUNA_TRY(const fs::path text, io::find_dataset(job.text, io::Split::kTest));
   LACUNA_TRY(const auto tokenizer, io::Tokenizer::open(job.model));
   LACUNA_TRY(auto ids, eval::evaluation_ids(text.string(), job.evaluation.protocol, *tokenizer));
-  LACUNA_TRY(const auto checkpoint, io::Checkpoint::open(job.model));
-  LACUNA_TRY(const auto spec, model::spec_of(checkpoint));
   LACUNA_CHECK(eval::check_evaluation(spec, ids, job.evaluation));
   return ids;
 }

@@ -14,7 +14,7 @@ class SweepJudge {
  public:
   /// The tokens to measure on, none without text. @errors those of reading them; kBadInput: fewer
   /// than one window
-  static Result<std::vector<int32_t>> read_text(const SweepJob& job);
+  static Result<std::vector<int32_t>> read_text(const SweepJob& job, const io::DecoderSpec& spec);
   /// Loads the dense model and measures it. @param ids  from read_text(). @errors those of the
   /// model
   static Result<SweepJudge> open(const SweepJob& job, std::vector<int32_t> ids,

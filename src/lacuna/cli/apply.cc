@@ -1,7 +1,6 @@
 #include "lacuna/api/mask_delta.h"
 #include "lacuna/cli/tool.h"
 #include "lacuna/core/memory.h"
-#include "lacuna/report/table.h"
 
 namespace lacuna::cli {
 

@@ -8,7 +8,6 @@
 #include "lacuna/core/memory.h"
 #include "lacuna/model/decode_step.h"
 #include "lacuna/model/synth.h"
-#include "lacuna/report/table.h"
 
 namespace lacuna::cli {
 namespace {

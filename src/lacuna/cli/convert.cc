@@ -2,7 +2,6 @@
 
 #include "lacuna/cli/tool.h"
 #include "lacuna/core/memory.h"
-#include "lacuna/report/table.h"
 
 namespace lacuna::cli {
 namespace {

@@ -30,7 +30,11 @@ std::string whole_checksum(const Bytes& bytes) {
   std::string all;
   for (const std::string& chunk : chunk_checksums(bytes)) all += chunk;
   if (all.size() <= 16) return all;
-  return whole_checksum(Bytes::take(std::vector<char>(all.begin(), all.end())));
+  return whole_checksum(all);
+}
+
+std::string whole_checksum(std::string_view text) {
+  return whole_checksum(Bytes::take(std::vector<char>(text.begin(), text.end())));
 }
 
 std::string recorded_name(const std::string& name) {

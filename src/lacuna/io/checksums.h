@@ -5,6 +5,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "lacuna/core/bytes.h"
@@ -19,6 +20,7 @@ using Checksums = std::map<std::string, std::vector<std::string>, std::less<>>;
 
 /// One checksum of all bytes: the XXH3-64 of every MiB, and of those again until one is left.
 std::string whole_checksum(const Bytes& bytes);
+std::string whole_checksum(std::string_view text);
 /// A file's name as JSON can hold it: what isn't UTF-8 is replaced.
 std::string recorded_name(const std::string& name);
 /// The text of checksums.json. `files`: what else was written into the folder, by name.

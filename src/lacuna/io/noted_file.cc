@@ -21,16 +21,12 @@ json about(const Tensor& tensor) {
   return {safetensors_name(tensor.dtype), tensor.shape, chunk_checksums(tensor.bytes)};
 }
 
-std::string checksum_of(const std::string& text) {
-  return whole_checksum(Bytes::take(std::vector<char>(text.begin(), text.end())));
-}
-
 }  // namespace
 
 Status write_noted(const fs::path& path, const std::vector<NamedTensor>& tensors,
                    const json& notes) {
   const std::string text = notes.dump();
-  json checksums = {{kOfNotes, checksum_of(text)}, {kOfTensors, json::object()}};
+  json checksums = {{kOfNotes, whole_checksum(text)}, {kOfTensors, json::object()}};
   for (const auto& [name, tensor] : tensors) checksums[kOfTensors][name] = about(tensor);
   return write_safetensors(path, tensors, {{kNotes, text}, {kChecksums, checksums.dump()}});
 }
@@ -47,7 +43,7 @@ Result<NotedTensors> read_noted(const fs::path& path, const std::string& remedy)
   if (!metadata.contains(kNotes) || !metadata.contains(kChecksums)) return damaged("the header");
   const std::string& text = metadata.at(kNotes);
   const auto checksums = parse_json_object(metadata.at(kChecksums), path.string());
-  if (!checksums.ok() || checksums->value(kOfNotes, "") != checksum_of(text))
+  if (!checksums.ok() || checksums->value(kOfNotes, "") != whole_checksum(text))
     return damaged("the header");
   NotedTensors content;
   LACUNA_TRY(content.notes, parse_json_object(text, path.string() + ": the notes"));

@@ -111,10 +111,8 @@ Result<json> about_model(const io::Checkpoint& checkpoint) {
                                  sampled_hashes(tensor.bytes)};
       if (file.mapped()) io::release_pages(tensor.bytes);
     }
-    const std::string text = tensors.dump();
-    about[entry.path().filename().string()] = {
-        fs::file_size(entry.path()),
-        io::whole_checksum(Bytes::take(std::vector<char>(text.begin(), text.end())))};
+    about[entry.path().filename().string()] = {fs::file_size(entry.path()),
+                                               io::whole_checksum(tensors.dump())};
   }
   return about;
 }

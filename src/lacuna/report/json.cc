@@ -2,17 +2,15 @@
 
 #include <nlohmann/json.hpp>
 
+#include "lacuna/prune/about.h"
+
 namespace lacuna::report {
 
 nlohmann::json to_json(const prune::PruneReport& report) {
   nlohmann::json layers = nlohmann::json::array();
   for (const prune::LayerReport& layer : report.layers) {
-    nlohmann::json row = {{"name", layer.name},           {"sparsity", layer.sparsity},
-                          {"damping", layer.damping},     {"iterations", layer.iterations},
-                          {"fell_back", layer.fell_back}, {"dead_inputs", layer.dead_inputs},
-                          {"seconds", layer.seconds}};
-    row["error"] = layer.error < 0 ? nlohmann::json(nullptr) : nlohmann::json(layer.error);
-    layers.push_back(std::move(row));
+    layers.push_back(prune::to_json(layer));
+    if (layer.error < 0) layers.back()["error"] = nullptr;
   }
   nlohmann::json phases = nlohmann::json::object();
   for (const auto& [phase, seconds] : report.phases) phases[phase] = seconds;
