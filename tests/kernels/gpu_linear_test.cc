@@ -91,6 +91,24 @@ TEST(GpuCandidates, say_what_they_need) {
   EXPECT_EQ(refusal("linear_nm:bf16:4096x4096x1:2:4", mma_sp, {.gpu = GpuFacts{}}),
             "needs a GPU, but no NVIDIA GPU or driver answers");
   EXPECT_EQ(refusal("linear_nm:bf16:4096x4096x1:2:4", mma_sp, Device{}), "needs weights on a GPU");
+  // Every card from 8.0 on; and float16, which is a candidate of its own.
+  EXPECT_THAT(refusal("linear_nm:bf16:64x128x64:2:4", "cuda_sm80_mma_sp", with_gpu(8, 0)),
+              AnyOf("", HasSubstr("needs the GPU kernels")));
+  EXPECT_EQ(refusal("linear_nm:bf16:64x128x1:2:4", "cuda_sm80_mma_sp", with_gpu(7, 5)),
+            "needs compute capability 8.0 or later (this GPU has 7.5)");
+  for (const auto& [problem, name] :
+       {std::pair{"linear_nm:{}:64x128x1:2:4", "cuda_sm90_mma_sp_f16"},
+        {"linear_nm:{}:64x128x1:2:4", "cuda_sm80_mma_sp_f16"},
+        {"linear_bitmap:{}:64x128x1:0.5", "cuda_sm90_scatter_f16"},
+        {"linear_bsr:{}:64x128x1:block16x16@0.8", "cuda_sm80_block_f16"},
+        {"linear_dense:{}:64x128x1", "cuda_sm90_stream_f16"}}) {
+    const auto answer = [&](const char* types) {
+      return refusal(fmt::format(fmt::runtime(problem), types).c_str(), name, hopper);
+    };
+    EXPECT_THAT(answer("f16"), AnyOf("", HasSubstr("needs the GPU kernels"))) << name;
+    EXPECT_EQ(answer("bf16"), "needs f16 values and f16 activations") << name;
+    EXPECT_EQ(answer("f16/f32"), "needs f16 values and f16 activations") << name;
+  }
   const char* gap = "cuda_sm90_gap";
   EXPECT_THAT(refusal("linear_bitmap:bf16:1x1x4:0.5", gap, hopper),
               AnyOf("", HasSubstr("needs the GPU kernels")));

@@ -15,6 +15,7 @@
 #include "lacuna/kernels/error_bound.h"
 #include "lacuna/kernels/gpu_linear.h"
 #include "lacuna/model/decode_step.h"
+#include "model/gpu_weights.h"
 #include "model/models.h"
 #include "support/data.h"
 
@@ -23,55 +24,8 @@ namespace {
 using format::Pattern;
 using testing::must;
 
-const Compute kGpu{at::Device(at::kCUDA, 0), at::kBFloat16};
 /// The same, activations as they are.
 const Compute kGpuUnrounded{kGpu.device, kGpu.dtype, /*int8_activations=*/false};
-
-class Gpu : public ::testing::Test {
- protected:
-  void SetUp() override {
-    const auto device = open_device("cuda");
-    if (!device.ok()) GTEST_SKIP() << "needs a GPU: " << device.error().message;
-    at::manual_seed(1);
-  }
-};
-
-/// Tests of kernels that are for compute capability 9.0.
-class GpuWeight24 : public Gpu {
- protected:
-  void SetUp() override {
-    Gpu::SetUp();
-    if (IsSkipped()) return;
-    if (!kernels::gpu_library().ok())
-      GTEST_SKIP() << "needs the GPU kernels: " << kernels::gpu_library().error().message;
-    if (gpus().front().major != 9) GTEST_SKIP() << "needs compute capability 9.0";
-  }
-};
-
-/// Any two of every four, or fewer; some groups and rows without any.
-at::Tensor mask24(int64_t rows, int64_t columns) {
-  const int64_t groups = (columns + 3) / 4;
-  const at::Tensor order = at::rand({rows, groups, 4}).argsort(int64_t{-1}).argsort(int64_t{-1});
-  const at::Tensor count =
-      at::randint(0, 3, {rows, groups, 1}).clamp_min(at::randint(0, 3, {rows, 1, 1}));
-  return (order < count).view({rows, groups * 4}).narrow(1, 0, columns).contiguous();
-}
-
-Linear compact_on_gpu(const at::Tensor& weight, const Pattern& pattern = Pattern::keep_of(2, 4),
-                      std::optional<at::Tensor> bias = {}, const Compute& compute = kGpu) {
-  if (bias) bias = bias->to(compute.device);
-  return must(
-      Linear::compact(must(format::compress(unwrap(weight), pattern)), std::move(bias), compute));
-}
-
-/// At most this far from exact: kernels::ErrorBound for every element, and one more rounding where
-/// a bias is added to the rounded sum.
-at::Tensor bound(const at::Tensor& exact, const at::Tensor& sums, int64_t inputs, bool bias) {
-  const double n = kernels::float_roundings("cuda", inputs) * 0x1p-24;
-  const at::Tensor floats = sums * (n / (1 - n)) + static_cast<double>(inputs + 16) * 0x1p-149;
-  const at::Tensor once = floats + 0x1p-8 * (exact.abs() + floats) + 0x1p-133;
-  return bias ? once + 0x1p-8 * (sums + once) : once;
-}
 
 constexpr int64_t kMostTokens = 64;  // of cuda_sm90_mma_sp; its many tokens need 8 | outputs
 
@@ -342,17 +296,6 @@ TEST_F(Gpu, ExpandsEveryPatternToTheSameWeight) {
         ASSERT_TRUE(at::equal(linear.weight().cpu(), weight.to(computed)))
             << pattern.text() << " " << rows << "x" << columns << " " << c10::toString(stored);
       }
-}
-
-/// Whole blocks, each kept with this probability; some weights of the others are zero as well.
-at::Tensor block_mask(int64_t rows, int64_t columns, const Pattern& pattern, double kept) {
-  const int64_t r = pattern.block_rows, c = pattern.block_columns;
-  return (at::rand({(rows + r - 1) / r, (columns + c - 1) / c}) < kept)
-      .repeat_interleave(r, 0)
-      .repeat_interleave(c, 1)
-      .narrow(0, 0, rows)
-      .narrow(1, 0, columns)
-      .logical_and(at::rand({rows, columns}) < 0.98);
 }
 
 TEST_F(GpuWeight24, BlocksStayWithinTheirBoundForEveryNumberOfTokens) {

@@ -90,4 +90,10 @@ Support supports_gpu_kernel(const Device& device) {
   return supports_library();
 }
 
+Support supports_numbers(const Problem& problem, DType type) {
+  const Values values = values_of(type);
+  return needs(problem.values == values && problem.activations == type,
+               fmt::format("{} values and {} activations", text(values), text(values)));
+}
+
 }  // namespace lacuna::kernels

@@ -32,6 +32,8 @@ Support supports_gpu(const Device& device);
 Support supports_gpu_kernel(const Device& device, int major, int minor);
 /// supports_gpu(), compute capability 8.0 or later, and a library to take the kernel from.
 Support supports_gpu_kernel(const Device& device);
+/// Values and activations of this type.
+Support supports_numbers(const Problem& problem, DType type);
 /// What kExpandCublas and kCublas ask for: a GPU and a weight of this pattern, whatever its values.
 template <format::PatternKind kKind>
 Support supports_dense_product(const Problem& problem, const Device& device) {

@@ -3,6 +3,7 @@
 // What a unit is, they say in a class of their own:
 //
 //   struct Unit {
+//     using Half;                         // what x and y are (halves.cuh)
 //     static constexpr int kBytes;        // of 16 rows x 128 columns
 //     static constexpr bool kScaled;      // each row has a factor (StreamParams::scales)
 //     // Most warps of a block beside one producer of x: they decide how many registers there are.
@@ -39,6 +40,7 @@ inline constexpr int kAloneBytes = 116 * 1024;
 
 template <class Unit>
 struct Ring {
+  using Half = typename Unit::Half;
   static constexpr bool kAnyColumns = false;
   static constexpr bool kScaled = Unit::kScaled;
 
@@ -194,8 +196,8 @@ cudaError_t ring_run(const void* packed, const float* scales, const void* x, voi
   StreamParams p = {};
   p.weights = static_cast<const unsigned char*>(packed);
   p.scales = scales;
-  p.x = static_cast<const __nv_bfloat16*>(x);
-  p.y = static_cast<__nv_bfloat16*>(y);
+  p.x = static_cast<const unsigned short*>(x);
+  p.y = static_cast<unsigned short*>(y);
   p.n = static_cast<int>(n);
   p.k = static_cast<int>(k);
   p.t = t;

@@ -18,13 +18,13 @@
 // Blocks of a cluster share rows and split K, so that each reads a part of x only.
 #pragma once
 
-#include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
 
+#include "lacuna/kernels/cuda/halves.cuh"
 #include "lacuna/kernels/cuda/sm90_async.h"
 #include "lacuna/kernels/cuda/sm90_stream_plan.h"
 
@@ -42,9 +42,9 @@ inline constexpr int kFragmentFloats = kTileRows * 8;
 
 struct StreamParams {
   const unsigned char* weights;
-  const float* scales;  // of the rows, for weights that are scaled
-  const __nv_bfloat16* x;
-  __nv_bfloat16* y;
+  const float* scales;      // of the rows, for weights that are scaled
+  const unsigned short* x;  // Weights::Half, as y
+  unsigned short* y;
   int n, k, t;
   int row_tiles, units;
   int row_warps, k_warps, stage_units, stages, x_stages, x_first, producers;
@@ -122,17 +122,6 @@ __device__ __forceinline__ uint4 load_matrices(unsigned address) {
   return v;
 }
 
-template <int kSelector>
-__device__ __forceinline__ void multiply(float (&c)[4], const uint4& a, const uint4& b,
-                                         unsigned metadata) {
-  asm volatile(
-      "mma.sp::ordered_metadata.sync.aligned.m16n8k32.row.col.f32.bf16.bf16.f32 "
-      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9, %10, %11}, {%0, %1, %2, %3}, %12, %13;"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y), "r"(b.z), "r"(b.w),
-        "r"(metadata), "n"(kSelector));
-}
-
 // Instructions are cold at every launch: what runs once is kept short (no unrolling, no division)
 // and away from the first copies.
 template <class Weights, int NT, int MT>
@@ -164,7 +153,7 @@ __global__ void __launch_bounds__((Weights::max_warps(NT, MT) + 1) * 32, 1)
     const int producer = warp - warps;
     auto fetch = [&](int unit, int stage) {
       const unsigned to = shared_base + p.x_offset + stage * x_stage_bytes;
-      const __nv_bfloat16* from = p.x + (first_unit + unit) * kUnitColumns;
+      const unsigned short* from = p.x + (first_unit + unit) * kUnitColumns;
       const int units = min(span, part - unit);
       int bytes = units * (2 * kUnitColumns);  // of one token
       if constexpr (Weights::kAnyColumns) {    // Beyond the last column x is zero.
@@ -189,7 +178,7 @@ __global__ void __launch_bounds__((Weights::max_warps(NT, MT) + 1) * 32, 1)
 #pragma unroll 2
         for (int token = producer * (32 >> shift) + (lane >> shift); token < p.t;
              token += p.producers * (32 >> shift)) {
-          const __nv_bfloat16* row = from + static_cast<std::size_t>(token) * p.k;
+          const unsigned short* row = from + static_cast<std::size_t>(token) * p.k;
 #pragma unroll 1
           for (int i = column; i < pieces; i += 1 << shift) {
             copy16(to + token * x_stride + i * 16, row + i * 8);
@@ -368,20 +357,8 @@ __global__ void __launch_bounds__((Weights::max_warps(NT, MT) + 1) * 32, 1)
     const int row = (row_group * p.row_warps * MT + f / NT) * kTileRows + quarter * 4;
     const int token = (f % NT) * 8 + token_lane;
     if (token >= p.t) continue;
-    __nv_bfloat16* y = p.y + static_cast<std::size_t>(token) * p.n + row;
-    if (p.n % 4 == 0) {
-      const __nv_bfloat162 low = __floats2bfloat162_rn(v[0], v[1]);
-      const __nv_bfloat162 high = __floats2bfloat162_rn(v[2], v[3]);
-      uint2 word;
-      word.x = *reinterpret_cast<const unsigned*>(&low);
-      word.y = *reinterpret_cast<const unsigned*>(&high);
-      if (row < p.n) *reinterpret_cast<uint2*>(y) = word;
-    } else {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        if (row + i < p.n) y[i] = __float2bfloat16_rn(v[i]);
-      }
-    }
+    store_four<typename Weights::Half>(p.y + static_cast<std::size_t>(token) * p.n + row, v,
+                                       p.n - row, p.n % 4 == 0);
   }
 }
 

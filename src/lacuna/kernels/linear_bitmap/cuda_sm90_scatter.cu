@@ -27,7 +27,8 @@
 //     Values are in the order of their banks, a lane's behind each other: a store of 32 lanes then
 //     takes 1.9 turns, 3.5 if they lay anywhere. Spare slots hold a lane's last value again.
 //
-//   tile    [fragment][lane][4 words][2 bf16], as one 16-byte load a lane gives an operand; kPairs
+//   tile    [fragment][lane][4 words][2 values], as one 16-byte load a lane gives an operand;
+//   kPairs
 //   4
 //           fragments of 32 columns (2 KB), kList 8 of 16 (4 KB)
 //
@@ -53,7 +54,6 @@
 // bank has more values than a lane has slots), units aligned to 128 bytes instead of 32 (equal).
 #include "lacuna/kernels/linear_bitmap/cuda_sm90_scatter.h"
 
-#include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -68,7 +68,9 @@
 namespace lacuna::kernels::linear_bitmap {
 namespace {
 
+using cuda::Bf16;
 using cuda::ceil_div;
+using cuda::Fp16;
 using cuda::kMaxCluster;
 using cuda::kMaxSharedBytes;
 using cuda::kTileRows;
@@ -120,23 +122,6 @@ __device__ __forceinline__ void clear_shared4(unsigned address) {
   asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(address), "r"(0) : "memory");
 }
 
-__device__ __forceinline__ void multiply(float (&c)[4], const uint4& a, unsigned b0, unsigned b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
-}
-
-template <int kSelector>
-__device__ __forceinline__ void multiply_pairs(float (&c)[4], const uint4& a, const uint4& b,
-                                               unsigned metadata) {
-  asm("mma.sp::ordered_metadata.sync.aligned.m16n8k32.row.col.f32.bf16.bf16.f32 "
-      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9, %10, %11}, {%0, %1, %2, %3}, %12, %13;"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y), "r"(b.z), "r"(b.w),
-        "r"(metadata), "n"(kSelector));
-}
-
 // Writes four values to their places. `bank`: address of the lane's first bank. A place is a row of
 // 128 bytes in its upper bits and a half word behind `bank` in its lower ones: a dot product of
 // bytes.
@@ -162,8 +147,9 @@ __device__ __noinline__ void scatter_rest(const unsigned* rest, unsigned tile, i
 
 // The weights of sm90_stream.cuh, for lists of up to 32 kRounds fours. All of the next unit is on
 // its way to registers while one is multiplied.
-template <bool kPairs, int kRounds>
+template <class Half_, bool kPairs, int kRounds>
 struct Scattered {
+  using Half = Half_;
   static constexpr bool kAnyColumns = true;
   static constexpr bool kScaled = false;
   static constexpr int kTileBytes = Form<kPairs>::kTileBytes;
@@ -319,9 +305,9 @@ struct Scattered {
               for (int m = 0; m < MT; ++m) {
                 const unsigned e = step < 2 ? metadata[m].x : metadata[m].y;
                 if (step % 2 == 0) {
-                  multiply_pairs<0>(sums[m][j], pairs[m][step], fragments[j], e);
+                  Half::template multiply_sparse<0>(sums[m][j], pairs[m][step], fragments[j], e);
                 } else {
-                  multiply_pairs<1>(sums[m][j], pairs[m][step], fragments[j], e);
+                  Half::template multiply_sparse<1>(sums[m][j], pairs[m][step], fragments[j], e);
                 }
               }
             }
@@ -345,11 +331,11 @@ struct Scattered {
 #pragma unroll
               for (int m = 0; m < MT; ++m) {
                 if constexpr (kPairs) {
-                  multiply_pairs<0>(sums[m][j], a.a[m][i], fragments[j], kFirstColumns);
+                  Half::template multiply_sparse<0>(sums[m][j], a.a[m][i], fragments[j],
+                                                    kFirstColumns);
                 } else {
-                  linear_bitmap::multiply(sums[m][j], a.a[m][i],
-                                          i == 0 ? fragments[j].x : fragments[j].z,
-                                          i == 0 ? fragments[j].y : fragments[j].w);
+                  Half::multiply(sums[m][j], a.a[m][i], i == 0 ? fragments[j].x : fragments[j].z,
+                                 i == 0 ? fragments[j].y : fragments[j].w);
                 }
               }
             }
@@ -702,7 +688,7 @@ __global__ void __launch_bounds__(kPackWarps * 32)
 // ---------- host ----------
 
 template <class Weights>
-cuda::StreamKernel kernel_of(int token_tiles, int tiles_per_warp) {
+cuda::StreamKernel weights_kernel(int token_tiles, int tiles_per_warp) {
   switch (token_tiles * 16 + tiles_per_warp) {
     case 1 * 16 + 1:
       return cuda::stream_kernel<Weights, 1, 1>;
@@ -730,29 +716,30 @@ int kind_of(const ScatterLayout& l) {
   return l.form == ScatterForm::kPairs ? (l.fours <= 32 ? 0 : 1) : (l.fours <= 64 ? 2 : 3);
 }
 
+template <class Half>
 cuda::StreamKernel find_kernel(const ScatterLayout& l, int token_tiles, int tiles_per_warp) {
   switch (kind_of(l)) {
     case 0:
-      return kernel_of<Scattered<true, 1>>(token_tiles, tiles_per_warp);
+      return weights_kernel<Scattered<Half, true, 1>>(token_tiles, tiles_per_warp);
     case 1:
-      return kernel_of<Scattered<true, 2>>(token_tiles, tiles_per_warp);
+      return weights_kernel<Scattered<Half, true, 2>>(token_tiles, tiles_per_warp);
     case 2:
-      return kernel_of<Scattered<false, 2>>(token_tiles, tiles_per_warp);
+      return weights_kernel<Scattered<Half, false, 2>>(token_tiles, tiles_per_warp);
     default:
-      return kernel_of<Scattered<false, 4>>(token_tiles, tiles_per_warp);
+      return weights_kernel<Scattered<Half, false, 4>>(token_tiles, tiles_per_warp);
   }
 }
 
 int max_warps(const ScatterLayout& l, int token_tiles, int tiles_per_warp) {
   switch (kind_of(l)) {
     case 0:
-      return Scattered<true, 1>::max_warps(token_tiles, tiles_per_warp);
+      return Scattered<Bf16, true, 1>::max_warps(token_tiles, tiles_per_warp);
     case 1:
-      return Scattered<true, 2>::max_warps(token_tiles, tiles_per_warp);
+      return Scattered<Bf16, true, 2>::max_warps(token_tiles, tiles_per_warp);
     case 2:
-      return Scattered<false, 2>::max_warps(token_tiles, tiles_per_warp);
+      return Scattered<Bf16, false, 2>::max_warps(token_tiles, tiles_per_warp);
     default:
-      return Scattered<false, 4>::max_warps(token_tiles, tiles_per_warp);
+      return Scattered<Bf16, false, 4>::max_warps(token_tiles, tiles_per_warp);
   }
 }
 
@@ -908,7 +895,7 @@ cudaError_t scatter_unpack(const void* packed, const ScatterLayout& layout, void
 }
 
 std::size_t scatter_shared_bytes(const ScatterLayout& layout, const ScatterPlan& plan) {
-  if (find_kernel(layout, plan.token_tiles, plan.tiles_per_warp) == nullptr ||
+  if (find_kernel<Bf16>(layout, plan.token_tiles, plan.tiles_per_warp) == nullptr ||
       !cuda::stream_plan_ok(plan, max_warps(layout, plan.token_tiles, plan.tiles_per_warp)) ||
       plan.stages != 0) {
     return 0;
@@ -931,7 +918,7 @@ cudaError_t scatter_plan(const ScatterLayout& layout, int t, ScatterPlan* plan) 
   int at_once[kMaxCluster + 1] = {};
   for (int cluster = 1; cluster <= kMaxCluster; cluster *= 2) {
     const cudaError_t error =
-        cuda::clusters_at_once(find_kernel(layout, p.token_tiles, 1), cluster,
+        cuda::clusters_at_once(find_kernel<Bf16>(layout, p.token_tiles, 1), cluster,
                                known[kind_of(layout)][p.token_tiles / 2], &at_once[cluster]);
     if (error != cudaSuccess) return error;
   }
@@ -995,6 +982,7 @@ cudaError_t scatter_plan(const ScatterLayout& layout, int t, ScatterPlan* plan) 
   return cudaErrorNotSupported;
 }
 
+template <class Half>
 cudaError_t scatter_run(const void* packed, const ScatterLayout& layout, const void* x, void* y,
                         int t, const ScatterPlan& plan, bool overlap_previous,
                         cudaStream_t stream) {
@@ -1010,13 +998,13 @@ cudaError_t scatter_run(const void* packed, const ScatterLayout& layout, const v
   p.weights = static_cast<const unsigned char*>(packed);
   p.unit_bytes = bytes_of_unit(layout, layout.fours);
   p.fours = layout.fours;
-  p.x = static_cast<const __nv_bfloat16*>(x);
-  p.y = static_cast<__nv_bfloat16*>(y);
+  p.x = static_cast<const unsigned short*>(x);
+  p.y = static_cast<unsigned short*>(y);
   p.n = static_cast<int>(layout.n);
   p.k = static_cast<int>(layout.k);
   p.t = t;
-  return cuda::stream_launch(find_kernel(layout, plan.token_tiles, plan.tiles_per_warp), p, plan,
-                             shared_of(layout, plan), overlap_previous, stream);
+  return cuda::stream_launch(find_kernel<Half>(layout, plan.token_tiles, plan.tiles_per_warp), p,
+                             plan, shared_of(layout, plan), overlap_previous, stream);
 }
 
 namespace {
@@ -1026,46 +1014,57 @@ struct Call {
   ScatterPlan plan;
 };
 
+template <class Half>
+constexpr GpuLinearKernel kernel_of(const char* name) {
+  return {
+      .operation = "linear_bitmap",
+      .name = name,
+      .scratch_bytes = [](int64_t n, int64_t k) -> size_t { return scatter_scratch_bytes(n, k); },
+      .measure = [](const void* dense, int64_t n, int64_t k, void* scratch, GpuLayout* layout,
+                    GpuStream stream) -> int {
+        ScatterLayout own;
+        const cudaError_t error =
+            scatter_measure(dense, n, k, scratch, &own, static_cast<cudaStream_t>(stream));
+        layout->packed_bytes = own.packed_bytes;
+        hold(layout, own);
+        return error;
+      },
+      .pack = [](const GpuLayout* layout, const void* dense, const void* scratch, void* packed,
+                 GpuPackReport*, GpuStream stream) -> int {
+        return scatter_pack(dense, scratch, held<ScatterLayout>(layout), packed,
+                            static_cast<cudaStream_t>(stream));
+      },
+      .unpack = [](const GpuLayout* layout, const void* packed, void* dense,
+                   GpuStream stream) -> int {
+        return scatter_unpack(packed, held<ScatterLayout>(layout), dense,
+                              static_cast<cudaStream_t>(stream));
+      },
+      .max_tokens = [](const GpuLayout*) -> int64_t { return kScatterMaxTokens; },
+      .many_tokens = [](const GpuLayout*) -> int64_t { return 0; },
+      .plan = [](const GpuLayout* layout, int64_t tokens, GpuPlan* plan) -> int {
+        Call call{static_cast<int>(std::min(tokens, kScatterMaxTokens + 1)), {}};
+        const cudaError_t error = scatter_plan(held<ScatterLayout>(layout), call.t, &call.plan);
+        if (error == cudaSuccess) hold(plan, call);
+        return error;
+      },
+      .workspace_bytes = [](const GpuLayout*, const GpuPlan*) -> size_t { return 0; },
+      .run = [](const GpuLayout* layout, const GpuPlan* plan, const void* packed, const void* x,
+                void* y, void*, int overlap_previous, GpuStream stream) -> int {
+        const auto call = held<Call>(plan);
+        return scatter_run<Half>(packed, held<ScatterLayout>(layout), x, y, call.t, call.plan,
+                                 overlap_previous != 0, static_cast<cudaStream_t>(stream));
+      },
+  };
+}
+
 }  // namespace
 
-const GpuLinearKernel kScatter = {
-    .operation = "linear_bitmap",
-    .name = "cuda_sm90_scatter",
-    .scratch_bytes = [](int64_t n, int64_t k) -> size_t { return scatter_scratch_bytes(n, k); },
-    .measure = [](const void* dense, int64_t n, int64_t k, void* scratch, GpuLayout* layout,
-                  GpuStream stream) -> int {
-      ScatterLayout own;
-      const cudaError_t error =
-          scatter_measure(dense, n, k, scratch, &own, static_cast<cudaStream_t>(stream));
-      layout->packed_bytes = own.packed_bytes;
-      hold(layout, own);
-      return error;
-    },
-    .pack = [](const GpuLayout* layout, const void* dense, const void* scratch, void* packed,
-               GpuPackReport*, GpuStream stream) -> int {
-      return scatter_pack(dense, scratch, held<ScatterLayout>(layout), packed,
-                          static_cast<cudaStream_t>(stream));
-    },
-    .unpack = [](const GpuLayout* layout, const void* packed, void* dense,
-                 GpuStream stream) -> int {
-      return scatter_unpack(packed, held<ScatterLayout>(layout), dense,
-                            static_cast<cudaStream_t>(stream));
-    },
-    .max_tokens = [](const GpuLayout*) -> int64_t { return kScatterMaxTokens; },
-    .many_tokens = [](const GpuLayout*) -> int64_t { return 0; },
-    .plan = [](const GpuLayout* layout, int64_t tokens, GpuPlan* plan) -> int {
-      Call call{static_cast<int>(std::min(tokens, kScatterMaxTokens + 1)), {}};
-      const cudaError_t error = scatter_plan(held<ScatterLayout>(layout), call.t, &call.plan);
-      if (error == cudaSuccess) hold(plan, call);
-      return error;
-    },
-    .workspace_bytes = [](const GpuLayout*, const GpuPlan*) -> size_t { return 0; },
-    .run = [](const GpuLayout* layout, const GpuPlan* plan, const void* packed, const void* x,
-              void* y, void*, int overlap_previous, GpuStream stream) -> int {
-      const auto call = held<Call>(plan);
-      return scatter_run(packed, held<ScatterLayout>(layout), x, y, call.t, call.plan,
-                         overlap_previous != 0, static_cast<cudaStream_t>(stream));
-    },
-};
+template cudaError_t scatter_run<Bf16>(const void*, const ScatterLayout&, const void*, void*, int,
+                                       const ScatterPlan&, bool, cudaStream_t);
+template cudaError_t scatter_run<Fp16>(const void*, const ScatterLayout&, const void*, void*, int,
+                                       const ScatterPlan&, bool, cudaStream_t);
+
+const GpuLinearKernel kScatter = kernel_of<Bf16>("cuda_sm90_scatter");
+const GpuLinearKernel kScatterF16 = kernel_of<Fp16>("cuda_sm90_scatter_f16");
 
 }  // namespace lacuna::kernels::linear_bitmap

@@ -1,5 +1,5 @@
-// y[T,N] = x[T,K] · W[N,K]^T with W sparse without a pattern in bf16, for up to 64 tokens, on
-// tensor cores: kept values are scattered into fragments in shared memory.
+// y[T,N] = x[T,K] · W[N,K]^T with W sparse without a pattern in bf16 or f16, for up to 64 tokens,
+// on tensor cores: kept values are scattered into fragments in shared memory.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "lacuna/kernels/cuda/halves.h"
 #include "lacuna/kernels/cuda/sm90_stream_plan.h"
 #include "lacuna/kernels/gpu_abi.h"
 #include "lacuna/kernels/linear_bitmap/cuda_sm90_scatter_limits.h"
@@ -41,8 +42,8 @@ const char* scatter_refusal(std::int64_t n, std::int64_t k, int t, int device);
 // Device memory that `scatter_measure` and `scatter_pack` need beside their operands.
 std::size_t scatter_scratch_bytes(std::int64_t n, std::int64_t k);
 
-// Counts what is kept in W (bf16, row-major, zeros already in place) and decides the layout. A
-// form and fours that are set on entry are kept. -0.0 counts as zero. Waits for the stream. The
+// Counts what is kept in W (bf16 or f16, row-major, zeros already in place) and decides the layout.
+// A form and fours that are set on entry are kept. -0.0 counts as zero. Waits for the stream. The
 // scratch then belongs to this W until `scatter_pack` is done.
 // @shape dense [N,K], aligned to 8 bytes, scratch scatter_scratch_bytes(N, K)
 cudaError_t scatter_measure(const void* dense, std::int64_t n, std::int64_t k, void* scratch,
@@ -64,7 +65,7 @@ cudaError_t scatter_plan(const ScatterLayout& layout, int t, ScatterPlan* plan);
 // Bytes of shared memory that a plan needs; 0 if the plan is not one the kernel has.
 std::size_t scatter_shared_bytes(const ScatterLayout& layout, const ScatterPlan& plan);
 
-// y = x · W^T, float32 sums, one rounding to bf16 at the end.
+// y = x · W^T, float32 sums, one rounding to Half at the end.
 // @shape x [T,K] and y [T,N] row-major and contiguous
 // @limits as scatter_refusal; dropped weights are multiplied as zeros (in form kPairs some of them
 //         twice, some not at all), so Inf of x gives NaN or Inf
@@ -74,10 +75,11 @@ std::size_t scatter_shared_bytes(const ScatterLayout& layout, const ScatterPlan&
 // With `overlap_previous` the launch is programmatic: it may start before the previous kernel of
 // the stream is done and reads W, but neither reads x nor writes y, before that kernel is complete.
 // Nothing directly ahead of it in the stream may write the packed weights then.
+template <class Half = cuda::Bf16>
 cudaError_t scatter_run(const void* packed, const ScatterLayout& layout, const void* x, void* y,
                         int t, const ScatterPlan& plan, bool overlap_previous, cudaStream_t stream);
 
 // The same as an entry of the library's table.
-extern const GpuLinearKernel kScatter;
+extern const GpuLinearKernel kScatter, kScatterF16;
 
 }  // namespace lacuna::kernels::linear_bitmap

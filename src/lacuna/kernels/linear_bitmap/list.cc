@@ -46,19 +46,19 @@ Support avx2(const Problem& problem, const Device& device) {
   return Support::all({any_cpu(problem, device), needs_avx2_f16c(device)});
 }
 
-Support hopper(const Problem& problem, const Device& device, const char* shape_refusal,
+Support hopper(const Problem& problem, const Device& device, DType type, const char* shape_refusal,
                const Support& zeros) {
   return Support::all(
       {needs(problem.pattern.kind == format::PatternKind::kUnstructured, "an unstructured pattern"),
-       needs(problem.values == Values::kBF16 && problem.activations == DType::kBF16,
-             "bf16 values and bf16 activations"),
-       zeros, shape_refusal != nullptr ? Support::no("{}", shape_refusal) : Support::yes(),
+       supports_numbers(problem, type), zeros,
+       shape_refusal != nullptr ? Support::no("{}", shape_refusal) : Support::yes(),
        supports_gpu_kernel(device, 9, 0)});
 }
 
 /// A value and its gap take 16 or 17 bits.
 Support gap(const Problem& problem, const Device& device) {
-  return hopper(problem, device, gap_shape_refusal(problem.outputs, problem.inputs, problem.tokens),
+  return hopper(problem, device, DType::kBF16,
+                gap_shape_refusal(problem.outputs, problem.inputs, problem.tokens),
                 needs(problem.sparsity >= 0.4, "40 % zeros or more"));
 }
 
@@ -66,7 +66,7 @@ Support gap(const Problem& problem, const Device& device) {
 Support window(const Problem& problem, const Device& device) {
   return Support::all(
       {needs(problem.tokens >= 3, "3 tokens or more"),
-       hopper(problem, device,
+       hopper(problem, device, DType::kBF16,
               window_shape_refusal(problem.outputs, problem.inputs, problem.tokens),
               problem.tokens <= 4
                   ? needs(problem.sparsity >= 0.4, "40 % zeros or more")
@@ -75,8 +75,9 @@ Support window(const Problem& problem, const Device& device) {
 
 /// 12 bits a weight at 50 % zeros, of 16. From 33 tokens on it is slower than a dense product, but
 /// not than one of an expanded weight.
+template <DType kType>
 Support scatter(const Problem& problem, const Device& device) {
-  return hopper(problem, device,
+  return hopper(problem, device, kType,
                 scatter_shape_refusal(problem.outputs, problem.inputs, problem.tokens),
                 needs(problem.sparsity >= 0.45, "45 % zeros or more"));
 }
@@ -130,7 +131,8 @@ GpuCandidates& gpu_candidates() {
   static GpuCandidates list{
       {"cuda_sm90_window", window},
       {"cuda_sm90_gap", gap},
-      {"cuda_sm90_scatter", scatter},
+      {"cuda_sm90_scatter", scatter<DType::kBF16>},
+      {"cuda_sm90_scatter_f16", scatter<DType::kF16>},
       {"cuda_sm90_gap_fp8", gap_of_codes<Values::kFP8>},
       {"cuda_sm90_gap_int8", gap_of_codes<Values::kInt8>},
       {"cuda_sm90_fp8", coded<Values::kFP8>},

@@ -27,18 +27,23 @@
 // the next units asked for together with their weights.
 #include "lacuna/kernels/linear_bsr/cuda_sm80_block.h"
 
-#include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
 #include <algorithm>
 #include <cstring>
 #include <iterator>
+#include <type_traits>
 #include <vector>
 
+#include "lacuna/kernels/cuda/halves.cuh"
+#include "lacuna/kernels/cuda/sm80_follow.cuh"
 #include "lacuna/kernels/cuda/sm90_device.h"
 
 namespace lacuna::kernels::linear_bsr {
 namespace {
+
+using cuda::Bf16;
+using cuda::Fp16;
 
 constexpr int kTileRows = 16, kUnitColumns = 32;
 constexpr int kTileVectors = 64;  // of 16 bytes, in a tile of 16 x 32
@@ -51,7 +56,7 @@ struct Params {
   const int* columns;
   const uint4* values;
   const uint4* x;
-  __nv_bfloat16* y;
+  unsigned short* y;
   int n, t, x_vectors;  // x_vectors: K / 8
   int columns_stride, group_tiles;
   int slices_log2;  // blocks of threads that share a group
@@ -65,46 +70,14 @@ __device__ __forceinline__ uint4 load_once(const uint4* p) {
   return v;
 }
 
-__device__ __forceinline__ void multiply(float (&c)[4], unsigned a0, unsigned a1, unsigned a2,
-                                         unsigned a3, unsigned b0, unsigned b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-
-// The next kernel may start; what the one before has written is there. (Before 9.0 there is no
-// overlap, and nothing to do.)
-__device__ __forceinline__ void follow() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;");
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
 // Floats from one token of a warp's sums to the next: stores and loads meet few bank conflicts.
 __host__ __device__ constexpr int sums_stride(int row_tiles) { return row_tiles * kTileRows + 4; }
 
 // Sums take 4 registers a thread of each tile: more tiles, fewer warps.
 __host__ __device__ constexpr int most_warps(int tiles) { return tiles >= 8 ? 8 : 16; }
 
-// Four rows of one token.
-__device__ __forceinline__ void store(const Params& p, int token, int row, const float4& sum) {
-  __nv_bfloat16* y = p.y + static_cast<std::size_t>(token) * p.n + row;
-  if (p.n % 4 == 0) {
-    const __nv_bfloat162 pair[2] = {__floats2bfloat162_rn(sum.x, sum.y),
-                                    __floats2bfloat162_rn(sum.z, sum.w)};
-    *reinterpret_cast<uint2*>(y) = *reinterpret_cast<const uint2*>(pair);
-  } else {
-    const float v[4] = {sum.x, sum.y, sum.z, sum.w};
-#pragma unroll
-    for (int r = 0; r < 4; ++r)
-      if (row + r < p.n) y[r] = __float2bfloat16_rn(v[r]);
-  }
-}
-
 // NT token tiles, MT row tiles, D units at one time.
-template <int NT, int MT, int D>
+template <class Half, int NT, int MT, int D>
 __global__ void __launch_bounds__(32 * most_warps(NT * MT)) block_kernel(const Params p) {
   extern __shared__ __align__(16) float sums[];  // [warp][8 NT tokens][sums_stride(MT)]
   const int warp = __shfl_sync(~0u, threadIdx.x >> 5, 0), lane = threadIdx.x & 31;
@@ -172,15 +145,15 @@ __global__ void __launch_bounds__(32 * most_warps(NT * MT)) block_kernel(const P
 #pragma unroll
         for (int m = 0; m < MT; ++m) {
           const uint4 top = batch.w[d][m][0], low = batch.w[d][m][1], v = b[d][j];
-          multiply(c[m][j], top.x, low.x, top.y, low.y, v.x, v.y);
-          multiply(c[m][j], top.z, low.z, top.w, low.w, v.z, v.w);
+          Half::multiply(c[m][j], make_uint4(top.x, low.x, top.y, low.y), v.x, v.y);
+          Half::multiply(c[m][j], make_uint4(top.z, low.z, top.w, low.w), v.z, v.w);
         }
     }
   };
 
   Batch even, odd;
   load(even, warp);
-  follow();
+  cuda::follow();
 #pragma unroll 1
   for (int unit = warp; unit < list.y; unit += 2 * step) {
     load(odd, unit + step);
@@ -208,13 +181,17 @@ __global__ void __launch_bounds__(32 * most_warps(NT * MT)) block_kernel(const P
     const int to = i / kFours, row = first_row + 4 * (i % kFours);
     if (first_token + to >= p.t || row >= p.n) continue;
     const float* from = sums + to * kStride + 4 * (i % kFours);
-    float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
+    float sum[4] = {0.f, 0.f, 0.f, 0.f};
 #pragma unroll 4
     for (int w = 0; w < warps; ++w, from += 8 * NT * kStride) {
       const float4 v = *reinterpret_cast<const float4*>(from);
-      sum = make_float4(sum.x + v.x, sum.y + v.y, sum.z + v.z, sum.w + v.w);
+      sum[0] += v.x;
+      sum[1] += v.y;
+      sum[2] += v.z;
+      sum[3] += v.w;
     }
-    store(p, first_token + to, row, sum);
+    cuda::store_four<Half>(p.y + static_cast<std::size_t>(first_token + to) * p.n + row, sum,
+                           p.n - row, p.n % 4 == 0);
   }
 }
 
@@ -269,15 +246,6 @@ __global__ void move_kernel(const Params p, uint4* dense) {
 template <class T>
 T ceil_div(T a, T b) {
   return (a + b - 1) / b;
-}
-
-// Only compute capability 9.0 runs the code that waits for the kernel ahead by itself.
-bool overlaps() {
-  static const bool known = [] {
-    int device = 0;
-    return cudaGetDevice(&device) == cudaSuccess && cuda::sm90_refusal(device) == nullptr;
-  }();
-  return known;
 }
 
 int row_tiles_of(std::int64_t n) { return static_cast<int>(ceil_div<std::int64_t>(n, kTileRows)); }
@@ -344,21 +312,21 @@ Lists lists_of(const std::vector<unsigned char>& marks, int tiles, int units, in
 using Kernel = void (*)(const Params);
 struct Variant {
   int token_tiles, row_tiles, depth;
-  Kernel kernel;
+  Kernel bf16, f16;
 };
 template <int NT, int MT, int D>
 constexpr Variant variant() {
-  return {NT, MT, D, block_kernel<NT, MT, D>};
+  return {NT, MT, D, block_kernel<Bf16, NT, MT, D>, block_kernel<Fp16, NT, MT, D>};
 }
 constexpr Variant kVariants[] = {
     variant<1, 1, 2>(), variant<1, 2, 2>(), variant<1, 4, 1>(), variant<2, 1, 1>(),
     variant<2, 2, 1>(), variant<2, 2, 2>(), variant<2, 4, 1>(), variant<4, 1, 1>(),
     variant<4, 2, 1>(), variant<8, 1, 1>(), variant<8, 2, 1>(),
 };
-Kernel find_kernel(const BlockPlan& plan) {
+const Variant* find_variant(const BlockPlan& plan) {
   for (const Variant& v : kVariants)
     if (v.token_tiles == plan.token_tiles && v.row_tiles == plan.row_tiles && v.depth == plan.depth)
-      return v.kernel;
+      return &v;
   return nullptr;
 }
 
@@ -470,7 +438,7 @@ cudaError_t block_unpack(const void* packed, const BlockLayout& layout, void* de
 }
 
 std::size_t block_shared_bytes(const BlockLayout& layout, const BlockPlan& plan) {
-  if (find_kernel(plan) == nullptr || plan.row_tiles > layout.group_tiles || plan.k_warps < 1 ||
+  if (find_variant(plan) == nullptr || plan.row_tiles > layout.group_tiles || plan.k_warps < 1 ||
       plan.k_warps > most_warps(plan.token_tiles * plan.row_tiles)) {
     return 0;
   }
@@ -494,11 +462,12 @@ cudaError_t block_plan(const BlockLayout& layout, std::int64_t t, BlockPlan* pla
   const Cut& cut = kCuts[tokens][rows];
   BlockPlan p{cut.token_tiles, cut.row_tiles, cut.depth, cut.k_warps};
   while (p.row_tiles > layout.group_tiles) p.row_tiles /= 2;
-  if (find_kernel(p) == nullptr) p.depth = 1;
+  if (find_variant(p) == nullptr) p.depth = 1;
   *plan = p;
   return cudaSuccess;
 }
 
+template <class Half>
 cudaError_t block_run(const void* packed, const BlockLayout& layout, const void* x, void* y,
                       std::int64_t t, const BlockPlan& plan, bool overlap_previous,
                       cudaStream_t stream) {
@@ -509,28 +478,15 @@ cudaError_t block_run(const void* packed, const BlockLayout& layout, const void*
   }
   Params p = params_of(layout, packed);
   p.x = static_cast<const uint4*>(x);
-  p.y = static_cast<__nv_bfloat16*>(y);
+  p.y = static_cast<unsigned short*>(y);
   p.t = static_cast<int>(t);
   const int slices = layout.group_tiles / plan.row_tiles;
   p.slices_log2 = slices == 1 ? 0 : slices == 2 ? 1 : 2;
-  const Kernel kernel = find_kernel(plan);
-  if (shared > 48 * 1024) {
-    const cudaError_t error = cudaFuncSetAttribute(
-        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
-    if (error != cudaSuccess) return error;
-  }
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(ceil_div<std::int64_t>(t, 8 * plan.token_tiles)),
-                        static_cast<unsigned>(layout.groups * slices));
-  config.blockDim = dim3(plan.k_warps * 32);
-  config.dynamicSmemBytes = shared;
-  config.stream = stream;
-  cudaLaunchAttribute attribute;
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &attribute;
-  config.numAttrs = overlap_previous && overlaps() ? 1 : 0;
-  return cudaLaunchKernelEx(&config, kernel, p);
+  const Variant& variant = *find_variant(plan);
+  const dim3 blocks(static_cast<unsigned>(ceil_div<std::int64_t>(t, 8 * plan.token_tiles)),
+                    static_cast<unsigned>(layout.groups * slices));
+  return cuda::launch_following(std::is_same_v<Half, Fp16> ? variant.f16 : variant.bf16, p, blocks,
+                                plan.k_warps * 32, shared, overlap_previous, stream);
 }
 
 namespace {
@@ -540,50 +496,61 @@ struct Call {
   BlockPlan plan;
 };
 
+template <class Half>
+constexpr GpuLinearKernel kernel_of(const char* name) {
+  return {
+      .operation = "linear_bsr",
+      .name = name,
+      .scratch_bytes = [](int64_t n, int64_t k) -> size_t { return block_scratch_bytes(n, k); },
+      .measure = [](const void* dense, int64_t n, int64_t k, void* scratch, GpuLayout* layout,
+                    GpuStream stream) -> int {
+        BlockLayout own;
+        const cudaError_t error =
+            block_measure(dense, n, k, scratch, &own, static_cast<cudaStream_t>(stream));
+        layout->packed_bytes = own.packed_bytes;
+        hold(layout, own);
+        return error;
+      },
+      .pack = [](const GpuLayout* layout, const void* dense, const void* scratch, void* packed,
+                 GpuPackReport*, GpuStream stream) -> int {
+        return block_pack(dense, scratch, held<BlockLayout>(layout), packed,
+                          static_cast<cudaStream_t>(stream));
+      },
+      .unpack = [](const GpuLayout* layout, const void* packed, void* dense,
+                   GpuStream stream) -> int {
+        return block_unpack(packed, held<BlockLayout>(layout), dense,
+                            static_cast<cudaStream_t>(stream));
+      },
+      .max_tokens = [](const GpuLayout* layout) -> int64_t {
+        return density(held<BlockLayout>(layout)) <= kMostOf64Tokens ? 64 : 32;
+      },
+      .many_tokens = [](const GpuLayout* layout) -> int64_t {
+        return density(held<BlockLayout>(layout)) <= kMostOfManyTokens ? 65 : 0;
+      },
+      .plan = [](const GpuLayout* layout, int64_t tokens, GpuPlan* plan) -> int {
+        Call call{tokens, {}};
+        const cudaError_t error = block_plan(held<BlockLayout>(layout), tokens, &call.plan);
+        if (error == cudaSuccess) hold(plan, call);
+        return error;
+      },
+      .workspace_bytes = [](const GpuLayout*, const GpuPlan*) -> size_t { return 0; },
+      .run = [](const GpuLayout* layout, const GpuPlan* plan, const void* packed, const void* x,
+                void* y, void*, int overlap_previous, GpuStream stream) -> int {
+        const auto call = held<Call>(plan);
+        return block_run<Half>(packed, held<BlockLayout>(layout), x, y, call.t, call.plan,
+                               overlap_previous != 0, static_cast<cudaStream_t>(stream));
+      },
+  };
+}
+
 }  // namespace
 
-const GpuLinearKernel kBlock = {
-    .operation = "linear_bsr",
-    .name = "cuda_sm80_block",
-    .scratch_bytes = [](int64_t n, int64_t k) -> size_t { return block_scratch_bytes(n, k); },
-    .measure = [](const void* dense, int64_t n, int64_t k, void* scratch, GpuLayout* layout,
-                  GpuStream stream) -> int {
-      BlockLayout own;
-      const cudaError_t error =
-          block_measure(dense, n, k, scratch, &own, static_cast<cudaStream_t>(stream));
-      layout->packed_bytes = own.packed_bytes;
-      hold(layout, own);
-      return error;
-    },
-    .pack = [](const GpuLayout* layout, const void* dense, const void* scratch, void* packed,
-               GpuPackReport*, GpuStream stream) -> int {
-      return block_pack(dense, scratch, held<BlockLayout>(layout), packed,
-                        static_cast<cudaStream_t>(stream));
-    },
-    .unpack = [](const GpuLayout* layout, const void* packed, void* dense,
-                 GpuStream stream) -> int {
-      return block_unpack(packed, held<BlockLayout>(layout), dense,
-                          static_cast<cudaStream_t>(stream));
-    },
-    .max_tokens = [](const GpuLayout* layout) -> int64_t {
-      return density(held<BlockLayout>(layout)) <= kMostOf64Tokens ? 64 : 32;
-    },
-    .many_tokens = [](const GpuLayout* layout) -> int64_t {
-      return density(held<BlockLayout>(layout)) <= kMostOfManyTokens ? 65 : 0;
-    },
-    .plan = [](const GpuLayout* layout, int64_t tokens, GpuPlan* plan) -> int {
-      Call call{tokens, {}};
-      const cudaError_t error = block_plan(held<BlockLayout>(layout), tokens, &call.plan);
-      if (error == cudaSuccess) hold(plan, call);
-      return error;
-    },
-    .workspace_bytes = [](const GpuLayout*, const GpuPlan*) -> size_t { return 0; },
-    .run = [](const GpuLayout* layout, const GpuPlan* plan, const void* packed, const void* x,
-              void* y, void*, int overlap_previous, GpuStream stream) -> int {
-      const auto call = held<Call>(plan);
-      return block_run(packed, held<BlockLayout>(layout), x, y, call.t, call.plan,
-                       overlap_previous != 0, static_cast<cudaStream_t>(stream));
-    },
-};
+template cudaError_t block_run<Bf16>(const void*, const BlockLayout&, const void*, void*,
+                                     std::int64_t, const BlockPlan&, bool, cudaStream_t);
+template cudaError_t block_run<Fp16>(const void*, const BlockLayout&, const void*, void*,
+                                     std::int64_t, const BlockPlan&, bool, cudaStream_t);
+
+const GpuLinearKernel kBlock = kernel_of<Bf16>("cuda_sm80_block");
+const GpuLinearKernel kBlockF16 = kernel_of<Fp16>("cuda_sm80_block_f16");
 
 }  // namespace lacuna::kernels::linear_bsr

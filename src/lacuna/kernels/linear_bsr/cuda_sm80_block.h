@@ -1,5 +1,5 @@
-// y[T,N] = x[T,K] · W[N,K]^T with W made of dense blocks in bf16, on tensor cores, straight from
-// memory into registers.
+// y[T,N] = x[T,K] · W[N,K]^T with W made of dense blocks in bf16 or f16, on tensor cores, straight
+// from memory into registers.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "lacuna/kernels/cuda/halves.h"
 #include "lacuna/kernels/gpu_abi.h"
 #include "lacuna/kernels/linear_bsr/cuda_sm80_block_limits.h"
 
@@ -33,9 +34,9 @@ struct BlockPlan {
 // Device memory that `block_measure` and `block_pack` need beside their operands.
 std::size_t block_scratch_bytes(std::int64_t n, std::int64_t k);
 
-// Finds what is kept of W (bf16, row-major, zeros already in place) and decides the layout: any
-// tile of 16 x 32 that holds a weight is stored whole, so blocks of multiples of these sizes cost
-// nothing more. -0.0 counts as zero. A group_tiles that is set on entry is kept. Waits for the
+// Finds what is kept of W (bf16 or f16, row-major, zeros already in place) and decides the layout:
+// any tile of 16 x 32 that holds a weight is stored whole, so blocks of multiples of these sizes
+// cost nothing more. -0.0 counts as zero. A group_tiles that is set on entry is kept. Waits for the
 // stream. The scratch then belongs to this W until `block_pack` is done.
 // @shape dense [N,K], aligned to 16 bytes, scratch block_scratch_bytes(N, K), aligned to 16
 cudaError_t block_measure(const void* dense, std::int64_t n, std::int64_t k, void* scratch,
@@ -57,7 +58,7 @@ cudaError_t block_plan(const BlockLayout& layout, std::int64_t t, BlockPlan* pla
 // Bytes of shared memory that a plan needs; 0 if the plan is not one the kernel has.
 std::size_t block_shared_bytes(const BlockLayout& layout, const BlockPlan& plan);
 
-// y = x · W^T, float32 sums, one rounding to bf16 at the end.
+// y = x · W^T, float32 sums, one rounding to Half at the end.
 // @shape x [T,K] and y [T,N] row-major and contiguous; x aligned to 16 bytes, y to 8 (N % 4 == 0)
 //        or 2 bytes
 // @limits block_shape_refusal; compute capability 8.0 or later. Tiles that are not stored are not
@@ -70,11 +71,12 @@ std::size_t block_shared_bytes(const BlockLayout& layout, const BlockPlan& plan)
 // the previous kernel of the stream is done and reads W, but neither reads x nor writes y, before
 // that kernel is complete. Nothing directly ahead of it in the stream may write the packed weights
 // then.
+template <class Half = cuda::Bf16>
 cudaError_t block_run(const void* packed, const BlockLayout& layout, const void* x, void* y,
                       std::int64_t t, const BlockPlan& plan, bool overlap_previous,
                       cudaStream_t stream);
 
 // The same as an entry of the library's table.
-extern const GpuLinearKernel kBlock;
+extern const GpuLinearKernel kBlock, kBlockF16;
 
 }  // namespace lacuna::kernels::linear_bsr

@@ -45,15 +45,14 @@ Support avx2(const Problem& problem, const Device& device) {
 }
 
 /// Tiles of 16 x 32 that hold a weight are stored whole, so blocks of 16 columns fill half of them.
+template <DType kType>
 Support tensor_core_blocks(const Problem& problem, const Device& device) {
   const char* shape = block_shape_refusal(problem.outputs, problem.inputs, problem.tokens);
   return Support::all(
       {needs(problem.pattern.kind == format::PatternKind::kBlock, "blocks"),
        needs(problem.pattern.block_rows % 16 == 0 && problem.pattern.block_columns % 16 == 0,
              "blocks of a multiple of 16 rows and columns"),
-       needs(problem.values == Values::kBF16 && problem.activations == DType::kBF16,
-             "bf16 values and bf16 activations"),
-       needs(problem.sparsity >= 0.5, "50 % zeros or more"),
+       supports_numbers(problem, kType), needs(problem.sparsity >= 0.5, "50 % zeros or more"),
        shape != nullptr ? Support::no("{}", shape) : Support::yes(), supports_gpu_kernel(device)});
 }
 
@@ -107,7 +106,8 @@ LinearCandidates& candidates() {
 }
 
 GpuCandidates& gpu_candidates() {
-  static GpuCandidates list{{"cuda_sm80_block", tensor_core_blocks},
+  static GpuCandidates list{{"cuda_sm80_block", tensor_core_blocks<DType::kBF16>},
+                            {"cuda_sm80_block_f16", tensor_core_blocks<DType::kF16>},
                             {kExpandCublas, supports_dense_product<format::PatternKind::kBlock>}};
   return list;
 }

@@ -24,8 +24,7 @@ Support cusparse(const Problem& problem, const Device& device) {
   const char* shape = cusparse_shape_refusal(problem.outputs, problem.inputs, problem.tokens);
   const Support kernel = Support::all(
       {needs(problem.pattern.kind == format::PatternKind::kUnstructured, "an unstructured pattern"),
-       needs(problem.values == Values::kBF16 && problem.activations == DType::kBF16,
-             "bf16 values and bf16 activations"),
+       supports_numbers(problem, DType::kBF16),
        shape != nullptr ? Support::no("{}", shape) : Support::yes(), supports_gpu_kernel(device)});
   if (!kernel) return kernel;
   return needs((*gpu_library())->has_cusparse() != 0, "libcusparse.so.12, which torch brings");

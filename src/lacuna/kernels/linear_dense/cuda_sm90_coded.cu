@@ -18,17 +18,10 @@ namespace {
 using cuda::kSteps;
 using cuda::kTileRows;
 
-__device__ __forceinline__ void multiply(float (&c)[4], const uint4& a, unsigned b0, unsigned b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
-}
-
 template <class CodeType>
 struct CodedDense {
   using Code = CodeType;
+  using Half = cuda::Bf16;
   static constexpr int kStepBytes = 512;
   static constexpr int kBytes = kSteps * kStepBytes;  // 2,048
   static constexpr bool kScaled = true;
@@ -64,8 +57,8 @@ struct CodedDense {
         const uint4 fragment = cuda::load_matrices(x + j * 8 * x_stride + step * 64);
 #pragma unroll
         for (int m = 0; m < MT; ++m) {
-          linear_dense::multiply(sums[m][j], a[m][0], fragment.x, fragment.y);
-          linear_dense::multiply(sums[m][j], a[m][1], fragment.z, fragment.w);
+          Half::multiply(sums[m][j], a[m][0], fragment.x, fragment.y);
+          Half::multiply(sums[m][j], a[m][1], fragment.z, fragment.w);
         }
       }
     }

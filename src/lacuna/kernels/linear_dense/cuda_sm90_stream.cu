@@ -22,11 +22,11 @@
 // once 2 %.
 #include "lacuna/kernels/linear_dense/cuda_sm90_stream.h"
 
-#include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
 #include <algorithm>
 
+#include "lacuna/kernels/cuda/halves.cuh"
 #include "lacuna/kernels/cuda/sm90_async.h"
 #include "lacuna/kernels/cuda/sm90_device.h"
 
@@ -49,7 +49,7 @@ constexpr int kMaxRows = 32;  // of a stage
 struct Params {
   const unsigned char* w;
   const uint4* x;
-  __nv_bfloat16* y;
+  unsigned short* y;
   int n, row_bytes;
   int rows_log2, stages, at_once;  // rows of a stage; stages in flight before the wait
   int k_warps_log2;
@@ -57,7 +57,7 @@ struct Params {
 };
 
 // kUnits: most units of a warp.
-template <int kUnits>
+template <class Half, int kUnits>
 __global__ void __launch_bounds__(kThreads, 1) linear_stream_kernel(const Params p) {
   extern __shared__ __align__(128) unsigned char shared[];
   const unsigned base = shared_address(shared);
@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(kThreads, 1) linear_stream_kernel(const Params
 #pragma unroll 1
       for (int step = 16; step >= rows; step >>= 1) sum += __shfl_xor_sync(~0u, sum, step);
       const int row = first + (i << p.rows_log2) + r;
-      if (part == 0 && row < end) p.y[row] = __float2bfloat16_rn(sum);
+      if (part == 0 && row < end) p.y[row] = Half::round(sum);
       if (++slot == p.stages) {
         slot = 0;
         phase ^= 1;
@@ -159,9 +159,8 @@ __global__ void __launch_bounds__(kThreads, 1) linear_stream_kernel(const Params
         const unsigned ws[4] = {w.x, w.y, w.z, w.w}, xs[4] = {x[u].x, x[u].y, x[u].z, x[u].w};
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          sum[j] = fmaf(__uint_as_float(ws[j] << 16), __uint_as_float(xs[j] << 16), sum[j]);
-          sum[j] = fmaf(__uint_as_float(ws[j] & 0xffff0000u), __uint_as_float(xs[j] & 0xffff0000u),
-                        sum[j]);
+          sum[j] = fmaf(Half::low(ws[j]), Half::low(xs[j]), sum[j]);
+          sum[j] = fmaf(Half::high(ws[j]), Half::high(xs[j]), sum[j]);
         }
       }
       float all = (sum[0] + sum[1]) + (sum[2] + sum[3]);
@@ -211,13 +210,15 @@ Cut cut_of(const Shape& shape, int multiprocessors) {
 
 using Kernel = void (*)(const Params);
 
+template <class Half>
 Kernel find_kernel(int units) {
-  return units == 1   ? linear_stream_kernel<1>
-         : units == 2 ? linear_stream_kernel<2>
-         : units <= 4 ? linear_stream_kernel<4>
-                      : linear_stream_kernel<8>;
+  return units == 1   ? linear_stream_kernel<Half, 1>
+         : units == 2 ? linear_stream_kernel<Half, 2>
+         : units <= 4 ? linear_stream_kernel<Half, 4>
+                      : linear_stream_kernel<Half, 8>;
 }
 
+template <class Half>
 int make_plan(const GpuLayout* layout, std::int64_t tokens, GpuPlan* plan) {
   const Shape shape = held<Shape>(layout);
   if (stream_shape_refusal(shape.n, shape.k, tokens) != nullptr) return cudaErrorInvalidValue;
@@ -226,10 +227,11 @@ int make_plan(const GpuLayout* layout, std::int64_t tokens, GpuPlan* plan) {
   if (error != cudaSuccess) return error;
   const Cut cut = cut_of(shape, multiprocessors);
   hold(plan, cut);
-  return cudaFuncSetAttribute(find_kernel(cut.units), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                              227 * 1024);
+  return cudaFuncSetAttribute(find_kernel<Half>(cut.units),
+                              cudaFuncAttributeMaxDynamicSharedMemorySize, 227 * 1024);
 }
 
+template <class Half>
 int run(const GpuLayout* layout, const GpuPlan* plan, const void* w, const void* x, void* y, void*,
         int overlap_previous, GpuStream stream) {
   const Shape shape = held<Shape>(layout);
@@ -239,7 +241,7 @@ int run(const GpuLayout* layout, const GpuPlan* plan, const void* w, const void*
     return cudaErrorInvalidValue;
   const Params p = {.w = static_cast<const unsigned char*>(w),
                     .x = static_cast<const uint4*>(x),
-                    .y = static_cast<__nv_bfloat16*>(y),
+                    .y = static_cast<unsigned short*>(y),
                     .n = static_cast<int>(shape.n),
                     .row_bytes = static_cast<int>(shape.k * 2),
                     .rows_log2 = cut.rows_log2,
@@ -258,32 +260,38 @@ int run(const GpuLayout* layout, const GpuPlan* plan, const void* w, const void*
   config.stream = static_cast<cudaStream_t>(stream);
   config.attrs = &attribute;
   config.numAttrs = overlap_previous ? 1 : 0;
-  return cudaLaunchKernelEx(&config, find_kernel(cut.units), p);
+  return cudaLaunchKernelEx(&config, find_kernel<Half>(cut.units), p);
+}
+
+template <class Half>
+constexpr GpuLinearKernel kernel_of(const char* name) {
+  return {
+      .operation = "linear_dense",
+      .name = name,
+      .scratch_bytes = [](int64_t, int64_t) -> size_t { return 0; },
+      .measure = [](const void*, int64_t n, int64_t k, void*, GpuLayout* layout, GpuStream) -> int {
+        layout->packed_bytes = 0;
+        hold(layout, Shape{n, k});
+        return cudaSuccess;
+      },
+      .pack = [](const GpuLayout*, const void*, const void*, void*, GpuPackReport*,
+                 GpuStream) -> int { return cudaSuccess; },
+      .unpack = [](const GpuLayout* layout, const void* w, void* dense, GpuStream stream) -> int {
+        const Shape shape = held<Shape>(layout);
+        return cudaMemcpyAsync(dense, w, static_cast<size_t>(shape.n * shape.k * 2),
+                               cudaMemcpyDeviceToDevice, static_cast<cudaStream_t>(stream));
+      },
+      .max_tokens = [](const GpuLayout*) -> int64_t { return 1; },
+      .many_tokens = [](const GpuLayout*) -> int64_t { return 0; },
+      .plan = make_plan<Half>,
+      .workspace_bytes = [](const GpuLayout*, const GpuPlan*) -> size_t { return 0; },
+      .run = run<Half>,
+  };
 }
 
 }  // namespace
 
-const GpuLinearKernel kStream = {
-    .operation = "linear_dense",
-    .name = "cuda_sm90_stream",
-    .scratch_bytes = [](int64_t, int64_t) -> size_t { return 0; },
-    .measure = [](const void*, int64_t n, int64_t k, void*, GpuLayout* layout, GpuStream) -> int {
-      layout->packed_bytes = 0;
-      hold(layout, Shape{n, k});
-      return cudaSuccess;
-    },
-    .pack = [](const GpuLayout*, const void*, const void*, void*, GpuPackReport*,
-               GpuStream) -> int { return cudaSuccess; },
-    .unpack = [](const GpuLayout* layout, const void* w, void* dense, GpuStream stream) -> int {
-      const Shape shape = held<Shape>(layout);
-      return cudaMemcpyAsync(dense, w, static_cast<size_t>(shape.n * shape.k * 2),
-                             cudaMemcpyDeviceToDevice, static_cast<cudaStream_t>(stream));
-    },
-    .max_tokens = [](const GpuLayout*) -> int64_t { return 1; },
-    .many_tokens = [](const GpuLayout*) -> int64_t { return 0; },
-    .plan = make_plan,
-    .workspace_bytes = [](const GpuLayout*, const GpuPlan*) -> size_t { return 0; },
-    .run = run,
-};
+const GpuLinearKernel kStream = kernel_of<Bf16>("cuda_sm90_stream");
+const GpuLinearKernel kStreamF16 = kernel_of<Fp16>("cuda_sm90_stream_f16");
 
 }  // namespace lacuna::kernels::linear_dense

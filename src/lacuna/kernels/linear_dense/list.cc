@@ -33,11 +33,11 @@ Support avx2(const Problem& problem, const Device& device) {
   return Support::all({any_cpu(problem, device), needs_avx2_f16c(device)});
 }
 
+template <DType kType>
 Support stream(const Problem& problem, const Device& device) {
   const char* shape = stream_shape_refusal(problem.outputs, problem.inputs, problem.tokens);
   return Support::all({needs(problem.pattern.kind == format::PatternKind::kDense, "a dense weight"),
-                       needs(problem.values == Values::kBF16 && problem.activations == DType::kBF16,
-                             "bf16 values and bf16 activations"),
+                       supports_numbers(problem, kType),
                        shape != nullptr ? Support::no("{}", shape) : Support::yes(),
                        supports_gpu_kernel(device, 9, 0)});
 }
@@ -68,7 +68,8 @@ LinearCandidates& candidates() {
 }
 
 GpuCandidates& gpu_candidates() {
-  static GpuCandidates list{{"cuda_sm90_stream", stream},
+  static GpuCandidates list{{"cuda_sm90_stream", stream<DType::kBF16>},
+                            {"cuda_sm90_stream_f16", stream<DType::kF16>},
                             {"cuda_sm90_fp8", coded<Values::kFP8>},
                             {"cuda_sm90_int8", coded<Values::kInt8>},
                             {kCublas, supports_dense_product<format::PatternKind::kDense>}};

@@ -29,6 +29,7 @@ using cuda::kSteps;
 template <class CodeType>
 struct CodedTwoOfFour {
   using Code = CodeType;
+  using Half = cuda::Bf16;
   static constexpr int kBytes = kCodedUnitBytes;
   static constexpr bool kScaled = true;
   static constexpr bool kSparse = true;
@@ -74,9 +75,9 @@ struct CodedTwoOfFour {
           for (int m = 0; m < MT; ++m) {
             const unsigned e = pair == 0 ? metadata[m].x : metadata[m].y;
             if (second == 0) {
-              cuda::multiply<0>(sums[m][j], a[m], fragment, e);
+              Half::multiply_sparse<0>(sums[m][j], a[m], fragment, e);
             } else {
-              cuda::multiply<1>(sums[m][j], a[m], fragment, e);
+              Half::multiply_sparse<1>(sums[m][j], a[m], fragment, e);
             }
           }
         }

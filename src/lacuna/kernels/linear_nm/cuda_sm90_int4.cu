@@ -58,6 +58,7 @@ struct Scales {
 };
 
 struct Int4TwoOfFour {
+  using Half = cuda::Bf16;
   static constexpr int kMetadataBytes = 256, kCodeBytes = 512;
   static constexpr int kScalesAt = kMetadataBytes + kCodeBytes;
   static constexpr int kBytes = kScalesAt + 8 * 4 * kGroupsPerUnit;  // 832
@@ -106,8 +107,8 @@ struct Int4TwoOfFour {
         for (int m = 0; m < MT; ++m) {
           const unsigned e = group == 0 ? metadata[m].x : metadata[m].y;
           float part[4] = {0.f, 0.f, 0.f, 0.f};
-          cuda::multiply<0>(part, a[m][0], first, e);
-          cuda::multiply<1>(part, a[m][1], second, e);
+          Half::multiply_sparse<0>(part, a[m][0], first, e);
+          Half::multiply_sparse<1>(part, a[m][1], second, e);
           const float scale_g = scales[m].row_g(group), scale_g8 = scales[m].row_g8(group);
           sums[m][j][0] = fmaf(part[0], scale_g, sums[m][j][0]);
           sums[m][j][1] = fmaf(part[1], scale_g, sums[m][j][1]);

@@ -4,18 +4,7 @@
 // the block shares, and one wave of blocks covers the matrix. Blocks of a cluster share rows and
 // split K, so that each reads a part of x only, and push their sums into each other's memory.
 //
-// Packed weights: units of 16 rows x 128 columns, 2,304 bytes, ordered [row tile][unit along K]:
-//
-//   0     256              768              1280             1792            2304
-//   +------+----------------+----------------+----------------+----------------+
-//   | meta | step 0: values | step 1         | step 2         | step 3         |  step: 32 columns
-//   +------+----------------+----------------+----------------+----------------+
-//   lane 4g+t (g = 0..7, t = 0..3) reads 16 bytes of each step and 8 of the metadata for all four:
-//     values    a0: row g, group t | a1: row g+8, group t | a2: row g, group t+4 | a3: row g+8, t+4
-//               (a group is 4 columns, of which 2 bf16 are kept)
-//     metadata  word w (steps 2w, 2w+1): of step 2w + t/2, columns 16(t%2)..+15, low 16 bits row g,
-//               high 16 bits row g+8, 4 bits a group: the places of the two kept values, rising.
-//               Steps 2w and 2w+1 differ in the selector of mma.sp.
+// Packed weights: cuda_sm80_mma_sp_pack.cu draws them.
 //
 // How a block is made of consumers of weights and producers of x: kernels/cuda/sm90_stream.cuh; a
 // warp's ring: sm90_ring.cuh.
@@ -38,7 +27,6 @@
 // a block where rows are few (3 to 5 %: every block then reads all of x).
 #include "lacuna/kernels/linear_nm/cuda_sm90_mma_sp.h"
 
-#include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -46,27 +34,27 @@
 
 #include "lacuna/kernels/cuda/sm90_device.h"
 #include "lacuna/kernels/cuda/sm90_ring.cuh"
-#include "lacuna/kernels/cuda/sm90_unit_rows.cuh"
-#include "lacuna/kernels/linear_nm/cuda_sm90_groups.cuh"
 #include "lacuna/kernels/linear_nm/cuda_sm90_wgmma_sp.h"
 
 namespace lacuna::kernels::linear_nm {
 namespace {
 
+using cuda::Bf16;
 using cuda::ceil_div;
+using cuda::Fp16;
 using cuda::kStepBytes;
 using cuda::kSteps;
 using cuda::kTileRows;
-using cuda::kUnpackStride;
-using cuda::kUnpackWarps;
 
 constexpr int kUnitColumns = kMmaSpUnitColumns;
-static_assert(kUnitColumns == cuda::kUnitColumns);
-constexpr int kMetadataBytes = 256;
-constexpr int kUnitBytes = kMetadataBytes + kSteps * kStepBytes;  // 2,304
+constexpr int kMetadataBytes = kMmaSpMetadataBytes;
+constexpr int kUnitBytes = kMmaSpUnitBytes;
+static_assert(kUnitColumns == cuda::kUnitColumns && kStepBytes == kMmaSpStepBytes);
 
 // A unit of sm90_ring.cuh.
+template <class Half_>
 struct TwoOfFour {
+  using Half = Half_;
   static constexpr int kBytes = kUnitBytes;
   static constexpr bool kScaled = false;
 
@@ -101,9 +89,9 @@ struct TwoOfFour {
         for (int m = 0; m < MT; ++m) {
           const unsigned e = step < 2 ? metadata[m].x : metadata[m].y;
           if (step % 2 == 0) {
-            cuda::multiply<0>(sums[m][j], a[m], fragment, e);
+            Half::template multiply_sparse<0>(sums[m][j], a[m], fragment, e);
           } else {
-            cuda::multiply<1>(sums[m][j], a[m], fragment, e);
+            Half::template multiply_sparse<1>(sums[m][j], a[m], fragment, e);
           }
         }
       }
@@ -111,86 +99,7 @@ struct TwoOfFour {
   }
 };
 
-// One warp packs one unit. A lane writes its own fragments (see the picture) and its metadata.
-__global__ void linear_nm_pack_kernel(const unsigned short* dense, int n, int k, int row_tiles,
-                                      int units, unsigned char* packed, PackReport* report) {
-  const int lane = threadIdx.x & 31;
-  const std::int64_t unit_index =
-      static_cast<std::int64_t>(blockIdx.x) * (blockDim.x >> 5) + (threadIdx.x >> 5);
-  if (unit_index >= static_cast<std::int64_t>(row_tiles) * units) return;
-  const int tile = static_cast<int>(unit_index / units);
-  const int column0 = static_cast<int>(unit_index % units) * kUnitColumns;
-  unsigned char* unit = packed + unit_index * kUnitBytes;
-  const int g = lane >> 2, t = lane & 3;
-
-  const DenseGroups groups{dense, n, k};
-  const int row0 = tile * kTileRows;
-#pragma unroll
-  for (int s = 0; s < kSteps; ++s) {
-    unsigned a[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const Group group =
-          groups.read(row0 + g + 8 * (i & 1), column0 + 32 * s + 4 * (t + 4 * (i >> 1)), report);
-      a[i] = group.value[0] | static_cast<unsigned>(group.value[1]) << 16;
-    }
-    *reinterpret_cast<uint4*>(unit + kMetadataBytes + s * kStepBytes + lane * 16) =
-        make_uint4(a[0], a[1], a[2], a[3]);
-  }
-  *reinterpret_cast<uint2*>(unit + lane * 8) = groups.metadata(row0, column0, lane);
-}
-
-// The way back: one warp unpacks one unit, each lane the groups whose values it reads. The places
-// of a group lie in the metadata of the lane that mma.sp takes them from.
-__global__ void __launch_bounds__(kUnpackWarps * 32)
-    linear_nm_unpack_kernel(const unsigned char* packed, int n, int k, int row_tiles, int units,
-                            unsigned short* dense, bool vectors) {
-  __shared__ __align__(16) cuda::UnitRows tiles[kUnpackWarps];
-  const int lane = threadIdx.x & 31;
-  const std::int64_t unit_index =
-      static_cast<std::int64_t>(blockIdx.x) * kUnpackWarps + (threadIdx.x >> 5);
-  if (unit_index >= static_cast<std::int64_t>(row_tiles) * units) return;
-  unsigned char* const own = tiles[threadIdx.x >> 5];
-  const int tile = static_cast<int>(unit_index / units);
-  const int column0 = static_cast<int>(unit_index % units) * kUnitColumns;
-  const unsigned char* unit = packed + unit_index * kUnitBytes;
-  const int g = lane >> 2, t = lane & 3;
-  const uint2 metadata = *reinterpret_cast<const uint2*>(unit + lane * 8);
-  uint4 word[kSteps];
-#pragma unroll
-  for (int s = 0; s < kSteps; ++s) {
-    word[s] = *reinterpret_cast<const uint4*>(unit + kMetadataBytes + s * kStepBytes + lane * 16);
-  }
-#pragma unroll
-  for (int s = 0; s < kSteps; ++s) {
-    const unsigned values[4] = {word[s].x, word[s].y, word[s].z, word[s].w};
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {  // columns 0..15 and 16..31 of the step
-      const unsigned places = places_of(metadata, s, half, lane);
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {  // rows g and g + 8
-        const unsigned place = places >> (16 * i + 4 * t);
-        const unsigned kept = values[2 * half + i];
-        const unsigned long long group =
-            static_cast<unsigned long long>(kept & 0xffff) << (16 * (place & 3)) |
-            static_cast<unsigned long long>(kept >> 16) << (16 * (place >> 2 & 3));
-        *reinterpret_cast<unsigned long long*>(own + (g + 8 * i) * kUnpackStride + 64 * s +
-                                               32 * half + 8 * t) = group;
-      }
-    }
-  }
-  const int row0 = tile * kTileRows;
-  cuda::store_unit_rows(tiles[threadIdx.x >> 5],
-                        dense + static_cast<std::size_t>(row0) * k + column0, k, n - row0, vectors,
-                        lane);
-}
-
 }  // namespace
-
-std::size_t mma_sp_packed_bytes(std::int64_t n, std::int64_t k) {
-  return static_cast<std::size_t>((n + kTileRows - 1) / kTileRows) * (k / kUnitColumns) *
-         kUnitBytes;
-}
 
 std::size_t mma_sp_workspace_bytes(std::int64_t, std::int64_t, int) { return 0; }
 
@@ -200,45 +109,7 @@ const char* mma_sp_refusal(std::int64_t n, std::int64_t k, int t, int device) {
 }
 
 std::size_t mma_sp_shared_bytes(const MmaSpPlan& plan) {
-  return cuda::ring_shared_bytes<TwoOfFour>(plan);
-}
-
-cudaError_t mma_sp_pack(const void* dense, std::int64_t n, std::int64_t k, void* packed,
-                        PackReport* report, cudaStream_t stream) {
-  if (mma_sp_shape_refusal(n, k, 1) != nullptr || dense == nullptr || packed == nullptr ||
-      reinterpret_cast<std::uintptr_t>(dense) % 8 != 0 ||
-      reinterpret_cast<std::uintptr_t>(packed) % 16 != 0) {
-    return cudaErrorInvalidValue;
-  }
-  if (report != nullptr) {
-    cudaError_t error = cudaMemsetAsync(&report->violations, 0, sizeof(report->violations), stream);
-    if (error == cudaSuccess) {
-      error = cudaMemsetAsync(&report->first_group, 0xff, sizeof(report->first_group), stream);
-    }
-    if (error != cudaSuccess) return error;
-  }
-  const int row_tiles = ceil_div(n, kTileRows), units = static_cast<int>(k / kUnitColumns);
-  const std::int64_t warps = static_cast<std::int64_t>(row_tiles) * units;
-  linear_nm_pack_kernel<<<ceil_div(warps, 8), 256, 0, stream>>>(
-      static_cast<const unsigned short*>(dense), static_cast<int>(n), static_cast<int>(k),
-      row_tiles, units, static_cast<unsigned char*>(packed), report);
-  return cudaGetLastError();
-}
-
-cudaError_t mma_sp_unpack(const void* packed, std::int64_t n, std::int64_t k, void* dense,
-                          cudaStream_t stream) {
-  if (mma_sp_shape_refusal(n, k, 1) != nullptr || dense == nullptr || packed == nullptr ||
-      reinterpret_cast<std::uintptr_t>(dense) % 8 != 0 ||
-      reinterpret_cast<std::uintptr_t>(packed) % 16 != 0) {
-    return cudaErrorInvalidValue;
-  }
-  const int row_tiles = ceil_div(n, kTileRows), units = static_cast<int>(k / kUnitColumns);
-  const std::int64_t warps = static_cast<std::int64_t>(row_tiles) * units;
-  linear_nm_unpack_kernel<<<ceil_div(warps, kUnpackWarps), kUnpackWarps * 32, 0, stream>>>(
-      static_cast<const unsigned char*>(packed), static_cast<int>(n), static_cast<int>(k),
-      row_tiles, units, static_cast<unsigned short*>(dense),
-      reinterpret_cast<std::uintptr_t>(dense) % 16 == 0);
-  return cudaGetLastError();
+  return cuda::ring_shared_bytes<TwoOfFour<Bf16>>(plan);
 }
 
 cudaError_t mma_sp_plan(std::int64_t n, std::int64_t k, int t, MmaSpPlan* plan) {
@@ -254,7 +125,7 @@ cudaError_t mma_sp_plan(std::int64_t n, std::int64_t k, int t, MmaSpPlan* plan) 
   int at_once = 0, row_tiles = 0;
   for (p.cluster = t <= 32 ? 1 : 2;; p.cluster *= 2) {
     const cudaError_t error =
-        cuda::ring_clusters_at_once<TwoOfFour>(p.token_tiles, p.cluster, &at_once);
+        cuda::ring_clusters_at_once<TwoOfFour<Bf16>>(p.token_tiles, p.cluster, &at_once);
     if (error != cudaSuccess) return error;
     row_tiles = ceil_div(tiles, at_once);
     const bool idle = tiles * 4 < at_once * 3;
@@ -264,7 +135,7 @@ cudaError_t mma_sp_plan(std::int64_t n, std::int64_t k, int t, MmaSpPlan* plan) 
   while (p.cluster > 1 && units < 2 * p.cluster) {
     p.cluster /= 2;
     const cudaError_t error =
-        cuda::ring_clusters_at_once<TwoOfFour>(p.token_tiles, p.cluster, &at_once);
+        cuda::ring_clusters_at_once<TwoOfFour<Bf16>>(p.token_tiles, p.cluster, &at_once);
     if (error != cudaSuccess) return error;
     row_tiles = ceil_div(tiles, at_once);
   }
@@ -272,7 +143,7 @@ cudaError_t mma_sp_plan(std::int64_t n, std::int64_t k, int t, MmaSpPlan* plan) 
 
   // Two row tiles a warp halve the reads of x from shared memory; 6 to 9 warps are enough.
   p.tiles_per_warp = row_tiles == 1 ? 1 : p.token_tiles >= 4 && row_tiles > 16 ? 3 : 2;
-  const int max_warps = TwoOfFour::max_warps(p.token_tiles, p.tiles_per_warp);
+  const int max_warps = TwoOfFour<Bf16>::max_warps(p.token_tiles, p.tiles_per_warp);
   const int most = max_warps - 1;
   const int waves = ceil_div(row_tiles, most * p.tiles_per_warp);
   if (waves > 1) row_tiles = ceil_div(tiles, static_cast<std::int64_t>(at_once) * waves);
@@ -303,72 +174,68 @@ cudaError_t mma_sp_plan(std::int64_t n, std::int64_t k, int t, MmaSpPlan* plan) 
   return cudaErrorNotSupported;
 }
 
+template <class Half>
 cudaError_t mma_sp_run(const void* packed, const void* x, void* y, std::int64_t n, std::int64_t k,
                        int t, const MmaSpPlan& plan, bool overlap_previous, cudaStream_t stream) {
   if (mma_sp_shape_refusal(n, k, t) != nullptr) return cudaErrorInvalidValue;
-  return cuda::ring_run<TwoOfFour>(packed, nullptr, x, y, n, k, t, plan, overlap_previous, stream);
+  return cuda::ring_run<TwoOfFour<Half>>(packed, nullptr, x, y, n, k, t, plan, overlap_previous,
+                                         stream);
 }
+template cudaError_t mma_sp_run<Bf16>(const void*, const void*, void*, std::int64_t, std::int64_t,
+                                      int, const MmaSpPlan&, bool, cudaStream_t);
+template cudaError_t mma_sp_run<Fp16>(const void*, const void*, void*, std::int64_t, std::int64_t,
+                                      int, const MmaSpPlan&, bool, cudaStream_t);
 
 namespace {
 
-// What the library's layout and plan hold.
-struct Shape {
-  std::int64_t n, k;
-};
 struct Call {
   std::int64_t t;
   std::variant<MmaSpPlan, WgmmaSpPlan> plan;  // few tokens or many
 };
 
+template <class Half>
+constexpr GpuLinearKernel kernel_of(const char* name) {
+  return {
+      .operation = "linear_nm",
+      .name = name,
+      .scratch_bytes = [](int64_t, int64_t) -> size_t { return 0; },
+      .measure = mma_sp_layout_measure,
+      .pack = mma_sp_layout_pack,
+      .unpack = mma_sp_layout_unpack,
+      .max_tokens = [](const GpuLayout*) -> int64_t { return kMmaSpMaxTokens; },
+      .many_tokens = [](const GpuLayout* layout) -> int64_t {
+        const auto [n, k] = held<MmaSpShape>(layout);
+        return wgmma_sp_from_tokens(n, k);
+      },
+      .plan = [](const GpuLayout* layout, int64_t tokens, GpuPlan* plan) -> int {
+        const auto [n, k] = held<MmaSpShape>(layout);
+        Call call{tokens, {}};
+        const cudaError_t error =
+            tokens <= kMmaSpMaxTokens
+                ? mma_sp_plan(n, k, static_cast<int>(tokens), &std::get<MmaSpPlan>(call.plan))
+                : wgmma_sp_plan(n, k, tokens, &call.plan.emplace<WgmmaSpPlan>());
+        if (error == cudaSuccess) hold(plan, call);
+        return error;
+      },
+      .workspace_bytes = [](const GpuLayout*, const GpuPlan*) -> size_t { return 0; },
+      .run = [](const GpuLayout* layout, const GpuPlan* plan, const void* packed, const void* x,
+                void* y, void*, int overlap_previous, GpuStream stream) -> int {
+        const auto [n, k] = held<MmaSpShape>(layout);
+        const auto call = held<Call>(plan);
+        if (const auto* many = std::get_if<WgmmaSpPlan>(&call.plan)) {
+          return wgmma_sp_run<Half>(packed, x, y, n, k, call.t, *many,
+                                    static_cast<cudaStream_t>(stream));
+        }
+        return mma_sp_run<Half>(packed, x, y, n, k, static_cast<int>(call.t),
+                                std::get<MmaSpPlan>(call.plan), overlap_previous != 0,
+                                static_cast<cudaStream_t>(stream));
+      },
+  };
+}
+
 }  // namespace
 
-const GpuLinearKernel kMmaSp = {
-    .operation = "linear_nm",
-    .name = "cuda_sm90_mma_sp",
-    .scratch_bytes = [](int64_t, int64_t) -> size_t { return 0; },
-    .measure = [](const void*, int64_t n, int64_t k, void*, GpuLayout* layout, GpuStream) -> int {
-      const Shape shape{n, k};
-      layout->packed_bytes = mma_sp_packed_bytes(n, k);
-      hold(layout, shape);
-      return cudaSuccess;
-    },
-    .pack = [](const GpuLayout* layout, const void* dense, const void*, void* packed,
-               GpuPackReport* report, GpuStream stream) -> int {
-      const auto [n, k] = held<Shape>(layout);
-      return mma_sp_pack(dense, n, k, packed, report, static_cast<cudaStream_t>(stream));
-    },
-    .unpack = [](const GpuLayout* layout, const void* packed, void* dense,
-                 GpuStream stream) -> int {
-      const auto [n, k] = held<Shape>(layout);
-      return mma_sp_unpack(packed, n, k, dense, static_cast<cudaStream_t>(stream));
-    },
-    .max_tokens = [](const GpuLayout*) -> int64_t { return kMmaSpMaxTokens; },
-    .many_tokens = [](const GpuLayout* layout) -> int64_t {
-      const auto [n, k] = held<Shape>(layout);
-      return wgmma_sp_from_tokens(n, k);
-    },
-    .plan = [](const GpuLayout* layout, int64_t tokens, GpuPlan* plan) -> int {
-      const auto [n, k] = held<Shape>(layout);
-      Call call{tokens, {}};
-      const cudaError_t error =
-          tokens <= kMmaSpMaxTokens
-              ? mma_sp_plan(n, k, static_cast<int>(tokens), &std::get<MmaSpPlan>(call.plan))
-              : wgmma_sp_plan(n, k, tokens, &call.plan.emplace<WgmmaSpPlan>());
-      if (error == cudaSuccess) hold(plan, call);
-      return error;
-    },
-    .workspace_bytes = [](const GpuLayout*, const GpuPlan*) -> size_t { return 0; },
-    .run = [](const GpuLayout* layout, const GpuPlan* plan, const void* packed, const void* x,
-              void* y, void*, int overlap_previous, GpuStream stream) -> int {
-      const auto [n, k] = held<Shape>(layout);
-      const auto call = held<Call>(plan);
-      if (const auto* many = std::get_if<WgmmaSpPlan>(&call.plan)) {
-        return wgmma_sp_run(packed, x, y, n, k, call.t, *many, static_cast<cudaStream_t>(stream));
-      }
-      return mma_sp_run(packed, x, y, n, k, static_cast<int>(call.t),
-                        std::get<MmaSpPlan>(call.plan), overlap_previous != 0,
-                        static_cast<cudaStream_t>(stream));
-    },
-};
+const GpuLinearKernel kMmaSp = kernel_of<Bf16>("cuda_sm90_mma_sp");
+const GpuLinearKernel kMmaSpF16 = kernel_of<Fp16>("cuda_sm90_mma_sp_f16");
 
 }  // namespace lacuna::kernels::linear_nm

@@ -1,4 +1,5 @@
-// y[T,N] = x[T,K] · W[N,K]^T with W 2:4 sparse in bf16, for few tokens, on sparse tensor cores.
+// y[T,N] = x[T,K] · W[N,K]^T with W 2:4 sparse in bf16 or f16, for few tokens, on sparse tensor
+// cores.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -6,24 +7,19 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "lacuna/kernels/cuda/halves.h"
 #include "lacuna/kernels/cuda/sm90_stream_plan.h"
 #include "lacuna/kernels/gpu_abi.h"
+#include "lacuna/kernels/linear_nm/cuda_sm80_mma_sp_pack.h"
 #include "lacuna/kernels/linear_nm/cuda_sm90_mma_sp_limits.h"
 
 namespace lacuna::kernels::linear_nm {
 
-// This kernel as the library shows it.
-extern const GpuLinearKernel kMmaSp;
-
-// What packing found: groups of four with more than two non-zeros, whose two lowest columns were
-// kept. Set by `mma_sp_pack`; read it after the stream is done.
-using PackReport = GpuPackReport;
+// These kernels as the library shows them: of bf16 and of f16.
+extern const GpuLinearKernel kMmaSp, kMmaSpF16;
 
 // How one launch is cut. `mma_sp_plan` fills it; every field may be set by hand to measure others.
 using MmaSpPlan = cuda::StreamPlan;
-
-// Bytes of packed weights: 9 bits a weight, rows padded to a multiple of 16.
-std::size_t mma_sp_packed_bytes(std::int64_t n, std::int64_t k);
 
 // Scratch that `mma_sp_run` needs: none, every sum stays in shared memory.
 std::size_t mma_sp_workspace_bytes(std::int64_t n, std::int64_t k, int t);
@@ -39,20 +35,7 @@ cudaError_t mma_sp_plan(std::int64_t n, std::int64_t k, int t, MmaSpPlan* plan);
 // Bytes of shared memory that a plan needs; 0 if the plan is not one the kernel has.
 std::size_t mma_sp_shared_bytes(const MmaSpPlan& plan);
 
-// Packs W (bf16, row-major, zeros already in place) for `mma_sp_run`. -0.0 counts as zero; a group
-// with fewer than two non-zeros is filled up with zeros; NaN and Inf are kept as they are.
-// @shape dense [N,K], packed mma_sp_packed_bytes(N, K)
-// @errors more than two non-zeros in a group: counted in *report (device memory, may be null)
-cudaError_t mma_sp_pack(const void* dense, std::int64_t n, std::int64_t k, void* packed,
-                        PackReport* report, cudaStream_t stream);
-
-// W again, from its packed form: every weight that was not a zero, bit by bit, and +0.
-// @shape packed mma_sp_packed_bytes(N, K), dense [N,K] bf16, aligned to 8 bytes
-// @cost 1.125 N K bytes read, 2 N K written
-cudaError_t mma_sp_unpack(const void* packed, std::int64_t n, std::int64_t k, void* dense,
-                          cudaStream_t stream);
-
-// y = x · W^T, float32 sums, one rounding to bf16 at the end.
+// y = x · W^T, float32 sums, one rounding to Half at the end.
 // @shape x [T,K] and y [T,N] row-major and contiguous
 // @limits as mma_sp_refusal; x is multiplied only where packing kept a place, so an Inf or NaN of x
 //         that meets a dropped weight does not reach y. Two places are kept in every group: one
@@ -64,6 +47,7 @@ cudaError_t mma_sp_unpack(const void* packed, std::int64_t n, std::int64_t k, vo
 // With `overlap_previous` the launch is programmatic: it may start before the previous kernel of
 // the stream is done and reads W, but neither reads x nor writes y, before that kernel is complete.
 // Nothing directly ahead of it in the stream may write the packed weights then.
+template <class Half = cuda::Bf16>
 cudaError_t mma_sp_run(const void* packed, const void* x, void* y, std::int64_t n, std::int64_t k,
                        int t, const MmaSpPlan& plan, bool overlap_previous, cudaStream_t stream);
 

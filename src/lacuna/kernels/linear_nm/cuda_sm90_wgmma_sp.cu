@@ -20,6 +20,8 @@
 // don't compile: 512 threads start with 128 registers.
 #include "lacuna/kernels/linear_nm/cuda_sm90_wgmma_sp.h"
 
+#include <type_traits>
+
 #include "lacuna/kernels/linear_nm/cuda_sm90_mma_sp_limits.h"
 #include "lacuna/kernels/linear_nm/cuda_sm90_wgmma_sp_tiles.cuh"
 
@@ -27,7 +29,9 @@ namespace lacuna::kernels::linear_nm {
 namespace {
 
 // A unit of cuda_sm90_mma_sp, whose file has its picture.
-struct Bf16Unit {
+template <class Half_>
+struct Unit16 {
+  using Half = Half_;
   using Sum = float;
   static constexpr int kMetadataBytes = 256, kStepBytes = 512;
   static constexpr int kBytes = kMetadataBytes + 4 * kStepBytes;
@@ -39,6 +43,16 @@ struct Bf16Unit {
     uint4 a[2];
     unsigned metadata;
   };
+
+  template <int kSelector, int kSums>
+  static __device__ __forceinline__ void part(float (&sums)[kSums], const uint4& a, std::uint64_t x,
+                                              unsigned metadata, bool add) {
+    if constexpr (std::is_same_v<Half, cuda::Fp16>) {
+      wgmma_sp_f16<kSelector>(sums, a, x, metadata, add);
+    } else {
+      wgmma_sp_bf16<kSelector>(sums, a, x, metadata, add);
+    }
+  }
 
   using Where = int;  // the lane
   static __device__ __forceinline__ Where where(int lane) { return lane; }
@@ -54,14 +68,15 @@ struct Bf16Unit {
   template <int kSums>
   static __device__ __forceinline__ void multiply(float (&sums)[kSums], const Fragments& f,
                                                   std::uint64_t x, bool add) {
-    wgmma_sp_bf16<0>(sums, f.a[0], x, f.metadata, add);
-    wgmma_sp_bf16<1>(sums, f.a[1], x + 4, f.metadata, true);  // 64 bytes on
+    part<0>(sums, f.a[0], x, f.metadata, add);
+    part<1>(sums, f.a[1], x + 4, f.metadata, true);  // 64 bytes on
   }
 };
 
-const std::array<TileVariant, 2> Bf16Unit::kTileVariants = {
-    tile_variant<Cut<Bf16Unit, 2, 256, 5, 3, 16>>(),
-    tile_variant<Cut<Bf16Unit, 2, 128, 8, 3, 64>>()};
+template <class Half>
+const std::array<TileVariant, 2> Unit16<Half>::kTileVariants = {
+    tile_variant<Cut<Unit16, 2, 256, 5, 3, 16>>(), tile_variant<Cut<Unit16, 2, 128, 8, 3, 64>>()};
+using Bf16Unit = Unit16<cuda::Bf16>;
 // Cost of a tile, in tiles of 256 tokens: measured where all multiprocessors are busy.
 constexpr double kTileCost[] = {1, 0.58};
 
@@ -94,10 +109,17 @@ cudaError_t wgmma_sp_plan(std::int64_t n, std::int64_t k, std::int64_t t, WgmmaS
   return cudaSuccess;
 }
 
+template <class Half>
 cudaError_t wgmma_sp_run(const void* packed, const void* x, void* y, std::int64_t n, std::int64_t k,
                          std::int64_t t, const WgmmaSpPlan& plan, cudaStream_t stream) {
   if (!wgmma_sp_takes(n, k)) return cudaErrorInvalidValue;
-  return tile_run<Bf16Unit>(packed, nullptr, x, nullptr, y, n, k, t, plan, stream);
+  return tile_run<Unit16<Half>>(packed, nullptr, x, nullptr, y, n, k, t, plan, stream);
 }
+template cudaError_t wgmma_sp_run<cuda::Bf16>(const void*, const void*, void*, std::int64_t,
+                                              std::int64_t, std::int64_t, const WgmmaSpPlan&,
+                                              cudaStream_t);
+template cudaError_t wgmma_sp_run<cuda::Fp16>(const void*, const void*, void*, std::int64_t,
+                                              std::int64_t, std::int64_t, const WgmmaSpPlan&,
+                                              cudaStream_t);
 
 }  // namespace lacuna::kernels::linear_nm

@@ -3,9 +3,10 @@
 #pragma once
 
 #include <cuda.h>
-#include <cuda_bf16.h>
 
 #include <cstdint>
+
+#include "lacuna/kernels/cuda/halves.cuh"
 
 namespace lacuna::kernels::linear_nm {
 
@@ -38,7 +39,8 @@ namespace lacuna::kernels::linear_nm {
 // d (+)= W x of 64 rows, 16 kept values of each (two bytes a value; else 32) in `a`, and twice as
 // many tokens as d has sums; x where the descriptor `b` says. It runs until wgmma_wait: nobody
 // touches d and a before that. kSelector: whether lanes 0 and 1 or 2 and 3 of every four hold the
-// metadata of bf16; of bytes all do, and it is 0. (The last seven: the numbers of the operands.)
+// metadata of two bytes; of bytes all do, and it is 0. (The last seven: the numbers of the
+// operands.)
 #define LACUNA_WGMMA_SP(name, types, sum, letter, count, tokens, tail, A0, A1, A2, A3, X, E, S, P) \
   template <int kSelector>                                                                         \
   __device__ __forceinline__ void name(sum(&d)[count], const uint4& a, std::uint64_t b,            \
@@ -59,6 +61,7 @@ namespace lacuna::kernels::linear_nm {
   LACUNA_WGMMA_SP(name, types, sum, letter, 128, 256, tail, 128, 129, 130, 131, 132, 133, 134, 135)
 
 LACUNA_WGMMA_SP_OF(wgmma_sp_bf16, "k32.f32.bf16.bf16", float, "f", ", 1, 1, 0")
+LACUNA_WGMMA_SP_OF(wgmma_sp_f16, "k32.f32.f16.f16", float, "f", ", 1, 1, 0")
 LACUNA_WGMMA_SP_OF(wgmma_sp_fp8, "k64.f32.e4m3.e4m3", float, "f", ", 1, 1")
 LACUNA_WGMMA_SP_OF(wgmma_sp_int8, "k64.s32.s8.s8", int, "r", "")
 
@@ -177,7 +180,8 @@ __device__ __forceinline__ unsigned load_shared1(unsigned address) {
   return v;
 }
 
-// Four 8 x 8 matrices of bf16, each turned; lanes 8i .. 8i+7 say where the rows of the i-th go.
+// Four 8 x 8 matrices of two bytes, each turned; lanes 8i .. 8i+7 say where the rows of the i-th
+// go.
 __device__ __forceinline__ void store_matrices_turned(unsigned to, unsigned a, unsigned b,
                                                       unsigned c, unsigned d) {
   asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to),
@@ -199,15 +203,9 @@ __device__ __forceinline__ unsigned turn_matrix(unsigned v) {
   return turned;
 }
 
-__device__ __forceinline__ unsigned pack(float low, float high) {
-  unsigned v;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(v) : "f"(high), "f"(low));
-  return v;
-}
-
-// Both times the factor of their row, each times that of its token.
+// Both times the factor of their row, each times that of its token: bf16.
 __device__ __forceinline__ unsigned scaled_pack(float low, float high, float row, float2 token) {
-  return pack(low * row * token.x, high * row * token.y);
+  return cuda::Bf16::round(low * row * token.x, high * row * token.y);
 }
 __device__ __forceinline__ unsigned scaled_pack(int low, int high, float row, float2 token) {
   return scaled_pack(__int2float_rn(low), __int2float_rn(high), row, token);

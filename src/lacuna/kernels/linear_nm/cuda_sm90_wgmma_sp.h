@@ -1,10 +1,12 @@
-// y[T,N] = x[T,K] · W[N,K]^T with W 2:4 sparse in bf16, for many tokens, on W as cuda_sm90_mma_sp
-// packs it.
+// y[T,N] = x[T,K] · W[N,K]^T with W 2:4 sparse in bf16 or f16, for many tokens, on W as
+// cuda_sm90_mma_sp packs it.
 #pragma once
 
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
+
+#include "lacuna/kernels/cuda/halves.h"
 
 namespace lacuna::kernels::linear_nm {
 
@@ -31,7 +33,7 @@ std::int64_t wgmma_sp_from_tokens(std::int64_t n, std::int64_t k);
 // @errors cudaErrorInvalidValue: a shape that wgmma_sp_takes() refuses, or T < 1
 cudaError_t wgmma_sp_plan(std::int64_t n, std::int64_t k, std::int64_t t, WgmmaSpPlan* plan);
 
-// y = x · W^T, float32 sums, one rounding to bf16 at the end.
+// y = x · W^T, float32 sums, one rounding to Half at the end.
 // @shape packed mma_sp_packed_bytes(N, K), x [T,K] and y [T,N] row-major and contiguous
 // @limits compute capability 9.0; N < 2^25 and a multiple of 8; K < 2^20 and a multiple of 128;
 //         1 <= T < 2^28; packed weights, x and y aligned to 16 bytes. NaN and Inf of x meet
@@ -39,6 +41,7 @@ cudaError_t wgmma_sp_plan(std::int64_t n, std::int64_t k, std::int64_t t, WgmmaS
 // @cost 2 T N K multiplications and additions, half of them skipped
 // @determinism the same bits at every run of one plan, and of every plan: a sum runs along K
 // @errors cudaErrorInvalidValue on what the limits exclude, else what the launch returned
+template <class Half = cuda::Bf16>
 cudaError_t wgmma_sp_run(const void* packed, const void* x, void* y, std::int64_t n, std::int64_t k,
                          std::int64_t t, const WgmmaSpPlan& plan, cudaStream_t stream);
 

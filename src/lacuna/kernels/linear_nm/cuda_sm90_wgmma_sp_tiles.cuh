@@ -6,6 +6,7 @@
 //
 //   struct Unit {
 //     using Sum;                         // float or int
+//     using Half;                        // what y is, where it isn't scaled (halves.cuh)
 //     static constexpr int kBytes;       // of 16 rows x 128 columns
 //     static constexpr int kElementBytes;  // of x
 //     static constexpr bool kScaled;     // rows of W and tokens of x have a factor each, and x is
@@ -26,7 +27,6 @@
 #pragma once
 
 #include <cuda.h>
-#include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -357,8 +357,8 @@ struct Consumer {
             v[2 * i] = scaled_pack(d[0], d[1], factors.row[0], token);
             v[2 * i + 1] = scaled_pack(d[2], d[3], factors.row[1], token);
           } else {
-            v[2 * i] = pack(d[0], d[1]);
-            v[2 * i + 1] = pack(d[2], d[3]);
+            v[2 * i] = Unit::Half::round(d[0], d[1]);
+            v[2 * i + 1] = Unit::Half::round(d[2], d[3]);
           }
         }
         store_matrices_turned(to + j * 8 * 128, v[0], v[1], v[2], v[3]);
@@ -613,7 +613,8 @@ inline decltype(&cuTensorMapEncodeTiled) encoder() {
   return function;
 }
 
-// A row-major matrix, copied in boxes of 128 bytes of columns. @param element_bytes  2: bf16
+// A row-major matrix, copied in boxes of 128 bytes of columns. @param element_bytes  2: bf16 or
+// f16, which a copy only moves
 inline cudaError_t make_map(const void* matrix, std::int64_t rows, std::int64_t columns,
                             int element_bytes, int box_rows, CUtensorMap* map) {
   if (encoder() == nullptr) return cudaErrorNotSupported;

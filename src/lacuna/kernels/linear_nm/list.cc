@@ -53,13 +53,20 @@ Support fixed(const Problem& problem, const Device& device) {
                kColumns == 16 ? "an OF that divides 16" : "an OF that divides 8");
 }
 
-Support mma_sp(const Problem& problem, const Device& device) {
+/// 2:4 in this type, as mma.sp takes it, on what `card` says.
+Support two_of_four(const Problem& problem, DType type, const Support& card) {
   const char* shape = mma_sp_shape_refusal(problem.outputs, problem.inputs, problem.tokens);
   return Support::all({needs(problem.pattern == format::Pattern::keep_of(2, 4), "2:4"),
-                       needs(problem.values == Values::kBF16 && problem.activations == DType::kBF16,
-                             "bf16 values and bf16 activations"),
-                       shape != nullptr ? Support::no("{}", shape) : Support::yes(),
-                       supports_gpu_kernel(device, 9, 0)});
+                       supports_numbers(problem, type),
+                       shape != nullptr ? Support::no("{}", shape) : Support::yes(), card});
+}
+template <DType kType>
+Support mma_sp(const Problem& problem, const Device& device) {
+  return two_of_four(problem, kType, supports_gpu_kernel(device, 9, 0));
+}
+template <DType kType>
+Support mma_sp80(const Problem& problem, const Device& device) {
+  return two_of_four(problem, kType, supports_gpu_kernel(device));
 }
 
 template <Values kValues>
@@ -95,7 +102,10 @@ LinearCandidates& candidates() {
 }
 
 GpuCandidates& gpu_candidates() {
-  static GpuCandidates list{{"cuda_sm90_mma_sp", mma_sp},
+  static GpuCandidates list{{"cuda_sm90_mma_sp", mma_sp<DType::kBF16>},
+                            {"cuda_sm90_mma_sp_f16", mma_sp<DType::kF16>},
+                            {"cuda_sm80_mma_sp", mma_sp80<DType::kBF16>},
+                            {"cuda_sm80_mma_sp_f16", mma_sp80<DType::kF16>},
                             {"cuda_sm90_fp8", coded<Values::kFP8>},
                             {"cuda_sm90_int8", coded<Values::kInt8>},
                             {"cuda_sm90_int4", coded<Values::kInt4G64>},
