@@ -104,40 +104,42 @@ def geometric(ratios):
 
 
 def table(records, title, values, pattern, percents, columns, tokens):
-    """A row a shape and number of tokens; the columns of each share of zeros side by side."""
-    print(f"\n### {title}\n")
+    """A row a shape and number of tokens; the columns of each share of zeros side by side, without
+    those in which nobody took part."""
     many = len(percents) > 1
-    heads = [f"{name} {p} %" if many else name for p in percents for name, _ in columns]
+    heads, parts = [], []
+    for p in percents:
+        for name, accepts in columns:
+            cells = {(s, t): records.cell(s, t, values, pattern, p, accepts)
+                     for t in tokens for s in records.shapes}
+            if any(text != "-" for text, _ in cells.values()):
+                heads.append(f"{name} {p} %" if many else name)
+                parts.append(cells)
+    if not parts:
+        return
+    print(f"\n### {title}\n")
     print("| n x k | T | dense | " + " | ".join(heads) + " |")
     print("|---" * (3 + len(heads)) + "|")
-    means = {}
+    held = {t: [s for s in records.shapes if records.dense(s, t, values)
+                and any(cells[s, t][0] != "-" for cells in parts)] for t in tokens}
     for t in tokens:
-        for shape in records.shapes:
-            dense = records.dense(shape, t, values)
-            if dense is None:
-                continue
-            row = []
-            for p in percents:
-                for name, accepts in columns:
-                    text, ratio = records.cell(shape, t, values, pattern, p, accepts)
-                    means.setdefault((t, p, name), []).append(ratio)
-                    row.append(text)
-            print(f"| {shape[0]}x{shape[1]} | {t} | {dense:.2f} | " + " | ".join(row) + " |")
+        for s in held[t]:
+            print(f"| {s[0]}x{s[1]} | {t} | {records.dense(s, t, values):.2f} | "
+                  + " | ".join(cells[s, t][0] for cells in parts) + " |")
     for t in tokens:
         row = []
-        for p in percents:
-            for name, _ in columns:
-                ratios = means.get((t, p, name), [])
-                mean = geometric(ratios)
-                row.append("-" if mean is None else f"{mean:.2f}"
-                           + ("" if all(ratios) else f" ({sum(map(bool, ratios))} of {len(ratios)})"))
+        for cells in parts:
+            ratios = [cells[s, t][1] for s in held[t]]
+            mean = geometric(ratios)
+            row.append("-" if mean is None else f"{mean:.2f}"
+                       + ("" if all(ratios) else f" ({sum(map(bool, ratios))} of {len(ratios)})"))
         if any(cell != "-" for cell in row):
             print(f"| *geometric mean* | {t} | 1 | " + " | ".join(row) + " |")
 
 
 def bytes_table(records, tokens):
     print("\n### Weight bytes, GB/s and share of 4.28 TB/s\n")
-    print("Of our kernels' packed bytes over their times.\n")
+    print("Of the fastest of our kernels, packed bytes over time.\n")
     rows = [(values, "2:4", 50) for values in ("bf16", "fp8", "int8", "int4")]
     rows += [(v, "unstructured", p) for v in ("bf16", "fp8", "int8") for p in PERCENTS]
     rows += [("bf16", "block64x64", p) for p in (80, 90)]
@@ -187,7 +189,8 @@ def summary(records, tokens, rows):
                              + ("" if len(found) == len(ratios) else
                                 f", {len(found)} of {len(ratios)}"))
             if any(c != "-" for c in cells):
-                weight = f"{values} {pattern}" + ("" if pattern == "2:4" else f" {percent} %")
+                weight = f"{values} {pattern}" + ("" if pattern in ("2:4", "dense") else
+                                                  f" {percent} %")
                 print(f"| {weight} | {name} | " + " | ".join(cells) + " |")
 
 
@@ -199,9 +202,7 @@ def all_tables(records, tokens):
     for p in PERCENTS:
         table(records, f"Unstructured bf16, {p} %", "bf16", "unstructured", [p], OTHERS, tokens)
     for values in ("fp8", "int8"):
-        for p in PERCENTS:
-            table(records, f"Unstructured {values}, {p} %", values, "unstructured", [p], CODES,
-                  tokens)
+        table(records, f"Unstructured {values}", values, "unstructured", PERCENTS, CODES, tokens)
     table(records, "Blocks of 64x64, bf16", "bf16", "block64x64", [80, 90], BLOCKS, tokens)
 
 
@@ -240,10 +241,14 @@ def real_tables(records, whole):
                 print(f"| {values} {random}" + ("" if p == 50 and random == "2:4" else f" {p} %")
                       + f" | {name} | " + " | ".join(cells) + " |")
     if not whole:
+        print("\nThe dense time over that with such a mask:")
+        summary(records, tokens, [(values, real, p, columns[:1]) for values, _, real, p, columns
+                                  in rows if not real.endswith("2:4")])
         return
-    for values, random, real, p, columns in rows:
-        table(records, f"With a real mask: {values} {random}" +
-              ("" if random == "2:4" else f", {p} %"), values, real, [p], columns, tokens)
+    for values in ("bf16", "fp8", "int8"):
+        table(records, f"With a real mask: {values} 2:4", values, "real-2:4", [50], who[:1], tokens)
+        table(records, f"With real masks: {values} unstructured", values, "real", PERCENTS, who[:1],
+              tokens)
 
 
 def main():
