@@ -46,5 +46,5 @@ cudaError_t run(cudaStream_t stream, char* const* parts, const half* x, half* y,
 }
 
 }  // namespace
-const Peer kFlashLlm = {"flash_llm", pack, run, 8, true};
+const Peer kFlashLlm = {"flash_llm", pack, run, 8, 64, true};
 }  // namespace rivals

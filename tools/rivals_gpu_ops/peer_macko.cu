@@ -66,13 +66,13 @@ Form pack(const half* w, int n, int k) {
   return {{bytes_of(values), bytes_of(gaps), bytes_of(rows)}, bytes};
 }
 }  // namespace
-const Peer kMacko = {"macko", pack, run, 1, false};
+const Peer kMacko = {"macko", pack, run, 1, 1, false};
 #elif MACKO_ROWS == 16
-const Peer kMackoRows16 = {"macko_rows16", nullptr, run, 1, false};
+const Peer kMackoRows16 = {"macko_rows16", nullptr, run, 1, 1, false};
 #elif MACKO_ROWS == 8
-const Peer kMackoRows8 = {"macko_rows8", nullptr, run, 1, false};
+const Peer kMackoRows8 = {"macko_rows8", nullptr, run, 1, 1, false};
 #elif MACKO_ROWS == 4
-const Peer kMackoRows4 = {"macko_rows4", nullptr, run, 1, false};
+const Peer kMackoRows4 = {"macko_rows4", nullptr, run, 1, 1, false};
 #endif
 
 }  // namespace rivals

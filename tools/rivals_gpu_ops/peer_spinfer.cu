@@ -49,9 +49,15 @@ Form pack(const half* w, int n, int k) {
     free(s.bitmap);
   });
   const std::vector<int> rounded = {(most + 63) / 64 * 64};
-  return {
+  Form form = {
       {bytes_of(values), bytes_of(large), bytes_of(medium), bytes_of(bitmap), bytes_of(rounded)},
       count * 2 + all * (4 + 16 + 512)};
+  // More would write past its shared memory, which ends the process.
+  constexpr int kRoom = 2304;
+  if (rounded[0] > kRoom)
+    form.refused = "a tile of 64x64 holds " + std::to_string(most) + " values; it has room for " +
+                   std::to_string(kRoom);
+  return form;
 }
 
 cudaError_t run(cudaStream_t stream, char* const* parts, const half* x, half* y, int n, int k,
@@ -63,5 +69,5 @@ cudaError_t run(cudaStream_t stream, char* const* parts, const half* x, half* y,
 }
 
 }  // namespace
-const Peer kSpInfer = {"spinfer", pack, run, 8, true};
+const Peer kSpInfer = {"spinfer", pack, run, 8, 64, true};
 }  // namespace rivals

@@ -366,21 +366,22 @@ static void compare(const char* shapes, const vector<int>& ts, const std::string
         }
       }
       if (with("cutlass")) {
+        const CutlassCuts cuts = cutlass_bf16();
         if (!cutlass_ready) {  // one layout for all tiles of 128 rows and more: checked by right()
           p.values.resize(p.copies);
           p.metadata.resize(p.copies);
           for (int i = 0; i < p.copies; i++) {
-            CK(cudaMalloc(&p.values[i], kCutlass[0].values_bytes(n, k)));
-            CK(cudaMalloc(&p.metadata[i], kCutlass[0].metadata_bytes(n, k)));
-            if (!kCutlass[0].compress(p.dense[i], n, k, p.values[i], p.metadata[i], st))
+            CK(cudaMalloc(&p.values[i], cuts.first[0].values_bytes(n, k)));
+            CK(cudaMalloc(&p.metadata[i], cuts.first[0].metadata_bytes(n, k)));
+            if (!cuts.first[0].compress(p.dense[i], n, k, p.values[i], p.metadata[i], st))
               printf("  CUTLASS can't compress\n");
           }
           cutlass_ready = true;
         }
-        for (int c = 0; c < kCutlassCount; c++)
-          add({std::string("CUTLASS ") + kCutlass[c].name, [&, c](int i) {
-                 return as_error(
-                     kCutlass[c].run(p.values[i], p.metadata[i], p.x, p.y, n, k, t, d_ws, st));
+        for (int c = 0; c < cuts.count; c++)
+          add({std::string("CUTLASS ") + cuts.first[c].name, [&, cuts, c](int i) {
+                 return as_error(cuts.first[c].run(p.values[i], p.metadata[i], p.x, p.y, n, k, t,
+                                                   1.f, {}, d_ws, st));
                }});
       }
       for (int q = 0; q < 6; q++)
