@@ -185,6 +185,38 @@ TEST_F(GpuWeight24, UnstructuredGivesItsWeightBackAndTheSameBitsFromEveryKernel)
     }
 }
 
+/// As real pruning leaves them: some rows keep a tenth of their weights, others nearly all, like
+/// ones side by side.
+TEST_F(GpuWeight24, UnstructuredRowsOfUnlikeLengthsStayWithinTheirBound) {
+  const c10::InferenceMode inference;
+  for (const auto& [outputs, inputs, most] : {std::tuple<int64_t, int64_t, double>{264, 640, 0.9},
+                                              {1002, 1024, 0.9},
+                                              {4096, 1280, 0.9},
+                                              {4100, 640, 0.4}})
+    for (const int64_t at_once : {1, 4, 8, 16, 32}) {
+      Compute compute = kGpu;
+      compute.batch = at_once;
+      const at::Tensor share = at::linspace(0.05, most, outputs).unsqueeze(1);
+      const at::Tensor weight =
+          (at::randn({outputs, inputs}) * (at::rand({outputs, inputs}) < share)).to(at::kBFloat16);
+      const Linear linear = compact_on_gpu(weight, Pattern::unstructured(), {}, compute);
+      ASSERT_TRUE(linear.recordable()) << "our kernel takes it";
+      ASSERT_TRUE(at::equal(linear.weight().cpu(), weight)) << outputs << " " << at_once;
+      const at::Tensor w = weight.to(kGpu.device, at::kDouble);
+      for (const int64_t tokens : {int64_t{1}, (at_once + 1) / 2, at_once}) {
+        const at::Tensor x = at::randn({tokens, inputs}).to(kGpu.device, at::kBFloat16);
+        const at::Tensor wide = x.to(at::kDouble);
+        const at::Tensor exact = at::linear(wide, w), sums = at::linear(wide.abs(), w.abs());
+        const at::Tensor y = linear.forward(x);
+        const at::Tensor excess =
+            (y.to(at::kDouble) - exact).abs() - bound(exact, sums, inputs, false);
+        ASSERT_LE(excess.max().item<double>(), 0)
+            << fmt::format("{}x{}x{} for {}", outputs, inputs, tokens, at_once);
+        for (int i = 0; i < 20; ++i) ASSERT_TRUE(at::equal(linear.forward(x), y)) << at_once;
+      }
+    }
+}
+
 TEST_F(GpuWeight24, TakesOtherShapesThroughTheDenseProduct) {
   for (const int64_t inputs : {1, 4, 99, 100, 127, 129, 192})
     for (const int64_t outputs : {1, 17, 71})

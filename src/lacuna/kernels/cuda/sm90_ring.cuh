@@ -42,6 +42,7 @@ template <class Unit>
 struct Ring {
   using Half = typename Unit::Half;
   static constexpr bool kAnyColumns = false;
+  static constexpr bool kOrdered = false;
   static constexpr bool kScaled = Unit::kScaled;
 
   static constexpr int max_warps(int token_tiles, int tiles_per_warp) {

@@ -40,9 +40,15 @@ inline constexpr int kMaxCluster = 8;
 // A warp's sums of 16 rows and 8 tokens, as the tensor cores leave them: [lane][4].
 inline constexpr int kFragmentFloats = kTileRows * 8;
 
+// Not more than 128 bytes: the compiler makes other, longer code of more.
 struct StreamParams {
   const unsigned char* weights;
-  const float* scales;      // of the rows, for weights that are scaled
+  union {
+    const float* scales;  // of the rows, where Weights::kScaled
+    // Where Weights::kOrdered: of every four packed rows the four of y that they are, -1: none;
+    // null: the same.
+    const int* row_fours;
+  };
   const unsigned short* x;  // Weights::Half, as y
   unsigned short* y;
   int n, k, t;
@@ -57,6 +63,7 @@ struct StreamParams {
   int ring_offset, scratch_offset, x_offset, sums_offset;  // bytes from the start of shared memory
   bool sums_apart;                                         // not in the memory of the rings
 };
+static_assert(sizeof(StreamParams) <= 128);
 
 // The part of the weights that one warp multiplies: rounds r = 0.. of up to stage_units units,
 // r * span units after `first`, as long as r * span < own.
@@ -354,9 +361,15 @@ __global__ void __launch_bounds__((Weights::max_warps(NT, MT) + 1) * 32, 1)
     }
     const float v[4] = {odd ? turn[1] : turn[0], odd ? turn[0] : turn[1], odd ? turn[3] : turn[2],
                         odd ? turn[2] : turn[3]};
-    const int row = (row_group * p.row_warps * MT + f / NT) * kTileRows + quarter * 4;
+    int row = (row_group * p.row_warps * MT + f / NT) * kTileRows + quarter * 4;
     const int token = (f % NT) * 8 + token_lane;
     if (token >= p.t) continue;
+    if constexpr (Weights::kOrdered) {
+      if (p.row_fours != nullptr) {
+        const int four = row < p.row_tiles * kTileRows ? __ldg(p.row_fours + row / 4) : -1;
+        row = four < 0 ? p.n : 4 * four;
+      }
+    }
     store_four<typename Weights::Half>(p.y + static_cast<std::size_t>(token) * p.n + row, v,
                                        p.n - row, p.n % 4 == 0);
   }

@@ -932,6 +932,47 @@ const char* gap_refusal(std::int64_t n, std::int64_t k, int t, int device) {
 
 std::size_t gap_scratch_bytes(std::int64_t n) { return scratch_parts(n).bytes; }
 
+namespace {
+
+// Groups of rows, dealt to blocks.
+struct Deal {
+  int lanes, blocks;                      // of a row
+  std::vector<int> group_chunks;          // of each group, the longest first
+  std::vector<std::vector<int>> members;  // groups of each block
+  std::vector<unsigned> totals;           // chunks of each block
+  std::int64_t longest;                   // chunks of the multiprocessor that has most
+};
+
+// Rows of like length share a group; the longest groups go first, each to the block with the fewest
+// chunks so far. @param chunks  of the row at an index, the longest row first
+template <class Chunks>
+Deal dealt(std::int64_t n, int sms, int lanes, const Chunks& chunks) {
+  Deal d;
+  const int rows = 32 / lanes, groups = ceil_div(n, rows);
+  const int waves = ceil_div(groups, static_cast<std::int64_t>(sms) * kMaxGroups);
+  d.lanes = lanes;
+  d.blocks = std::min(groups, sms * waves);
+  d.group_chunks.resize(groups);
+  for (int g = 0; g < groups; ++g) d.group_chunks[g] = chunks(static_cast<std::int64_t>(g) * rows);
+  d.members.resize(d.blocks);
+  d.totals.assign(d.blocks, 0);
+  using Load = std::pair<unsigned, int>;
+  std::priority_queue<Load, std::vector<Load>, std::greater<Load>> loads;
+  for (int i = 0; i < d.blocks; ++i) loads.push({0, i});
+  for (int g = 0; g < groups; ++g) {
+    const int block = loads.top().second;
+    loads.pop();
+    d.members[block].push_back(g);
+    d.totals[block] += d.group_chunks[g];
+    if (d.members[block].size() < kMaxGroups) loads.push({d.totals[block], block});
+  }
+  d.longest = static_cast<std::int64_t>(*std::max_element(d.totals.begin(), d.totals.end())) *
+              ceil_div(d.blocks, sms);
+  return d;
+}
+
+}  // namespace
+
 cudaError_t gap_measure(const void* dense, std::int64_t n, std::int64_t k, void* scratch,
                         GapLayout* layout, cudaStream_t stream) {
   if (gap_shape_refusal(n, k, 1) != nullptr || dense == nullptr || scratch == nullptr ||
@@ -989,52 +1030,36 @@ cudaError_t gap_measure(const void* dense, std::int64_t n, std::int64_t k, void*
   if (l.bits == 4) b = 1;
   const int per_chunk = chunk_values(l.bits);
 
-  // Fewest lanes a row that leave the multiprocessors evenly busy.
-  auto blocks_for = [&](int lanes) {
-    const int groups = ceil_div(n * lanes, 32);
-    const int waves = ceil_div(groups, static_cast<std::int64_t>(sms) * kMaxGroups);
-    return std::min(groups, sms * waves);
-  };
-  auto evenness = [&](int lanes) {
-    const int groups = ceil_div(n * lanes, 32), blocks = blocks_for(lanes);
-    const double in_turn = ceil_div(blocks, sms) * ceil_div(groups, blocks);
-    return groups / (in_turn * sms);
-  };
-  if (l.lanes_per_row == 0) {
-    double best = 0;
-    for (int lanes = 1; lanes <= 8; lanes *= 2) best = std::max(best, evenness(lanes));
-    for (l.lanes_per_row = 1; evenness(l.lanes_per_row) < 0.93 * best; l.lanes_per_row *= 2) {
-    }
-  }
-  l.blocks = blocks_for(l.lanes_per_row);
-  if (l.warps == 0) {  // few warps start sooner, more of them have more weights in flight
-    const std::int64_t lane_places = places[b] / (32 * l.blocks);
-    l.warps = lane_places < (l.bits == kWindowBits ? 12000 : 140 * 8) ? 16 : 24;
-  }
-
-  // Rows of like length share a group; the longest groups go first, each to the block with the
-  // fewest chunks so far.
-  const int rows = 32 / l.lanes_per_row, groups = ceil_div(n, rows);
   std::vector<int> order(n);
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(),
                    [&](int a, int c) { return counts[a].places[b] > counts[c].places[b]; });
-  std::vector<int> group_chunks(groups);
-  for (int g = 0; g < groups; ++g) {
-    const int longest = counts[order[static_cast<std::size_t>(g) * rows]].places[b];
-    group_chunks[g] = ceil_div(longest, per_chunk * l.lanes_per_row);
+  const auto deal = [&](int lanes) {
+    return dealt(n, sms, lanes, [&](std::int64_t index) {
+      return ceil_div(counts[order[index]].places[b], per_chunk * lanes);
+    });
+  };
+  // Fewest lanes a row that leave the multiprocessors evenly busy.
+  Deal best = deal(l.lanes_per_row > 0 ? l.lanes_per_row : 1);
+  if (l.lanes_per_row == 0) {
+    std::vector<Deal> all = {std::move(best)};
+    for (int lanes = 2; lanes <= 8; lanes *= 2) all.push_back(deal(lanes));
+    std::int64_t least = all.front().longest;
+    for (const Deal& d : all) least = std::min(least, d.longest);
+    const auto even = std::find_if(all.begin(), all.end(), [&](const Deal& d) {
+      return 0.93 * static_cast<double>(d.longest) <= static_cast<double>(least);
+    });
+    best = std::move(*even);
   }
-  std::vector<std::vector<int>> members(l.blocks);
-  std::vector<unsigned> totals(l.blocks, 0);
-  using Load = std::pair<unsigned, int>;
-  std::priority_queue<Load, std::vector<Load>, std::greater<Load>> loads;
-  for (int i = 0; i < l.blocks; ++i) loads.push({0, i});
-  for (int g = 0; g < groups; ++g) {
-    const int block = loads.top().second;
-    loads.pop();
-    members[block].push_back(g);
-    totals[block] += group_chunks[g];
-    if (members[block].size() < kMaxGroups) loads.push({totals[block], block});
+  l.lanes_per_row = best.lanes;
+  l.blocks = best.blocks;
+  const std::vector<int>& group_chunks = best.group_chunks;
+  const std::vector<std::vector<int>>& members = best.members;
+  const std::vector<unsigned>& totals = best.totals;
+  const int rows = 32 / l.lanes_per_row;
+  if (l.warps == 0) {  // few warps start sooner, more of them have more weights in flight
+    const std::int64_t lane_places = places[b] / (32 * l.blocks);
+    l.warps = lane_places < (l.bits == kWindowBits ? 12000 : 140 * 8) ? 16 : 24;
   }
   l.least_chunks = 1 << 30;
   for (int i = 0; i < l.blocks; ++i) {

@@ -9,7 +9,8 @@
 // scattered (form kList).
 //
 // Packed W: units of 16 rows x 128 columns, all of one size, ordered [row tile][unit along K]; then
-// what found no place in its unit.
+// what found no place in its unit; then, where pruning has left rows of unlike lengths, their
+// order: fours of rows are dealt to the tiles until these are even, and y is stored by it.
 //
 //   unit, kPairs  |metadata 256|step 0: values 512|step 1|step 2|step 3|list|   as cuda_sm90_mma_sp
 //   unit, kList   |list|
@@ -58,7 +59,11 @@
 
 #include <algorithm>
 #include <atomic>
+#include <functional>
 #include <initializer_list>
+#include <numeric>
+#include <queue>
+#include <utility>
 #include <vector>
 
 #include "lacuna/kernels/cuda/load_once.cuh"
@@ -151,6 +156,7 @@ template <class Half_, bool kPairs, int kRounds>
 struct Scattered {
   using Half = Half_;
   static constexpr bool kAnyColumns = true;
+  static constexpr bool kOrdered = true;
   static constexpr bool kScaled = false;
   static constexpr int kTileBytes = Form<kPairs>::kTileBytes;
 
@@ -352,12 +358,30 @@ struct Scattered {
 
 // ---------- packing ----------
 
-// Four weights of a row from `column` on; zeros beyond W, and for -0.0.
-__device__ __forceinline__ void load_group(const unsigned short* dense, int n, int k, int row,
-                                           int column, unsigned (&v)[4]) {
+// W [n,k], whose rows are packed in another order, or their own.
+struct Dense {
+  const unsigned short* at;
+  int n, k;
+  const int* fours;  // where each four rows come from, in fours; -1: none; null: as they lie
+
+  // Of the packed row: where it stands in W; n or more: nowhere.
+  __device__ __forceinline__ int row(int packed) const {
+    if (fours == nullptr) return packed;
+    const int four = fours[packed >> 2];
+    return four < 0 ? n : 4 * four + (packed & 3);
+  }
+  __device__ __forceinline__ const unsigned short* address(int row, int column) const {
+    return at + static_cast<std::size_t>(row) * k + column;
+  }
+};
+
+// Four weights of a packed row from `column` on; zeros beyond W, and for -0.0.
+__device__ __forceinline__ void load_group(const Dense& dense, int packed_row, int column,
+                                           unsigned (&v)[4]) {
   uint2 word = make_uint2(0, 0);
-  if (row < n && column < k) {
-    word = *reinterpret_cast<const uint2*>(dense + static_cast<std::size_t>(row) * k + column);
+  const int row = dense.row(packed_row);
+  if (row < dense.n && column < dense.k) {
+    word = *reinterpret_cast<const uint2*>(dense.address(row, column));
   }
   v[0] = word.x & 0xffff;
   v[1] = word.x >> 16;
@@ -413,24 +437,23 @@ struct Entries {
 
 // The values that stand in words b + 32 w, w = 0..3, of fragment f of the tile; b = lane.
 template <bool kPairs>
-__device__ __forceinline__ void fragment_entries(const unsigned short* dense, int n, int k,
-                                                 int row0, int column0, int f, int lane,
-                                                 unsigned (&values)[8]) {
+__device__ __forceinline__ void fragment_entries(const Dense& dense, int row0, int column0, int f,
+                                                 int lane, unsigned (&values)[8]) {
   const int row = row0 + (lane >> 4) + 8 * (lane & 1);
   const int t = lane >> 2 & 3, right = lane >> 1 & 1;
 #pragma unroll
   for (int w = 0; w < 4; ++w) {
     if constexpr (kPairs) {
       unsigned v[4], listed[2];
-      load_group(dense, n, k, row + 2 * w, column0 + 32 * f + 4 * t + 16 * right, v);
+      load_group(dense, row + 2 * w, column0 + 32 * f + 4 * t + 16 * right, v);
       listed_of(v, listed);
       values[2 * w] = listed[0];
       values[2 * w + 1] = listed[1];
     } else {
-      const int r = row + 2 * w, column = column0 + 16 * f + 2 * t + 8 * right;
+      const int r = dense.row(row + 2 * w), column = column0 + 16 * f + 2 * t + 8 * right;
       unsigned word = 0;
-      if (r < n && column < k) {
-        word = *reinterpret_cast<const unsigned*>(dense + static_cast<std::size_t>(r) * k + column);
+      if (r < dense.n && column < dense.k) {
+        word = *reinterpret_cast<const unsigned*>(dense.address(r, column));
       }
       values[2 * w] = word & 0x7fff ? word & 0xffff : 0;  // without -0.0
       values[2 * w + 1] = word & 0x7fff0000 ? word >> 16 : 0;
@@ -440,8 +463,8 @@ __device__ __forceinline__ void fragment_entries(const unsigned short* dense, in
 
 // Lane b collects bank b. `to`: all entries of a warp, in shared memory; null: counts alone.
 template <bool kPairs>
-__device__ __forceinline__ Entries collect_entries(const unsigned short* dense, int n, int k,
-                                                   std::int64_t unit, int units, unsigned* to) {
+__device__ __forceinline__ Entries collect_entries(const Dense& dense, std::int64_t unit, int units,
+                                                   unsigned* to) {
   const int lane = threadIdx.x & 31;
   const int row0 = static_cast<int>(unit / units) * kTileRows;
   const int column0 = static_cast<int>(unit % units) * kUnitColumns;
@@ -449,7 +472,7 @@ __device__ __forceinline__ Entries collect_entries(const unsigned short* dense, 
   int count = 0;
 #pragma unroll 1
   for (int f = 0; f < Form<kPairs>::kTileBytes / kFragmentBytes; ++f) {
-    fragment_entries<kPairs>(dense, n, k, row0, column0, f, lane, values);
+    fragment_entries<kPairs>(dense, row0, column0, f, lane, values);
 #pragma unroll
     for (int i = 0; i < 8; ++i) count += values[i] != 0;
   }
@@ -464,7 +487,7 @@ __device__ __forceinline__ Entries collect_entries(const unsigned short* dense, 
   at -= count;
 #pragma unroll 1
   for (int f = 0; f < Form<kPairs>::kTileBytes / kFragmentBytes; ++f) {
-    fragment_entries<kPairs>(dense, n, k, row0, column0, f, lane, values);
+    fragment_entries<kPairs>(dense, row0, column0, f, lane, values);
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       if (values[i] == 0) continue;
@@ -507,8 +530,8 @@ constexpr int kPackWarps = 4;
 constexpr int kUnitValues = kTileRows * kUnitColumns;
 
 struct PackParams {
-  const unsigned short* dense;
-  int n, k, units, fours, unit_bytes;
+  Dense dense;
+  int units, fours, unit_bytes;
   std::int64_t all;  // units
   // Of each unit: entries of its list in form kPairs and in form kList; then (x alone) entries that
   // find no place; then where these stand.
@@ -520,12 +543,34 @@ __device__ __forceinline__ std::int64_t unit_of_warp() {
   return static_cast<std::int64_t>(blockIdx.x) * kPackWarps + (threadIdx.x >> 5);
 }
 
+// What four rows of W, as they lie, bring to their tile: entries of its lists in both forms. One
+// warp each.
+__global__ void __launch_bounds__(kPackWarps * 32)
+    scatter_fours_kernel(const Dense dense, int fours, uint2* numbers) {
+  const std::int64_t four = unit_of_warp();
+  if (four >= fours) return;
+  const int lane = threadIdx.x & 31;
+  int pairs = 0, list = 0;
+  for (int i = 0; i < 4; ++i) {
+    for (int column = 4 * lane; column < dense.k; column += 128) {
+      unsigned v[4];
+      load_group(dense, static_cast<int>(four) * 4 + i, column, v);
+      const int kept = (v[0] != 0) + (v[1] != 0) + (v[2] != 0) + (v[3] != 0);
+      pairs += max(kept - 2, 0);
+      list += kept;
+    }
+  }
+  pairs = __reduce_add_sync(~0u, pairs);
+  list = __reduce_add_sync(~0u, list);
+  if (lane == 0) numbers[four] = make_uint2(pairs, list);
+}
+
 // One warp a unit, in all of these.
 __global__ void __launch_bounds__(kPackWarps * 32) scatter_count_kernel(const PackParams p) {
   const std::int64_t unit = unit_of_warp();
   if (unit >= p.all) return;
-  const Entries pairs = collect_entries<true>(p.dense, p.n, p.k, unit, p.units, nullptr);
-  const Entries list = collect_entries<false>(p.dense, p.n, p.k, unit, p.units, nullptr);
+  const Entries pairs = collect_entries<true>(p.dense, unit, p.units, nullptr);
+  const Entries list = collect_entries<false>(p.dense, unit, p.units, nullptr);
   if (threadIdx.x % 32 == 0) p.numbers[unit] = make_uint2(pairs.total, list.total);
 }
 
@@ -533,7 +578,7 @@ template <bool kPairs>
 __global__ void __launch_bounds__(kPackWarps * 32) scatter_rest_kernel(const PackParams p) {
   const std::int64_t unit = unit_of_warp();
   if (unit >= p.all) return;
-  const Entries e = collect_entries<kPairs>(p.dense, p.n, p.k, unit, p.units, nullptr);
+  const Entries e = collect_entries<kPairs>(p.dense, unit, p.units, nullptr);
   const Share share = share_of<kPairs>(e, p.fours);
   if (threadIdx.x % 32 == 0) p.numbers[unit].x = e.total - share.placed;
 }
@@ -550,8 +595,7 @@ __device__ __forceinline__ void pack_pairs(const PackParams& p, std::int64_t uni
     unsigned a[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      load_group(p.dense, p.n, p.k, row + 8 * (i & 1), column0 + 32 * step + 4 * t + 16 * (i >> 1),
-                 v);
+      load_group(p.dense, row + 8 * (i & 1), column0 + 32 * step + 4 * t + 16 * (i >> 1), v);
       paired_of(v, &a[i]);
     }
     *reinterpret_cast<uint4*>(to + kMetadataBytes + step * kFragmentBytes + lane * 16) =
@@ -563,7 +607,7 @@ __device__ __forceinline__ void pack_pairs(const PackParams& p, std::int64_t uni
     metadata[word] = 0;
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-      load_group(p.dense, p.n, p.k, row + 8 * (i / 4),
+      load_group(p.dense, row + 8 * (i / 4),
                  column0 + 32 * (2 * word + t / 2) + 16 * (t % 2) + 4 * (i % 4), v);
       metadata[word] |= paired_of(v, &values) << (4 * i);
     }
@@ -578,7 +622,7 @@ __global__ void __launch_bounds__(kPackWarps * 32) scatter_pack_kernel(const Pac
   const std::int64_t unit = unit_of_warp();
   if (unit >= p.all) return;
   unsigned* const entries = all_entries[threadIdx.x >> 5];
-  const Entries e = collect_entries<kPairs>(p.dense, p.n, p.k, unit, p.units, entries);
+  const Entries e = collect_entries<kPairs>(p.dense, unit, p.units, entries);
   const Share share = share_of<kPairs>(e, p.fours);
   unsigned char* to = p.packed + unit * p.unit_bytes;
   if constexpr (kPairs) pack_pairs(p, unit, to);
@@ -679,9 +723,12 @@ __global__ void __launch_bounds__(kPackWarps * 32)
   __syncwarp();
   const int row0 = static_cast<int>(unit / p.units) * kTileRows;
   const int column = static_cast<int>(unit % p.units) * kUnitColumns + 4 * lane;
-  for (int row = 0; row < kTileRows && row0 + row < p.n && column < p.k; ++row) {
-    *reinterpret_cast<uint2*>(dense + static_cast<std::size_t>(row0 + row) * p.k + column) =
-        tile[row][lane];
+  for (int i = 0; i < kTileRows && column < p.dense.k; ++i) {
+    const int row = p.dense.row(row0 + i);
+    if (row < p.dense.n) {
+      *reinterpret_cast<uint2*>(dense + static_cast<std::size_t>(row) * p.dense.k + column) =
+          tile[i][lane];
+    }
   }
 }
 
@@ -770,8 +817,8 @@ std::int64_t units_of(std::int64_t n, std::int64_t k) {
 
 PackParams pack_params(const ScatterLayout& l) {
   PackParams p = {};
-  p.n = static_cast<int>(l.n);
-  p.k = static_cast<int>(l.k);
+  p.dense.n = static_cast<int>(l.n);
+  p.dense.k = static_cast<int>(l.k);
   p.units = ceil_div(l.k, kUnitColumns);
   p.fours = l.fours;
   p.unit_bytes = bytes_of_unit(l, l.fours);
@@ -784,6 +831,58 @@ constexpr int kRestCost = 4096;
 // Share of kept values from which pairs are faster than a list of all.
 constexpr double kPairsFrom = 0.22;
 
+// The order of the rows of a packed W, or null.
+const int* order_of(const ScatterLayout& l, const void* packed) {
+  const auto* const bytes = static_cast<const unsigned char*>(packed);
+  return l.order_at > 0 ? reinterpret_cast<const int*>(bytes + l.order_at) : nullptr;
+}
+
+// Row tiles that need this much more than the mean are worth another order of the rows.
+constexpr double kUneven = 1.05;
+
+// Which fours of rows share a tile: those that bring most go first, each to the tile that has least
+// so far. Empty where the tiles are even as the rows lie.
+std::vector<int> dealt_fours(const std::vector<uint2>& fours, int tiles, bool pairs) {
+  constexpr int kOfATile = kTileRows / 4;
+  const auto brings = [&](int four) -> std::int64_t {
+    return pairs ? fours[four].x : fours[four].y;
+  };
+  const auto count = static_cast<int>(fours.size());
+  std::int64_t all = 0, most = 0;
+  for (int tile = 0; tile < tiles; ++tile) {
+    std::int64_t here = 0;
+    for (int i = tile * kOfATile; i < std::min((tile + 1) * kOfATile, count); ++i)
+      here += brings(i);
+    all += here;
+    most = std::max(most, here);
+  }
+  if (static_cast<double>(most) * tiles <= kUneven * static_cast<double>(all)) return {};
+  std::vector<int> order(count);
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return brings(a) > brings(b); });
+  std::vector<int> dealt(static_cast<std::size_t>(tiles) * kOfATile, -1);
+  std::vector<int> held(tiles, 0);
+  using Load = std::pair<std::int64_t, int>;
+  std::priority_queue<Load, std::vector<Load>, std::greater<Load>> loads;
+  for (int tile = 0; tile < tiles; ++tile) loads.push({0, tile});
+  for (const int four : order) {
+    const auto [load, tile] = loads.top();
+    loads.pop();
+    dealt[static_cast<std::size_t>(tile) * kOfATile + held[tile]++] = four;
+    if (held[tile] < kOfATile) loads.push({load + brings(four), tile});
+  }
+  return dealt;
+}
+
+// The scratch: numbers of units, later those of fours; then the order of the fours.
+std::size_t order_at(std::int64_t n, std::int64_t k) {
+  const auto numbers = std::max<std::int64_t>(units_of(n, k), (n + 3) / 4);
+  return static_cast<std::size_t>(numbers) * sizeof(uint2);
+}
+std::size_t order_bytes(std::int64_t n) {
+  return static_cast<std::size_t>(ceil_div(n, kTileRows)) * (kTileRows / 4) * sizeof(int);
+}
+
 }  // namespace
 
 const char* scatter_refusal(std::int64_t n, std::int64_t k, int t, int device) {
@@ -792,7 +891,7 @@ const char* scatter_refusal(std::int64_t n, std::int64_t k, int t, int device) {
 }
 
 std::size_t scatter_scratch_bytes(std::int64_t n, std::int64_t k) {
-  return units_of(n, k) * sizeof(uint2);
+  return order_at(n, k) + order_bytes(n);
 }
 
 cudaError_t scatter_measure(const void* dense, std::int64_t n, std::int64_t k, void* scratch,
@@ -807,24 +906,43 @@ cudaError_t scatter_measure(const void* dense, std::int64_t n, std::int64_t k, v
   l.k = k;
   l.form = layout->form;
   PackParams p = pack_params(l);
-  p.dense = static_cast<const unsigned short*>(dense);
+  p.dense.at = static_cast<const unsigned short*>(dense);
   p.numbers = static_cast<uint2*>(scratch);
-  std::vector<uint2> numbers(p.all);
-  const auto run = [&](void (*kernel)(PackParams)) -> cudaError_t {
-    kernel<<<ceil_div(p.all, kPackWarps), kPackWarps * 32, 0, stream>>>(p);
+  std::vector<uint2> numbers;
+  const auto fetch = [&](std::int64_t count) -> cudaError_t {
+    numbers.resize(count);
     cudaError_t error = cudaGetLastError();
     if (error == cudaSuccess) {
-      error = cudaMemcpyAsync(numbers.data(), scratch, p.all * sizeof(uint2),
+      error = cudaMemcpyAsync(numbers.data(), scratch, count * sizeof(uint2),
                               cudaMemcpyDeviceToHost, stream);
     }
     return error == cudaSuccess ? cudaStreamSynchronize(stream) : error;
   };
-  cudaError_t error = run(scatter_count_kernel);
+  const auto run = [&](void (*kernel)(PackParams)) -> cudaError_t {
+    kernel<<<ceil_div(p.all, kPackWarps), kPackWarps * 32, 0, stream>>>(p);
+    return fetch(p.all);
+  };
+  const int fours = ceil_div(n, 4);
+  scatter_fours_kernel<<<ceil_div(fours, kPackWarps), kPackWarps * 32, 0, stream>>>(p.dense, fours,
+                                                                                    p.numbers);
+  cudaError_t error = fetch(fours);
   if (error != cudaSuccess) return error;
   for (const uint2& number : numbers) l.kept += number.y;
   if (l.form == ScatterForm::kChoose) {
     l.form = l.kept > kPairsFrom * n * k ? ScatterForm::kPairs : ScatterForm::kList;
   }
+  // (Fours of y leave together only where all of them are whole.)
+  std::vector<int> order;
+  if (n % 4 == 0) order = dealt_fours(numbers, ceil_div(n, kTileRows), pairs_in(l));
+  if (!order.empty()) {
+    auto* const to = static_cast<unsigned char*>(scratch) + order_at(n, k);
+    error = cudaMemcpyAsync(to, order.data(), order_bytes(n), cudaMemcpyHostToDevice, stream);
+    if (error == cudaSuccess) error = cudaStreamSynchronize(stream);
+    if (error != cudaSuccess) return error;
+    p.dense.fours = reinterpret_cast<const int*>(to);
+  }
+  error = run(scatter_count_kernel);
+  if (error != cudaSuccess) return error;
 
   // The size of a unit: what it adds to all of them against what is left to stand elsewhere.
   std::vector<std::int64_t> units_with(kUnitValues / 4 + 1, 0);
@@ -851,6 +969,10 @@ cudaError_t scatter_measure(const void* dense, std::int64_t n, std::int64_t k, v
     end += 1 + (rest + 3) / 4;
     ++l.elsewhere;
   }
+  if (!order.empty()) {
+    l.order_at = end * 16;
+    end += (order_bytes(n) + 15) / 16;
+  }
   if (end >= (1ull << 32)) return cudaErrorNotSupported;
   l.packed_bytes = end * 16;
   error = cudaMemcpyAsync(scratch, numbers.data(), p.all * sizeof(uint2), cudaMemcpyHostToDevice,
@@ -867,13 +989,20 @@ cudaError_t scatter_pack(const void* dense, const void* scratch, const ScatterLa
       reinterpret_cast<std::uintptr_t>(packed) % 128 != 0) {
     return cudaErrorInvalidValue;
   }
-  const cudaError_t error =
-      cudaMemsetAsync(packed, 0, layout.packed_bytes, stream);  // gaps between parts
+  cudaError_t error = cudaMemsetAsync(packed, 0, layout.packed_bytes, stream);  // gaps of parts
   if (error != cudaSuccess) return error;
   PackParams p = pack_params(layout);
-  p.dense = static_cast<const unsigned short*>(dense);
+  p.dense.at = static_cast<const unsigned short*>(dense);
   p.numbers = const_cast<uint2*>(static_cast<const uint2*>(scratch));
   p.packed = static_cast<unsigned char*>(packed);
+  if (layout.order_at > 0) {
+    const auto* const order =
+        static_cast<const unsigned char*>(scratch) + order_at(layout.n, layout.k);
+    p.dense.fours = reinterpret_cast<const int*>(order);
+    error = cudaMemcpyAsync(p.packed + layout.order_at, order, order_bytes(layout.n),
+                            cudaMemcpyDeviceToDevice, stream);
+    if (error != cudaSuccess) return error;
+  }
   const auto kernel = pairs_in(layout) ? scatter_pack_kernel<true> : scatter_pack_kernel<false>;
   kernel<<<ceil_div(p.all, kPackWarps), kPackWarps * 32, 0, stream>>>(p);
   return cudaGetLastError();
@@ -888,6 +1017,7 @@ cudaError_t scatter_unpack(const void* packed, const ScatterLayout& layout, void
   }
   PackParams p = pack_params(layout);
   p.packed = const_cast<unsigned char*>(static_cast<const unsigned char*>(packed));
+  p.dense.fours = order_of(layout, packed);
   const auto kernel = pairs_in(layout) ? scatter_unpack_kernel<true> : scatter_unpack_kernel<false>;
   kernel<<<ceil_div(p.all, kPackWarps), kPackWarps * 32, 0, stream>>>(
       p, static_cast<unsigned short*>(dense));
@@ -998,6 +1128,7 @@ cudaError_t scatter_run(const void* packed, const ScatterLayout& layout, const v
   p.weights = static_cast<const unsigned char*>(packed);
   p.unit_bytes = bytes_of_unit(layout, layout.fours);
   p.fours = layout.fours;
+  p.row_fours = order_of(layout, packed);
   p.x = static_cast<const unsigned short*>(x);
   p.y = static_cast<unsigned short*>(y);
   p.n = static_cast<int>(layout.n);

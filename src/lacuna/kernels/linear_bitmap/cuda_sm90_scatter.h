@@ -28,6 +28,7 @@ struct ScatterLayout {
   int fours = 0;               // of values in the list of a unit
   std::int64_t kept = 0;       // values that are not zero
   std::int64_t elsewhere = 0;  // units with more values, of which some stand behind the units
+  std::size_t order_at = 0;    // in bytes, of where each four packed rows come from; 0: as they lie
   std::size_t packed_bytes = 0;
 };
 

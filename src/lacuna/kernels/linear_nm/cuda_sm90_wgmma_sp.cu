@@ -73,9 +73,11 @@ struct Unit16 {
   }
 };
 
-template <class Half>
-const std::array<TileVariant, 2> Unit16<Half>::kTileVariants = {
+template <class Half_>
+const std::array<TileVariant, 2> Unit16<Half_>::kTileVariants = {
     tile_variant<Cut<Unit16, 2, 256, 5, 3, 16>>(), tile_variant<Cut<Unit16, 2, 128, 8, 3, 64>>()};
+template struct Unit16<cuda::Bf16>;
+template struct Unit16<cuda::Fp16>;
 using Bf16Unit = Unit16<cuda::Bf16>;
 // Cost of a tile, in tiles of 256 tokens: measured where all multiprocessors are busy.
 constexpr double kTileCost[] = {1, 0.58};
