@@ -96,6 +96,12 @@ TEST(GpuCandidates, say_what_they_need) {
               AnyOf("", HasSubstr("needs the GPU kernels")));
   EXPECT_EQ(refusal("linear_nm:bf16:64x128x1:2:4", "cuda_sm80_mma_sp", with_gpu(7, 5)),
             "needs compute capability 8.0 or later (this GPU has 7.5)");
+  const char* lt = "cuda_sm80_cusparselt";
+  EXPECT_THAT(refusal("linear_nm:bf16:64x128x65:2:4", lt, with_gpu(8, 0)),
+              AnyOf("", HasSubstr("needs the GPU kernels"), HasSubstr("libcusparseLt")));
+  EXPECT_EQ(refusal("linear_nm:bf16:64x128x64:2:4", lt, hopper), "needs 65 to 2^24-1 tokens");
+  EXPECT_THAT(refusal("linear_nm:bf16:72x128x65:2:4", lt, hopper), HasSubstr("16 outputs"));
+  EXPECT_THAT(refusal("linear_nm:bf16:64x96x65:2:4", lt, hopper), HasSubstr("64 inputs"));
   for (const auto& [problem, name] :
        {std::pair{"linear_nm:{}:64x128x1:2:4", "cuda_sm90_mma_sp_f16"},
         {"linear_nm:{}:64x128x1:2:4", "cuda_sm80_mma_sp_f16"},

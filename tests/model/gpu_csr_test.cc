@@ -162,7 +162,9 @@ TEST_F(GpuForms, TakesOneOfThemForEveryNumberOfTokens) {
               0x1p-8 * exact.norm().item<double>())
         << tokens << " " << forms->chosen(tokens).name;
     // An unstructured weight is never expanded for more tokens than its kernels take.
-    if (tokens > 64) EXPECT_EQ(forms->chosen(tokens).name, "dense");
+    if (tokens > 64) {
+      EXPECT_EQ(forms->chosen(tokens).name, "dense");
+    }
   }
 }
 
@@ -177,6 +179,26 @@ TEST_F(GpuForms, AsksOnceForWeightsThatAreAlike) {
   for (const int64_t tokens : {1, 8, 32})
     EXPECT_EQ(dynamic_cast<const FastestWeight&>(*one).chosen(tokens).name,
               dynamic_cast<const FastestWeight&>(*other).chosen(tokens).name);
+}
+
+/// Faster than any product, and wrong.
+class Nothing final : public Weight {
+ public:
+  Nothing(int64_t rows, int64_t columns) : Weight(rows, columns, kFastest) {}
+  at::Tensor multiply(const at::Tensor& x, const std::optional<at::Tensor>&) const override {
+    return at::empty({x.size(0), rows()}, x.options());
+  }
+  void run(const format::RowProduct&, const Executor&) const override {}
+  at::Tensor expanded() const override { return {}; }
+  size_t bytes() const override { return 0; }
+  bool is_compact() const override { return false; }
+};
+
+TEST_F(GpuForms, NeverTakesAFormWhoseProductIsWrong) {
+  const at::Tensor weight = at::randn({4096, 4096}).to(kGpu.device, at::kBFloat16);
+  const FastestWeight forms(
+      {{"nothing", std::make_shared<Nothing>(4096, 4096)}, {"dense", plain_weight(weight)}});
+  for (const int64_t tokens : {1, 64, 256}) EXPECT_EQ(forms.chosen(tokens).name, "dense");
 }
 
 TEST_F(GpuForms, AForcedCandidateIsTheOnlyForm) {

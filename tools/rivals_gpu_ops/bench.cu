@@ -445,6 +445,7 @@ struct Weight {
     for (int i = 0; i < library->linear_count; i++) {
       const lk::GpuLinearKernel* kernel = library->linear[i];
       if (std::string(kernel->operation) != operation || kind_of(kernel->name) != kind) continue;
+      if (std::string(kernel->name).ends_with("_f16")) continue;  // as their bf16 twins
       Ours o{kernel, {}, nullptr};
       void *scratch, *report;
       CK(cudaMalloc(&scratch, kernel->scratch_bytes(n, k) + 16));

@@ -14,6 +14,7 @@
 #include "lacuna/kernels/linear_csr/cuda_sm80_cusparse.h"
 #include "lacuna/kernels/linear_dense/cuda_sm90_coded.h"
 #include "lacuna/kernels/linear_dense/cuda_sm90_stream.h"
+#include "lacuna/kernels/linear_nm/cuda_sm80_cusparselt.h"
 #include "lacuna/kernels/linear_nm/cuda_sm80_mma_sp.h"
 #include "lacuna/kernels/linear_nm/cuda_sm90_coded.h"
 #include "lacuna/kernels/linear_nm/cuda_sm90_int4.h"
@@ -23,17 +24,14 @@ namespace lacuna::kernels {
 namespace {
 
 constexpr const GpuLinearKernel* kLinear[] = {
-    &linear_bitmap::kGap,      &linear_bitmap::kWindow,
-    &linear_bitmap::kGapFp8,   &linear_bitmap::kGapInt8,
-    &linear_bitmap::kFp8,      &linear_bitmap::kInt8,
-    &linear_bitmap::kScatter,  &linear_bitmap::kScatterF16,
-    &linear_bsr::kBlock,       &linear_bsr::kBlockF16,
-    &linear_csr::kCusparse,    &linear_dense::kStream,
-    &linear_dense::kStreamF16, &linear_dense::kFp8,
-    &linear_dense::kInt8,      &linear_nm::kMmaSp,
-    &linear_nm::kMmaSpF16,     &linear_nm::kMmaSp80,
-    &linear_nm::kMmaSp80F16,   &linear_nm::kFp8,
-    &linear_nm::kInt8,         &linear_nm::kInt4,
+    &linear_bitmap::kGap,      &linear_bitmap::kWindow,     &linear_bitmap::kGapFp8,
+    &linear_bitmap::kGapInt8,  &linear_bitmap::kFp8,        &linear_bitmap::kInt8,
+    &linear_bitmap::kScatter,  &linear_bitmap::kScatterF16, &linear_bsr::kBlock,
+    &linear_bsr::kBlockF16,    &linear_csr::kCusparse,      &linear_dense::kStream,
+    &linear_dense::kStreamF16, &linear_dense::kFp8,         &linear_dense::kInt8,
+    &linear_nm::kCusparselt,   &linear_nm::kCusparseltF16,  &linear_nm::kMmaSp,
+    &linear_nm::kMmaSpF16,     &linear_nm::kMmaSp80,        &linear_nm::kMmaSp80F16,
+    &linear_nm::kFp8,          &linear_nm::kInt8,           &linear_nm::kInt4,
 };
 
 cudaStream_t stream_of(GpuStream stream) { return static_cast<cudaStream_t>(stream); }
@@ -83,6 +81,7 @@ const GpuTable kTable = {
       return code_product::scale_sums(*scaling, stream_of(stream));
     },
     .has_cusparse = []() -> int { return linear_csr::cusparse_is_there(); },
+    .has_cusparselt = []() -> int { return linear_nm::cusparselt_is_there(); },
 };
 
 }  // namespace

@@ -164,6 +164,8 @@ struct GpuTable {
 
   /// Whether cuSPARSE is there to be loaded (linear_csr's kernel stands on it).
   int (*has_cusparse)();
+  /// Whether cuSPARSELt is (a kernel of linear_nm).
+  int (*has_cusparselt)();
 };
 
 /// The one function that the library exports, as kGpuTableSymbol.
@@ -185,7 +187,7 @@ T held(const Holder* holder) {
 }
 
 /// Changes with any struct above.
-inline constexpr int32_t kGpuAbiVersion = 8;
+inline constexpr int32_t kGpuAbiVersion = 9;
 inline constexpr const char* kGpuTableSymbol = "lacuna_gpu_table";
 
 }  // namespace lacuna::kernels

@@ -15,8 +15,9 @@ namespace lacuna::model {
 /// Which form a product takes was measured once in this process for the same forms of the same
 /// shape and the same power of two of tokens, when it was first asked for: every form in turns on
 /// this weight, the cache emptied before each product, the least time counts. Another form than the
-/// dense one must be ahead of it by more than the noise of that. So the bits of an output may
-/// differ from process to process where two forms are equally fast.
+/// dense one must be ahead of it by more than the noise of that, and its product must be the dense
+/// one's: libraries that choose among their own algorithms are not taken at their word. So the bits
+/// of an output may differ from process to process where two forms are equally fast.
 class FastestWeight final : public Weight {
  public:
   struct Form {
@@ -37,6 +38,7 @@ class FastestWeight final : public Weight {
 
  private:
   size_t measured(int64_t tokens) const;
+  /// Of each form; none where its product isn't the dense one's.
   std::vector<double> times_us(int64_t tokens) const;
 
   std::vector<Form> forms_;

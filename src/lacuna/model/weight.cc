@@ -133,10 +133,13 @@ Result<WeightPtr> packed_once(Unpacked w, const Compute& compute) {
   }
 }
 
-/// Adds W packed for every kernel that takes some number of tokens.
+/// Stands for many.
+constexpr int64_t kManyOnGpu = 128;
+
+/// Adds W packed for every kernel that some number of tokens chooses.
 Status add_forms(Unpacked w, const Compute& compute, std::vector<FastestWeight::Form>& forms) {
   std::vector<const kernels::GpuLinearKernel*> had = {nullptr};
-  for (int64_t tokens = 1; tokens <= kFewOnGpu; tokens *= 2) {
+  for (int64_t tokens = 1; tokens <= kManyOnGpu; tokens *= 2) {
     w.problem.tokens = tokens;
     LACUNA_TRY(const auto* kernel, kernel_for(w.problem));
     if (std::find(had.begin(), had.end(), kernel) != had.end()) continue;
