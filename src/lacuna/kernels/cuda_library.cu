@@ -29,9 +29,9 @@ constexpr const GpuLinearKernel* kLinear[] = {
     &linear_bitmap::kScatter,  &linear_bitmap::kScatterF16, &linear_bsr::kBlock,
     &linear_bsr::kBlockF16,    &linear_csr::kCusparse,      &linear_dense::kStream,
     &linear_dense::kStreamF16, &linear_dense::kFp8,         &linear_dense::kInt8,
-    &linear_nm::kCusparselt,   &linear_nm::kCusparseltF16,  &linear_nm::kMmaSp,
-    &linear_nm::kMmaSpF16,     &linear_nm::kMmaSp80,        &linear_nm::kMmaSp80F16,
-    &linear_nm::kFp8,          &linear_nm::kInt8,           &linear_nm::kInt4,
+    &linear_nm::kCusparselt,   &linear_nm::kMmaSp,          &linear_nm::kMmaSpF16,
+    &linear_nm::kMmaSp80,      &linear_nm::kMmaSp80F16,     &linear_nm::kFp8,
+    &linear_nm::kInt8,         &linear_nm::kInt4,
 };
 
 cudaStream_t stream_of(GpuStream stream) { return static_cast<cudaStream_t>(stream); }

@@ -80,8 +80,10 @@ std::vector<double> FastestWeight::times_us(int64_t tokens) const {
   const double most = kMostError * exact.norm().item<double>();
   std::vector<double> least(forms_.size(), 1e30);
   std::vector<bool> right;
-  for (const Form& form : forms_)
+  for (const Form& form : forms_) {
+    y.zero_();  // what the form before it has left
     right.push_back((run(form).to(at::kFloat) - exact).norm().item<double>() <= most);
+  }
   for (int time = 0; time < kTimes; ++time)
     for (size_t i = 0; i < forms_.size(); ++i) {
       if (!right[i]) continue;

@@ -22,8 +22,6 @@
 #include <tuple>
 #include <type_traits>
 
-#include "lacuna/kernels/cuda/halves.h"
-
 namespace lacuna::kernels::linear_nm {
 namespace {
 
@@ -145,15 +143,13 @@ constexpr float kOne = 1, kNone = 0;
 
 struct Shape {
   int64_t n, k;
-  bool f16;
   auto operator<=>(const Shape&) const = default;
-  cudaDataType type() const { return f16 ? CUDA_R_16F : CUDA_R_16BF; }
 };
 
 /// W to the library.
 Status describe(const Opaque* handle, const Shape& shape, Opaque* w) {
   return cusparselt()->cusparseLtStructuredDescriptorInit(
-      handle, w, shape.n, shape.k, shape.k, kAlignment, shape.type(), kRowMajor, kHalfOfEachFour);
+      handle, w, shape.n, shape.k, shape.k, kAlignment, CUDA_R_16BF, kRowMajor, kHalfOfEachFour);
 }
 
 /// One number of tokens, a multiple of kStep, ready to run.
@@ -164,12 +160,11 @@ struct Ready {
   /// @param config  the algorithm that a search has found, or null
   bool make(const Opaque* handle, const Shape& shape, int64_t tokens, const int* config) {
     const Cusparselt& lt = *cusparselt();
-    const cudaDataType type = shape.type();
     return describe(handle, shape, &w) == 0 &&
-           lt.cusparseLtDenseDescriptorInit(handle, &x, tokens, shape.k, shape.k, kAlignment, type,
-                                            kRowMajor) == 0 &&
-           lt.cusparseLtDenseDescriptorInit(handle, &y, shape.n, tokens, shape.n, kAlignment, type,
-                                            kColumnMajor) == 0 &&
+           lt.cusparseLtDenseDescriptorInit(handle, &x, tokens, shape.k, shape.k, kAlignment,
+                                            CUDA_R_16BF, kRowMajor) == 0 &&
+           lt.cusparseLtDenseDescriptorInit(handle, &y, shape.n, tokens, shape.n, kAlignment,
+                                            CUDA_R_16BF, kColumnMajor) == 0 &&
            lt.cusparseLtMatmulDescriptorInit(handle, &product, kNotTransposed, kTransposed, &w, &x,
                                              &y, &y, kSumsInFloat) == 0 &&
            lt.cusparseLtMatmulAlgSelectionInit(handle, &selection, &product, kDefault) == 0 &&
@@ -285,14 +280,13 @@ size_t scratch_bytes_of(int64_t n, int64_t k) {
   return padded(static_cast<size_t>(n * k) * 2) + padded(static_cast<size_t>(n * k) / 2) + 4096;
 }
 
-template <bool kF16>
 int measure(const void*, int64_t n, int64_t k, void*, GpuLayout* layout, GpuStream) {
   if (cusparselt_shape_refusal(n, k, kCusparseltFromTokens) != nullptr)
     return cudaErrorInvalidValue;
   const std::lock_guard lock(one_at_a_time());
   const Opaque* handle = cusparselt() != nullptr ? handle_here() : nullptr;
   if (handle == nullptr) return cudaErrorNotSupported;
-  Layout own = {{n, k, kF16}, 0};
+  Layout own = {{n, k}, 0};
   const auto w = std::make_unique<Opaque>();
   if (describe(handle, own.shape, w.get()) != 0 ||
       cusparselt()->cusparseLtSpMMACompressedSize2(handle, w.get(), &layout->packed_bytes,
@@ -307,7 +301,7 @@ int measure(const void*, int64_t n, int64_t k, void*, GpuLayout* layout, GpuStre
 int pack(const GpuLayout* held_layout, const void* dense, const void* scratch, void* packed,
          GpuPackReport* report, GpuStream stream) {
   const Layout layout = held<Layout>(held_layout);
-  const auto [n, k, f16] = layout.shape;
+  const auto [n, k] = layout.shape;
   const auto queue = static_cast<cudaStream_t>(stream);
   auto* const clean = static_cast<unsigned char*>(const_cast<void*>(scratch));
   if (const auto error =
@@ -411,11 +405,11 @@ int unpack(const GpuLayout* held_layout, const void* packed, void* dense, GpuStr
     return error;
   auto* const x = static_cast<unsigned char*>(memory);
   auto* const y = x + x_bytes;
-  const unsigned short one = shape.f16 ? 0x3c00 : 0x3f80;
+  constexpr unsigned short kOneInBf16 = 0x3f80;
   int error = cudaSuccess;
   for (int64_t first = 0; first < shape.k && error == cudaSuccess; first += kStep) {
     identity_kernel<<<blocks(kStep * shape.k), kThreads, 0, queue>>>(
-        reinterpret_cast<unsigned short*>(x), shape.k, first, one);
+        reinterpret_cast<unsigned short*>(x), shape.k, first, kOneInBf16);
     error = run(held_layout, &step, packed, x, y, y + y_bytes, 0, stream);
     columns_kernel<<<blocks(kStep * shape.n), kThreads, 0, queue>>>(
         reinterpret_cast<const unsigned short*>(y), shape.n, shape.k, first,
@@ -426,30 +420,24 @@ int unpack(const GpuLayout* held_layout, const void* packed, void* dense, GpuStr
   return error != cudaSuccess ? error : freed;
 }
 
-template <bool kF16>
-constexpr GpuLinearKernel kernel_of(const char* name) {
-  return {
-      .operation = "linear_nm",
-      .name = name,
-      .scratch_bytes = scratch_bytes_of,
-      .measure = measure<kF16>,
-      .pack = pack,
-      .unpack = unpack,
-      .max_tokens = [](const GpuLayout*) -> int64_t { return 0; },
-      .many_tokens = [](const GpuLayout*) -> int64_t { return kCusparseltFromTokens; },
-      .plan = plan,
-      .workspace_bytes = [](const GpuLayout*, const GpuPlan* plan) -> size_t {
-        return held<Call>(plan).bytes;
-      },
-      .run = run,
-  };
-}
-
 }  // namespace
 
 bool cusparselt_is_there() { return cusparselt() != nullptr; }
 
-const GpuLinearKernel kCusparselt = kernel_of<false>("cuda_sm80_cusparselt");
-const GpuLinearKernel kCusparseltF16 = kernel_of<true>("cuda_sm80_cusparselt_f16");
+const GpuLinearKernel kCusparselt = {
+    .operation = "linear_nm",
+    .name = "cuda_sm80_cusparselt",
+    .scratch_bytes = scratch_bytes_of,
+    .measure = measure,
+    .pack = pack,
+    .unpack = unpack,
+    .max_tokens = [](const GpuLayout*) -> int64_t { return 0; },
+    .many_tokens = [](const GpuLayout*) -> int64_t { return kCusparseltFromTokens; },
+    .plan = plan,
+    .workspace_bytes = [](const GpuLayout*, const GpuPlan* plan) -> size_t {
+      return held<Call>(plan).bytes;
+    },
+    .run = run,
+};
 
 }  // namespace lacuna::kernels::linear_nm

@@ -71,12 +71,11 @@ Support mma_sp80(const Problem& problem, const Device& device) {
 }
 
 /// Of many tokens, where `--memory fastest` packs W for each number of them.
-template <DType kType>
 Support cusparselt(const Problem& problem, const Device& device) {
   const char* shape = cusparselt_shape_refusal(problem.outputs, problem.inputs, problem.tokens);
   const Support kernel = Support::all(
       {needs(problem.pattern == format::Pattern::keep_of(2, 4), "2:4"),
-       supports_numbers(problem, kType),
+       supports_numbers(problem, DType::kBF16),
        shape != nullptr ? Support::no("{}", shape) : Support::yes(), supports_gpu_kernel(device)});
   if (!kernel) return kernel;
   return needs((*gpu_library())->has_cusparselt() != 0, "libcusparseLt.so.0, which torch brings");
@@ -119,8 +118,7 @@ GpuCandidates& gpu_candidates() {
                             {"cuda_sm90_mma_sp_f16", mma_sp<DType::kF16>},
                             {"cuda_sm80_mma_sp", mma_sp80<DType::kBF16>},
                             {"cuda_sm80_mma_sp_f16", mma_sp80<DType::kF16>},
-                            {"cuda_sm80_cusparselt", cusparselt<DType::kBF16>},
-                            {"cuda_sm80_cusparselt_f16", cusparselt<DType::kF16>},
+                            {"cuda_sm80_cusparselt", cusparselt},
                             {"cuda_sm90_fp8", coded<Values::kFP8>},
                             {"cuda_sm90_int8", coded<Values::kInt8>},
                             {"cuda_sm90_int4", coded<Values::kInt4G64>},
