@@ -23,7 +23,7 @@ PATTERNS = ["unstructured", "2:4", "block:16x32"]
 
 
 def types():
-    return [torch.float32, torch.bfloat16, torch.float16] if DEVICE == "cpu" else [torch.bfloat16]
+    return [torch.float32, torch.bfloat16, torch.float16] if DEVICE == "cpu" else [torch.bfloat16, torch.float16]
 
 
 def weight(rows, columns, pattern, dtype):

@@ -22,8 +22,8 @@ void set_linear_clock(LinearClock* clock);
 
 /// y = x W^T + b. On the CPU up to 16 tokens run on the linear operations of kernels/, dense
 /// weights too, and any number where a kernel expands the weight tile by tile (bf16 with AMX); on a
-/// GPU up to 64 where liblacuna_cuda.so has a kernel for the weight (in bf16 on compute capability
-/// 9.0: 64 for 2:4, 4 for unstructured, 1 for dense weights). A compact weight stays compact in
+/// GPU up to 64 where liblacuna_cuda.so has a kernel for the weight (in bf16 and f16 on compute
+/// capability 9.0; docs/kernels.md lists them). A compact weight stays compact in
 /// memory: more tokens, other codes and what no kernel takes expand it into a scratch shared by all
 /// layers and take the dense product. On a GPU a quantised weight is expanded once, when it is
 /// loaded, and is a dense one from then on.
