@@ -303,6 +303,49 @@ TEST_F(GpuWeight24, IsExpandedWhereThatIsForced) {
   EXPECT_EQ(refused.error().code, ::lacuna::Code::kNotPossible);
 }
 
+/// By the identity, where LACUNA_CHECK_PACKED asks for it.
+TEST_F(GpuWeight24, ProductsOfPackedWeightsAreChecked) {
+  setenv("LACUNA_CHECK_PACKED", "1", 1);
+  const at::Tensor two_of_four = (at::randn({264, 640}) * mask24(264, 640)).to(at::kBFloat16);
+  const at::Tensor scattered = (at::randn({264, 640}) * (at::rand({264, 640}) < 0.4)).to(at::kBFloat16);
+  for (const int64_t at_once : {1, 4, 16}) {
+    Compute compute = kGpu;
+    compute.batch = at_once;
+    EXPECT_TRUE(compact_on_gpu(two_of_four, Pattern::keep_of(2, 4), {}, compute).is_compact());
+    EXPECT_TRUE(compact_on_gpu(scattered, Pattern::unstructured(), {}, compute).is_compact());
+  }
+  // A kernel that packs another weight.
+  kernels::GpuLinearKernel wrong = *kernels::gpu_kernel("linear_nm", "cuda_sm90_mma_sp");
+  wrong.measure = [](const void* dense, int64_t n, int64_t k, void* scratch,
+                     kernels::GpuLayout* layout, kernels::GpuStream stream) {
+    return kernels::gpu_kernel("linear_nm", "cuda_sm90_mma_sp")
+        ->measure(dense, n, k, scratch, layout, stream);
+  };
+  wrong.unpack = [](const kernels::GpuLayout* layout, const void* packed, void* dense,
+                    kernels::GpuStream stream) {
+    const int error = kernels::gpu_kernel("linear_nm", "cuda_sm90_mma_sp")
+                          ->unpack(layout, packed, dense, stream);
+    // One weight is another than those that are multiplied.
+    static const uint16_t five = 0x40a0;
+    return error != 0 ? error : (*kernels::gpu_library())->copy(dense, &five, 2, stream);
+  };
+  kernels::Problem problem{.values = kernels::Values::kBF16,
+                           .activations = DType::kBF16,
+                           .outputs = 264,
+                           .inputs = 640,
+                           .tokens = 1,
+                           .pattern = Pattern::keep_of(2, 4),
+                           .sparsity = 0.5};
+  problem.operation = "linear_nm";
+  const auto made = GpuWeight::packed_for(wrong, problem, kGpu,
+                                          [&] { return two_of_four.to(kGpu.device); });
+  unsetenv("LACUNA_CHECK_PACKED");
+  ASSERT_FALSE(made.ok());
+  EXPECT_EQ(made.error().code, ::lacuna::Code::kCheckFailed);
+  EXPECT_NE(made.error().message.find("row 0, column 0"), std::string::npos)
+      << made.error().message;
+}
+
 /// Whatever the pattern and the types, with the library or without it.
 TEST_F(Gpu, ExpandsEveryPatternToTheSameWeight) {
   for (const Pattern& pattern :

@@ -1,5 +1,9 @@
 #include "lacuna/model/gpu_weight.h"
 
+#include <algorithm>
+#include <cstdlib>
+#include <string_view>
+
 #include "lacuna/kernels/linear.h"
 #include "lacuna/model/scratch.h"
 
@@ -11,6 +15,17 @@ using kernels::GpuLinearKernel;
 // Of a dense product of codes: what torch's takes.
 constexpr int64_t kLeastOfCodes = 17, kCodesAligned = 16;
 constexpr int64_t kTokensOfSums = 4096;
+// Of the identity that a packed weight is checked by.
+constexpr int64_t kIdentityRows = 128;
+
+bool checks_products() {
+#ifndef NDEBUG
+  return true;
+#else
+  const char* asked = std::getenv("LACUNA_CHECK_PACKED");
+  return asked != nullptr && std::string_view(asked) == "1";
+#endif
+}
 
 /// Throws what the library answers.
 void check(int error, const GpuLinearKernel& kernel, const char* step) {
@@ -73,6 +88,31 @@ Status GpuWeight::pack(const at::Tensor& dense, const at::Tensor& scales,
         "again.",
         kernel_->operation, kernel_->name, found.first_group % (columns() / pattern.of),
         found.first_group / (columns() / pattern.of), pattern.text(), found.violations);
+  return checks_products() ? check_products() : Status();
+}
+
+Status GpuWeight::check_products() const {
+  const at::Tensor w = expanded();
+  if (!w.isfinite().all().item<bool>()) return {};  // 0 times that is NaN
+  const int64_t at_once = max_tokens() > 0 ? std::min(max_tokens(), kIdentityRows) : kIdentityRows;
+  const at::Tensor identity = at::eye(columns(), w.options());
+  // In bf16: codes times a rounded scale.
+  constexpr double kRounding = 0x1p-7;
+  for (int64_t first = 0; first < columns(); first += at_once) {
+    const int64_t count = std::min(at_once, columns() - first);
+    if (!takes(count)) continue;
+    const at::Tensor y = multiply(identity.narrow(0, first, count), {});
+    const at::Tensor wrong = at::isclose(y, w.narrow(1, first, count).t(), kRounding, 0).logical_not();
+    if (!wrong.any().item<bool>()) continue;
+    const at::Tensor at = wrong.nonzero()[0];
+    return check_failed(
+        "{}:{}: multiplies the packed weight wrongly (row {}, column {}: got {}; need {}). Report this "
+        "with `lacuna doctor`, and set LACUNA_FORCE={}:{} meanwhile.",
+        kernel_->operation, kernel_->name, at[1].item<int64_t>(), first + at[0].item<int64_t>(),
+        y[at[0].item<int64_t>()][at[1].item<int64_t>()].item<double>(),
+        w[at[1].item<int64_t>()][first + at[0].item<int64_t>()].item<double>(), kernel_->operation,
+        kernels::kExpandCublas);
+  }
   return {};
 }
 

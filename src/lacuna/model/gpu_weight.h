@@ -22,7 +22,8 @@ class GpuWeight final : public Weight {
   /// @param dense  makes W, dense on the GPU; called only if there is a kernel. Of a problem of
   /// codes it makes them, as numbers
   /// @param scales  of codes: bf16 [rows, groups], on the GPU
-  /// @errors kUsage, kNotPossible: what LACUNA_FORCE asks for; kCheckFailed: W breaks its pattern
+  /// @errors kUsage, kNotPossible: what LACUNA_FORCE asks for; kCheckFailed: W breaks its pattern,
+  /// or, in a debug build and with LACUNA_CHECK_PACKED=1, its products aren't those of W
   static Result<WeightPtr> make(const kernels::Problem& problem, const Compute& compute,
                                 const std::function<at::Tensor()>& dense,
                                 const at::Tensor& scales = {});
@@ -48,6 +49,9 @@ class GpuWeight final : public Weight {
 
  private:
   Status pack(const at::Tensor& dense, const at::Tensor& scales, const format::Pattern& pattern);
+  /// Multiplies by the identity and compares with W: unpacking doesn't prove that the tensor cores
+  /// read the packed places as they were written.
+  Status check_products() const;
   int64_t max_tokens() const { return static_cast<int64_t>(plans_.size()); }
   size_t workspace_bytes(int64_t tokens) const {
     const kernels::GpuPlan cut = plan(tokens);
