@@ -307,7 +307,8 @@ TEST_F(GpuWeight24, IsExpandedWhereThatIsForced) {
 TEST_F(GpuWeight24, ProductsOfPackedWeightsAreChecked) {
   setenv("LACUNA_CHECK_PACKED", "1", 1);
   const at::Tensor two_of_four = (at::randn({264, 640}) * mask24(264, 640)).to(at::kBFloat16);
-  const at::Tensor scattered = (at::randn({264, 640}) * (at::rand({264, 640}) < 0.4)).to(at::kBFloat16);
+  const at::Tensor scattered =
+      (at::randn({264, 640}) * (at::rand({264, 640}) < 0.4)).to(at::kBFloat16);
   for (const int64_t at_once : {1, 4, 16}) {
     Compute compute = kGpu;
     compute.batch = at_once;
@@ -323,8 +324,8 @@ TEST_F(GpuWeight24, ProductsOfPackedWeightsAreChecked) {
   };
   wrong.unpack = [](const kernels::GpuLayout* layout, const void* packed, void* dense,
                     kernels::GpuStream stream) {
-    const int error = kernels::gpu_kernel("linear_nm", "cuda_sm90_mma_sp")
-                          ->unpack(layout, packed, dense, stream);
+    const int error =
+        kernels::gpu_kernel("linear_nm", "cuda_sm90_mma_sp")->unpack(layout, packed, dense, stream);
     // One weight is another than those that are multiplied.
     static const uint16_t five = 0x40a0;
     return error != 0 ? error : (*kernels::gpu_library())->copy(dense, &five, 2, stream);
@@ -337,8 +338,8 @@ TEST_F(GpuWeight24, ProductsOfPackedWeightsAreChecked) {
                            .pattern = Pattern::keep_of(2, 4),
                            .sparsity = 0.5};
   problem.operation = "linear_nm";
-  const auto made = GpuWeight::packed_for(wrong, problem, kGpu,
-                                          [&] { return two_of_four.to(kGpu.device); });
+  const auto made =
+      GpuWeight::packed_for(wrong, problem, kGpu, [&] { return two_of_four.to(kGpu.device); });
   unsetenv("LACUNA_CHECK_PACKED");
   ASSERT_FALSE(made.ok());
   EXPECT_EQ(made.error().code, ::lacuna::Code::kCheckFailed);

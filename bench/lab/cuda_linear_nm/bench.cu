@@ -6,8 +6,8 @@
 // Times are medians of CUDA graph replays, weights rotated over more than 1 GB; no variant is timed
 // before its result was compared. SHAPES are digits, indices into kShapes. Build (CUDA 13):
 //   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -Isrc -cudart static
-//     bench/lab/cuda_linear_nm/bench.cu src/lacuna/kernels/linear_nm/cuda_sm90_{mma,wgmma}_sp.cu src/lacuna/kernels/linear_nm/cuda_sm80_mma_sp_pack.cu
-//     -lcublas -lcublasLt -o build/gpu/bench
+//     bench/lab/cuda_linear_nm/bench.cu src/lacuna/kernels/linear_nm/cuda_sm90_{mma,wgmma}_sp.cu
+//     src/lacuna/kernels/linear_nm/cuda_sm80_mma_sp_pack.cu -lcublas -lcublasLt -o build/gpu/bench
 #include "../cuda_harness.h"
 #include "lacuna/kernels/linear_nm/cuda_sm90_mma_sp.h"
 

@@ -16,6 +16,7 @@
 #include "lacuna/model/fastest_weight.h"
 #include "lacuna/model/gpu_clock.h"
 #include "lacuna/model/gpu_weight.h"
+#include "lacuna/model/scratch.h"
 
 namespace lacuna::bench {
 namespace {
@@ -23,9 +24,13 @@ namespace {
 using kernels::Problem;
 using model::WeightPtr;
 
-constexpr double kMostError = 0x1p-8;   // of the norm: bf16 rounds to 2^-9
+constexpr double kMostError = 0x1p-8;   // of the norm, as far as bf16 rounds one number
 constexpr double kReplayUs = 2000;      // of a measurement, about
 constexpr int64_t kLeastProducts = 16;  // of a graph
+/// A model's product of codes with more tokens takes memory each time: that can't be recorded.
+constexpr int64_t kMostTokensOfCodes = 64;
+
+bool has_codes(const Problem& problem) { return !kernels::dtype_of(problem.values); }
 
 /// Torch's products and ours on a stream that can be recorded, while it lives.
 class OwnStream {
@@ -57,6 +62,7 @@ class Recorded {
       throw;
     }
     check(table.record_end(stream, &recording_), "record");
+    scratch_ = model::scratch_buffer();
   }
   ~Recorded() {
     if (recording_ != nullptr) table_.forget(recording_);
@@ -71,12 +77,22 @@ class Recorded {
   const kernels::GpuTable& table_;
   void* stream_;
   void* recording_ = nullptr;
+  at::Tensor scratch_;  // of the products: another one may need a larger one later
 };
 
-/// A problem with its weight, dense on the GPU, and what its product must be.
+/// A product in float64.
+struct Exact {
+  std::string of;  ///< what W or x was rounded to first; empty: nothing
+  at::Tensor product;
+};
+
+/// A problem with its weight on the GPU, and what its product may be.
 struct Case {
   Problem problem;
-  at::Tensor dense, exact;
+  at::Tensor dense;                            ///< of codes what they stand for, in the type of x
+  std::optional<format::CompactMatrix> codes;  ///< as a model has them, on the CPU
+  at::Tensor numbers, scales;                  ///< what kernels of codes pack
+  std::vector<Exact> exact;                    ///< the first of nothing rounded
 };
 
 /// Someone who multiplies it.
@@ -89,7 +105,9 @@ struct Entry {
   std::unique_ptr<Recorded> graph;
   int64_t products = 0, replays = 1;
   std::vector<double> samples_us;
-  double max_error = 0;  ///< of the last product checked
+  // Of the last product checked:
+  std::string product_of;  ///< Exact::of that it is nearest to
+  double max_error = 0;    ///< to the first of all
 };
 
 /// 1 where the pattern keeps a weight, [N,K] on the GPU.
@@ -134,11 +152,59 @@ at::Tensor exact_product(const at::Tensor& x, const at::Tensor& w) {
   return at::cat(parts, 1);
 }
 
-/// What a model gets of this weight: packed once or in every form; expanded for every product where
-/// no kernel takes it.
+/// x as kernels round it, float64: codes, e4m3 or else int8, times the scale of each token.
+at::Tensor rounded_to_codes(const at::Tensor& x, bool e4m3) {
+  const at::Tensor codes =
+      at::empty(x.sizes(), x.options().dtype(e4m3 ? at::kFloat8_e4m3fn : at::kChar));
+  const at::Tensor scales = at::empty({x.size(0), 1}, x.options().dtype(at::kFloat));
+  const kernels::GpuRounding rounding = {x.size(0),
+                                         x.size(1),
+                                         e4m3,
+                                         x.const_data_ptr(),
+                                         codes.mutable_data_ptr(),
+                                         scales.mutable_data_ptr<float>()};
+  const kernels::GpuTable& library = **kernels::gpu_library();
+  const int error = library.round_tokens(&rounding, model::gpu_stream(x.device()));
+  TORCH_CHECK(error == 0, "x can't be rounded: ", library.error_text(error));
+  return codes.to(at::kDouble) * scales;
+}
+
+/// Codes of a random weight. A model may hold them as dense numbers, and its kernels may round x.
+Result<Case> case_of_codes(const Problem& problem, const model::Compute& compute,
+                           const at::Tensor& x, uint64_t seed) {
+  LACUNA_TRY(Weight weight, random_weight(problem, seed));
+  const at::Tensor meant = weight.dense.to(compute.device);
+  const format::CompactMatrix& codes = *weight.compact;
+  const int64_t groups = codes.quantization.groups(codes.columns);
+  Case c{.problem = problem, .dense = meant.to(compute.dtype)};
+  c.numbers = model::codes_as_numbers(codes, compute).clone();
+  c.scales = model::wrap({DType::kBF16, {codes.rows, groups}, codes.scales}).to(compute.device);
+  c.exact = {{"", exact_product(x, meant)},
+             {fmt::format("{} weights", kernels::text(kernels::values_of(problem.activations))),
+              exact_product(x, c.dense)}};
+  constexpr int64_t kRoundedAtOnce = 16;  // columns
+  const bool e4m3 = problem.values == kernels::Values::kFP8;
+  if (compute.int8_activations && (e4m3 || problem.values == kernels::Values::kInt8) &&
+      problem.activations == DType::kBF16 && problem.inputs % kRoundedAtOnce == 0)
+    c.exact.push_back({"x in codes", exact_product(rounded_to_codes(x, e4m3), meant)});
+  c.codes = std::move(weight.compact);
+  return c;
+}
+
+Result<Case> make_case(const Problem& problem, const model::Compute& compute, const at::Tensor& x,
+                       uint64_t seed) {
+  if (has_codes(problem)) return case_of_codes(problem, compute, x, seed);
+  Case c{.problem = problem, .dense = random_weight_on_gpu(problem, compute)};
+  c.exact = {{"", exact_product(x, c.dense)}};
+  return c;
+}
+
+/// What a model gets of this weight: packed once or in every form; where no kernel takes it,
+/// expanded for every product, codes once.
 Result<WeightPtr> as_a_model(const Case& c, model::Compute compute, bool fastest) {
   compute.fastest = fastest;
   compute.batch = c.problem.tokens;
+  if (c.codes) return model::compact_weight(*c.codes, compute);
   Problem problem = c.problem;  // whatever operation is timed beside it
   problem.operation = kernels::linear_operation_on_gpu(problem)->name;
   LACUNA_TRY(auto packed, model::packed_weight(problem, compute, [&] { return c.dense; }));
@@ -158,22 +224,35 @@ std::vector<Entry> entries_of(const Case& c, const model::Compute& compute,
     entry.selectable = selectable;
     entry.make = std::move(make);
   };
-  auto& candidates = (*kernels::find_linear_operation(c.problem.operation))->gpu_candidates();
-  for (const kernels::Candidate& candidate : candidates) {
-    const auto support = candidate.supports(c.problem, kernels::Device::this_gpu());
-    const auto* kernel = kernels::gpu_kernel(c.problem.operation, candidate.name);
-    if (!support) {
-      refused.push_back({c.problem.text(), candidate.name, support.refusal()});
-    } else if (kernel != nullptr) {
-      add(candidate.name, true, [&c, compute, kernel] {
-        return model::GpuWeight::packed_for(*kernel, c.problem, compute, [&] { return c.dense; });
-      });
-    } else if (candidate.name == kernels::kCublas) {
-      add(candidate.name, true,
-          [&c]() -> Result<WeightPtr> { return model::plain_weight(c.dense.clone()); });
+  const auto add_candidates = [&](const Problem& problem) {
+    const bool codes = has_codes(problem), as_asked = problem == c.problem;
+    auto& candidates = (*kernels::find_linear_operation(problem.operation))->gpu_candidates();
+    for (const kernels::Candidate& candidate : candidates) {
+      const auto support = candidate.supports(problem, kernels::Device::this_gpu());
+      const auto* kernel = kernels::gpu_kernel(problem.operation, candidate.name);
+      if (!support) {
+        if (as_asked) refused.push_back({problem.text(), candidate.name, support.refusal()});
+      } else if (kernel != nullptr) {
+        // A copy, for some kernels read W as it is.
+        add(candidate.name, as_asked, [&c, compute, kernel, problem, codes] {
+          return model::GpuWeight::packed_for(
+              *kernel, problem, compute, [&] { return (codes ? c.numbers : c.dense).clone(); },
+              codes ? c.scales : at::Tensor());
+        });
+      } else if (candidate.name == kernels::kCublas && !codes) {
+        add(candidate.name, as_asked,
+            [&c]() -> Result<WeightPtr> { return model::plain_weight(c.dense.clone()); });
+      }
     }
+  };
+  add_candidates(c.problem);
+  if (c.problem.pattern.kind == format::PatternKind::kDense) {
+    if (!has_codes(c.problem)) return entries;
+    Problem numbers = c.problem;  // what the codes stand for is as good a dense weight
+    numbers.values = kernels::values_of(c.problem.activations);
+    add_candidates(numbers);
+    return entries;
   }
-  if (c.problem.pattern.kind == format::PatternKind::kDense) return entries;
   add("--memory compact", false, [&c, compute] { return as_a_model(c, compute, false); });
   add("--memory fastest", false, [&c, compute] { return as_a_model(c, compute, true); });
   return entries;
@@ -204,12 +283,19 @@ class Runner {
   }
   /// Empty, or why the output of a copy is wrong.
   std::string check(Entry& entry, const model::Weight& weight) {
-    const at::Tensor& exact = entry.of->exact;
     y_.fill_(std::numeric_limits<double>::quiet_NaN());
     product(weight);
-    entry.max_error = max_error(y_, exact);
-    const double off = ((y_.to(at::kDouble) - exact).norm() / exact.norm()).item<double>();
-    if (off <= kMostError) return "";  // false for NaN
+    const std::vector<Exact>& all = entry.of->exact;
+    entry.max_error = max_error(y_, all.front().product);
+    double off = std::numeric_limits<double>::infinity();
+    for (const auto& [of, exact] : all) {
+      const double from = ((y_.to(at::kDouble) - exact).norm() / exact.norm()).item<double>();
+      if (from < off) {  // false for NaN
+        off = from;
+        entry.product_of = of;
+      }
+    }
+    if (off <= kMostError) return "";
     return fmt::format("wrong output: off by {:.2g} of its norm (need at most {:.2g})", off,
                        kMostError);
   }
@@ -272,9 +358,11 @@ std::string prepare(Entry& entry, Runner& runner, double rotated_bytes) {
 Record record_of(const Entry& entry) {
   const Problem& problem = entry.of->problem;
   Record record{.problem = problem.text(), .candidate = entry.name, .selectable = entry.selectable};
+  std::vector<std::string> remarks;
   const auto* several = dynamic_cast<const model::FastestWeight*>(entry.copies.front().get());
-  if (several != nullptr)
-    record.candidate += fmt::format(" ({})", several->chosen(problem.tokens).name);
+  if (several != nullptr) remarks.push_back(several->chosen(problem.tokens).name);
+  if (!entry.product_of.empty()) remarks.push_back(entry.product_of);
+  if (!remarks.empty()) record.candidate += fmt::format(" ({})", fmt::join(remarks, ", "));
   record.us = summarize(entry.samples_us);
   record.max_error = entry.max_error;
   record.samples_us = entry.samples_us;
@@ -287,6 +375,19 @@ Record record_of(const Entry& entry) {
   return record;
 }
 
+/// @errors kNotPossible: what can't be timed
+Status check_values(const std::vector<Problem>& problems) {
+  for (const Problem& problem : problems) {
+    if (has_codes(problem) && problem.tokens > kMostTokensOfCodes)
+      return not_possible("{}: on a GPU codes are timed with at most {} tokens, those of a step.",
+                          problem.text(), kMostTokensOfCodes);
+    if (!has_codes(problem) && kernels::dtype_of(problem.values) != problem.activations)
+      return not_possible("{}: on a GPU codes are timed, and weights of the type of x.",
+                          problem.text());
+  }
+  return {};
+}
+
 }  // namespace
 
 Result<Comparison> compare_on_gpu(const std::vector<Problem>& problems,
@@ -294,6 +395,7 @@ Result<Comparison> compare_on_gpu(const std::vector<Problem>& problems,
                                   const std::function<void(const std::string&)>& step,
                                   const std::atomic<bool>* interrupted) {
   LACUNA_CHECK(check_one_shape(problems));
+  LACUNA_CHECK(check_values(problems));
   if (const auto why_not = model::gpu_library_refusal())
     return not_possible("bench --device cuda: {}", *why_not);
   const c10::InferenceMode inference;
@@ -301,13 +403,10 @@ Result<Comparison> compare_on_gpu(const std::vector<Problem>& problems,
   at::manual_seed(options.seed);
   Comparison result{.problems = problems};
   std::vector<Problem> all = problems;
-  for (const Problem& problem : problems)
-    if (kernels::dtype_of(problem.values) != problem.activations)
-      return not_possible("{}: on a GPU weights and activations of one type are timed.",
-                          problem.text());
   if (std::find(all.begin(), all.end(), dense_problem(all.front())) == all.end())
     all.push_back(dense_problem(all.front()));
-  const model::Compute typed{compute.device, model::scalar_type(all.front().activations)};
+  const model::Compute typed{compute.device, model::scalar_type(all.front().activations),
+                             compute.int8_activations};
 
   Runner runner(all.front(), typed, stream);
   std::vector<Case> cases;
@@ -315,8 +414,8 @@ Result<Comparison> compare_on_gpu(const std::vector<Problem>& problems,
   std::vector<Entry> entries;
   for (const Problem& problem : all) {
     if (step) step(problem.text());
-    Case& c = cases.emplace_back(Case{problem, random_weight_on_gpu(problem, typed), {}});
-    c.exact = exact_product(runner.x(), c.dense);
+    LACUNA_TRY(Case made, make_case(problem, typed, runner.x(), options.seed));
+    const Case& c = cases.emplace_back(std::move(made));
     for (Entry& entry : entries_of(c, typed, result.refused)) {
       if (interrupted != nullptr && interrupted->load())
         return Error{Code::kInterrupted, "interrupted"};

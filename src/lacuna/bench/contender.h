@@ -20,15 +20,15 @@ namespace lacuna::bench {
 /// The weight of a problem as it is before anyone lays it out: contenders pack it from here.
 struct Weight {
   kernels::Problem problem;
-  /// [N,K], dropped weights as +0. Of int8 and int4 values what they stand for, float32.
+  /// [N,K], dropped weights as +0. Of codes what they stand for, float32.
   at::Tensor dense;
   at::Tensor row_scales;                         ///< of int8 values, float32 [N]
   std::optional<format::CompactMatrix> compact;  ///< under a sparse pattern, or quantised
 };
 
 /// Random normal values, a random mask with exact counts (model/random_weight.h), quantised by
-/// format::quantize where the problem asks for int8 or int4.
-/// @errors kNotPossible: fp8, which no contender multiplies
+/// format::quantize where the problem asks for codes.
+/// @errors as format::quantize
 Result<Weight> random_weight(const kernels::Problem& problem, uint64_t seed);
 
 /// The dense product of the same values, activations and NxKxT.

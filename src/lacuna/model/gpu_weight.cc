@@ -102,11 +102,13 @@ Status GpuWeight::check_products() const {
     const int64_t count = std::min(at_once, columns() - first);
     if (!takes(count)) continue;
     const at::Tensor y = multiply(identity.narrow(0, first, count), {});
-    const at::Tensor wrong = at::isclose(y, w.narrow(1, first, count).t(), kRounding, 0).logical_not();
+    const at::Tensor wrong =
+        at::isclose(y, w.narrow(1, first, count).t(), kRounding, 0).logical_not();
     if (!wrong.any().item<bool>()) continue;
     const at::Tensor at = wrong.nonzero()[0];
     return check_failed(
-        "{}:{}: multiplies the packed weight wrongly (row {}, column {}: got {}; need {}). Report this "
+        "{}:{}: multiplies the packed weight wrongly (row {}, column {}: got {}; need {}). Report "
+        "this "
         "with `lacuna doctor`, and set LACUNA_FORCE={}:{} meanwhile.",
         kernel_->operation, kernel_->name, at[1].item<int64_t>(), first + at[0].item<int64_t>(),
         y[at[0].item<int64_t>()][at[1].item<int64_t>()].item<double>(),

@@ -177,17 +177,6 @@ bool is_forced(const kernels::Problem& problem) {
   return kernels::forced_candidate(problem.operation, kernels::Device::this_gpu()).has_value();
 }
 
-/// The codes of a matrix as numbers, dense on the GPU.
-at::Tensor codes_as_numbers(const CompactMatrix& matrix, const Compute& compute) {
-  if (matrix.quantization.code != format::Code::kInt4)
-    return DeviceCompact(matrix, compute).expanded();
-  // Two lie in a byte: taken apart on the way, as weights whose scales are 1.
-  constexpr uint16_t kOne = 0x3f80;  // bf16
-  CompactMatrix numbers = matrix;
-  numbers.scales = Bytes::take(std::vector<uint16_t>(matrix.scales.size() / sizeof(kOne), kOne));
-  return wrap(format::expand(numbers, torch_executor())).to(compute.device, compute.dtype);
-}
-
 /// Codes are packed for a kernel, where there is one; all others are expanded once.
 Result<WeightPtr> codes_on_gpu(const CompactMatrix& matrix, const Compute& compute) {
   const auto values = kernels::values_of(matrix.quantization);
@@ -256,6 +245,16 @@ Result<WeightPtr> packed_weight(const kernels::Problem& problem, const Compute& 
   const Unpacked unpacked{problem, dense, scales};
   if (compute.fastest && !is_forced(problem)) return packed_for_all(unpacked, compute);
   return packed_once(unpacked, compute);
+}
+
+at::Tensor codes_as_numbers(const CompactMatrix& matrix, const Compute& compute) {
+  if (matrix.quantization.code != format::Code::kInt4)
+    return DeviceCompact(matrix, compute).expanded();
+  // Two lie in a byte: taken apart on the way, as weights whose scales are 1.
+  constexpr uint16_t kOne = 0x3f80;  // bf16
+  CompactMatrix numbers = matrix;
+  numbers.scales = Bytes::take(std::vector<uint16_t>(matrix.scales.size() / sizeof(kOne), kOne));
+  return wrap(format::expand(numbers, torch_executor())).to(compute.device, compute.dtype);
 }
 
 kernels::Problem decode_problem_of(const format::Pattern& pattern, DType values, int64_t rows,

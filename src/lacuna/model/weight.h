@@ -80,6 +80,9 @@ Result<WeightPtr> compact_weight(format::CompactMatrix weight, const Compute& co
 Result<WeightPtr> packed_weight(const kernels::Problem& problem, const Compute& compute,
                                 const std::function<at::Tensor()>& dense,
                                 const at::Tensor& scales = {});
+/// What a matrix's codes are packed from on a GPU: the codes as numbers, dense, in the type of the
+/// computation. Good until the next expansion on this thread.
+at::Tensor codes_as_numbers(const format::CompactMatrix& matrix, const Compute& compute);
 /// Rows [first, first + rows) of another weight, which lives on.
 WeightPtr slice_of(WeightPtr whole, int64_t first, int64_t rows);
 
