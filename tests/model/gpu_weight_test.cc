@@ -317,11 +317,6 @@ TEST_F(GpuWeight24, ProductsOfPackedWeightsAreChecked) {
   }
   // A kernel that packs another weight.
   kernels::GpuLinearKernel wrong = *kernels::gpu_kernel("linear_nm", "cuda_sm90_mma_sp");
-  wrong.measure = [](const void* dense, int64_t n, int64_t k, void* scratch,
-                     kernels::GpuLayout* layout, kernels::GpuStream stream) {
-    return kernels::gpu_kernel("linear_nm", "cuda_sm90_mma_sp")
-        ->measure(dense, n, k, scratch, layout, stream);
-  };
   wrong.unpack = [](const kernels::GpuLayout* layout, const void* packed, void* dense,
                     kernels::GpuStream stream) {
     const int error =

@@ -46,8 +46,8 @@ struct GpuLinearKernel {
   const char* name;       ///< of the candidate: "cuda_sm90_mma_sp"
 
   /// Packing has two steps, for the layout and its size may depend on the weight. First measure()
-  /// looks at W (bf16 [N,K]) and decides; it may wait for the stream, and leave what pack() needs
-  /// in the scratch (scratch_bytes() of device memory). Where the shape decides, it looks at
+  /// looks at W ([N,K], 16 bits) and decides; it may wait for the stream, and leave what pack()
+  /// needs in the scratch (scratch_bytes() of device memory). Where the shape decides, it looks at
   /// nothing.
   size_t (*scratch_bytes)(int64_t n, int64_t k);
   int (*measure)(const void* dense, int64_t n, int64_t k, void* scratch, GpuLayout* layout,
@@ -55,7 +55,7 @@ struct GpuLinearKernel {
   /// Writes layout->packed_bytes; `packed` is aligned to 128 bytes.
   int (*pack)(const GpuLayout* layout, const void* dense, const void* scratch, void* packed,
               GpuPackReport* report, GpuStream stream);
-  /// The weight again, bf16 [N,K], dense; a dropped weight is +0.
+  /// The weight again, [N,K], dense; a dropped weight is +0.
   int (*unpack)(const GpuLayout* layout, const void* packed, void* dense, GpuStream stream);
 
   /// run() takes 1 .. max_tokens(), and from many_tokens() on any number: from there it beats

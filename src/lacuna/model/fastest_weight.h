@@ -23,6 +23,8 @@ class FastestWeight final : public Weight {
   struct Form {
     std::string name;  ///< "linear_bitmap:cuda_sm90_gap", "dense"
     WeightPtr weight;
+    int64_t from = 1;    ///< fewest tokens that it is for
+    bool coded = false;  ///< its x may be rounded to codes
   };
   /// @param forms  of one W, the dense one last
   explicit FastestWeight(std::vector<Form> forms);
@@ -38,7 +40,11 @@ class FastestWeight final : public Weight {
 
  private:
   size_t measured(int64_t tokens) const;
-  /// Of each form; none where its product isn't the dense one's.
+  at::Tensor product(const Form& form, const at::Tensor& x) const;
+  /// Whether the product of so many tokens, and of a number below that is no round one, is the
+  /// dense form's.
+  bool is_right(const Form& form, int64_t tokens) const;
+  /// Of each form that is right.
   std::vector<double> times_us(int64_t tokens) const;
 
   std::vector<Form> forms_;

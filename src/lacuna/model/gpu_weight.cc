@@ -92,28 +92,36 @@ Status GpuWeight::pack(const at::Tensor& dense, const at::Tensor& scales,
 }
 
 Status GpuWeight::check_products() const {
+  if (layout_.packed_bytes == 0) return {};  // W as it is
   const at::Tensor w = expanded();
-  if (!w.isfinite().all().item<bool>()) return {};  // 0 times that is NaN
-  const int64_t at_once = max_tokens() > 0 ? std::min(max_tokens(), kIdentityRows) : kIdentityRows;
-  const at::Tensor identity = at::eye(columns(), w.options());
-  // In bf16: codes times a rounded scale.
-  constexpr double kRounding = 0x1p-7;
-  for (int64_t first = 0; first < columns(); first += at_once) {
-    const int64_t count = std::min(at_once, columns() - first);
-    if (!takes(count)) continue;
-    const at::Tensor y = multiply(identity.narrow(0, first, count), {});
-    const at::Tensor wrong =
-        at::isclose(y, w.narrow(1, first, count).t(), kRounding, 0).logical_not();
+  if (!w.isfinite().all().item<bool>()) {  // 0 times that is NaN
+    TORCH_WARN(kernel_->operation, ":", kernel_->name,
+               ": NaN or Inf among the weights, so the packed products aren't checked.");
+    return {};
+  }
+  const int64_t at_once =
+      std::min(columns(), max_tokens() > 0 ? std::min(max_tokens(), kIdentityRows) : kIdentityRows);
+  if (!takes(at_once)) {
+    TORCH_WARN(kernel_->operation, ":", kernel_->name, " takes no ", at_once,
+               " tokens, so the packed products aren't checked.");
+    return {};
+  }
+  constexpr double kRounding = 0x1p-7;  // of codes times a rounded scale
+  for (int64_t start = 0; start < columns(); start += at_once) {
+    const int64_t first = std::min(start, columns() - at_once);
+    at::Tensor identity = at::zeros({at_once, columns()}, w.options());
+    identity.narrow(1, first, at_once).fill_diagonal_(1);
+    const at::Tensor y = multiply(identity, {});
+    const at::Tensor wanted = w.narrow(1, first, at_once).t();
+    const at::Tensor wrong = at::isclose(y, wanted, kRounding, 0).logical_not();
     if (!wrong.any().item<bool>()) continue;
-    const at::Tensor at = wrong.nonzero()[0];
+    const at::Tensor place = wrong.nonzero()[0];
+    const auto column = place[0].item<int64_t>(), row = place[1].item<int64_t>();
     return check_failed(
-        "{}:{}: multiplies the packed weight wrongly (row {}, column {}: got {}; need {}). Report "
-        "this "
-        "with `lacuna doctor`, and set LACUNA_FORCE={}:{} meanwhile.",
-        kernel_->operation, kernel_->name, at[1].item<int64_t>(), first + at[0].item<int64_t>(),
-        y[at[0].item<int64_t>()][at[1].item<int64_t>()].item<double>(),
-        w[at[1].item<int64_t>()][first + at[0].item<int64_t>()].item<double>(), kernel_->operation,
-        kernels::kExpandCublas);
+        "{}:{}: multiplies the packed weight wrongly (row {}, column {}: got {}; need {}). Set "
+        "LACUNA_FORCE={}:{}, and report this with what `lacuna doctor` prints.",
+        kernel_->operation, kernel_->name, row, first + column, y[column][row].item<double>(),
+        wanted[column][row].item<double>(), kernel_->operation, kernels::kExpandCublas);
   }
   return {};
 }

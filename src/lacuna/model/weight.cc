@@ -144,8 +144,17 @@ Status add_forms(Unpacked w, const Compute& compute, std::vector<FastestWeight::
     LACUNA_TRY(const auto* kernel, kernel_for(w.problem));
     if (std::find(had.begin(), had.end(), kernel) != had.end()) continue;
     had.push_back(kernel);
-    LACUNA_TRY(auto packed, GpuWeight::make(w.problem, compute, w.dense, w.scales));
-    forms.push_back({fmt::format("{}:{}", kernel->operation, kernel->name), std::move(packed)});
+    FastestWeight::Form form = {fmt::format("{}:{}", kernel->operation, kernel->name), nullptr,
+                                tokens > kFewOnGpu ? kFewOnGpu + 1 : 1, w.scales.defined()};
+    try {
+      LACUNA_TRY(form.weight, GpuWeight::make(w.problem, compute, w.dense, w.scales));
+    } catch (const c10::Error& error) {
+      if (form.from == 1) throw;
+      // A library of others may refuse a card; the dense form takes many tokens too.
+      TORCH_WARN(form.name, " is left out: ", error.what_without_backtrace());
+      continue;
+    }
+    forms.push_back(std::move(form));
   }
   return {};
 }

@@ -66,7 +66,7 @@ void GramSum::queue(const at::Tensor& inputs) {
   tokens_ += inputs.size(0) * inputs.size(1);
   all_bfloat16_ &= inputs.scalar_type() == at::kBFloat16;
   const at::Tensor flat = inputs.reshape({-1, inputs.size(-1)});
-  queued_.push_back(stays_half(flat) ? flat : flat.to(at::kFloat));
+  queued_.push_back(stays_half(flat) ? flat : flat.to(at::kFloat).contiguous());
 }
 
 void add_queued(std::vector<GramSum>& sums, const Executor& executor) {

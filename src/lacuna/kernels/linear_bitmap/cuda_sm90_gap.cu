@@ -8,7 +8,8 @@
 // groups of rows and divides their weights evenly among its warps, wherever that cuts a row: one
 // wave, no sums between blocks.
 //
-//   group: 32 rows (16, 8, 4 with 2, 4, 8 lanes a row: where whole groups would leave blocks idle)
+//   group: 32 rows (16, 8, 4 with 2, 4, 8 lanes a row: where whole groups would leave blocks
+//   idle, or the longest rows in one)
 //   chunk: 8 places of each of 32 lanes       unit: 4 chunks, as they lie in memory
 //   (cuda_sm90_gap_units.cuh has the bits of a place.)
 //
@@ -936,7 +937,8 @@ namespace {
 
 // Groups of rows, dealt to blocks.
 struct Deal {
-  int lanes, blocks;                      // of a row
+  int lanes;  // of a row
+  int blocks;
   std::vector<int> group_chunks;          // of each group, the longest first
   std::vector<std::vector<int>> members;  // groups of each block
   std::vector<unsigned> totals;           // chunks of each block

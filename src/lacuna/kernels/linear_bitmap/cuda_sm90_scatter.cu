@@ -9,7 +9,8 @@
 // scattered (form kList).
 //
 // Packed W: units of 16 rows x 128 columns, all of one size, ordered [row tile][unit along K]; then
-// what found no place in its unit; then, where pruning has left rows of unlike lengths, their
+// what found no place in its unit; then, where pruning has left rows of unlike lengths (and N is a
+// multiple of 4), their
 // order: fours of rows are dealt to the tiles until these are even, and y is stored by it.
 //
 //   unit, kPairs  |metadata 256|step 0: values 512|step 1|step 2|step 3|list|   as cuda_sm90_mma_sp
@@ -28,10 +29,8 @@
 //     Values are in the order of their banks, a lane's behind each other: a store of 32 lanes then
 //     takes 1.9 turns, 3.5 if they lay anywhere. Spare slots hold a lane's last value again.
 //
-//   tile    [fragment][lane][4 words][2 values], as one 16-byte load a lane gives an operand;
-//   kPairs
-//   4
-//           fragments of 32 columns (2 KB), kList 8 of 16 (4 KB)
+//   tile    [fragment][lane][4 words][2 values], as one 16-byte load a lane gives an operand:
+//           kPairs 4 fragments of 32 columns (2 KB), kList 8 of 16 (4 KB)
 //
 // F is chosen for the matrix: what a larger one adds to every unit against what finds no place.
 // How a block is made of consumers of weights and producers of x: kernels/cuda/sm90_stream.cuh.

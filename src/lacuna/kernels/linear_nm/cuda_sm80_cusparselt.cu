@@ -6,7 +6,7 @@
 //   row-major, transposed by the library); y^T column-major is y as it lies.
 //
 //   T = 64 i + rest:  |-- 64 i tokens, straight from x into y --|-- rest: copied, padded to 64 --|
-//   so that few plans serve all T, each made once.
+//   so that a plan for each multiple of 64 serves all T, each made once.
 #include "lacuna/kernels/linear_nm/cuda_sm80_cusparselt.h"
 
 #include <cuda_runtime.h>
@@ -25,7 +25,8 @@
 namespace lacuna::kernels::linear_nm {
 namespace {
 
-constexpr int64_t kStep = 64;  // of tokens
+constexpr int64_t kStep = 64;            // of tokens
+constexpr int64_t kMostSearched = 8192;  // tokens: what more of them take too
 constexpr int kThreads = 256;
 
 // --- cuSPARSELt (https://docs.nvidia.com/cuda/cusparselt) ----------------------------------------
@@ -210,6 +211,7 @@ int searched(const Opaque* handle, const Shape& shape, int64_t tokens) {
                               &stream, 1);
     cudaStreamDestroy(stream);
   }
+  cudaGetLastError();  // whatever it has tried
   lt.cusparseLtMatmulAlgGetAttribute(handle, &trial->selection, kConfigId, &config, sizeof config);
   lt.cusparseLtMatmulPlanDestroy(&trial->plan);
   return config;
@@ -219,17 +221,22 @@ int searched(const Opaque* handle, const Shape& shape, int64_t tokens) {
 const Ready* ready_for(const Shape& shape, int64_t tokens) {
   static std::map<std::tuple<int, Shape, int64_t>, std::unique_ptr<Ready>> all;
   static std::map<std::tuple<int, Shape, int64_t>, int> configs;  // by powers of two of tokens
-  const auto [at, fresh] = all.try_emplace({device_here(), shape, tokens});
-  if (fresh) {
-    const Opaque* handle = handle_here();
-    if (handle == nullptr) return nullptr;
-    const auto power = static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(tokens)));
-    const auto [config, unknown] = configs.try_emplace({device_here(), shape, power}, 0);
-    if (unknown) config->second = searched(handle, shape, power);
+  const Opaque* handle = handle_here();
+  if (handle == nullptr) return nullptr;
+  auto& ready = all[{device_here(), shape, tokens}];
+  if (ready != nullptr) return ready.get();
+  const auto power =
+      std::min(static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(tokens))), kMostSearched);
+  const auto [config, unknown] = configs.try_emplace({device_here(), shape, power}, 0);
+  if (unknown) config->second = searched(handle, shape, power);
+  for (const int* algorithm :
+       {static_cast<const int*>(&config->second), static_cast<const int*>(nullptr)}) {
     auto made = std::make_unique<Ready>();
-    if (made->make(handle, shape, tokens, &config->second)) at->second = std::move(made);
+    if (!made->make(handle, shape, tokens, algorithm)) continue;
+    ready = std::move(made);
+    break;
   }
-  return at->second.get();
+  return ready.get();
 }
 
 // --- The packed weight ---------------------------------------------------------------------------

@@ -1,5 +1,5 @@
 // y[T,N] = x[T,K] · W[N,K]^T with W 2:4 sparse in bf16, for many tokens, multiplied by
-// NVIDIA's cuSPARSELt: on compute capability 9.0 a twelfth faster than cuda_sm90_wgmma_sp, and the
+// NVIDIA's cuSPARSELt: on compute capability 9.0 mostly faster than cuda_sm90_wgmma_sp, and the
 // only way for many tokens elsewhere. It lays W out in its own way, which few tokens can't use.
 #pragma once
 

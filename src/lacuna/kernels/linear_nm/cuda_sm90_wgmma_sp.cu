@@ -22,18 +22,19 @@
 
 #include <type_traits>
 
+#include "lacuna/kernels/linear_nm/cuda_sm80_mma_sp_pack.h"
 #include "lacuna/kernels/linear_nm/cuda_sm90_mma_sp_limits.h"
 #include "lacuna/kernels/linear_nm/cuda_sm90_wgmma_sp_tiles.cuh"
 
 namespace lacuna::kernels::linear_nm {
 namespace {
 
-// A unit of cuda_sm90_mma_sp, whose file has its picture.
+// A unit as cuda_sm80_mma_sp_pack.cu draws it.
 template <class Half_>
 struct Unit16 {
   using Half = Half_;
   using Sum = float;
-  static constexpr int kMetadataBytes = 256, kStepBytes = 512;
+  static constexpr int kMetadataBytes = kMmaSpMetadataBytes, kStepBytes = kMmaSpStepBytes;
   static constexpr int kBytes = kMetadataBytes + 4 * kStepBytes;
   static constexpr int kElementBytes = 2;
   static constexpr bool kScaled = false;
