@@ -385,9 +385,8 @@ Status check_values(const std::vector<Problem>& problems) {
                           problem.text(), kMostTokensOfCodes);
     if (!has_codes(problem) && kernels::dtype_of(problem.values) != problem.activations)
       return not_possible(
-          "{}: weights and activations of two types aren't timed on a GPU (got {} and {}). Give "
-          "both "
-          "one type, or codes as weights.",
+          "{}: a GPU times codes, and numbers of the type of x (got {} values, {} x). Give x that "
+          "type.",
           problem.text(), kernels::text(problem.values), long_name(problem.activations));
   }
   return {};
