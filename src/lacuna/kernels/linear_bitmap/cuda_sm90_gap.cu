@@ -53,9 +53,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <functional>
 #include <numeric>
-#include <queue>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -65,6 +63,7 @@
 #include "lacuna/kernels/linear_bitmap/cuda_sm90_gap_pack.cuh"
 #include "lacuna/kernels/linear_bitmap/cuda_sm90_gap_units.cuh"
 #include "lacuna/kernels/linear_bitmap/cuda_sm90_gap_windows.cuh"
+#include "lacuna/kernels/linear_bitmap/deal.h"
 
 namespace lacuna::kernels::linear_bitmap {
 namespace {
@@ -956,18 +955,10 @@ Deal dealt(std::int64_t n, int sms, int lanes, const Chunks& chunks) {
   d.blocks = std::min(groups, sms * waves);
   d.group_chunks.resize(groups);
   for (int g = 0; g < groups; ++g) d.group_chunks[g] = chunks(static_cast<std::int64_t>(g) * rows);
-  d.members.resize(d.blocks);
+  d.members = deal(groups, d.blocks, kMaxGroups, [&](int g) { return d.group_chunks[g]; });
   d.totals.assign(d.blocks, 0);
-  using Load = std::pair<unsigned, int>;
-  std::priority_queue<Load, std::vector<Load>, std::greater<Load>> loads;
-  for (int i = 0; i < d.blocks; ++i) loads.push({0, i});
-  for (int g = 0; g < groups; ++g) {
-    const int block = loads.top().second;
-    loads.pop();
-    d.members[block].push_back(g);
-    d.totals[block] += d.group_chunks[g];
-    if (d.members[block].size() < kMaxGroups) loads.push({d.totals[block], block});
-  }
+  for (int i = 0; i < d.blocks; ++i)
+    for (const int g : d.members[i]) d.totals[i] += d.group_chunks[g];
   d.longest = static_cast<std::int64_t>(*std::max_element(d.totals.begin(), d.totals.end())) *
               ceil_div(d.blocks, sms);
   return d;

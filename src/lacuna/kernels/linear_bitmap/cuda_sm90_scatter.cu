@@ -58,16 +58,15 @@
 
 #include <algorithm>
 #include <atomic>
-#include <functional>
 #include <initializer_list>
 #include <numeric>
-#include <queue>
 #include <utility>
 #include <vector>
 
 #include "lacuna/kernels/cuda/load_once.cuh"
 #include "lacuna/kernels/cuda/sm90_device.h"
 #include "lacuna/kernels/cuda/sm90_stream.cuh"
+#include "lacuna/kernels/linear_bitmap/deal.h"
 
 namespace lacuna::kernels::linear_bitmap {
 namespace {
@@ -859,17 +858,11 @@ std::vector<int> dealt_fours(const std::vector<uint2>& fours, int tiles, bool pa
   std::vector<int> order(count);
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return brings(a) > brings(b); });
+  const auto shared_out = deal(count, tiles, kOfATile, [&](int i) { return brings(order[i]); });
   std::vector<int> dealt(static_cast<std::size_t>(tiles) * kOfATile, -1);
-  std::vector<int> held(tiles, 0);
-  using Load = std::pair<std::int64_t, int>;
-  std::priority_queue<Load, std::vector<Load>, std::greater<Load>> loads;
-  for (int tile = 0; tile < tiles; ++tile) loads.push({0, tile});
-  for (const int four : order) {
-    const auto [load, tile] = loads.top();
-    loads.pop();
-    dealt[static_cast<std::size_t>(tile) * kOfATile + held[tile]++] = four;
-    if (held[tile] < kOfATile) loads.push({load + brings(four), tile});
-  }
+  for (int tile = 0; tile < tiles; ++tile)
+    for (std::size_t i = 0; i < shared_out[tile].size(); ++i)
+      dealt[static_cast<std::size_t>(tile) * kOfATile + i] = order[shared_out[tile][i]];
   return dealt;
 }
 
