@@ -10,8 +10,10 @@
 
 namespace lacuna::kernels::cuda {
 
-// The next kernel may start; what the one before has written is there. (Before 9.0 there is no
-// overlap, and nothing to do.)
+// The next kernel may start, to fetch what nobody writes while this one still runs; what the one
+// before has written is there from here on. Whoever calls it in all of its kernels knows that a
+// complete one has everything before it complete. (Before 9.0 there is no overlap, and nothing to
+// do.)
 __device__ __forceinline__ void follow() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;");

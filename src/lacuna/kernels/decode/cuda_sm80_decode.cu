@@ -25,6 +25,8 @@
 
 #include "lacuna/kernels/decode/cuda_sm80_decode.h"
 
+#include "lacuna/kernels/cuda/sm80_follow.cuh"
+
 namespace lacuna::kernels::decode {
 namespace {
 
@@ -63,17 +65,6 @@ void with_dtype(DType dtype, F&& f) {
     default:
       return f(__half{});
   }
-}
-
-/// First of every kernel. The next one of the stream may be launched now, to fetch its weights
-/// while this one still runs (programmatic dependent launch); what the one before has written is
-/// there from here on. All of them wait here, so whoever is complete has everything before it
-/// complete.
-__device__ void follow() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;");
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
 }
 
 template <class F>
@@ -116,7 +107,7 @@ __device__ bool is_last(unsigned* counter, unsigned blocks) {
 
 template <class T>
 __global__ void gather_kernel(Gather g) {
-  follow();
+  cuda::follow();
   const int64_t t = blockIdx.x;
   const int64_t row = g.ids != nullptr  ? g.ids[t]
                       : g.own_sequences ? g.position[t] + g.offset
@@ -154,7 +145,7 @@ __global__ void normalize_kernel(Normalize n) {
     if (n.weight != nullptr) weight[j] = static_cast<const Vector*>(n.weight)[v];
     if (n.bias != nullptr) bias[j] = static_cast<const Vector*>(n.bias)[v];
   });
-  follow();
+  cuda::follow();
 
   float held[kVectors][kCount];
   float total = 0, squares = 0;
@@ -224,7 +215,7 @@ __global__ void rotate_kernel(Rotate r) {
     angle[2] = widened(cos[half + i]);
     angle[3] = widened(sin[half + i]);
   }
-  follow();
+  cuda::follow();
   if (turns) {
     const float low = widened(from[i]), high = widened(from[half + i]);
     to[i] = narrowed<T>(rounded<T>(low * angle[0]) + rounded<T>(-high * angle[1]));
@@ -442,7 +433,7 @@ __global__ void __launch_bounds__(kAttendWarps* kWarp, kPer * sizeof(T) <= 32 ? 
     sin.load(static_cast<const T*>(a.sin) + int64_t{place} * d, part, d);
   };
   if constexpr (kTurns) load_angles(old + after);
-  follow();
+  cuda::follow();
 
   float top = -FLT_MAX, sum = 0, q[kPer], acc[kPer];
   const auto absorb = [&](const Row* key, const Row* value, auto rounds, int at, int until) {
@@ -595,7 +586,7 @@ __device__ float activated(Activation activation, float x) {
 
 template <class T>
 __global__ void activate_kernel(Activate a) {
-  follow();
+  cuda::follow();
   const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (i >= a.count) return;
   const int64_t from = a.stride > 0 ? i / a.width * a.stride + i % a.width : i;
@@ -641,7 +632,7 @@ constexpr int64_t kWidenBlocks =
 
 template <class T>
 __global__ void widen_kernel(Widen w) {
-  follow();
+  cuda::follow();
   Best best;
   const int64_t row = blockIdx.y, first = row * w.count;
   for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < w.count;
@@ -664,31 +655,12 @@ __global__ void widen_kernel(Widen w) {
   if (threadIdx.x == 0) w.best[row] = best.odd ? -1 : best.place;
 }
 
-/// Whether this device runs the code for compute capability 9.0, which launches a kernel before the
-/// one ahead of it is complete; others run what is made from that for 8.0.
-bool overlaps() {
-  int device = 0, major = 0, minor = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-  return major == 9 && minor == 0;
-}
-
 template <class Operands>
 void launch(void (*kernel)(Operands), dim3 blocks, int64_t threads, size_t shared, void* queue,
             const Operands& operands) {
-  static const bool early = overlaps();
-  cudaLaunchAttribute attribute;
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = blocks;
-  config.blockDim = dim3(static_cast<unsigned>((threads + kWarp - 1) / kWarp * kWarp));
-  config.dynamicSmemBytes = shared;
-  config.stream = static_cast<cudaStream_t>(queue);
-  config.attrs = &attribute;
-  config.numAttrs = early ? 1 : 0;
-  cudaLaunchKernelEx(&config, kernel, operands);
+  cuda::launch_following(kernel, operands, blocks,
+                         static_cast<int>((threads + kWarp - 1) / kWarp * kWarp), shared,
+                         /*overlap_previous=*/true, static_cast<cudaStream_t>(queue));
 }
 
 unsigned count(int64_t blocks) { return static_cast<unsigned>(blocks); }
