@@ -58,6 +58,7 @@
 #include <utility>
 #include <vector>
 
+#include "lacuna/kernels/cuda/own_layout.h"
 #include "lacuna/kernels/cuda/sm90_async.h"
 #include "lacuna/kernels/cuda/sm90_device.h"
 #include "lacuna/kernels/linear_bitmap/cuda_sm90_gap_pack.cuh"
@@ -1314,6 +1315,14 @@ int unpack_codes(const GpuLayout* layout, const void* packed, void* codes, GpuSt
 
 // `kBits`: 0 if the weight decides.
 template <GapValues kValues, int kBits>
+cudaError_t measure_as(const void* dense, std::int64_t n, std::int64_t k, void* scratch,
+                       GapLayout* layout, cudaStream_t stream) {
+  layout->values = kValues;
+  layout->bits = kBits;
+  return gap_measure(dense, n, k, scratch, layout, stream);
+}
+
+template <GapValues kValues, int kBits>
 constexpr GpuLinearKernel shown_as(const char* name) {
   constexpr int64_t kMost = kBits == kWindowBits          ? kWindowMaxTokens
                             : kValues == GapValues::kBf16 ? kGapMaxTokens
@@ -1322,27 +1331,9 @@ constexpr GpuLinearKernel shown_as(const char* name) {
       .operation = "linear_bitmap",
       .name = name,
       .scratch_bytes = [](int64_t n, int64_t) -> size_t { return gap_scratch_bytes(n); },
-      .measure = [](const void* dense, int64_t n, int64_t k, void* scratch, GpuLayout* layout,
-                    GpuStream stream) -> int {
-        GapLayout gaps;
-        gaps.values = kValues;
-        gaps.bits = kBits;
-        const cudaError_t error =
-            gap_measure(dense, n, k, scratch, &gaps, static_cast<cudaStream_t>(stream));
-        layout->packed_bytes = gaps.packed_bytes;
-        hold(layout, gaps);
-        return error;
-      },
-      .pack = [](const GpuLayout* layout, const void* dense, const void* scratch, void* packed,
-                 GpuPackReport*, GpuStream stream) -> int {
-        return gap_pack(dense, scratch, held<GapLayout>(layout), packed,
-                        static_cast<cudaStream_t>(stream));
-      },
-      .unpack = [](const GpuLayout* layout, const void* packed, void* dense,
-                   GpuStream stream) -> int {
-        return gap_unpack(packed, held<GapLayout>(layout), dense,
-                          static_cast<cudaStream_t>(stream));
-      },
+      .measure = cuda::OwnLayout<GapLayout>::measure<measure_as<kValues, kBits>>,
+      .pack = cuda::OwnLayout<GapLayout>::pack<gap_pack>,
+      .unpack = cuda::OwnLayout<GapLayout>::unpack<gap_unpack>,
       .max_tokens = [](const GpuLayout* layout) -> int64_t {
         return kBits == 0 && held<GapLayout>(layout).k > kGapMaxInputsOfTokens ? 1 : kMost;
       },

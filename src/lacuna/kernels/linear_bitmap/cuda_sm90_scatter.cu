@@ -64,6 +64,7 @@
 #include <vector>
 
 #include "lacuna/kernels/cuda/load_once.cuh"
+#include "lacuna/kernels/cuda/own_layout.h"
 #include "lacuna/kernels/cuda/sm90_device.h"
 #include "lacuna/kernels/cuda/sm90_stream.cuh"
 #include "lacuna/kernels/linear_bitmap/deal.h"
@@ -1143,25 +1144,9 @@ constexpr GpuLinearKernel kernel_of(const char* name) {
       .operation = "linear_bitmap",
       .name = name,
       .scratch_bytes = [](int64_t n, int64_t k) -> size_t { return scatter_scratch_bytes(n, k); },
-      .measure = [](const void* dense, int64_t n, int64_t k, void* scratch, GpuLayout* layout,
-                    GpuStream stream) -> int {
-        ScatterLayout own;
-        const cudaError_t error =
-            scatter_measure(dense, n, k, scratch, &own, static_cast<cudaStream_t>(stream));
-        layout->packed_bytes = own.packed_bytes;
-        hold(layout, own);
-        return error;
-      },
-      .pack = [](const GpuLayout* layout, const void* dense, const void* scratch, void* packed,
-                 GpuPackReport*, GpuStream stream) -> int {
-        return scatter_pack(dense, scratch, held<ScatterLayout>(layout), packed,
-                            static_cast<cudaStream_t>(stream));
-      },
-      .unpack = [](const GpuLayout* layout, const void* packed, void* dense,
-                   GpuStream stream) -> int {
-        return scatter_unpack(packed, held<ScatterLayout>(layout), dense,
-                              static_cast<cudaStream_t>(stream));
-      },
+      .measure = cuda::OwnLayout<ScatterLayout>::measure<scatter_measure>,
+      .pack = cuda::OwnLayout<ScatterLayout>::pack<scatter_pack>,
+      .unpack = cuda::OwnLayout<ScatterLayout>::unpack<scatter_unpack>,
       .max_tokens = [](const GpuLayout*) -> int64_t { return kScatterMaxTokens; },
       .many_tokens = [](const GpuLayout*) -> int64_t { return 0; },
       .plan = [](const GpuLayout* layout, int64_t tokens, GpuPlan* plan) -> int {

@@ -36,6 +36,7 @@
 #include <vector>
 
 #include "lacuna/kernels/cuda/halves.cuh"
+#include "lacuna/kernels/cuda/own_layout.h"
 #include "lacuna/kernels/cuda/sm80_follow.cuh"
 #include "lacuna/kernels/cuda/sm90_device.h"
 
@@ -502,25 +503,9 @@ constexpr GpuLinearKernel kernel_of(const char* name) {
       .operation = "linear_bsr",
       .name = name,
       .scratch_bytes = [](int64_t n, int64_t k) -> size_t { return block_scratch_bytes(n, k); },
-      .measure = [](const void* dense, int64_t n, int64_t k, void* scratch, GpuLayout* layout,
-                    GpuStream stream) -> int {
-        BlockLayout own;
-        const cudaError_t error =
-            block_measure(dense, n, k, scratch, &own, static_cast<cudaStream_t>(stream));
-        layout->packed_bytes = own.packed_bytes;
-        hold(layout, own);
-        return error;
-      },
-      .pack = [](const GpuLayout* layout, const void* dense, const void* scratch, void* packed,
-                 GpuPackReport*, GpuStream stream) -> int {
-        return block_pack(dense, scratch, held<BlockLayout>(layout), packed,
-                          static_cast<cudaStream_t>(stream));
-      },
-      .unpack = [](const GpuLayout* layout, const void* packed, void* dense,
-                   GpuStream stream) -> int {
-        return block_unpack(packed, held<BlockLayout>(layout), dense,
-                            static_cast<cudaStream_t>(stream));
-      },
+      .measure = cuda::OwnLayout<BlockLayout>::measure<block_measure>,
+      .pack = cuda::OwnLayout<BlockLayout>::pack<block_pack>,
+      .unpack = cuda::OwnLayout<BlockLayout>::unpack<block_unpack>,
       .max_tokens = [](const GpuLayout* layout) -> int64_t {
         return density(held<BlockLayout>(layout)) <= kMostOf64Tokens ? 64 : 32;
       },

@@ -29,6 +29,7 @@
 #include "lacuna/kernels/cuda/halves.cuh"
 #include "lacuna/kernels/cuda/sm80_follow.cuh"
 #include "lacuna/kernels/cuda/sm90_stream.cuh"
+#include "lacuna/kernels/linear_nm/cuda_sm80_mma_sp_unit.cuh"
 #include "lacuna/kernels/linear_nm/cuda_sm90_mma_sp_limits.h"
 
 namespace lacuna::kernels::linear_nm {
@@ -146,31 +147,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32) sparse_kernel(const Params p) 
     commit_copies();
     const unsigned stage = ring + slot * bytes, w = stage + own;
     const unsigned x = stage + (lane & 7) * kXStride + (lane >> 3) * 16;
-    uint2 metadata[MT];
-#pragma unroll
-    for (int m = 0; m < MT; ++m)
-      metadata[m] = cuda::load_shared2(w + m * kMmaSpUnitBytes + lane * 8);
-#pragma unroll
-    for (int step = 0; step < kMmaSpSteps; ++step) {
-      uint4 a[MT];
-#pragma unroll
-      for (int m = 0; m < MT; ++m)
-        a[m] = cuda::load_shared4(w + m * kMmaSpUnitBytes + kMmaSpMetadataBytes +
-                                  step * kMmaSpStepBytes + lane * 16);
-#pragma unroll
-      for (int j = 0; j < NT; ++j) {
-        const uint4 b = cuda::load_matrices(x + j * 8 * kXStride + step * 64);
-#pragma unroll
-        for (int m = 0; m < MT; ++m) {
-          const unsigned e = step < 2 ? metadata[m].x : metadata[m].y;
-          if (step % 2 == 0) {
-            Half::template multiply_sparse<0>(sums[m][j], a[m], b, e);
-          } else {
-            Half::template multiply_sparse<1>(sums[m][j], a[m], b, e);
-          }
-        }
-      }
-    }
+    multiply_unit<Half, NT, MT>(sums, w, kMmaSpUnitBytes, x, kXStride, lane);
     slot = slot + 1 == kStages ? 0 : slot + 1;
     free_slot = free_slot + 1 == kStages ? 0 : free_slot + 1;
   }

@@ -34,6 +34,7 @@
 
 #include "lacuna/kernels/cuda/sm90_device.h"
 #include "lacuna/kernels/cuda/sm90_ring.cuh"
+#include "lacuna/kernels/linear_nm/cuda_sm80_mma_sp_unit.cuh"
 #include "lacuna/kernels/linear_nm/cuda_sm90_wgmma_sp.h"
 
 namespace lacuna::kernels::linear_nm {
@@ -42,14 +43,11 @@ namespace {
 using cuda::Bf16;
 using cuda::ceil_div;
 using cuda::Fp16;
-using cuda::kStepBytes;
-using cuda::kSteps;
 using cuda::kTileRows;
 
 constexpr int kUnitColumns = kMmaSpUnitColumns;
-constexpr int kMetadataBytes = kMmaSpMetadataBytes;
 constexpr int kUnitBytes = kMmaSpUnitBytes;
-static_assert(kUnitColumns == cuda::kUnitColumns && kStepBytes == kMmaSpStepBytes);
+static_assert(kUnitColumns == cuda::kUnitColumns);
 
 // A unit of sm90_ring.cuh.
 template <class Half_>
@@ -69,33 +67,7 @@ struct TwoOfFour {
   static __device__ __forceinline__ void multiply(float (&sums)[MT][NT][4], unsigned w,
                                                   int tile_stage_bytes, unsigned x,
                                                   unsigned x_stride, int lane) {
-    uint2 metadata[MT];
-#pragma unroll
-    for (int m = 0; m < MT; ++m) {
-      metadata[m] = cuda::load_shared2(w + m * tile_stage_bytes + lane * 8);
-    }
-#pragma unroll
-    for (int step = 0; step < kSteps; ++step) {
-      uint4 a[MT];
-#pragma unroll
-      for (int m = 0; m < MT; ++m) {
-        a[m] = cuda::load_shared4(w + m * tile_stage_bytes + kMetadataBytes + step * kStepBytes +
-                                  lane * 16);
-      }
-#pragma unroll
-      for (int j = 0; j < NT; ++j) {
-        const uint4 fragment = cuda::load_matrices(x + j * 8 * x_stride + step * 64);
-#pragma unroll
-        for (int m = 0; m < MT; ++m) {
-          const unsigned e = step < 2 ? metadata[m].x : metadata[m].y;
-          if (step % 2 == 0) {
-            Half::template multiply_sparse<0>(sums[m][j], a[m], fragment, e);
-          } else {
-            Half::template multiply_sparse<1>(sums[m][j], a[m], fragment, e);
-          }
-        }
-      }
-    }
+    multiply_unit<Half, NT, MT>(sums, w, tile_stage_bytes, x, x_stride, lane);
   }
 };
 
