@@ -192,10 +192,10 @@ static double replay(const Graph& g) {
   CK(cudaEventElapsedTime(&ms, e0, e1));
   return ms * 1e3 / g.reps / g.nodes;
 }
-static Graph capture(const Launch& f, int copies, double guess_us, double target_us) {
+// So many products, each on the next copy, run once; no graph where they can't be.
+static Graph capture_products(const Launch& f, int copies, int products) {
   Graph r;
-  r.nodes = std::max(copies, std::min(160, std::max(16, (int)(target_us / guess_us))));
-  r.nodes = (r.nodes + copies - 1) / copies * copies;
+  r.nodes = products;
   cudaGraph_t g = nullptr;
   CK(cudaStreamBeginCapture(st, cudaStreamCaptureModeRelaxed));
   cudaError_t bad = cudaSuccess;
@@ -207,9 +207,14 @@ static Graph capture(const Launch& f, int copies, double guess_us, double target
     r.exec = nullptr;
   } else {
     CK(cudaGraphLaunch(r.exec, st));
-    r.reps = std::max(1, std::min(50, (int)(target_us / (replay(r) * r.nodes))));
   }
   if (g) cudaGraphDestroy(g);
+  return r;
+}
+static Graph capture(const Launch& f, int copies, double guess_us, double target_us) {
+  const int products = std::max(copies, std::min(160, std::max(16, (int)(target_us / guess_us))));
+  Graph r = capture_products(f, copies, (products + copies - 1) / copies * copies);
+  if (r.exec) r.reps = std::max(1, std::min(50, (int)(target_us / (replay(r) * r.nodes))));
   return r;
 }
 static Time median(Graph& g) {

@@ -296,22 +296,8 @@ static std::string fault(Contender& c, const float* ref, int n, int t) {
 // As capture() of cuda_harness.h, but where a product is long not through all copies.
 static Graph record(const Launch& f, int copies, double guess_us) {
   if (guess_us < 150) return capture(f, copies, guess_us, kTargetUs);
-  Graph r;
-  r.nodes = std::max(3, std::min(copies, (int)(2 * kTargetUs / guess_us)));
-  cudaGraph_t g = nullptr;
-  CK(cudaStreamBeginCapture(st, cudaStreamCaptureModeRelaxed));
-  cudaError_t bad = cudaSuccess;
-  for (int i = 0; i < r.nodes && bad == cudaSuccess; i++) bad = f(i % copies);
-  const cudaError_t e = cudaStreamEndCapture(st, &g);
-  if (bad != cudaSuccess || e != cudaSuccess ||
-      cudaGraphInstantiate(&r.exec, g, 0) != cudaSuccess) {
-    cudaGetLastError();
-    r.exec = nullptr;
-  } else {
-    CK(cudaGraphLaunch(r.exec, st));
-  }
-  if (g) cudaGraphDestroy(g);
-  return r;
+  return capture_products(f, copies,
+                          std::max(3, std::min(copies, (int)(2 * kTargetUs / guess_us))));
 }
 static double in_stream_us(const Contender& c) {
   float ms;

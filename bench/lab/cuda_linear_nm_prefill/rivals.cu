@@ -257,49 +257,36 @@ struct Lt {
 };
 
 // ---------- cuSPARSELt, a version of it ----------
+#define SPARSELT_FUNCTIONS(API) \
+  API(Init)                     \
+  API(GetVersion)               \
+  API(StructuredDescriptorInit) \
+  API(DenseDescriptorInit)      \
+  API(MatDescriptorDestroy)     \
+  API(MatmulDescriptorInit)     \
+  API(MatmulAlgSelectionInit)   \
+  API(MatmulAlgSetAttribute)    \
+  API(MatmulAlgGetAttribute)    \
+  API(MatmulPlanInit)           \
+  API(MatmulPlanDestroy)        \
+  API(MatmulGetWorkspace)       \
+  API(Matmul)                   \
+  API(MatmulSearch)             \
+  API(SpMMACompressedSize)      \
+  API(SpMMACompress)
 struct Sparselt {
-#define API(name) decltype(&cusparseLt##name) name = nullptr
-  API(Init);
-  API(GetVersion);
-  API(StructuredDescriptorInit);
-  API(DenseDescriptorInit);
-  API(MatDescriptorDestroy);
-  API(MatmulDescriptorInit);
-  API(MatmulAlgSelectionInit);
-  API(MatmulAlgSetAttribute);
-  API(MatmulAlgGetAttribute);
-  API(MatmulPlanInit);
-  API(MatmulPlanDestroy);
-  API(MatmulGetWorkspace);
-  API(Matmul);
-  API(MatmulSearch);
-  API(SpMMACompressedSize);
-  API(SpMMACompress);
-#undef API
+#define DECLARED(name) decltype(&cusparseLt##name) name = nullptr;
+  SPARSELT_FUNCTIONS(DECLARED)
+#undef DECLARED
   cusparseLtHandle_t handle;
   string version;
   bool open(const char* path) {
     void* so = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     if (!so) return printf("%s: %s\n", path, dlerror()), false;
     bool all = true;
-#define API(name) all &= (name = (decltype(name))dlsym(so, "cusparseLt" #name)) != nullptr
-    API(Init);
-    API(GetVersion);
-    API(StructuredDescriptorInit);
-    API(DenseDescriptorInit);
-    API(MatDescriptorDestroy);
-    API(MatmulDescriptorInit);
-    API(MatmulAlgSelectionInit);
-    API(MatmulAlgSetAttribute);
-    API(MatmulAlgGetAttribute);
-    API(MatmulPlanInit);
-    API(MatmulPlanDestroy);
-    API(MatmulGetWorkspace);
-    API(Matmul);
-    API(MatmulSearch);
-    API(SpMMACompressedSize);
-    API(SpMMACompress);
-#undef API
+#define FOUND(name) all &= (name = (decltype(name))dlsym(so, "cusparseLt" #name)) != nullptr;
+    SPARSELT_FUNCTIONS(FOUND)
+#undef FOUND
     int v = 0;
     if (!all || Init(&handle) != CUSPARSE_STATUS_SUCCESS || GetVersion(&handle, &v)) return false;
     version = std::to_string(v);
